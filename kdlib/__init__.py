@@ -1,0 +1,16 @@
+"""kdlib: distil a large LiDAR 3D detector into a small, fast one (SparseKD, NeurIPS 2022), on a laptop or a GPU server.
+
+How the data flows (a module imports only from those above it)::
+
+    Waymo v2 Parquet | simulate
+          -> waymo   Frame (numpy)
+          -> data    prepared store -> Sample -> Batch (torch)
+          -> voxel   VoxelBatch -> models HeadOutput -> Detections
+                                  -> losses, kd: LossTerms -> training
+          -> evaluation   tables of boxes -> Waymo metric
+          -> viz     pictures and the report
+
+Start with ``kdlib.zoo`` (models and pairs by name), ``kdlib.types`` (what travels) and ``kdlib.config`` (every setting).
+"""
+
+__version__ = "0.1.0"
