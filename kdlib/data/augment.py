@@ -1,0 +1,97 @@
+"""Points and boxes with drawn parameters enter, augmented copies leave; the published world augmentations (spec 2.4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.config import AugmentConfig
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One draw: flips, then rotation, then scaling, then headings wrapped."""
+
+    flip_x: bool = False  # y -> -y
+    flip_y: bool = False  # x -> -x
+    angle: float = 0.0  # radians, counter-clockwise
+    scale: float = 1.0
+
+
+def draw(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
+    """Draw the parameters; always four numbers, so that switching one augmentation off leaves the others' draws alone."""
+    first, second, angle, scale = rng.random(4)
+    low, high = config.scaling
+    return Augmentation(
+        flip_x=bool(config.flip_x and first < 0.5),
+        flip_y=bool(config.flip_y and second < 0.5),
+        angle=float(config.rotation * (2 * angle - 1)),
+        scale=float(low + (high - low) * scale),
+    )
+
+
+def augment_points(points: Float32, drawn: Augmentation) -> Float32:
+    """Return points (N, >=3) in the augmented world; features after z are copied."""
+    moved = points.copy()
+    _move_xy(moved, drawn)
+    moved[:, 2] *= np.float32(drawn.scale)
+    return moved
+
+
+def augment_boxes(boxes: Float32, drawn: Augmentation) -> Float32:
+    """Return boxes (M, 7) in the augmented world, headings in [-pi, pi)."""
+    moved = boxes.copy()
+    _move_xy(moved, drawn)
+    moved[:, 2:6] *= np.float32(drawn.scale)
+    heading = boxes[:, 6].astype(np.float64)
+    if drawn.flip_x:
+        heading = -heading
+    if drawn.flip_y:
+        heading = -(heading + math.pi)
+    moved[:, 6] = wrap_heading(heading + drawn.angle)
+    return moved
+
+
+def wrap_heading(heading: NDArray[np.floating]) -> Float32:
+    """Return angles in [-pi, pi): v - floor(v / 2 pi + 0.5) 2 pi (spec 1.1), also after rounding to float32."""
+    turn = 2 * math.pi
+    wrapped = heading - np.floor(heading / turn + 0.5) * turn
+    # float32(-pi) is below -pi and float32(pi) above pi: both leave the half-open interval
+    inside = np.nextafter(np.float32(math.pi), np.float32(0))
+    return np.clip(wrapped.astype(np.float32), -inside, inside)
+
+
+def _move_xy(rows: Float32, drawn: Augmentation) -> None:
+    """Flip, rotate and scale the first two columns of a fresh copy."""
+    x, y = rows[:, 0].copy(), rows[:, 1].copy()
+    if drawn.flip_x:
+        y = -y
+    if drawn.flip_y:
+        x = -x
+    cos, sin = np.float32(math.cos(drawn.angle) * drawn.scale), np.float32(math.sin(drawn.angle) * drawn.scale)
+    rows[:, 0] = x * cos - y * sin
+    rows[:, 1] = x * sin + y * cos
+
+
+def points_in_range(points: Float32, point_range: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Return which points (N, >=2) lie inside in x and y, limits included; z is left to the voxeliser (spec 2.5)."""
+    low, high = np.array(point_range[:2], np.float32), np.array(point_range[3:5], np.float32)
+    xy = points[:, :2]
+    return np.asarray(((xy >= low) & (xy <= high)).all(axis=1), np.bool_)
+
+
+def boxes_in_range(boxes: Float32, point_range: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Return which boxes (M, 7) have at least one of their eight corners inside the range, limits included (spec 2.5)."""
+    signs = np.array([[sx, sy, sz] for sx in (-1, 1) for sy in (-1, 1) for sz in (-1, 1)], np.float32) / 2
+    half = boxes[:, None, 3:6] * signs
+    cos, sin = np.cos(boxes[:, 6:7]), np.sin(boxes[:, 6:7])
+    corners = np.stack((half[..., 0] * cos - half[..., 1] * sin, half[..., 0] * sin + half[..., 1] * cos, half[..., 2]), axis=-1)
+    corners = corners + boxes[:, None, :3]
+    low, high = np.array(point_range[:3], np.float32), np.array(point_range[3:], np.float32)
+    inside = np.all((corners >= low) & (corners <= high), axis=2)
+    return np.asarray(np.any(inside, axis=1), np.bool_)

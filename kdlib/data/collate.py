@@ -1,0 +1,34 @@
+"""Samples (numpy) enter, one batch of tensors leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kdlib.types import Batch, GroundTruth, PointBatch, Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Concatenate points with their batch index and pad boxes with zeros to the frame that has most of them (spec 2.5).
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+    counts = torch.tensor([len(sample.points) for sample in samples])
+    points = PointBatch(
+        points=torch.from_numpy(np.concatenate([sample.points for sample in samples])),
+        batch_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        batch_size=len(samples),
+        frame_ids=tuple(sample.frame_id for sample in samples),
+    )
+    longest = max(len(sample.labels) for sample in samples)
+    boxes = torch.zeros(len(samples), longest, 7)
+    labels = torch.zeros(len(samples), longest, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        boxes[row, : len(sample.labels)] = torch.from_numpy(sample.boxes)
+        labels[row, : len(sample.labels)] = torch.from_numpy(sample.labels)
+    return Batch(points, GroundTruth(boxes, labels))

@@ -1,0 +1,124 @@
+"""A split of the store enters, samples leave: augmented and masked for training, untouched for evaluation (spec section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.config import CLASS_NAMES, AugmentConfig
+from kdlib.data.augment import Augmentation, augment_boxes, augment_points, boxes_in_range, draw, points_in_range
+from kdlib.data.store import StoreSplit, class_types
+from kdlib.errors import ConfigError, DataError
+from kdlib.types import Sample
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    _Dataset = Dataset[Sample]
+else:
+    _Dataset = object  # a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no torch
+
+_TRIES = 100
+_FEATURES = 5
+
+
+class FrameDataset(_Dataset):
+    """Every ``interval``-th frame of a split as a :class:`~kdlib.types.Sample`.
+
+    With ``drop_empty`` it is a training set: boxes without points are dropped, so are boxes outside ``point_range``, points are
+    shuffled, and a frame left without any box is replaced by another one. Without, it is an evaluation set: all boxes of the
+    classes, points in file order (a shuffle before a voxel cap would make the score depend on luck), empty frames as they are.
+
+    Args:
+        split: Where frames come from.
+        class_names: Label n of a sample is the n-th of these.
+        interval: Distance between two frames in the concatenated list of all segments.
+        augment: Augmentations, None for none.
+        seed: Samples are a pure function of (seed, epoch, frame number): workers, order and resuming do not matter.
+        drop_empty: See above.
+        point_range: x, y, z minima, then maxima, of the models fed; points are cut in x and y. None keeps all.
+
+    Raises:
+        ConfigError: If a class is unknown, or interval or seed out of range.
+        DataError: If there is no frame, or none with a box to train on.
+    """
+
+    def __init__(
+        self,
+        split: StoreSplit,
+        class_names: Sequence[str] = CLASS_NAMES,
+        interval: int = 1,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        drop_empty: bool = False,
+        point_range: tuple[float, float, float, float, float, float] | None = None,
+    ) -> None:
+        if seed < 0:
+            raise ConfigError(f"seed must not be negative: {seed}")
+        self.split, self.class_names, self.interval = split, tuple(class_names), interval
+        self._augment, self._seed, self._drop_empty, self._range = augment, seed, drop_empty, point_range
+        self._label_of = np.zeros(256, np.int64)
+        self._label_of[list(class_types(class_names))] = np.arange(1, len(class_names) + 1)
+        self._frames = split.frames(interval)
+        if not len(self._frames):
+            raise DataError(f"split '{split.name}' of {split.path} has no frames")
+        self._with_boxes = self._frames_with_boxes() if drop_empty else self._frames
+        if not len(self._with_boxes):
+            raise DataError(f"no frame of split '{split.name}' of {split.path} has a box of {', '.join(class_names)} to train on")
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Return the sample of an index, or of an (epoch, index) pair; epoch 0 if not given."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        frame = int(self._frames[index])
+        rng = np.random.default_rng([self._seed, epoch, frame])
+        if not self._drop_empty:
+            boxes, labels, drawn = self._boxes(frame, rng)
+            return Sample(self.split.frame_id(frame), self._points(frame, drawn), boxes, labels)
+        for _ in range(_TRIES):
+            boxes, labels, drawn = self._boxes(frame, rng)
+            if len(labels):
+                points = self._points(frame, drawn)
+                return Sample(self.split.frame_id(frame), points[rng.permutation(len(points))], boxes, labels)
+            frame = int(self._with_boxes[rng.integers(len(self._with_boxes))])
+        where = f"split '{self.split.name}' of {self.split.path}"
+        raise DataError(f"{where}: {_TRIES} frames in a row have no box inside {self._range}; widen the range or add data")
+
+    @property
+    def frame_ids(self) -> list[str]:
+        """Names of all frames, in order."""
+        return self.split.frame_ids(self.interval)
+
+    def _frames_with_boxes(self) -> NDArray[np.int64]:
+        useful = (self._label_of[self.split.types] > 0) & (self.split.num_points > 0)
+        before = np.concatenate(([0], np.cumsum(useful)))
+        count = before[self.split.first_box[1:]] - before[self.split.first_box[:-1]]
+        return self._frames[count[self._frames] > 0]
+
+    def _boxes(self, frame: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64], Augmentation]:
+        drawn = draw(self._augment, rng) if self._augment else Augmentation()
+        rows = self.split.box_rows(frame)
+        boxes, labels = self.split.boxes[rows], self._label_of[self.split.types[rows]]
+        kept = labels > 0
+        if self._drop_empty:
+            kept &= self.split.num_points[rows] > 0
+        boxes, labels = boxes[kept], labels[kept]
+        if self._augment:
+            boxes = augment_boxes(boxes, drawn)
+        if self._drop_empty and self._range:
+            kept = boxes_in_range(boxes, self._range)
+            boxes, labels = boxes[kept], labels[kept]
+        return boxes, labels, drawn
+
+    def _points(self, frame: int, drawn: Augmentation) -> NDArray[np.float32]:
+        points = self.split.points(frame)[:, :_FEATURES]  # no-label-zone points stay, their flag is no feature (spec 1.3)
+        if self._augment:
+            points = augment_points(points, drawn)
+        if self._range:
+            points = points[points_in_range(points, self._range)]
+        return np.ascontiguousarray(points)

@@ -1,0 +1,247 @@
+"""A prepared store on disk enters; frames, points, boxes and the ground-truth table leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from kdlib import jsonfile
+from kdlib.config import CLASS_NAMES
+from kdlib.data import points as codec
+from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, file_hash, read_manifest, read_points
+from kdlib.errors import ConfigError, DataError
+from kdlib.types import WAYMO_TYPES, Frame, FrameLabels, frame_id
+
+INDEX = "store.json"
+
+
+def fingerprint(contents: Mapping[str, Mapping[str, str]]) -> str:
+    """Return 16 hexadecimal digits over split -> segment -> content hash; the same frames give the same on every machine."""
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def class_types(class_names: Sequence[str]) -> tuple[int, ...]:
+    """Return Waymo's type number of every class.
+
+    Raises:
+        ConfigError: If a class is none of Waymo's.
+    """
+    unknown = [name for name in class_names if name not in WAYMO_TYPES]
+    if unknown or not class_names:
+        raise ConfigError(f"unknown class {unknown}; Waymo's classes are {', '.join(WAYMO_TYPES)}")
+    return tuple(WAYMO_TYPES[name] for name in class_names)
+
+
+@dataclass(frozen=True)
+class Store:
+    """All splits of a prepared store."""
+
+    path: Path
+    contents: Mapping[str, Mapping[str, str]]  # split -> segment -> content hash
+
+    @staticmethod
+    def open(path: Path | str) -> Store:
+        """Open a store after checking that every segment is there, whole and of this version (sizes; checksums: :func:`verify`).
+
+        Raises:
+            DataError: If there is no store, it is of another version, or a segment is missing, changed or truncated.
+        """
+        path = Path(path)
+        if not (path / INDEX).is_file():
+            raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
+        index = jsonfile.read(path / INDEX)
+        if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
+            found = index.get("version")
+            raise DataError(f"{path} is a store of version {found}, this is version {STORE_VERSION}; delete it and prepare again")
+        for split, segments in index["splits"].items():
+            for name, content in segments.items():
+                folder = path / split / name
+                if read_manifest(folder)["content"] != content:
+                    raise DataError(f"{folder} changed after the store was finished; run 'python -m kdlib prepare' again")
+        return Store(path, index["splits"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything in the store."""
+        return fingerprint(self.contents)
+
+    def split(self, name: str) -> StoreSplit:
+        """Load the tables of a split.
+
+        Raises:
+            DataError: If the store has no such split, or a table is damaged.
+        """
+        if name not in self.contents:
+            raise DataError(f"{self.path} has no split '{name}', it has: {', '.join(self.contents) or 'none'}")
+        segments = tuple(sorted(self.contents[name]))
+        return _load_split(self.path, name, segments, fingerprint({name: self.contents[name]}))
+
+
+@dataclass(frozen=True)
+class StoreSplit:
+    """The frames of a split: all segments, sorted by name, one after the other."""
+
+    path: Path
+    name: str
+    segments: tuple[str, ...]
+    fingerprint: str
+    segment_of: NDArray[np.int32]  # (F,) position in segments
+    index: NDArray[np.int32]  # (F,) position in the segment
+    timestamps: NDArray[np.int64]  # (F,) microseconds
+    offsets: NDArray[np.int64]  # (F,) first point in the segment's points.npy
+    counts: NDArray[np.int64]  # (F,) number of points
+    poses: NDArray[np.float64]  # (F, 4, 4) world from vehicle
+    first_box: NDArray[np.int64]  # (F + 1,) rows of the following
+    boxes: NDArray[np.float32]  # (all, 7)
+    types: NDArray[np.int8]
+    difficulty: NDArray[np.int8]
+    num_points: NDArray[np.int32]
+    velocity: NDArray[np.float32]  # (all, 2) vehicle frame, m/s
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def frames(self, interval: int = 1) -> NDArray[np.int64]:
+        """Return every ``interval``-th frame number of the concatenated segments, beginning with 0 (spec 2.1)."""
+        if interval < 1:
+            raise ConfigError(f"the sampling interval must be at least 1, not {interval}")
+        return np.arange(0, len(self), interval, dtype=np.int64)
+
+    def frame_id(self, number: int) -> str:
+        """Return the name a frame has in every table."""
+        return frame_id(self.segments[self.segment_of[number]], int(self.index[number]))
+
+    def frame_ids(self, interval: int = 1) -> list[str]:
+        """Return the names of every ``interval``-th frame."""
+        return [self.frame_id(number) for number in self.frames(interval)]
+
+    def points(self, number: int, raw_intensity: bool = False) -> NDArray[np.float32]:
+        """Return a frame's points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag.
+
+        Raises:
+            DataError: If the points cannot be read whole.
+        """
+        folder = self.path / self.name / self.segments[self.segment_of[number]]
+        return codec.decode(read_points(folder, int(self.offsets[number]), int(self.counts[number])), raw_intensity)
+
+    def box_rows(self, number: int) -> slice:
+        """Return where a frame's boxes lie in ``boxes``, ``types``, ``difficulty``, ``num_points`` and ``velocity``."""
+        return slice(int(self.first_box[number]), int(self.first_box[number + 1]))
+
+    def labels(self, number: int) -> FrameLabels:
+        """Return a frame's annotations, object ids included (read from disk)."""
+        segment = self.segments[self.segment_of[number]]
+        path = self.path / self.name / segment / BOXES
+        table = _read_table(path, ("frame", "id"))
+        ids = table.filter(pc.equal(table.column("frame"), int(self.index[number]))).column("id").to_pylist()
+        rows = self.box_rows(number)
+        types, difficulty, num_points = (a[rows].astype(np.int64) for a in (self.types, self.difficulty, self.num_points))
+        return FrameLabels(self.boxes[rows], types, tuple(ids), difficulty, num_points, self.velocity[rows])
+
+    def frame(self, number: int) -> Frame:
+        """Return a frame as the reader gave it, up to quantisation; intensities above 3.5 are clipped.
+
+        Raises:
+            DataError: If the points cannot be read whole.
+        """
+        segment = self.segments[self.segment_of[number]]
+        points = self.points(number, raw_intensity=True)
+        index, time = int(self.index[number]), int(self.timestamps[number])
+        return Frame(segment, index, time, points, self.poses[number], self.labels(number))
+
+
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}); delete its folder and prepare again") from error
+
+
+def _load_split(path: Path, name: str, segments: tuple[str, ...], digest: str) -> StoreSplit:
+    columns = ("frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y")
+    frame_tables = [_read_table(path / name / segment / FRAMES) for segment in segments]
+    box_tables = [_read_table(path / name / segment / BOXES, columns) for segment in segments]
+    lengths = [table.num_rows for table in frame_tables]
+    frames, boxes = pa.concat_tables(frame_tables), pa.concat_tables(box_tables)
+    starts = np.cumsum([0, *lengths[:-1]])
+    # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
+    owner = boxes.column("frame").to_numpy() + np.repeat(starts, [table.num_rows for table in box_tables])
+    poses = np.concatenate([np.zeros(0), *(chunk.flatten().to_numpy() for chunk in frames.column("pose").chunks)])
+    return StoreSplit(
+        path=path,
+        name=name,
+        segments=segments,
+        fingerprint=digest,
+        segment_of=np.repeat(np.arange(len(segments), dtype=np.int32), lengths),
+        index=frames.column("frame").to_numpy(),
+        timestamps=frames.column("timestamp").to_numpy(),
+        offsets=frames.column("offset").to_numpy(),
+        counts=frames.column("count").to_numpy(),
+        poses=poses.reshape(-1, 4, 4),
+        first_box=np.searchsorted(owner, np.arange(frames.num_rows + 1)),
+        boxes=np.stack([boxes.column(n).to_numpy() for n in BOX_NUMBERS], axis=1).astype(np.float32),
+        types=boxes.column("type").to_numpy(),
+        difficulty=boxes.column("difficulty").to_numpy(),
+        num_points=boxes.column("num_points").to_numpy(),
+        velocity=np.stack([boxes.column(n).to_numpy() for n in ("speed_x", "speed_y")], axis=1).astype(np.float32),
+    )
+
+
+def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequence[str] = CLASS_NAMES) -> pa.Table:
+    """Return all annotated boxes of some classes, as annotated: boxes without points and unset difficulties included.
+
+    Columns: frame_id, x, y, z, length, width, height, heading, type, difficulty, num_points, speed_x, speed_y (vehicle frame).
+    Frames without any box have no row; the schema's metadata ``frame_ids`` (JSON) names all frames, and survives Parquet.
+
+    Raises:
+        ConfigError: If a class is unknown or the interval is below 1.
+    """
+    numbers = split.frames(interval)
+    owner = np.repeat(np.arange(len(split)), np.diff(split.first_box))
+    rows = np.flatnonzero(np.isin(owner, numbers) & np.isin(split.types, class_types(class_names)))
+    names = np.array(split.frame_ids(interval), dtype=object)
+    columns = {
+        "frame_id": pa.array(names[np.searchsorted(numbers, owner[rows])], pa.string()),
+        **{name: pa.array(split.boxes[rows, axis].astype(np.float64)) for axis, name in enumerate(BOX_NUMBERS)},
+        "type": pa.array(split.types[rows]),
+        "difficulty": pa.array(split.difficulty[rows]),
+        "num_points": pa.array(split.num_points[rows].astype(np.int64)),
+        "speed_x": pa.array(split.velocity[rows, 0].astype(np.float64)),
+        "speed_y": pa.array(split.velocity[rows, 1].astype(np.float64)),
+    }
+    return pa.table(columns).replace_schema_metadata({"frame_ids": json.dumps(names.tolist())})
+
+
+def limit_table(table: pa.Table, max_distance: float = math.inf, half_width: float = math.inf) -> pa.Table:
+    """Keep the boxes whose centre a model can see; apply it to predictions and ground truth alike, and say so beside the number.
+
+    Args:
+        table: With columns x and y, metres.
+        max_distance: Keep sqrt(x^2 + y^2) <= this.
+        half_width: Keep |x| <= this and |y| <= this; 20.48 for the demo's models.
+    """
+    x, y = (table.column(name).to_numpy() for name in ("x", "y"))
+    kept = (np.hypot(x, y) <= max_distance) & (np.maximum(np.abs(x), np.abs(y)) <= half_width)
+    return table.filter(pa.array(kept))
+
+
+def verify(store: Store) -> list[str]:
+    """Recompute every checksum; return one sentence per damaged file, none for a sound store."""
+    damaged = []
+    for split, segments in store.contents.items():
+        for segment in segments:
+            folder = store.path / split / segment
+            for name, record in read_manifest(folder)["files"].items():
+                if file_hash(folder / name) != record["sha256"]:
+                    damaged.append(f"{folder / name} is not what was written; delete {folder} and prepare again")
+    return damaged

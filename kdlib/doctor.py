@@ -1,0 +1,260 @@
+"""Nothing goes in; what this machine can do for kdlib comes out, one line per part, with the exact remedy where one is needed.
+
+Everything that has been seen to crash an interpreter (a renderer without EGL, a wheel built for another CUDA) is tried in a child
+process, so the examination itself always ends.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["ok", "warn", "fail"]
+
+INSTALL = "make clean && make test, or pip install -c .ci/constraints.txt -e '.[cpu,dev]'"
+GPU_INSTALL = "conda env create -f environment.yml"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of the machine: ``fail`` stops the demo, ``warn`` closes one road."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a child process ended."""
+
+    values: dict[str, Any] | None  # what it printed, None where it failed
+    reason: str  # why it failed
+
+
+def probe(code: str, seconds: float = 120.0) -> Probe:
+    """Run Python code that prints one JSON object on its last line, in a child process that may crash."""
+    command = [sys.executable, "-c", code]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return Probe(None, f"no answer within {seconds:.0f} s")
+    if child.returncode < 0:
+        return Probe(None, f"the process was ended by {signal.Signals(-child.returncode).name}")
+    lines = (child.stdout if child.returncode == 0 else child.stderr).strip().splitlines() or ["no output"]
+    if child.returncode:
+        return Probe(None, lines[-1][:160])
+    try:
+        return Probe(json.loads(lines[-1]), "")
+    except ValueError:
+        return Probe(None, f"unexpected answer '{lines[-1][:120]}'")
+
+
+TORCH = """
+import json, torch
+gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+print(json.dumps({
+    "version": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.version.cuda or "",
+    "sum": float(torch.ones(8).sum()), "gpus": [[p.name, p.total_memory / 2**30] for p in gpus],
+}))
+"""
+
+SPCONV = """
+import json, torch, spconv
+from spconv import pytorch
+print(json.dumps({"version": getattr(spconv, "__version__", "?")}))
+"""
+
+OPEN3D = """
+import json, open3d as o3d
+scene = o3d.t.geometry.RaycastingScene()
+scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(o3d.geometry.TriangleMesh.create_sphere(1.0)))
+ray = o3d.core.Tensor([[0, 0, -5, 0, 0, 1.0]], dtype=o3d.core.Dtype.Float32)
+print(json.dumps({"version": o3d.__version__, "hit": float(scene.cast_rays(ray)["t_hit"][0].item())}))
+"""
+
+RENDER = """
+import os
+os.environ.setdefault("EGL_PLATFORM", "surfaceless")
+import json, numpy as np, open3d as o3d
+from open3d.visualization import rendering
+renderer = rendering.OffscreenRenderer(64, 64)
+material = rendering.MaterialRecord()
+material.shader = "defaultUnlit"
+sphere = o3d.geometry.TriangleMesh.create_sphere(1.0).paint_uniform_color([1.0, 0.0, 0.0])
+renderer.scene.add_geometry("sphere", sphere, material)
+renderer.setup_camera(60.0, [0, 0, 0], [0, 0, 3], [0, 1, 0])
+print(json.dumps({"contrast": float(np.asarray(renderer.render_to_image()).std())}), flush=True)
+os._exit(0)
+"""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def check_python() -> Check:
+    """Python's own version."""
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    if sys.version_info[:2] > (3, 12):
+        return Check("Python", "warn", f"{found}: open3d 0.19 has no wheels for it", "make clean && make test PYTHON=python3.12")
+    return Check("Python", "ok", found)
+
+
+def check_torch(seen: Probe) -> Check:
+    """That torch computes, with its threads."""
+    if seen.values is None:
+        return Check("torch", "fail", seen.reason, INSTALL)
+    build = f"CUDA {seen.values['cuda']}" if seen.values["cuda"] else "CPU build"
+    return Check("torch", "ok", f"{seen.values['version']} ({build}), {seen.values['threads']} threads")
+
+
+def check_gpu(seen: Probe) -> Check:
+    """GPUs that torch can use, or what follows from having none."""
+    values = seen.values or {}
+    if values.get("gpus"):
+        return Check("GPU", "ok", ", ".join(f"{name} {size:.0f} GiB" for name, size in values["gpus"]))
+    driver = shutil.which("nvidia-smi")
+    if driver and not values.get("cuda"):
+        return Check("GPU", "warn", "a driver is installed, but torch is a CPU build", GPU_INSTALL)
+    if driver:
+        return Check("GPU", "warn", "a driver is installed, but torch sees no GPU", "look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+    found = "none: demo, tests and pictures run on the CPU; the waymo20 and waymo100 profiles are meant for a GPU"
+    return Check("GPU", "warn", found, f"for those, on a machine with an NVIDIA GPU: {GPU_INSTALL}")
+
+
+def check_sparse(gpu: bool, run: Callable[[str], Probe] = probe) -> Check:
+    """Sparse convolution by spconv, which no pillar model needs."""
+    installed = next((name for name in ("spconv-cu118", "spconv-cu120", "spconv") if _version(name)), "")
+    if not installed:
+        remedy = "pip install spconv-cu118==2.3.8" if gpu else "nothing to do without a GPU"
+        return Check("spconv", "warn", "not installed: the pillar models need none", remedy)
+    seen = run(SPCONV)
+    if seen.values is None:
+        return Check(
+            "spconv", "warn", f"{installed} does not import: {seen.reason}", "pip install --force-reinstall spconv-cu118==2.3.8"
+        )
+    return Check("spconv", "ok", f"{installed} {_version(installed)}" + ("" if gpu else ", but no GPU: it cannot train on a CPU"))
+
+
+def check_open3d(run: Callable[[str], Probe] = probe) -> Check:
+    """That open3d casts rays, which the simulator is made of."""
+    both = [name for name in ("open3d", "open3d-cpu") if _version(name)]
+    if len(both) == 2:
+        remedy = "pip uninstall -y open3d open3d-cpu && pip install open3d-cpu==0.19.0"
+        return Check("open3d", "warn", "open3d and open3d-cpu are both installed and own the same module", remedy)
+    seen = run(OPEN3D)
+    if seen.values is None:
+        return Check("open3d", "fail", f"the simulator's ray casting fails: {seen.reason}", "pip install open3d-cpu==0.19.0")
+    return Check("open3d", "ok", f"{seen.values['version']}, ray casting works")
+
+
+def check_rendering(run: Callable[[str], Probe] = probe) -> Check:
+    """That open3d draws without a display."""
+    remedy = "apt-get install libegl1 libgl1 libgomp1; until then 3D pictures are drawn with matplotlib and say so"
+    seen = run(RENDER)
+    if seen.values is None:
+        return Check("3D rendering", "warn", f"no offscreen rendering: {seen.reason}", remedy)
+    if seen.values["contrast"] < 1.0:
+        return Check("3D rendering", "warn", "offscreen pictures come out blank", remedy)
+    return Check("3D rendering", "ok", "offscreen (EGL)")
+
+
+def check_waymo() -> Check:
+    """The official Waymo package, kdlib's second opinion."""
+    version = _version("waymo-open-dataset-tf-2-11-0")
+    if version:
+        return Check("Waymo package", "ok", f"waymo-open-dataset-tf-2-11-0 {version}")
+    found = "not installed: kdlib reads Waymo files and computes the metric without it"
+    if sys.version_info[:2] == (3, 10):
+        return Check(
+            "Waymo package", "warn", found, "for the official numbers too: pip install waymo-open-dataset-tf-2-11-0==1.6.1"
+        )
+    return Check("Waymo package", "warn", found, f"for the official numbers too, in a Python 3.10 of its own: {GPU_INSTALL}")
+
+
+def check_kernel() -> Check:
+    """That a Jupyter kernel named python3 runs this very Python."""
+    remedy = f"{sys.executable} -m ipykernel install --sys-prefix"
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    except ImportError as error:
+        return Check("Jupyter kernel", "fail", f"jupyter does not import: {error}", INSTALL)
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return Check("Jupyter kernel", "fail", "no kernel named python3", remedy)
+    # A bare "python" is replaced by the running interpreter when the kernel starts.
+    if Path(command).is_absolute() and Path(command).absolute() != Path(sys.executable).absolute():
+        return Check("Jupyter kernel", "warn", f"the kernel python3 runs {command}", remedy)
+    return Check("Jupyter kernel", "ok", "python3")
+
+
+def check_disk(folder: Path = Path(".")) -> Check:
+    """Room for the demo, and for Waymo."""
+    free = shutil.disk_usage(folder).free / 1e9
+    found = f"{free:.0f} GB free here; environment and demo want 5 GB, Waymo's LiDAR files 213 GB"
+    if free < 5:
+        return Check("Disk", "fail" if free < 2 else "warn", found, "make room, or run with --out on another disk")
+    return Check("Disk", "ok", found)
+
+
+def check_memory() -> Check:
+    """Memory for the demo, which stays below 8 GB."""
+    try:
+        import psutil
+    except ImportError as error:
+        return Check("Memory", "fail", f"psutil does not import: {error}", INSTALL)
+    memory = psutil.virtual_memory()
+    found = f"{memory.total / 1e9:.0f} GB, {memory.available / 1e9:.0f} GB available; the demo needs up to 8 GB"
+    if memory.available < 8e9:
+        return Check("Memory", "warn", found, "close other programs before make demo")
+    return Check("Memory", "ok", found)
+
+
+def checks() -> list[Check]:
+    """Examine this machine; takes some seconds, changes nothing."""
+    torch = probe(TORCH)
+    gpu = check_gpu(torch)
+    return [
+        check_python(),
+        check_torch(torch),
+        gpu,
+        check_sparse(gpu.status == "ok"),
+        check_open3d(),
+        check_rendering(),
+        check_waymo(),
+        check_kernel(),
+        check_disk(),
+        check_memory(),
+    ]
+
+
+def show(results: Sequence[Check]) -> None:
+    """Print one line per check, and its remedy."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in results:
+        line = Text.assemble((f"{check.status:4s} ", colours[check.status]), (f"{check.name:14s} ", "bold"), check.found)
+        if check.remedy:
+            line.append(f" -> {check.remedy}", "cyan")
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Boxes in, corners, overlaps and suppressed lists out: pure functions."""

@@ -1,0 +1,76 @@
+"""Pairs of rotated rectangles in, the exact areas of their intersections out (numpy, float64, any number of pairs at once)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+# Corners in units of half the length and half the width, counter-clockwise.
+_CORNERS_X = np.array((1.0, -1.0, -1.0, 1.0))
+_CORNERS_Y = np.array((1.0, 1.0, -1.0, -1.0))
+
+
+def rectangle_overlap(a: Float64, b: Float64) -> Float64:
+    """Return the intersection areas (N,) in square metres of the rectangles ``a[i]`` and ``b[i]``.
+
+    A rectangle is ``x, y, length, width, heading`` (metres, radians). Seen from ``b``, whose sides are then the lines
+    ``|x| = length / 2`` and ``|y| = width / 2``, Green's theorem turns the area into one integral along the four edges of ``a``:
+
+        area = sum over edges of the integral of clamp(x) dy, over the part of the edge between the two lines of constant y
+
+    No polygon is ever built, so nothing can overflow or go wrong on touching, contained, collinear or identical sides. The
+    error is a few float64 roundings of the larger area.
+
+    Args:
+        a: (N, 5) rectangles.
+        b: (N, 5) rectangles.
+
+    Raises:
+        ValueError: If the shapes are not (N, 5), twice the same N.
+    """
+    if a.ndim != 2 or a.shape[-1] != 5 or a.shape != b.shape:
+        raise ValueError(f"need two arrays of (N, 5) rectangles, not {a.shape} and {b.shape}")
+    x, y = _corners_seen_from(a.astype(np.float64), b.astype(np.float64))
+    half_x, half_y = 0.5 * np.abs(b[:, 2]).astype(np.float64), 0.5 * np.abs(b[:, 3]).astype(np.float64)
+    area = np.zeros(len(a))
+    for i in range(4):
+        j = (i + 1) % 4
+        area += _edge_integral(x[i], y[i], x[j], y[j], half_x, half_y)
+    # Negative sizes turn the corners round; rounding may leave a touching pair a hair below zero.
+    return np.maximum(np.abs(area), 0.0)
+
+
+def _corners_seen_from(a: Float64, b: Float64) -> tuple[Float64, Float64]:
+    """Return x (4, N) and y (4, N) of the corners of ``a`` in the frames of ``b``."""
+    dx, dy = a[:, 0] - b[:, 0], a[:, 1] - b[:, 1]
+    cos_b, sin_b = np.cos(b[:, 4]), np.sin(b[:, 4])
+    centre_x, centre_y = dx * cos_b + dy * sin_b, dy * cos_b - dx * sin_b
+    turn = a[:, 4] - b[:, 4]  # equal headings give exactly 0, so aligned pairs stay exactly aligned
+    cos, sin = np.cos(turn), np.sin(turn)
+    along = 0.5 * a[:, 2] * _CORNERS_X[:, None]
+    across = 0.5 * a[:, 3] * _CORNERS_Y[:, None]
+    return centre_x + along * cos - across * sin, centre_y + along * sin + across * cos
+
+
+def _edge_integral(x0: Float64, y0: Float64, x1: Float64, y1: Float64, half_x: Float64, half_y: Float64) -> Float64:
+    """Return the integral of clamp(x, -half_x, half_x) dy along the edge's part with |y| <= half_y."""
+    low, high = np.clip(y0, -half_y, half_y), np.clip(y1, -half_y, half_y)
+    rise, run = y1 - y0, x1 - x0
+    safe_rise = np.where(rise == 0.0, 1.0, rise)  # then low == high and the integral is zero anyway
+    start = x0 + run * ((low - y0) / safe_rise)
+    stop = x0 + run * ((high - y0) / safe_rise)
+
+    # clamp(x) is piecewise linear along the edge: it bends where x leaves and enters the slab.
+    span = stop - start
+    safe_span = np.where(span == 0.0, 1.0, span)
+    t_left = np.clip((-half_x - start) / safe_span, 0.0, 1.0)
+    t_right = np.clip((half_x - start) / safe_span, 0.0, 1.0)
+    first, second = np.minimum(t_left, t_right), np.maximum(t_left, t_right)
+    c0, c3 = np.clip(start, -half_x, half_x), np.clip(stop, -half_x, half_x)
+    c1 = np.clip(start + first * span, -half_x, half_x)
+    c2 = np.clip(start + second * span, -half_x, half_x)
+    mean = 0.5 * (first * (c0 + c1) + (second - first) * (c1 + c2) + (1.0 - second) * (c2 + c3))
+    result: Float64 = (high - low) * mean
+    return result

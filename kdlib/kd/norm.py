@@ -1,0 +1,41 @@
+"""BatchNorm without a memory: layers enter a block in which they use the batch's statistics and cannot touch the stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_STORED = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return every BatchNorm layer of a model."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def hidden_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Take the stored statistics of layers away inside a block, and put back the very same tensors afterwards.
+
+    A BatchNorm without statistics normalises by the current batch in either mode and has nothing to update.
+    """
+    stored = [(layer, [getattr(layer, name) for name in _STORED]) for layer in layers]
+    try:
+        for layer, _ in stored:
+            for name in _STORED:
+                setattr(layer, name, None)
+        yield
+    finally:
+        for layer, tensors in stored:
+            for name, tensor in zip(_STORED, tensors):
+                setattr(layer, name, tensor)
+
+
+@contextmanager
+def unmoved_statistics(model: nn.Module) -> Iterator[None]:
+    """Let a model run in whatever mode its layers are, without leaving a trace in their statistics."""
+    with hidden_statistics([layer for layer in batch_norms(model) if layer.training]):
+        yield

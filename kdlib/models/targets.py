@@ -1,0 +1,111 @@
+"""Labelled boxes in, Gaussian heatmaps and regression targets out (spec 5.1); vectorised, the input stays as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlib.config import GridConfig, HeadConfig, TargetConfig
+from kdlib.types import HeadTargets
+
+
+def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
+    """Return how far (cells, float) a centre may move while a box keeps an IoU of ``overlap``; all shapes equal.
+
+    The three roots are divided by 2, not by 2a, as in the original; trained weights depend on it.
+    """
+    total, area = length + width, length * width
+    first = (total + (total**2 - 4 * (area * (1 - overlap) / (1 + overlap))).sqrt()) / 2
+    second = 2 * total
+    second = (second + (second**2 - 16 * ((1 - overlap) * area)).sqrt()) / 2
+    third = -2 * overlap * total
+    third = (third + (third**2 - 16 * overlap * ((overlap - 1) * area)).sqrt()) / 2
+    return torch.minimum(torch.minimum(first, second), third)
+
+
+def gaussian(radius: int) -> Tensor:
+    """Return the bell (2 * radius + 1, 2 * radius + 1), float32, whose sigma is a sixth of its diameter and whose peak is 1."""
+    diameter = 2 * radius + 1
+    offset = np.arange(-radius, radius + 1, dtype=np.float64)
+    bell = np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / (2 * (diameter / 6) ** 2))
+    bell[bell < np.finfo(np.float64).eps * bell.max()] = 0
+    return torch.from_numpy(bell).float()
+
+
+def assign_targets(boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig) -> tuple[HeadTargets, ...]:
+    """Return the targets of every head.
+
+    A head takes the boxes of its classes in their order; the k-th takes slot k, at most ``max_objects`` of them. A box without
+    area keeps its slot, masked. A centre outside the map is moved to the border cell.
+
+    Args:
+        boxes: (B, M, 7) metres and radians, float32.
+        labels: (B, M) 1-based class positions over all heads in order of ``class_names``; 0 is padding.
+        grid: The model's grid.
+        head: Its head's settings.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if boxes.dim() != 3 or boxes.shape[-1] != 7 or labels.shape != boxes.shape[:2]:
+        raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
+    found, offset = [], 0
+    for names in head.heads:
+        found.append(_one_head(boxes, labels - offset, len(names), grid, head))
+        offset += len(names)
+    return tuple(found)
+
+
+def _one_head(boxes: Tensor, labels: Tensor, classes: int, grid: GridConfig, head: HeadConfig) -> HeadTargets:
+    settings = head.targets
+    columns, rows = (n // head.stride for n in grid.grid_size[:2])
+    batch, slots = len(boxes), settings.max_objects
+    mine = (labels >= 1) & (labels <= classes)
+    slot = mine.long().cumsum(dim=1) - 1
+    frame, row = torch.nonzero(mine & (slot < slots), as_tuple=True)
+    slot, label, box = slot[frame, row], labels[frame, row] - 1, boxes[frame, row]
+
+    x = _cells(box[:, 0] - grid.point_range[0], grid.voxel_size[0], head.stride).clamp(0, columns - 0.5)
+    y = _cells(box[:, 1] - grid.point_range[1], grid.voxel_size[1], head.stride).clamp(0, rows - 0.5)
+    ix, iy = x.long(), y.long()
+    length = _cells(box[:, 3], grid.voxel_size[0], head.stride)
+    width = _cells(box[:, 4], grid.voxel_size[1], head.stride)
+    solid = (length > 0) & (width > 0)
+
+    frame, slot, label, box = frame[solid], slot[solid], label[solid], box[solid]
+    x, y, ix, iy = x[solid], y[solid], ix[solid], iy[solid]
+    values = torch.stack((x - ix, y - iy, box[:, 2]), dim=1)
+    values = torch.cat((values, box[:, 3:6].log(), box[:, 6:7].cos(), box[:, 6:7].sin()), dim=1)
+    target = boxes.new_zeros((batch, slots, 8))
+    indices = labels.new_zeros((batch, slots))
+    mask = torch.zeros((batch, slots), dtype=torch.bool, device=boxes.device)
+    target[frame, slot], indices[frame, slot], mask[frame, slot] = values, iy * columns + ix, True
+
+    radius = _radii(length[solid], width[solid], settings)
+    heatmap = boxes.new_zeros((batch, classes, rows, columns))
+    _draw(heatmap, frame * classes + label, ix, iy, radius)
+    return HeadTargets(heatmap, target, indices, mask)
+
+
+def _cells(metres: Tensor, size: float, stride: int) -> Tensor:
+    return metres / size / stride  # two divisions, in this order: float32 boundaries as in the original
+
+
+def _radii(length: Tensor, width: Tensor, settings: TargetConfig) -> Tensor:
+    return gaussian_radius(length, width, settings.gaussian_overlap).int().clamp(min=settings.min_radius)
+
+
+def _draw(heatmap: Tensor, plane: Tensor, ix: Tensor, iy: Tensor, radius: Tensor) -> None:
+    """Max-merge the bells into a fresh map (B, C, H, W), all boxes of one radius at a time (there are few radii)."""
+    rows, columns = heatmap.shape[-2:]
+    flat = heatmap.view(-1)
+    for size in radius.unique().tolist():
+        chosen = radius == size
+        bell = gaussian(size).to(heatmap)
+        offset = torch.arange(-size, size + 1, device=heatmap.device)
+        x = ix[chosen][:, None, None] + offset[None, None, :]
+        y = iy[chosen][:, None, None] + offset[None, :, None]
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        index = (plane[chosen][:, None, None] * rows + y) * columns + x
+        flat.scatter_reduce_(0, index[inside], bell.expand(len(x), -1, -1)[inside], "amax")

@@ -1,0 +1,125 @@
+"""Detector weights to and from safetensors files, each with its card; loading says what fitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kdlib.errors import DataError
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of a file went into a model."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]  # in the model, not in the file
+    unexpected: tuple[str, ...]  # in the file, not in the model
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the model, shape in the file
+
+    @property
+    def complete(self) -> bool:
+        """Whether model and file fit exactly."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def table(self) -> str:
+        """Return one line per group of tensors."""
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines += [f"missing in the file: {name}" for name in self.missing]
+        lines += [f"unknown to the model: {name}" for name in self.unexpected]
+        lines += [f"{name}: model {ours}, file {theirs}" for name, ours, theirs in self.mismatched]
+        return "\n".join(lines)
+
+
+def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], *, half: bool = False) -> None:
+    """Write a model's tensors and its card to one safetensors file; the file appears whole or not at all.
+
+    Args:
+        path: Where to.
+        model: Whose ``state_dict`` to write.
+        card: JSON values that say where the numbers come from.
+        half: Store floats with 16 bits, half the size; they are widened when read.
+    """
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.detach().to("cpu", copy=True).contiguous()
+        tensors[name] = value.half() if half and value.is_floating_point() else value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        save_file(tensors, temporary, metadata={"card": json.dumps(dict(card), sort_keys=True)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; 16-bit floats come back as float32.
+
+    Raises:
+        DataError: If the file is missing, truncated or no safetensors file.
+    """
+    with _open(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the card a file carries, empty if it has none.
+
+    Raises:
+        DataError: If the file is missing, truncated or no safetensors file.
+    """
+    with _open(path) as file:
+        card: dict[str, Any] = json.loads((file.metadata() or {}).get("card", "{}"))
+    return card
+
+
+def load_weights(path: Path, model: nn.Module, *, strict: bool = True) -> Coverage:
+    """Copy a file's tensors into a model and say what fitted.
+
+    Args:
+        path: A safetensors file.
+        model: Whose tensors are overwritten.
+        strict: Refuse anything but an exact fit, before a single tensor is touched.
+
+    Raises:
+        DataError: If the file cannot be read, or does not fit; the message names the first tensors.
+    """
+    tensors, own = read_weights(path), model.state_dict()
+    mismatched = tuple(
+        (name, tuple(own[name].shape), tuple(value.shape))
+        for name, value in tensors.items()
+        if name in own and own[name].shape != value.shape
+    )
+    bad = {name for name, _, _ in mismatched}
+    coverage = Coverage(
+        loaded=tuple(name for name in own if name in tensors and name not in bad),
+        missing=tuple(name for name in own if name not in tensors),
+        unexpected=tuple(name for name in tensors if name not in own),
+        mismatched=mismatched,
+    )
+    if strict and not coverage.complete:
+        first = "; ".join(coverage.table().splitlines()[1:4])
+        raise DataError(f"{path} does not fit the model ({first}); give the model it was trained as")
+    model.load_state_dict({name: tensors[name] for name in coverage.loaded}, strict=False)
+    return coverage
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; give a safetensors file")
+    try:
+        return safe_open(str(path), framework="pt")
+    except SafetensorError as error:
+        raise DataError(f"{path} is no complete safetensors file ({error}); copy or train it again") from error

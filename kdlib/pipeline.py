@@ -1,0 +1,199 @@
+"""What the notebooks call, stage by stage: data, teacher, students, predictions; every stage keeps what is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdlib import jsonfile, profiles, zoo
+from kdlib.config import ModelConfig, TrainConfig
+from kdlib.data.prepare import prepare
+from kdlib.data.store import Store
+from kdlib.errors import ConfigError
+from kdlib.execute import PROJECT, run_folder
+from kdlib.profiles import Profile
+from kdlib.simulate import simulate
+from kdlib.training.job import TeacherSource, TrainJob
+from kdlib.training.launch import RunResult, launch
+
+WEIGHTS = PROJECT / "data" / "weights"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A profile with its folders; what every notebook opens first."""
+
+    profile: Profile
+    folder: Path
+    data: Path
+
+    @property
+    def store(self) -> Store:
+        """The prepared store.
+
+        Raises:
+            DataError: If it is missing or damaged; the message says to run notebook 00.
+        """
+        return Store.open(self.data / "store")
+
+    def stage(self, name: str) -> Path:
+        """Return the folder of a stage, made if missing."""
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def result(self, name: str) -> dict[str, Any]:
+        """Return what an earlier notebook handed over.
+
+        Raises:
+            ConfigError: If that notebook has not finished.
+        """
+        path = self.folder / name / "result.json"
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing; run notebook {name} first")
+        return jsonfile.read(path)
+
+
+def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
+    """Open a run by profile name; empty paths mean the profile's own folders.
+
+    Raises:
+        ConfigError: If the profile is unknown.
+    """
+    chosen = profiles.profile(profile)
+    folder = run_folder(profile, Path(run_dir) if run_dir else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / profile)
+
+
+def save_result(run: Run, stage: str, values: dict[str, Any]) -> Path:
+    """Hand a stage's results over to later notebooks, the report and the tests."""
+    path = run.stage(stage) / "result.json"
+    jsonfile.write(path, {"profile": run.profile.name, "simulated": run.profile.simulated is not None, **values})
+    return path
+
+
+def prepare_data(run: Run) -> Store:
+    """Simulate the profile's dataset if it has one, then prepare the store; both continue where they stopped.
+
+    Raises:
+        DataError: If real Waymo files are wanted and not there.
+    """
+    source = run.data / "waymo"
+    made = run.profile.simulated
+    if made is not None:
+        for offset, (split, count) in enumerate((("training", made.training_segments), ("validation", made.validation_segments))):
+            simulate(source, segments=count, frames=made.frames, seed=made.seed + offset, scale=made.scale, split=split, workers=0)
+    elif not source.is_dir():
+        raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
+    prepare(source, run.data / "store")
+    return run.store
+
+
+@dataclass(frozen=True)
+class TeacherWeights:
+    """A teacher ready to teach."""
+
+    model: ModelConfig
+    weights: Path
+    origin: str  # "shipped", "scratch" or the path given
+
+
+def shipped_teacher(run: Run) -> TeacherWeights:
+    """Return the teacher in data/weights.
+
+    Raises:
+        ConfigError: If the profile has none, or its file is missing.
+    """
+    name = run.profile.shipped_teacher
+    if not name:
+        raise ConfigError(f"profile {run.profile.name} ships no teacher (Waymo's licence); pass TEACHER=scratch or TEACHER=FILE")
+    if not (WEIGHTS / name).is_file():
+        raise ConfigError(f"{WEIGHTS / name} is missing; restore it from git, or pass TEACHER=scratch")
+    return TeacherWeights(run.profile.teacher_model, WEIGHTS / name, "shipped")
+
+
+def _full_range(run: Run) -> ModelConfig:
+    """The teacher trains on its own range; the pair may show it the student's."""
+    return zoo.model(run.profile.teacher_model.name)
+
+
+def _launch(run: Run, jobs: dict[Path, TrainJob]) -> list[RunResult]:
+    for folder, job in jobs.items():
+        job.write(folder)
+    return launch(list(jobs), parallel=run.profile.parallel, threads=run.profile.threads)
+
+
+def train_teacher(run: Run, epochs: int = 0) -> TeacherWeights:
+    """Train the teacher from scratch by the profile's schedule (``epochs`` above 0 replaces its length)."""
+    schedule = replace(run.profile.teacher, epochs=epochs) if epochs else run.profile.teacher
+    folder = run.folder / "teacher" / "scratch"
+    _launch(run, {folder: TrainJob(_full_range(run), schedule, str(run.data / "store"), name="teacher")})
+    return TeacherWeights(run.profile.teacher_model, folder / "weights.safetensors", "scratch")
+
+
+def continue_teacher(run: Run, teacher: TeacherWeights) -> RunResult:
+    """Train some more steps from a teacher's weights, at a hundredth of the learning rate; exercises the whole training path."""
+    schedule = replace(run.profile.teacher, learning_rate=run.profile.teacher.learning_rate / 100)
+    job = TrainJob(
+        _full_range(run),
+        schedule,
+        str(run.data / "store"),
+        init_weights=str(teacher.weights),
+        max_steps=run.profile.continue_steps,
+        name="teacher continued",
+    )
+    return _launch(run, {run.folder / "teacher" / "continued": job})[0]
+
+
+def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TeacherWeights:
+    """Return the teacher a notebook asks for: ``shipped``, ``scratch`` or a file; ``auto`` is shipped where there is one.
+
+    Raises:
+        ConfigError: If the file is missing.
+    """
+    if teacher == "auto":
+        teacher = "shipped" if run.profile.shipped_teacher else "scratch"
+    if teacher == "shipped":
+        return shipped_teacher(run)
+    if teacher == "scratch":
+        return train_teacher(run, epochs)
+    if not Path(teacher).is_file():
+        raise ConfigError(f"TEACHER={teacher} is neither 'auto', 'shipped', 'scratch' nor a safetensors file")
+    return TeacherWeights(run.profile.teacher_model, Path(teacher).resolve(), teacher)
+
+
+def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule: TrainConfig) -> TrainJob:
+    """Return the training job of one arm and seed; the arms differ in nothing else.
+
+    Raises:
+        ConfigError: If the arm is unknown.
+    """
+    if arm not in profiles.ARMS:
+        raise ConfigError(f"unknown arm '{arm}'; there are: {', '.join(profiles.ARMS)}")
+    chosen = profiles.ARMS[arm]
+    return TrainJob(
+        run.profile.student_model,
+        replace(schedule, seed=seed),
+        str(run.data / "store"),
+        kd=run.profile.kd if chosen.distil else None,
+        teacher=TeacherSource(teacher.model, str(teacher.weights)) if chosen.distil else None,
+        init_weights=str(teacher.weights) if chosen.initialise else None,
+        name=f"{chosen.title}, seed {seed}",
+    )
+
+
+def train_students(
+    run: Run, teacher: TeacherWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0
+) -> dict[tuple[str, int], Path]:
+    """Train every arm with every seed under one schedule; finished runs are kept.
+
+    Returns:
+        Run folder of every (arm, seed).
+    """
+    schedule = replace(run.profile.student, epochs=epochs) if epochs else run.profile.student
+    folders = {(arm, seed): run.folder / "students" / f"{arm}_seed{seed}" for seed in seeds for arm in arms}
+    _launch(run, {folder: student_job(run, arm, seed, teacher, schedule) for (arm, seed), folder in folders.items()})
+    return folders

@@ -1,0 +1,142 @@
+"""The runs the notebooks can do, by name: which data, which pair, how long; ``dataclasses.replace`` makes another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kdlib import zoo
+from kdlib.config import EvalConfig, KDConfig, ModelConfig, TrainConfig
+from kdlib.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SimulatedData:
+    """What the simulator makes for a profile."""
+
+    training_segments: int
+    validation_segments: int
+    frames: int  # per segment, at 10 Hz
+    scale: str = "demo"  # resolution of the lasers and size of the street
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training the student; all arms share data, schedule and seeds."""
+
+    name: str
+    title: str
+    initialise: bool  # start from the teacher's matching tensors
+    distil: bool  # logit and label distillation
+
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("alone", "student alone", initialise=False, distil=False),
+        Arm("init", "initialised from the teacher", initialise=True, distil=False),
+        Arm("full", "full SparseKD", initialise=True, distil=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything a chain of notebooks needs to know."""
+
+    name: str
+    simulated: SimulatedData | None  # None: real Waymo, under DATA_ROOT
+    pair: str  # in kdlib.zoo.PAIRS
+    teacher: TrainConfig  # the schedule of a teacher from scratch
+    shipped_teacher: str  # file in data/weights, "" where there is none
+    continue_steps: int  # optimiser steps notebook 01 adds to the shipped teacher
+    student: TrainConfig  # one schedule for all arms
+    evaluation: EvalConfig
+    seeds: tuple[int, ...]
+    arms: tuple[str, ...] = tuple(ARMS)
+    parallel: int = 1  # training runs side by side
+    threads: int = 0  # per training run, 0 = all
+
+    @property
+    def zoo_pair(self) -> zoo.Pair:
+        """The teacher, the student and the recipe."""
+        return zoo.pair(self.pair)
+
+    @property
+    def kd(self) -> KDConfig:
+        """The distillation recipe of the full arm."""
+        return self.zoo_pair.kd
+
+    @property
+    def student_model(self) -> ModelConfig:
+        """The student's configuration."""
+        return self.zoo_pair.student
+
+    @property
+    def teacher_model(self) -> ModelConfig:
+        """The teacher's configuration, on the student's range."""
+        return self.zoo_pair.teacher
+
+
+_DEMO_SCHEDULE = TrainConfig(epochs=8, batch_size=4, interval=2, workers=0, checkpoint_steps=200)
+
+DEMO = Profile(
+    name="demo",
+    simulated=SimulatedData(training_segments=60, validation_segments=20, frames=20),
+    pair="cp_pillar_demo_v0.64_sparsekd",
+    teacher=replace(_DEMO_SCHEDULE, epochs=30),
+    shipped_teacher="cp_pillar_demo.safetensors",
+    continue_steps=40,
+    student=_DEMO_SCHEDULE,
+    evaluation=EvalConfig(interval=2, batch_size=4),
+    seeds=(1, 2, 3),
+    parallel=2,
+    threads=1,
+)
+
+# Small enough for the tests: every cell runs, no number means anything.
+SMOKE = replace(
+    DEMO,
+    name="smoke",
+    simulated=SimulatedData(training_segments=2, validation_segments=2, frames=4),
+    teacher=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2),
+    continue_steps=2,
+    student=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2),
+    evaluation=EvalConfig(interval=1, batch_size=2),
+    seeds=(1, 2),
+)
+
+_PUBLISHED = TrainConfig(epochs=30, batch_size=2, interval=5, workers=4)
+
+WAYMO20 = Profile(
+    name="waymo20",
+    simulated=None,
+    pair="cp_pillar_v0.64_sparsekd",
+    teacher=_PUBLISHED,
+    shipped_teacher="",
+    continue_steps=0,
+    student=_PUBLISHED,
+    evaluation=EvalConfig(interval=5, batch_size=4, workers=4),
+    seeds=(1, 2, 3),
+)
+
+WAYMO100 = replace(
+    WAYMO20,
+    name="waymo100",
+    teacher=replace(_PUBLISHED, interval=1),
+    student=replace(_PUBLISHED, interval=1),
+    evaluation=replace(WAYMO20.evaluation, interval=1),
+)
+
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, DEMO, WAYMO20, WAYMO100)}
+
+
+def profile(name: str) -> Profile:
+    """Return a profile by name.
+
+    Raises:
+        ConfigError: If there is none of that name; the message lists those there are.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile '{name}'; there are: {', '.join(PROFILES)}")
+    return PROFILES[name]

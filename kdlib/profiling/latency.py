@@ -1,0 +1,214 @@
+"""A detector and batches of points go in; milliseconds per stage with their percentiles and the hardware card come out.
+
+The stages are cut where data passes from one child of the model to the next, so their sum is the whole: ``voxelise`` (up to
+``vfe``), ``encoder`` (``vfe`` and the scatter onto the BEV map), ``backbone`` (``backbone_2d``), ``head`` (``dense_head``) and
+``decode`` (maps to boxes, with NMS). Counting (:mod:`kdlib.profiling.cost`) is a run of its own: its hooks take time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdlib.errors import KdlibError
+from kdlib.profiling.hardware import HardwareCard, hardware_card
+from kdlib.profiling.modes import evaluating
+from kdlib.types import PointBatch
+
+STAGES = ("voxelise", "encoder", "backbone", "head", "decode")
+_ENTRANCES = ("vfe", "backbone_2d", "dense_head")  # children whose call ends the stage before it
+
+
+class LatencyError(KdlibError):
+    """A measurement that cannot be made."""
+
+
+class Clock(Protocol):
+    """Marks moments and says how far apart they were."""
+
+    def mark(self) -> Any:
+        """Return a token of this moment."""
+
+    def settle(self) -> None:
+        """Wait until every marked moment has passed."""
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """Return the time between two marks."""
+
+
+class HostClock:
+    """The processor's own clock: right where a call returns when its work is done."""
+
+    def mark(self) -> float:
+        """Return the time in seconds."""
+        return time.perf_counter()
+
+    def settle(self) -> None:
+        """Return at once: nothing runs behind the caller's back."""
+
+    def milliseconds(self, start: float, end: float) -> float:
+        """Return the time between two marks."""
+        return 1000.0 * (end - start)
+
+
+class DeviceClock:
+    """Events in the device's own queue: right where calls return before their work is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._backend: Any = getattr(torch, device.type)
+
+    def mark(self) -> Any:
+        """Put an event into the current stream."""
+        event = self._backend.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def settle(self) -> None:
+        """Wait for the queue to run empty."""
+        self._backend.synchronize()
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """Return the time between two events."""
+        return float(start.elapsed_time(end))
+
+
+def clock_for(device: torch.device) -> Clock:
+    """Return the clock that tells the truth about work on ``device``."""
+    return HostClock() if device.type == "cpu" else DeviceClock(device)
+
+
+@dataclass(frozen=True)
+class StageLatency:
+    """The times of one stage, one per timed batch."""
+
+    name: str
+    times_ms: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean, ms."""
+        return float(np.mean(self.times_ms))
+
+    @property
+    def p50(self) -> float:
+        """Median, ms."""
+        return float(np.percentile(self.times_ms, 50))
+
+    @property
+    def p95(self) -> float:
+        """95th percentile, ms."""
+        return float(np.percentile(self.times_ms, 95))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"mean_ms": self.mean, "p50_ms": self.p50, "p95_ms": self.p95}
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Times of whole batches, from points on the device to boxes."""
+
+    stages: tuple[StageLatency, ...]
+    batch_size: int
+    warmup: int
+    hardware: HardwareCard
+
+    @property
+    def total(self) -> StageLatency:
+        """Points to boxes."""
+        return self._sum("total", self.stages)
+
+    @property
+    def without_voxelise(self) -> StageLatency:
+        """Voxels to boxes: what the published latencies time (spec 10.3)."""
+        return self._sum("without voxelise", self.stages[1:])
+
+    @staticmethod
+    def _sum(name: str, stages: Sequence[StageLatency]) -> StageLatency:
+        return StageLatency(name, tuple(sum(times) for times in zip(*(stage.times_ms for stage in stages))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "stages": {stage.name: stage.to_dict() for stage in self.stages},
+            "total": self.total.to_dict(),
+            "without_voxelise": self.without_voxelise.to_dict(),
+            "batch_size": self.batch_size,
+            "repeats": len(self.stages[0].times_ms),
+            "warmup": self.warmup,
+            "hardware": self.hardware.to_dict(),
+        }
+
+
+@contextmanager
+def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]:
+    handles = []
+    try:
+        for name in _ENTRANCES:
+            child = getattr(model, name, None)
+            if not isinstance(child, nn.Module):
+                raise LatencyError(f"{type(model).__name__} has no part '{name}', so its stages cannot be told apart")
+            handles.append(child.register_forward_pre_hook(lambda *_: marks.append(clock.mark())))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _once(model: Any, points: PointBatch, clock: Clock, marks: list[Any]) -> list[float]:
+    marks.clear()
+    marks.append(clock.mark())
+    prediction = model(points)
+    marks.append(clock.mark())
+    model.detect(prediction)
+    marks.append(clock.mark())
+    clock.settle()
+    if len(marks) != len(STAGES) + 1:
+        raise LatencyError(f"the parts {_ENTRANCES} were called {len(marks) - 3} times in one pass, expected once each")
+    return [clock.milliseconds(a, b) for a, b in itertools.pairwise(marks)]
+
+
+def measure_latency(
+    model: nn.Module,
+    batches: Sequence[PointBatch],
+    *,
+    warmup: int = 5,
+    repeats: int = 20,
+    clock: Clock | None = None,
+) -> LatencyReport:
+    """Time a detector in evaluation mode, from points that are already on its device to boxes.
+
+    Args:
+        model: A detector: children ``vfe``, ``backbone_2d``, ``dense_head``, and ``detect`` makes boxes of its prediction.
+        batches: Used in turn, all of one batch size.
+        warmup: Passes that are not timed.
+        repeats: Passes that are.
+        clock: Default: device events on an accelerator, the host's clock on a CPU.
+
+    Raises:
+        LatencyError: If there is nothing to time, batch sizes differ, or the model lacks the parts that separate the stages.
+    """
+    sizes = {batch.batch_size for batch in batches}
+    if len(sizes) != 1 or repeats < 1 or warmup < 0:
+        raise LatencyError(
+            f"needs batches of one size and repeats >= 1, got sizes {sorted(sizes)}, {repeats} repeats, {warmup} warm-up"
+        )
+    device = next(model.parameters()).device
+    clock = clock or clock_for(device)
+    marks: list[Any] = []
+    times = []
+    with torch.inference_mode(), evaluating(model), _marking(model, clock, marks):
+        for turn in range(warmup + repeats):
+            measured = _once(model, batches[turn % len(batches)], clock, marks)
+            if turn >= warmup:
+                times.append(measured)
+    stages = tuple(StageLatency(name, column) for name, column in zip(STAGES, zip(*times)))
+    return LatencyReport(stages, sizes.pop(), warmup, hardware_card(device))

@@ -1,0 +1,122 @@
+"""A scene and a sweep in, the boxes a careful person would draw out, in the columns of Waymo's ``lidar_box``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import numpy as np
+
+from kdlib.simulate.actors import Actor
+from kdlib.simulate.lidar import Sweep, inside_zones
+from kdlib.simulate.mesh import BoolArray
+from kdlib.simulate.scene import PERIOD, Scene
+from kdlib.types import WAYMO_TYPES, FloatArray
+
+MAX_DISTANCE = 75.0
+"""Objects farther away get no box, metres."""
+HARD_SHARE = 0.12
+"""A box with less than this share of the points it would have in the open is marked LEVEL_2."""
+
+
+@dataclass(frozen=True)
+class BoxLabel:
+    """One box in one frame."""
+
+    id: str
+    type: int
+    box: FloatArray  # (7,) x, y, z, length, width, height, heading; vehicle frame
+    points: int  # all lasers, both returns
+    top_points: int
+    speed: tuple[float, float] | None  # world frame, m/s; None for signs
+    acceleration: tuple[float, float] | None
+    hard: bool  # a person marked it LEVEL_2
+
+
+def label_frame(scene: Scene, frame: int, sweep: Sweep, top_pixels: int) -> list[BoxLabel]:
+    """Return the boxes of one frame, those without points included.
+
+    Args:
+        scene: The street.
+        frame: Number of the frame.
+        sweep: What the lasers saw in it.
+        top_pixels: Pixels of the TOP image, to know how many points an object has in the open.
+    """
+    yaw = float(scene.world[2])
+    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    counter = _Counter(sweep)
+    density = top_pixels / (2 * np.pi * np.radians(20.0))  # rays per steradian
+    labels = []
+    boxes = np.array([actor.box(frame) for actor in scene.actors]).reshape(-1, 7)
+    hidden = inside_zones(scene.zones, boxes)
+    for actor, local in compress(zip(scene.actors, boxes), ~hidden):
+        box = _to_vehicle(local, scene, sweep.pose)
+        if np.hypot(box[0], box[1]) > MAX_DISTANCE:
+            continue
+        points, top_points = counter.count(box)
+        speed = acceleration = None
+        if actor.type != WAYMO_TYPES["Sign"]:
+            velocity, change = _motion(actor, frame)
+            speed, acceleration = _pair(turn @ velocity), _pair(turn @ change)
+        hard = points > 5 and points < HARD_SHARE * density * _open_view(box)
+        labels.append(BoxLabel(actor.id, actor.type, box, points, top_points, speed, acceleration, hard))
+    return labels
+
+
+def seen_once(frames: Sequence[Sequence[BoxLabel]]) -> list[list[BoxLabel]]:
+    """Return the boxes of a segment without the objects that never had a point."""
+    known = {label.id for labels in frames for label in labels if label.points > 0}
+    return [[label for label in labels if label.id in known] for labels in frames]
+
+
+def _pair(vector: FloatArray) -> tuple[float, float]:
+    return float(vector[0]), float(vector[1])
+
+
+def _motion(actor: Actor, frame: int) -> tuple[FloatArray, FloatArray]:
+    """Return velocity and acceleration, (2,) each, local axes."""
+    track, at = actor.track, actor.track.frame(frame)
+    velocity = track.speed[:, None] * np.stack([np.cos(track.heading), np.sin(track.heading)], -1)
+    after, before = min(at + 1, len(velocity) - 1), max(at - 1, 0)
+    change = (velocity[after] - velocity[before]) / (PERIOD * max(after - before, 1))
+    return velocity[at], change
+
+
+def _to_vehicle(box: FloatArray, scene: Scene, pose: FloatArray) -> FloatArray:
+    yaw = scene.world[2]
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    world = np.array([cos * box[0] - sin * box[1], sin * box[0] + cos * box[1], box[2]]) + scene.world[3:]
+    center = (world - pose[:3, 3]) @ pose[:3, :3]
+    heading = box[6] + yaw - np.arctan2(pose[1, 0], pose[0, 0])
+    return np.array([*center, *box[3:6], (heading + np.pi) % (2 * np.pi) - np.pi])
+
+
+def _open_view(box: FloatArray) -> float:
+    """Return the solid angle of a box seen from the laser, roughly, steradian."""
+    bearing = np.arctan2(box[1], box[0]) - box[6]
+    silhouette = box[5] * (abs(np.sin(bearing)) * box[3] + abs(np.cos(bearing)) * box[4])
+    return float(silhouette / max(float(box[0] ** 2 + box[1] ** 2), 4.0))
+
+
+class _Counter:
+    """Counts the points in boxes; sorts them once so that a box looks only at its surroundings."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        order = np.argsort(sweep.points[:, 0], kind="stable")
+        self._points, self._top = sweep.points[order], sweep.top[order]
+
+    def count(self, box: FloatArray) -> tuple[int, int]:
+        """Return the points in a box: all, and those of the TOP laser."""
+        radius = float(np.hypot(box[3], box[4])) / 2
+        low, high = np.searchsorted(self._points[:, 0], [box[0] - radius, box[0] + radius])
+        near, top = self._points[low:high], self._top[low:high]
+        inside = points_in_box(near, box)
+        return int(inside.sum()), int((inside & top).sum())
+
+
+def points_in_box(points: FloatArray, box: FloatArray) -> BoolArray:
+    """Tell which points (N, 3) lie in a box (7,), borders included."""
+    cos, sin = np.cos(box[6]), np.sin(box[6])
+    x, y, z = (points - box[:3]).T
+    return (np.abs(z) <= box[5] / 2) & (np.abs(cos * x + sin * y) <= box[3] / 2) & (np.abs(cos * y - sin * x) <= box[4] / 2)

@@ -1,0 +1,86 @@
+"""A scale in, the five lasers of the measuring vehicle out: places, beams, and the ray of every range image pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdlib.simulate.ego import matrix
+from kdlib.simulate.mesh import BoolArray
+from kdlib.types import FloatArray
+
+TOP, FRONT, SIDE_LEFT, SIDE_RIGHT, REAR = 1, 2, 3, 4, 5
+_PLACES = {  # yaw in degrees, x, y, z: one real car, spec section 3
+    TOP: (147.9, 1.43, 0.0, 2.18),
+    FRONT: (-0.3, 4.07, 0.0, 0.69),
+    SIDE_LEFT: (88.8, 3.25, 1.03, 0.98),
+    SIDE_RIGHT: (-92.2, 3.25, -1.03, 0.98),
+    REAR: (178.4, -1.16, 0.0, 0.46),
+}
+_RESOLUTION = {"full": ((64, 2650), (200, 600)), "demo": ((40, 800), (40, 120))}
+_SIDE_VIEW = np.radians([75.0, -40.0, 15.0])
+"""What a short-range laser sees: so far to either side, from below to above; elsewhere its image stays empty."""
+
+
+@dataclass(frozen=True)
+class Laser:
+    """One laser: the geometry of its range image."""
+
+    name: int  # Waymo's enum, 1..5
+    height: int
+    width: int
+    extrinsic: FloatArray  # (4, 4) vehicle from laser
+    table: FloatArray | None  # (height,) ascending beam inclinations, None where they are even between low and high
+    low: float
+    high: float
+    max_range: float
+
+    def inclinations(self) -> FloatArray:
+        """Return the inclination of each image row, the highest beam first; spec section 4, step 1."""
+        if self.table is not None:
+            return self.table[::-1]
+        return (self.low + (np.arange(self.height) + 0.5) / self.height * (self.high - self.low))[::-1]
+
+    def azimuths(self) -> FloatArray:
+        """Return the azimuth of each column in the laser's frame; spec section 4, step 2."""
+        shares = (self.width - np.arange(self.width) - 0.5) / self.width
+        return np.pi * (2 * shares - 1) - np.arctan2(self.extrinsic[1, 0], self.extrinsic[0, 0])
+
+    def directions(self) -> FloatArray:
+        """Return the unit vectors of all pixels in the vehicle frame, (height, width, 3)."""
+        inclination, azimuth = self.inclinations()[:, None], self.azimuths()[None]
+        level = np.cos(inclination)
+        rays = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(inclination) + 0 * azimuth], -1)
+        return rays @ self.extrinsic[:3, :3].T
+
+    def sees(self) -> BoolArray:
+        """Return which pixels can have an echo at all, (height, width) bool: the car's own body hides the rest."""
+        if self.name == TOP:
+            return np.ones((self.height, self.width), bool)
+        azimuth = self.azimuths()
+        ahead = np.abs((azimuth + np.pi) % (2 * np.pi) - np.pi) < _SIDE_VIEW[0]
+        inclination = self.inclinations()
+        return ((inclination > _SIDE_VIEW[1]) & (inclination < _SIDE_VIEW[2]))[:, None] & ahead
+
+
+def _top_table(height: int) -> FloatArray:
+    """Return inclinations from -17.6 to 2.4 degrees, three times as dense at the horizon as at the bottom."""
+    steps = np.linspace(1.5, 0.5, height - 1)
+    shares = np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
+    return np.radians(-17.6 + 20.0 * shares)
+
+
+def mount_lasers(scale: str, rng: np.random.Generator) -> tuple[Laser, ...]:
+    """Return the five lasers of one car at a resolution; every car's differ by fractions of a degree and millimetres."""
+    top_size, side_size = _RESOLUTION[scale]
+    lasers = []
+    for name, (yaw, x, y, z) in _PLACES.items():
+        tilt = rng.normal(0, 0.004, 2)
+        pose = np.array([*tilt, np.radians(yaw) + rng.normal(0, 0.005), x, y, z])
+        pose[3:] += rng.normal(0, 0.004, 3)
+        height, width = top_size if name == TOP else side_size
+        table = _top_table(height) + rng.normal(0, 2e-4) if name == TOP else None
+        low, high = (float(table[0]) - 0.003, float(table[-1]) + 0.003) if table is not None else (-np.pi / 2, np.pi / 6)
+        lasers.append(Laser(name, height, width, matrix(pose), table, low, high, 75.0 if name == TOP else 20.0))
+    return tuple(lasers)

@@ -1,0 +1,125 @@
+"""Paths and speeds in, where something is at every frame out; and the test that nobody drives through anybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdlib.types import FloatArray
+
+
+@dataclass(frozen=True)
+class Path:
+    """A line on the ground by its length; headings are continuous, not wrapped."""
+
+    s: FloatArray  # (K,) ascending
+    xy: FloatArray  # (K, 2)
+    heading: FloatArray  # (K,)
+
+    def at(self, s: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return positions (n, 2) and headings (n,); beyond the ends the path goes straight on."""
+        inside = np.clip(s, self.s[0], self.s[-1])
+        heading = np.interp(inside, self.s, self.heading)
+        xy = np.stack([np.interp(inside, self.s, self.xy[:, 0]), np.interp(inside, self.s, self.xy[:, 1])], -1)
+        beyond = (s - inside)[..., None] * np.stack([np.cos(heading), np.sin(heading)], -1)
+        return xy + beyond, heading
+
+
+def line(start: tuple[float, float], heading: float, length: float = 1.0) -> Path:
+    """Return a straight path."""
+    end = np.array(start) + length * np.array([np.cos(heading), np.sin(heading)])
+    return Path(np.array([0.0, length]), np.array([start, end]), np.array([heading, heading]))
+
+
+def turn(start: tuple[float, float], heading: float, ahead: float, radius: float, angle: float) -> Path:
+    """Return a path that goes straight ahead for some metres, then turns by an angle (left positive), then straight on."""
+    arc = np.linspace(0.0, abs(angle) * radius, 40)
+    # The curvature fades in and out as a hand on a wheel does it, so that the yaw rate has no jumps.
+    share = arc / arc[-1]
+    bend = heading + angle * (share - np.sin(2 * np.pi * share) / (2 * np.pi))
+    steps = np.diff(arc)[:, None] * np.stack([np.cos((bend[1:] + bend[:-1]) / 2), np.sin((bend[1:] + bend[:-1]) / 2)], -1)
+    corner = np.array(start) + ahead * np.array([np.cos(heading), np.sin(heading)])
+    curve = corner + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
+    return Path(np.concatenate([[0.0], ahead + arc]), np.concatenate([[start], curve]), np.concatenate([[heading], bend]))
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where something is at each of T frames, or always (T = 1)."""
+
+    xy: FloatArray  # (T, 2)
+    heading: FloatArray  # (T,)
+    speed: FloatArray  # (T,) along the heading, m/s
+    travelled: FloatArray  # (T,) metres since the first frame, for gaits
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is ever anywhere else."""
+        return bool(len(self.xy) > 1 and np.ptp(self.travelled) > 1e-6)
+
+    def frame(self, index: int) -> int:
+        """Return the position of a frame in the arrays."""
+        return index if len(self.xy) > 1 else 0
+
+
+def standing(x: float, y: float, heading: float) -> Track:
+    """Return the track of something that stays."""
+    zero = np.zeros(1)
+    return Track(np.array([[x, y]]), np.array([heading]), zero, zero)
+
+
+def distance(times: FloatArray, speed: float, acceleration: float = 0.0) -> tuple[FloatArray, FloatArray]:
+    """Return metres travelled and speed at times; brakes to a stop and never rolls back."""
+    stop = -speed / acceleration if acceleration < 0 else np.inf
+    until = np.minimum(times, stop)
+    return speed * until + 0.5 * acceleration * until**2, np.maximum(speed + acceleration * until, 0.0) * (times < stop)
+
+
+def follow(path: Path, start: float, travelled: FloatArray, speed: FloatArray) -> Track:
+    """Return the track of something that follows a path from a place on it."""
+    xy, heading = path.at(start + travelled)
+    return Track(xy, heading, speed, travelled)
+
+
+class Occupancy:
+    """Collects the footprints taken so far, at every frame; the only thing here that changes, while a scene is filled."""
+
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+        self._count = 0
+        self._taken = np.zeros((64, frames, 5))
+
+    def claim(
+        self, track: Track, length: float, width: float, offset: tuple[float, float] = (0.0, 0.0), margin: float = 0.15
+    ) -> bool:
+        """Take the footprint of a track if it is free at every frame and tell so; offset is the box centre in the body."""
+        cos, sin = np.cos(track.heading), np.sin(track.heading)
+        centers = track.xy + np.stack([cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1]], -1)
+        half = np.broadcast_to([length / 2 + margin, width / 2 + margin], (len(centers), 2))
+        wanted = np.broadcast_to(np.concatenate([centers, track.heading[:, None], half], 1), (self._frames, 5))
+        if self._count and overlaps(wanted, self._taken[: self._count]):
+            return False
+        if self._count == len(self._taken):
+            self._taken = np.concatenate([self._taken, np.zeros_like(self._taken)])
+        self._taken[self._count] = wanted
+        self._count += 1
+        return True
+
+
+def overlaps(one: FloatArray, others: FloatArray) -> bool:
+    """Tell whether a rectangle (T, 5) = x, y, heading, half length, half width ever meets one of (M, T, 5)."""
+    gap = others[..., :2] - one[:, :2]
+    radius = np.hypot(one[:, 3], one[:, 4]) + np.hypot(others[..., 3], others[..., 4])
+    which, when = np.nonzero((gap**2).sum(-1) < radius**2)
+    if not len(which):
+        return False
+    a, b, gap = one[when], others[which, when], gap[which, when]
+    apart = np.zeros(len(gap), bool)
+    turn_ab = np.abs(np.cos(b[:, 2] - a[:, 2])), np.abs(np.sin(b[:, 2] - a[:, 2]))
+    for self_, other in ((a, b), (b, a)):
+        cos, sin = np.cos(self_[:, 2]), np.sin(self_[:, 2])
+        along, across = np.abs(gap[:, 0] * cos + gap[:, 1] * sin), np.abs(gap[:, 1] * cos - gap[:, 0] * sin)
+        apart |= along > self_[:, 3] + other[:, 3] * turn_ab[0] + other[:, 4] * turn_ab[1]
+        apart |= across > self_[:, 4] + other[:, 3] * turn_ab[1] + other[:, 4] * turn_ab[0]
+    return bool((~apart).any())

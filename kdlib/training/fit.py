@@ -1,0 +1,273 @@
+"""Runs an objective through its schedule with Lightning: batches in, history and checkpoints out, exactly resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import resource
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import pytorch as pl
+from torch import Tensor, nn
+
+from kdlib import provenance
+from kdlib.config import TrainConfig
+from kdlib.errors import ConfigError
+from kdlib.training import checkpoint as store
+from kdlib.training import history
+from kdlib.training.checkpoint import Checkpoint
+from kdlib.training.history import Meter
+from kdlib.training.module import TrainingModule
+from kdlib.training.rundir import RunDir
+
+LINES = 400  # in a whole history, about
+
+LoaderFactory = Callable[[int], Iterable[Any]]
+"""First batch, counted over all epochs, to the batches from there on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a session came."""
+
+    step: int
+    done: bool
+    terminated: bool  # by SIGTERM
+    seconds: float  # of all sessions
+    samples: int  # seen by all sessions
+    memory_mb: float  # peak of this session
+    last: dict[str, Any]  # newest line of the history
+
+
+def schedule_length(batches: int, config: TrainConfig, max_steps: int | None) -> int:
+    """Return the optimiser steps of a job with this many batches over all epochs.
+
+    Raises:
+        ConfigError: If there is not one whole step.
+    """
+    steps = batches // config.accumulate
+    if steps == 0:
+        raise ConfigError(f"{batches} batches are fewer than accumulate={config.accumulate}; lower it or add epochs")
+    return min(steps, max_steps) if max_steps is not None else steps
+
+
+def _accelerator(where: torch.device) -> Any:
+    """Return torch's module for a device that has generators and memory of its own, else None."""
+    return None if where.type == "cpu" else getattr(torch, where.type, None)
+
+
+def _random_state(where: torch.device) -> dict[str, Tensor]:
+    state = {"random/host": torch.get_rng_state()}
+    if _accelerator(where) is not None:
+        state["random/device"] = _accelerator(where).get_rng_state(where)
+    return state
+
+
+def _set_random_state(tensors: Mapping[str, Tensor], where: torch.device) -> None:
+    torch.set_rng_state(tensors["random/host"])
+    if _accelerator(where) is not None and "random/device" in tensors:
+        _accelerator(where).set_rng_state(tensors["random/device"], where)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (augmentation has generators of its own; this is for libraries)
+    torch.manual_seed(seed)
+
+
+class _Recorder(pl.Callback):
+    """After each optimiser step: history, checkpoint, and the question whether to stop."""
+
+    def __init__(
+        self, run: RunDir, job: str, config: TrainConfig, per_epoch: int, stop_after: int | None, resumed: Checkpoint | None
+    ) -> None:
+        self.run, self.job, self.config, self.per_epoch, self.stop_after = run, job, config, per_epoch, stop_after
+        self.resumed = resumed
+        notes = resumed.notes if resumed else {}
+        self.seconds_before = float(notes.get("seconds", 0.0))
+        self.samples = int(notes.get("samples", 0))
+        self.last: dict[str, Any] = dict(notes.get("last", {}))
+        self.seen = resumed.step if resumed else 0
+        self.terminated = False
+        self.begun = self.mark = time.monotonic()
+        self.marked_samples = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.begun
+
+    def _terminate(self, number: int, frame: Any) -> None:
+        self.terminated = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.config.precision == "16-mixed" and pl_module.device.type == "cpu":
+            raise ConfigError("precision 16-mixed needs a GPU; use bf16-mixed or 32-true here")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)  # Lightning puts the earlier handler back when it ends
+        if self.resumed is not None:
+            trainer.precision_plugin.load_state_dict(dict(self.resumed.notes.get("precision", {})))
+        self.begun = self.mark = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Here and not earlier: starting the loader may have drawn from the generators.
+        if batch_idx == 0 and self.resumed is not None:
+            _set_random_state(self.resumed.tensors, pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.samples += batch.points.batch_size
+        self.marked_samples += batch.points.batch_size
+        step = pl_module.step
+        if step == self.seen:
+            return  # still accumulating
+        self.seen = step
+        last = step == pl_module.total
+        if last or step % max(1, pl_module.total // LINES) == 0:
+            self._line(pl_module, step)
+        stop = self.terminated or (self.stop_after is not None and step >= self.stop_after)
+        if last or stop or step % self.config.checkpoint_steps == 0:
+            self._checkpoint(trainer, pl_module, step)
+        if stop and not last:
+            trainer.should_stop = True
+
+    def _line(self, module: TrainingModule, step: int) -> None:
+        now = time.monotonic()
+        self.last = {
+            "step": step,
+            "steps": module.total,
+            "epoch": (step * self.config.accumulate - 1) // self.per_epoch,
+            "lr": module.optimiser.param_groups[0]["lr"],
+            **module.meter.means(),
+            "grad_norm": None if module.grad_norm is None else _finite(float(module.grad_norm)),
+            "samples_per_second": round(self.marked_samples / max(now - self.mark, 1e-9), 3),
+            "seconds": round(self.seconds, 3),
+            "memory_mb": round(memory_mb(module.device), 1),
+        }
+        history.append(self.run.history, self.last)
+        module.meter = Meter()
+        self.mark, self.marked_samples = now, 0
+
+    def _checkpoint(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        notes = {
+            "meter": module.meter.state(),  # raises where the loss is no number, so no checkpoint holds broken weights
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "last": self.last,
+            "precision": trainer.precision_plugin.state_dict(),
+            "versions": provenance.versions(),
+        }
+        tensors = {**module.state(), **_random_state(module.device)}
+        store.save(self.run.checkpoints, Checkpoint(step, self.job, tensors, notes))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def memory_mb(where: torch.device) -> float:
+    """Return the peak memory of this process: the device's where it has its own, else the resident set."""
+    if _accelerator(where) is not None:
+        return float(_accelerator(where).max_memory_allocated(where)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@contextlib.contextmanager
+def _deterministic(where: torch.device) -> Iterator[None]:
+    """Insist on deterministic algorithms on a CPU; on a GPU some operations have none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before or where.type == "cpu")
+    memory.fill_uninitialized_memory = False  # costs time, changes no result
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fill
+
+
+def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder) -> pl.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    return pl.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,  # the loader runs through all epochs
+        max_steps=steps,
+        precision=config.precision,
+        accumulate_grad_batches=config.accumulate,
+        callbacks=[recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=str(run.path),
+    )
+
+
+def fit(
+    objective: nn.Module,
+    loader: LoaderFactory,
+    run: RunDir,
+    config: TrainConfig,
+    job: str,
+    *,
+    total: int,
+    per_epoch: int,
+    stop_after: int | None = None,
+) -> Outcome:
+    """Train an objective up to step ``total``, from the newest checkpoint of this job if there is one.
+
+    Args:
+        objective: Module with ``student``; called with a batch it returns LossTerms.
+        loader: Makes the batches from a given one on; they must be a function of seed and position alone.
+        run: Folder for history and checkpoints.
+        config: Optimisation settings.
+        job: Hash that checkpoints must carry.
+        total: Optimiser steps of the schedule.
+        per_epoch: Batches of one pass over the data.
+        stop_after: Save and return after this step, for tests and time limits.
+
+    Raises:
+        CheckpointError: If the folder's checkpoints belong to another job, or the disk is full.
+        Diverged: If the loss became NaN or infinite.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    resumed = store.latest(run.checkpoints, job)
+    start = resumed.step if resumed else 0
+    meter = Meter(resumed.notes["meter"]) if resumed else None
+    module = TrainingModule(objective.train(), config, total, start, meter)
+    if resumed is not None:
+        module.load_state(resumed.tensors)
+        print(f"going on from step {start} of {total}", flush=True)
+    history.rewind(run.history, start)
+    recorder = _Recorder(run, job, config, per_epoch, stop_after, resumed)
+    if start < total and not (stop_after is not None and start >= stop_after):
+        trainer = _trainer(config, run, total - start, recorder)
+        with _deterministic(trainer.strategy.root_device):
+            trainer.fit(module, train_dataloaders=loader(start * config.accumulate))
+    return Outcome(
+        step=recorder.seen,
+        done=recorder.seen == total,
+        terminated=recorder.terminated,
+        seconds=recorder.seconds if start < total else recorder.seconds_before,
+        samples=recorder.samples,
+        memory_mb=memory_mb(module.device),
+        last=recorder.last,
+    )

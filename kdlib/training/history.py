@@ -1,0 +1,75 @@
+"""The record of a run while it goes: losses of every batch go in, one JSON line per few steps comes out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib import jsonfile
+from kdlib.errors import KdlibError
+from kdlib.types import LossTerms
+
+
+class Diverged(KdlibError):
+    """The loss is no longer a number."""
+
+
+class Meter:
+    """Means of a loss and its parts since the last line; sums stay on the device, so no step waits for them."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self.batches = 0
+        self.samples = 0
+        if state is not None:
+            self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
+            self.batches, self.samples = int(state["batches"]), int(state["samples"])
+
+    def add(self, terms: LossTerms, samples: int) -> None:
+        """Count one batch."""
+        for name, value in {"loss": terms.loss, **{f"parts/{k}": v for k, v in terms.parts.items()}}.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+        self.batches += 1
+        self.samples += samples
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums as plain values, from which a resumed run goes on exactly.
+
+        Raises:
+            Diverged: If a sum is NaN or infinite.
+        """
+        sums = {name: float(value) for name, value in self._sums.items()}
+        bad = sorted(name for name, value in sums.items() if not math.isfinite(value))
+        if bad:
+            raise Diverged(f"{', '.join(bad)} became NaN or infinite; lower learning_rate, or check the frames for bad values")
+        return {"sums": sums, "batches": self.batches, "samples": self.samples}
+
+    def means(self) -> dict[str, Any]:
+        """Return ``loss`` and ``parts``.
+
+        Raises:
+            Diverged: If one is NaN or infinite.
+        """
+        means = {name: value / self.batches for name, value in self.state()["sums"].items()}
+        parts = {name.partition("/")[2]: value for name, value in means.items() if name.startswith("parts/")}
+        return {"loss": means["loss"], "parts": parts}
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line; readers may follow the file while it grows."""
+    with path.open("a") as stream:
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def rewind(path: Path, step: int) -> None:
+    """Forget the lines after a step, which a resumed run is going to write again."""
+    if path.is_file():
+        kept = [line for line in jsonfile.read_lines(path) if line["step"] <= step]
+        jsonfile.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,0 +1,106 @@
+"""Figures that never touch pyplot: a size in, a matplotlib figure out that draws headlessly and shows itself in a notebook."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from kdlib.viz.palette import FAINT, GRID, INK
+
+DPI = 150
+
+STYLE: Mapping[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+class StaticFigure(Figure):
+    """A matplotlib figure with an Agg canvas of its own that a notebook shows as a PNG, also without ``%matplotlib``."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
+def new_figure(width: float, height: float, *, facecolor: str = "white") -> StaticFigure:
+    """Return an empty figure, size in inches."""
+    figure = StaticFigure(figsize=(width, height), dpi=DPI, facecolor=facecolor)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def styled() -> Any:
+    """Return the context in which kdlib's axes are made: fonts and lines alike everywhere, the user's settings untouched."""
+    return rc_context(dict(STYLE))
+
+
+def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[Axes]:
+    """Return rows x columns axes, row by row, with light horizontal grid lines."""
+    axes: Sequence[Axes] = list(np.ravel(figure.subplots(rows, columns, squeeze=False, **options)))
+    for ax in axes:
+        ax.grid(axis="y", linewidth=0.8)
+        ax.tick_params(length=3)
+    return list(axes)
+
+
+def to_png(figure: Figure, dpi: int = DPI) -> bytes:
+    """Return the figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    return buffer.getvalue()
+
+
+def to_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Return the figure as it would be printed, (H, W, 4) red, green, blue, alpha."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file under a temporary name, then rename it, so that no half picture is ever left behind."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def finish(figure: Figure, path: str | Path | None) -> Figure:
+    """Save the figure as PNG where a path is given, and return it."""
+    if path is not None:
+        write_bytes(path, to_png(figure))
+    return figure

@@ -1,0 +1,151 @@
+"""Boxes to draw: arrays of one origin (truth, teacher, student) in, a named coloured layer and its wireframe out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.config import CLASS_NAMES
+from kdlib.errors import KdlibError
+from kdlib.types import FloatArray, IntArray
+from kdlib.viz import palette
+
+FloatPoints = NDArray[np.float64]
+
+
+class LayerError(KdlibError):
+    """Points or boxes that cannot be drawn."""
+
+
+@dataclass(frozen=True)
+class BoxLayer:
+    """All boxes of one origin in one frame; ``labels`` are 1-based positions in ``class_names``."""
+
+    name: str  # shown in the legend
+    boxes: FloatArray  # (M, 7) x, y, z, dx, dy, dz, heading
+    labels: IntArray  # (M,)
+    scores: FloatArray | None = None  # (M,) in [0, 1]
+    color: str = palette.SERIES[0]  # '#RRGGBB', as on paper
+    dash: str = "solid"
+    width: float = 1.4
+    class_names: tuple[str, ...] = field(default=CLASS_NAMES)
+
+    def __post_init__(self) -> None:
+        """Check shapes, labels and finiteness."""
+        count = len(self.labels)
+        if self.boxes.shape != (count, 7):
+            raise LayerError(f"layer '{self.name}': {count} labels but boxes of shape {self.boxes.shape}, expected ({count}, 7)")
+        if self.scores is not None and len(self.scores) != count:
+            raise LayerError(f"layer '{self.name}': {count} boxes but {len(self.scores)} scores")
+        if not np.isfinite(self.boxes).all():
+            raise LayerError(f"layer '{self.name}': a box holds NaN or infinity; drop it before drawing")
+        if count and not (1 <= int(self.labels.min()) and int(self.labels.max()) <= len(self.class_names)):
+            raise LayerError(f"layer '{self.name}': labels must lie in 1..{len(self.class_names)} ({', '.join(self.class_names)})")
+
+    def __len__(self) -> int:
+        """Return the number of boxes."""
+        return len(self.labels)
+
+    def class_of(self, index: int) -> str:
+        """Return the class name of one box."""
+        return self.class_names[int(self.labels[index]) - 1]
+
+
+def layer(
+    role: str,
+    boxes: FloatArray,
+    labels: IntArray,
+    scores: FloatArray | None = None,
+    *,
+    name: str = "",
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> BoxLayer:
+    """Return a layer in the colour of its role: 'truth', 'teacher', 'student', 'miss' or 'false_alarm'.
+
+    Raises:
+        ConfigError: If the role is unknown.
+        LayerError: If the arrays do not fit together.
+    """
+    look = palette.role(role)
+    values = None if scores is None else np.asarray(scores)
+    shape = np.asarray(boxes, float).reshape(-1, 7)
+    return BoxLayer(name or look.title, shape, np.asarray(labels), values, look.color, look.dash, look.width, tuple(class_names))
+
+
+def select(boxes: BoxLayer, *, min_score: float = 0.0, class_name: str | None = None) -> BoxLayer:
+    """Return the boxes at or above a score (layers without scores keep all) and of one class (None: all)."""
+    keep = np.ones(len(boxes), bool)
+    if boxes.scores is not None:
+        keep &= boxes.scores >= min_score
+    if class_name is not None:
+        keep &= np.asarray(boxes.labels) == (boxes.class_names.index(class_name) + 1 if class_name in boxes.class_names else 0)
+    scores = None if boxes.scores is None else boxes.scores[keep]
+    return replace(boxes, boxes=boxes.boxes[keep], labels=boxes.labels[keep], scores=scores)
+
+
+def drawable_points(points: FloatArray) -> FloatArray:
+    """Return the finite points of an (N, >=3) cloud; a sweep may legitimately be empty.
+
+    Raises:
+        LayerError: If the array has another shape.
+    """
+    points = np.asarray(points)
+    if points.ndim != 2 or points.shape[1] < 3:
+        raise LayerError(f"points of shape {points.shape}, expected (N, 3 or more): x, y, z, ...")
+    return points[np.isfinite(points[:, :3]).all(axis=1)]
+
+
+def height_limits(points: FloatArray) -> tuple[float, float]:
+    """Return the heights between which colours change: most of the cloud, without the few highest and lowest points."""
+    if not len(points):
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(points[:, 2], (2, 98)))
+    return low, max(high, low + 2.5)
+
+
+def footprint(boxes: FloatArray) -> FloatPoints:
+    """Return the corners (M, 4, 2) seen from above: front left, rear left, rear right, front right."""
+    boxes = np.asarray(boxes, np.float64)
+    local = np.array([(0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5)]) * boxes[:, None, 3:5]
+    cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
+    turned = np.stack((local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos), axis=-1)
+    return turned + boxes[:, None, :2]
+
+
+def heading_ticks(boxes: FloatArray, beyond: float = 0.6) -> FloatPoints:
+    """Return lines (M, 2, 2) from each centre through the front edge, ``beyond`` metres past it."""
+    boxes = np.asarray(boxes, np.float64)
+    ahead = np.stack((np.cos(boxes[:, 6]), np.sin(boxes[:, 6])), axis=-1)
+    return np.stack((boxes[:, :2], boxes[:, :2] + ahead * (boxes[:, 3:4] / 2 + beyond)), axis=1)
+
+
+def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
+    """Return vertices (M, 12, 3) and edges (15, 2) of 3D boxes: 12 edges and an arrow on the ground that shows the heading."""
+    boxes = np.asarray(boxes, np.float64)
+    flat, half = footprint(boxes), boxes[:, 5] / 2
+    low, high = boxes[:, 2] - half, boxes[:, 2] + half
+    corners = [np.concatenate((flat, np.broadcast_to(z[:, None, None], (len(boxes), 4, 1))), axis=-1) for z in (low, high)]
+    ahead = np.stack((np.cos(boxes[:, 6]), np.sin(boxes[:, 6])), axis=-1)
+    aside = np.stack((-ahead[:, 1], ahead[:, 0]), axis=-1)
+    size = np.clip(boxes[:, 3:4] * 0.35, 0.5, 1.4)  # a pedestrian's arrow stays visible, a bus's stays short
+    front = boxes[:, :2] + ahead * boxes[:, 3:4] / 2
+    tip = front + ahead * size
+    arrow = np.stack((front, tip, tip + (aside - ahead) * size * 0.4, tip - (aside + ahead) * size * 0.4), axis=1)
+    arrow = np.concatenate((arrow, np.broadcast_to(low[:, None, None], (len(boxes), 4, 1))), axis=-1)
+    ring = [(0, 1), (1, 2), (2, 3), (3, 0)]
+    edges = ring + [(a + 4, b + 4) for a, b in ring] + [(a, a + 4) for a in range(4)] + [(8, 9), (9, 10), (9, 11)]
+    return np.concatenate((corners[0], corners[1], arrow), axis=1), np.asarray(edges, np.int64)
+
+
+def count_inside(points: FloatArray, boxes: FloatArray) -> IntArray:
+    """Return how many points lie in each box, (M,), for hover texts."""
+    found = np.zeros(len(boxes), np.int64)
+    for index, (x, y, z, dx, dy, dz, heading) in enumerate(np.asarray(boxes, np.float64)):
+        east, north = points[:, 0] - x, points[:, 1] - y
+        along = np.abs(east * np.cos(heading) + north * np.sin(heading)) <= dx / 2
+        across = np.abs(north * np.cos(heading) - east * np.sin(heading)) <= dy / 2
+        found[index] = np.count_nonzero(along & across & (np.abs(points[:, 2] - z) <= dz / 2))
+    return found

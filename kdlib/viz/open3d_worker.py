@@ -1,0 +1,99 @@
+"""The only place that imports open3d for pictures, as a process of its own: a scene's .npz in, a PNG or a window out.
+
+``python -m kdlib.viz.open3d_worker FOLDER`` renders FOLDER/scene.npz (with FOLDER/scene.json) to FOLDER/picture.png;
+``--window`` shows it instead. A crash of the graphics driver kills this process and nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _material(rendering: Any, shader: str, **values: Any) -> Any:
+    material = rendering.MaterialRecord()
+    material.shader = shader
+    for name, value in values.items():
+        setattr(material, name, value)
+    return material
+
+
+def _geometry(o3d: Any, arrays: Any, layers: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
+    """Return the coloured point cloud and a line set for each layer."""
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(arrays["points"].astype(np.float64)))
+    cloud.colors = o3d.utility.Vector3dVector(arrays["colors"].astype(np.float64))
+    sets = []
+    for index, layer in enumerate(layers):
+        ends = arrays[f"lines_{index}"].astype(np.float64)
+        lines = o3d.geometry.LineSet()
+        lines.points = o3d.utility.Vector3dVector(ends.reshape(-1, 3))
+        lines.lines = o3d.utility.Vector2iVector(np.arange(2 * len(ends)).reshape(-1, 2))
+        lines.colors = o3d.utility.Vector3dVector(np.tile(layer["rgb"], (len(ends), 1)))
+        sets.append(lines)
+    return cloud, sets
+
+
+def _render(o3d: Any, arrays: Any, scene: dict[str, Any], path: Path) -> None:
+    rendering = o3d.visualization.rendering
+    # Twice the wanted size, halved afterwards: the cheapest smoothing that works on every driver.
+    width, height = (2 * int(side) for side in scene["size"])
+    renderer = rendering.OffscreenRenderer(width, height)
+    # Black, whatever is asked: without post-processing the background is ignored. The caller lifts it to the wanted colour.
+    renderer.scene.set_background(np.array([0.0, 0.0, 0.0, 1.0]))
+    renderer.scene.view.set_post_processing(False)  # colours as given, no tone mapping
+    cloud, sets = _geometry(o3d, arrays, scene["layers"])
+    if len(arrays["points"]):
+        renderer.scene.add_geometry("points", cloud, _material(rendering, "defaultUnlit", point_size=2 * scene["point_size"]))
+    for index, lines in enumerate(sets):
+        if len(arrays[f"lines_{index}"]):
+            thick = _material(rendering, "unlitLine", line_width=2 * scene["layers"][index]["width"])
+            renderer.scene.add_geometry(f"lines_{index}", lines, thick)
+    camera = scene["camera"]
+    renderer.setup_camera(camera["field_of_view"], camera["target"], camera["eye"], camera["up"])
+    o3d.io.write_image(str(path), renderer.render_to_image(), 1)
+
+
+def _show(o3d: Any, arrays: Any, scene: dict[str, Any]) -> None:
+    viewer = o3d.visualization.Visualizer()
+    width, height = scene["size"]
+    if not viewer.create_window(scene["title"], int(width), int(height)):
+        raise RuntimeError("open3d could not open a window")
+    cloud, sets = _geometry(o3d, arrays, scene["layers"])
+    for geometry in (cloud, *sets):
+        if not geometry.is_empty():
+            viewer.add_geometry(geometry)
+    options = viewer.get_render_option()
+    options.background_color = np.array(scene["background"])
+    options.point_size = scene["point_size"]
+    options.line_width = 3.0
+    control, camera = viewer.get_view_control(), scene["camera"]
+    control.set_lookat(camera["target"])
+    control.set_front(np.subtract(camera["eye"], camera["target"]))
+    control.set_up(camera["up"])
+    control.set_zoom(0.25)
+    viewer.run()
+    viewer.destroy_window()
+
+
+def main(arguments: list[str]) -> None:
+    """Render or show the scene in a folder."""
+    folder, window = Path(arguments[0]), "--window" in arguments[1:]
+    if not window:
+        os.environ["EGL_PLATFORM"] = "surfaceless"  # must be there before the import; no display is needed then
+    import open3d as o3d
+
+    scene = json.loads((folder / "scene.json").read_text())
+    with np.load(folder / "scene.npz") as arrays:
+        if window:
+            _show(o3d, arrays, scene)
+        else:
+            _render(o3d, arrays, scene, folder / "picture.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

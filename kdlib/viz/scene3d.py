@@ -1,0 +1,210 @@
+"""3D pictures: points and box layers of one frame in, a PNG rendered by open3d (or, where it cannot, by matplotlib) out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.types import FloatArray
+from kdlib.viz import canvas, palette
+from kdlib.viz.bev import legend_handles
+from kdlib.viz.layers import BoxLayer, drawable_points, height_limits, wireframe
+from kdlib.viz.perspective import Camera, Lines, paint
+
+WORKER = (sys.executable, "-m", "kdlib.viz.open3d_worker")
+_RINGS = (10, 20, 30, 40, 50, 60, 70)
+
+
+@dataclass(frozen=True)
+class RenderInfo:
+    """How a picture came to be."""
+
+    backend: str  # "open3d", "matplotlib", or "none" where no window can be opened
+    note: str  # empty where all went as wished, else one sentence
+    path: Path | None = None
+
+
+def render_scene(
+    points: FloatArray,
+    layers: Sequence[BoxLayer],
+    path: str | Path,
+    *,
+    size: tuple[int, int] = (1600, 900),
+    camera: Camera | None = None,
+    caption: str = "",
+    timeout: float = 90.0,
+    worker: Sequence[str] = WORKER,
+) -> RenderInfo:
+    """Render points (N, >=3) and 3D boxes in perspective into a PNG, without a display.
+
+    open3d renders in a child process; when that is missing, crashes or hangs, the same scene is projected by matplotlib,
+    and both the returned note and the picture's caption say so.
+
+    Args:
+        points: (N, >=3) x, y, z in metres, coloured by height.
+        layers: Boxes, drawn as thick wireframes with an arrow on the ground that shows the heading.
+        path: The PNG to write.
+        size: Width and height in pixels.
+        camera: Where to look from; over the ego vehicle's shoulder by default.
+        caption: Written at the lower left.
+        timeout: Seconds after which the renderer is given up.
+        worker: Command of the child process.
+
+    Returns:
+        The backend used, and why where it is not open3d.
+
+    Raises:
+        LayerError: If the points have a wrong shape.
+    """
+    points = drawable_points(points)
+    camera = camera or Camera()
+    colors = height_colors(points)
+    lines = _scene_lines(points, layers)
+    with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
+        folder = Path(name)
+        _hand_over(folder, points, colors, lines, camera, size)
+        trouble = _run_worker([*worker, str(folder)], timeout)
+        image, info = None, RenderInfo("open3d", "", Path(path))
+        if not trouble:
+            image, trouble = _read(folder / "picture.png", size)
+    if image is None:
+        info = RenderInfo("matplotlib", f"Drawn by matplotlib because open3d could not render here: {trouble}.", Path(path))
+        image = paint(points, colors, lines, camera, size)
+    canvas.write_bytes(path, _compose(image, layers, caption, "" if info.backend == "open3d" else info.note))
+    return info
+
+
+def open_window(
+    points: FloatArray, layers: Sequence[BoxLayer], *, title: str = "kdlib", camera: Camera | None = None, worker: Sequence[str] = WORKER
+) -> RenderInfo:
+    """Show the scene in an open3d window and return when it is closed; without a display, say so and return at once.
+
+    Raises:
+        LayerError: If the points have a wrong shape.
+    """
+    points = drawable_points(points)
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return RenderInfo("none", "No display (DISPLAY and WAYLAND_DISPLAY are unset): use render_scene for a PNG or scene_figure for HTML.")
+    with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
+        folder = Path(name)
+        _hand_over(folder, points, height_colors(points), _scene_lines(points, layers), camera or Camera(), (1600, 900), title)
+        trouble = _run_worker([*worker, str(folder), "--window"], None)
+    return RenderInfo("none", f"The open3d window failed: {trouble}.") if trouble else RenderInfo("open3d", "")
+
+
+def height_colors(points: FloatArray) -> NDArray[np.float64]:
+    """Return a colour (N, 3) for each point by its height, dark below and pale above."""
+    ramp = np.array([palette.rgb(color) for color in palette.NIGHT_RAMP])
+    low, high = height_limits(points)
+    place = np.clip((points[:, 2].astype(np.float64) - low) / (high - low), 0, 1) * (len(ramp) - 1)
+    return np.stack([np.interp(place, np.arange(len(ramp)), ramp[:, channel]) for channel in range(3)], axis=1)
+
+
+def _scene_lines(points: FloatArray, layers: Sequence[BoxLayer]) -> list[Lines]:
+    """Range rings on the ground, then a set of lines for each layer."""
+    floor = float(np.percentile(points[:, 2], 5)) if len(points) else 0.0
+    reach = float(np.percentile(np.hypot(points[:, 0], points[:, 1]), 99)) if len(points) else 20.0
+    turn = np.linspace(0, 2 * np.pi, 181)
+    rings = [np.stack((r * np.cos(turn), r * np.sin(turn), np.full_like(turn, floor)), 1) for r in _RINGS if r <= max(reach, 10)]
+    found = [Lines(np.concatenate([np.stack((ring[:-1], ring[1:]), 1) for ring in rings]), palette.NIGHT_FAINT, 1.2)]
+    for layer in layers:
+        vertices, edges = wireframe(layer.boxes)
+        segments = vertices[:, edges].reshape(-1, 2, 3)
+        found.append(Lines(segments, palette.on_dark(layer.color), 1.8 + 0.45 * layer.width))
+    return found
+
+
+def _hand_over(
+    folder: Path,
+    points: FloatArray,
+    colors: FloatArray,
+    lines: Sequence[Lines],
+    camera: Camera,
+    size: tuple[int, int],
+    title: str = "",
+) -> None:
+    """Write what the worker needs."""
+    arrays = {f"lines_{index}": line.segments.astype(np.float32) for index, line in enumerate(lines)}
+    np.savez(folder / "scene.npz", points=points[:, :3].astype(np.float32), colors=colors.astype(np.float32), **arrays)
+    scene: dict[str, Any] = {
+        "size": list(size),
+        "title": title,
+        "background": palette.rgb(palette.NIGHT),
+        "point_size": size[1] / 500,
+        "camera": asdict(camera),
+        "layers": [{"rgb": palette.rgb(line.color), "width": line.width * size[1] / 900} for line in lines],
+    }
+    (folder / "scene.json").write_text(json.dumps(scene))
+
+
+def _run_worker(command: Sequence[str], timeout: float | None) -> str:
+    """Run the renderer; return what went wrong, or an empty text."""
+    home = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in (os.environ.get("PYTHONPATH"), home) if path]  # found from any working directory
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return f"the renderer did not finish within {timeout:g} s"
+    except OSError as error:
+        return f"the renderer could not be started ({error.strerror})"
+    if done.returncode < 0:
+        return f"the renderer was killed by {_signal_name(-done.returncode)}"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return last[:160].rstrip(".")
+    return ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _read(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8] | None, str]:
+    """Return the rendered picture at its final size, or why there is none."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None, "the renderer ended without a picture"
+    with Image.open(path) as picture:
+        image = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    if float(image.std()) < 1.0:
+        return None, "the renderer's picture was blank"
+    return image, ""
+
+
+def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str, note: str) -> bytes:
+    """Put legend, caption and note over the picture."""
+    height, width = image.shape[:2]
+    with canvas.styled():
+        figure = canvas.new_figure(width / canvas.DPI, height / canvas.DPI, facecolor=palette.NIGHT)
+        night = np.array([round(255 * share) for share in palette.rgb(palette.NIGHT)], np.uint8)
+        figure.figimage(np.maximum(image, night), resize=False)
+        scale = height / 900
+        if layers:
+            handles = legend_handles(layers, dark=True)
+            for handle in handles:
+                handle.set_linestyle("solid")  # as in the scene, where lines have no dashes
+                handle.set_linewidth(2.5 * scale)
+            options = {"loc": "upper left", "bbox_to_anchor": (0.012, 0.985), "labelcolor": palette.NIGHT_INK, "borderpad": 0.8}
+            box = figure.legend(handles=handles, fontsize=10 * scale, frameon=True, facecolor=palette.NIGHT, **options)
+            box.get_frame().set(alpha=0.75, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
+        band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75, "pad": 3}
+        text = "\n".join(line for line in (caption, note) if line)
+        if text:
+            figure.text(0.016, 0.022, text, color=palette.NIGHT_INK, fontsize=8.5 * scale, va="bottom", linespacing=1.5, bbox=band)
+        return canvas.to_png(figure)

@@ -1,0 +1,1 @@
+"""Points in, voxels of a model's own grid out."""

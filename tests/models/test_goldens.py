@@ -1,0 +1,97 @@
+"""The detector against numbers printed by the original implementation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kdlib import zoo
+from kdlib.config import GridConfig, HeadConfig
+from kdlib.models.decode import decode
+from kdlib.models.detector import build
+from kdlib.models.targets import assign_targets
+from kdlib.models.weights import load_weights
+from kdlib.types import HeadOutput, PointBatch
+
+HEAD = HeadConfig()
+PILLAR = zoo.CP_PILLAR_V064.grid
+VOXEL = GridConfig((-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15), 5)
+
+
+@pytest.mark.parametrize("case", ["a", "overflow", "boundary"])
+@pytest.mark.parametrize("name, grid, head", [("pillar_232", PILLAR, HEAD), ("voxel_188", VOXEL, replace(HEAD, stride=8))])
+def test_target_assignment(goldens, name, grid, head, case):
+    golden = np.load(goldens / "original/01_assign_targets" / f"{name}.npz")
+    given = torch.from_numpy(golden[f"{case}_boxes"])
+    before = given.clone()
+    (found,) = assign_targets(given[..., :7], given[..., 7].long(), grid=grid, head=head)
+    assert torch.equal(given, before)
+    mask = torch.from_numpy(golden[f"{case}_masks"]).bool()
+    assert torch.equal(found.mask, mask)
+    assert torch.equal(found.indices[mask], torch.from_numpy(golden[f"{case}_inds"]).long()[mask])
+    torch.testing.assert_close(found.boxes[mask], torch.from_numpy(golden[f"{case}_target_boxes"])[mask], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.heatmap, torch.from_numpy(golden[f"{case}_heatmaps"]), rtol=0, atol=1e-6)
+
+
+def dequantised(golden) -> HeadOutput:
+    meta = json.loads(str(golden["meta"]))
+    maps = {
+        name: torch.from_numpy(golden[f"q_{name}"].astype(np.float32) * np.float32(step) + np.float32(meta.get("offset", {}).get(name, 0)))
+        for name, step in meta["step"].items()
+    }
+    return HeadOutput(maps["hm"], maps["center"], maps["center_z"], maps["dim"], maps["rot"])
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_decoding(goldens, nms):
+    golden = np.load(goldens / "original/03_decode/pillar_232.npz")
+    found = decode([dequantised(golden)], grid=PILLAR, head=HEAD, nms=nms)
+    for b, frame in enumerate(found):
+        prefix = f"{'nms' if nms else 'nonms'}_{b}_"
+        np.testing.assert_allclose(frame.boxes, golden[prefix + "boxes"], atol=1e-4)
+        np.testing.assert_allclose(frame.scores, golden[prefix + "scores"], atol=1e-6)
+        np.testing.assert_array_equal(frame.labels, golden[prefix + "labels"])
+
+
+@pytest.mark.parametrize("model", [zoo.CP_PILLAR, zoo.CP_PILLAR_V04, zoo.CP_PILLAR_V048, zoo.CP_PILLAR_V064], ids=lambda m: m.name)
+def test_state_dict_and_parameter_count(goldens, model):
+    name = model.name.replace("_", "-")
+    folder = goldens / "original/10_params"
+    shapes = json.loads((folder / "state_shapes" / f"cp-pillar__{name}.json").read_text())
+    counts = json.loads((folder / "param_counts.json").read_text())[f"cp-pillar/{name}"]
+    built = build(model)
+    assert {key: [list(t.shape), str(t.dtype)[6:]] for key, t in built.state_dict().items()} == shapes
+    assert list(built.state_dict()) == list(shapes), "the order matters to initialisation by BatchNorm scale"
+    assert sum(p.numel() for p in built.parameters()) == counts["total"] == 5_224_043
+    for part, count in counts["per_module"].items():
+        assert sum(p.numel() for p in built.get_submodule(part).parameters()) == count
+
+
+def test_forward_of_v064_with_the_originals_weights(goldens, shared):
+    folder = shared / "goldens/original/08_forward"
+    golden = np.load(folder / "cp-pillar-v0.64.npz")
+    model = build(zoo.CP_PILLAR_V064).eval()
+    load_weights(folder / "weights_cp-pillar.safetensors", model)
+    points = torch.from_numpy(np.load(goldens / "original/08_forward/scan_and_voxels.npz")["points"])
+    batch = PointBatch(points, torch.zeros(len(points), dtype=torch.long), 1, ("scan",))
+    with torch.inference_mode():
+        pillars = model.voxelize(batch)
+        features = model.vfe(pillars)
+        spatial = model.scatter(features, pillars)
+        prediction = model(batch)
+        boxes = {nms: model.detect(prediction, nms=nms)[0] for nms in (False, True)}
+    assert prediction.voxels == json.loads(str(golden["meta"]))["n_voxels"]
+    np.testing.assert_allclose(features[:100], golden["vfe_out_first100"], atol=5e-4)
+    for found, name in ((spatial, "spatial_features"), (prediction.bev, "spatial_features_2d")):
+        y, x = golden[f"{name}_samp_yx"].T.astype(int)
+        np.testing.assert_allclose(found[0][:, y, x], golden[f"{name}_samp"], atol=5e-4)
+    head = prediction.heads[0]
+    for found, name in zip((head.heatmap, head.center, head.center_z, head.dim, head.rot), ("hm", "center", "center_z", "dim", "rot")):
+        np.testing.assert_allclose(found[0], golden[f"out_{name}"], atol=5e-4)
+    for nms, prefix in ((False, "dec_nonms"), (True, "dec_nms")):
+        np.testing.assert_allclose(boxes[nms].scores, golden[f"{prefix}_scores"], atol=5e-4)
+        assert len(boxes[nms].boxes) == len(golden[f"{prefix}_boxes"])

@@ -1,0 +1,57 @@
+"""Means since the last line, and lines that can be taken back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdlib import jsonfile
+from kdlib.training import history
+from kdlib.training.history import Diverged, Meter
+from kdlib.types import LossTerms
+
+
+def terms(a: float, b: float) -> LossTerms:
+    return LossTerms.total({"a": torch.tensor(a, requires_grad=True), "kd/b": torch.tensor(b)})
+
+
+def test_means():
+    meter = Meter()
+    meter.add(terms(1.0, 2.0), 4)
+    meter.add(terms(3.0, 6.0), 2)
+    assert meter.means() == {"loss": 6.0, "parts": {"a": 2.0, "kd/b": 4.0}}
+    assert (meter.batches, meter.samples) == (2, 6)
+
+
+def test_state_goes_on_exactly():
+    whole, first = Meter(), Meter()
+    values = [(math.pi, math.e), (1 / 3, 1e-7), (2 / 7, 5.5)]
+    for pair in values:
+        whole.add(terms(*pair), 1)
+    first.add(terms(*values[0]), 1)
+    rest = Meter(first.state())
+    for pair in values[1:]:
+        rest.add(terms(*pair), 1)
+    assert rest.state() == whole.state()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_number_is_named(bad):
+    meter = Meter()
+    meter.add(terms(1.0, bad), 1)
+    with pytest.raises(Diverged, match="loss, parts/kd/b became NaN or infinite"):
+        meter.means()
+
+
+def test_rewind(tmp_path):
+    path = tmp_path / "h.jsonl"
+    for step in range(1, 6):
+        history.append(path, {"step": step, "loss": step / 3})
+    with path.open("a") as stream:
+        stream.write('{"step": 6, "lo')
+    history.rewind(path, 3)
+    assert [line["step"] for line in jsonfile.read_lines(path)] == [1, 2, 3]
+    history.append(path, {"step": 4})
+    assert len(jsonfile.read_lines(path)) == 4

@@ -1,0 +1,140 @@
+"""Jobs as files, and the hash that says whether two runs end with the same weights."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from kdlib import jsonfile, zoo
+from kdlib.config import AugmentConfig, TrainConfig
+from kdlib.data.store import Store
+from kdlib.errors import ConfigError, DataError
+from kdlib.training.job import TeacherSource, TrainJob
+
+PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
+
+
+@pytest.fixture
+def contents(monkeypatch):
+    splits = {"training": {"s1": "aa"}, "validation": {"s2": "bb"}}
+    monkeypatch.setattr(Store, "open", staticmethod(lambda path: SimpleNamespace(contents=splits)))
+    return splits
+
+
+@pytest.fixture
+def job(tmp_path, contents):
+    (tmp_path / "store").mkdir()
+    for name in ("teacher", "first"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    teacher = TeacherSource(PAIR.teacher, str(tmp_path / "teacher.safetensors"))
+    first = str(tmp_path / "first.safetensors")
+    return TrainJob(
+        PAIR.student,
+        TrainConfig(),
+        str(tmp_path / "store"),
+        kd=PAIR.kd,
+        teacher=teacher,
+        init_weights=first,
+        max_steps=9,
+        name="x",
+    )
+
+
+def test_file_round_trip(tmp_path, job):
+    job.write(tmp_path / "run")
+    assert TrainJob.read(tmp_path / "run") == job
+
+
+def test_relative_paths_become_absolute(tmp_path, job, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    replace(job, store="store", init_weights="first.safetensors").write(tmp_path / "run")
+    assert TrainJob.read(tmp_path / "run") == job
+
+
+@pytest.mark.parametrize("change", [{"name": "y"}, {"train": TrainConfig(workers=0, checkpoint_steps=7)}])
+def test_hash_ignores_what_changes_no_weight(job, change):
+    assert replace(job, **change).hash() == job.hash()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": replace(PAIR.student, name="other")},
+        {"train": TrainConfig(seed=1)},
+        {"train": TrainConfig(augment=AugmentConfig(rotation=0.1))},
+        {"split": "validation"},
+        {"init_weights": None},
+        {"max_steps": None},
+        {"kd": None, "teacher": None},
+        {"kd": replace(PAIR.kd, label=None)},
+    ],
+)
+def test_hash_notices_every_setting(job, change):
+    assert replace(job, **change).hash() != job.hash()
+
+
+def test_hash_follows_contents_not_places(tmp_path, job, contents):
+    before = job.hash()
+    contents["validation"]["s3"] = "cc"  # of no interest to a job on the training split
+    os.rename(tmp_path / "first.safetensors", tmp_path / "moved.safetensors")
+    moved = replace(job, init_weights=str(tmp_path / "moved.safetensors"))
+    assert moved.hash() == before
+    (tmp_path / "moved.safetensors").write_bytes(b"other weights")
+    assert moved.hash() != before
+    (tmp_path / "moved.safetensors").write_bytes(b"first")
+    contents["training"]["s1"] = "changed"
+    assert moved.hash() != before
+
+
+def test_parts_must_fit(job):
+    with pytest.raises(ConfigError, match="names no teacher"):
+        replace(job, teacher=None)
+    with pytest.raises(ConfigError, match="names a teacher but no kd recipe"):
+        replace(job, kd=None)
+    with pytest.raises(ConfigError, match="max_steps must be at least 1"):
+        replace(job, max_steps=0)
+
+
+def test_missing_inputs_are_named(tmp_path, job):
+    with pytest.raises(ConfigError, match=r"store .*/nowhere does not exist; make it with"):
+        replace(job, store=str(tmp_path / "nowhere")).hash()
+    with pytest.raises(ConfigError, match=r"weights .*none\.safetensors do not exist"):
+        replace(job, init_weights=str(tmp_path / "none.safetensors")).hash()
+    with pytest.raises(ConfigError, match="has no split 'test', it has: training, validation"):
+        replace(job, split="test").hash()
+
+
+def test_job_file_problems_are_named(tmp_path, job):
+    with pytest.raises(DataError, match=r"job\.json does not exist"):
+        TrainJob.read(tmp_path)
+    job.write(tmp_path / "run")
+    values = jsonfile.read(tmp_path / "run" / "job.json")
+    values["train"]["learning_rat"] = 1
+    jsonfile.write(tmp_path / "run" / "job.json", values)
+    with pytest.raises(ConfigError, match=r"TrainConfig has no setting .*learning_rat"):
+        TrainJob.read(tmp_path / "run")
+
+
+def test_finished_folder_keeps_its_job(tmp_path, job):
+    run = tmp_path / "run"
+    job.write(run)
+    jsonfile.mark_complete(run, job.hash())
+    job.write(run)
+    replace(job, name="renamed").write(run)
+    with pytest.raises(ConfigError, match="holds the results of another job"):
+        replace(job, max_steps=10).write(run)
+    assert TrainJob.read(run).max_steps == 9
+
+
+def test_folder_at_work_keeps_its_job(tmp_path, job):
+    run = tmp_path / "run"
+    job.write(run)
+    me = psutil.Process()
+    jsonfile.write(run / "child.json", {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+    with pytest.raises(ConfigError, match="is being trained under other settings"):
+        replace(job, max_steps=10).write(run)

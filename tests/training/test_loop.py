@@ -1,0 +1,217 @@
+"""The whole path on a tiny simulated store: detectors, distillation, child processes, exact resume."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdlib import jsonfile, zoo
+from kdlib.config import AugmentConfig, GridConfig, HeadConfig, LabelKDConfig, ModelConfig, PillarEncoderConfig, TrainConfig
+from kdlib.data.prepare import prepare
+from kdlib.errors import ConfigError, DataError
+from kdlib.models.detector import build
+from kdlib.models.weights import load_weights, read_card, save_weights
+from kdlib.simulate import simulate
+from kdlib.training import loop
+from kdlib.training.checkpoint import CheckpointError
+from kdlib.training.job import TeacherSource, TrainJob
+from kdlib.training.launch import TrainingFailed, launch, stop
+from kdlib.training.loop import limit_threads, train
+from kdlib.training.rundir import RunDir, worker
+
+PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
+
+
+def tiny(model: ModelConfig) -> ModelConfig:
+    """The demo's model with eight channels everywhere, over 10 m."""
+    grid = GridConfig((-10.24, -10.24, -2.0, 10.24, 10.24, 4.0), model.grid.voxel_size, model.grid.max_points)
+    backbone = replace(model.backbone, layers=(1, 1, 1), filters=(8, 8, 8), upsample_filters=(8, 8, 8))
+    return replace(
+        model, name=f"tiny_{model.name}", grid=grid, encoder=PillarEncoderConfig((8, 8)), backbone=backbone, head=HeadConfig(8)
+    )
+
+
+TEACHER, STUDENT = tiny(PAIR.teacher), tiny(PAIR.student)
+KD = replace(PAIR.kd, label=LabelKDConfig(thresholds=(0.1, 0.1, 0.1)))
+SCHEDULE = TrainConfig(epochs=3, batch_size=2, interval=1, workers=0, checkpoint_steps=4, seed=5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDLIB_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    simulate(root / "waymo", segments=2, frames=4, seed=3, scale="demo", workers=1, progress=False)
+    prepare(root / "waymo", root / "store", workers=1, progress=False)
+    return root / "store"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_weights(path, build(TEACHER), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def job(store, teacher) -> TrainJob:
+    source = TeacherSource(TEACHER, str(teacher))
+    return TrainJob(STUDENT, SCHEDULE, str(store), kd=KD, teacher=source, init_weights=str(teacher), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(job, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    job.write(folder)
+    train(folder)
+    return folder
+
+
+def same_end(a: Path, b: Path) -> None:
+    left, right = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    ours, theirs = jsonfile.read(a / "result.json"), jsonfile.read(b / "result.json")
+    assert {k: v for k, v in ours.items() if k not in ("timing", "card")} == {
+        k: v for k, v in theirs.items() if k not in ("timing", "card")
+    }
+
+
+def test_result_weights_and_card(uninterrupted, job, teacher):
+    result = jsonfile.read(uninterrupted / "result.json")
+    assert result["steps"] == 12 and result["samples"] == 24 and result["frames"] == 8
+    assert result["job"] == job.hash()
+    assert set(result["final"]["parts"]) == {"heatmap", "box", "kd_heatmap"}
+    assert [term["name"] for term in result["terms"]] == ["heatmap", "box", "kd_heatmap"]
+    student = build(STUDENT)
+    assert load_weights(uninterrupted / "weights.safetensors", student).complete
+    card = read_card(uninterrupted / "weights.safetensors")
+    assert card["job"] == job.hash() and card["dataset"] == result["dataset"] and card["steps"] == 12
+    moved = load_file(uninterrupted / "weights.safetensors")
+    first = load_file(teacher)
+    assert not torch.equal(moved["dense_head.heads_list.0.hm.1.bias"], first["dense_head.heads_list.0.hm.1.bias"])
+
+
+def test_finished_run_is_left_alone(uninterrupted, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in uninterrupted.iterdir()}
+    train(uninterrupted)
+    assert "is complete, nothing to do" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in uninterrupted.iterdir()} == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_bit_identical(tmp_path, job, uninterrupted, workers):
+    job.write(tmp_path)
+    train(tmp_path, stop_after=3)
+    replace(job, train=replace(SCHEDULE, workers=workers)).write(tmp_path)  # where data is loaded changes nothing
+    train(tmp_path, stop_after=8)
+    assert not (tmp_path / "weights.safetensors").exists()
+    train(tmp_path)
+    same_end(tmp_path, uninterrupted)
+
+
+def test_sigkill_and_sigterm_in_the_real_child(tmp_path, job, uninterrupted):
+    job.write(tmp_path)
+    launch([tmp_path], follow=False)
+    target = random.randint(1, 9)
+    end = time.monotonic() + 60
+    while len(jsonfile.read_lines(tmp_path / "history.jsonl")) < target:
+        assert time.monotonic() < end, (tmp_path / "train.log").read_text()
+        time.sleep(0.01)
+    owner = worker(RunDir(tmp_path))
+    if owner is not None and target % 2:
+        import os
+        import signal
+
+        os.kill(owner["pid"], signal.SIGKILL)
+    elif owner is not None:
+        stop(tmp_path)
+    while worker(RunDir(tmp_path)) is not None:
+        time.sleep(0.02)
+    lines: list[str] = []
+    (result,) = launch([tmp_path], echo=lines.append, every=0.0)
+    assert result.complete
+    same_end(tmp_path, uninterrupted)
+    assert launch([tmp_path], echo=lines.append)[0].reused
+    assert lines[-1] == "tiny: finished earlier, kept"
+
+
+def test_arms_differ_where_they_should(tmp_path, job, store):
+    alone = replace(job, kd=None, teacher=None, init_weights=None)
+    alone.write(tmp_path)
+    train(tmp_path)
+    result = jsonfile.read(tmp_path / "result.json")
+    assert set(result["final"]["parts"]) == {"heatmap", "box"}
+    assert result["steps"] == 12
+
+
+def test_kd_initialises_without_init_weights(job, capsys):
+    objective = loop.build_objective(replace(job, init_weights=None))
+    assert "tensors copied from the teacher" in capsys.readouterr().out
+    student, source = objective.student.state_dict(), objective.teacher.model.state_dict()
+    assert all(torch.equal(student[name], source[name]) for name in student)
+
+
+def test_max_steps_shortens_the_schedule(tmp_path, job):
+    replace(job, max_steps=2).write(tmp_path)
+    train(tmp_path)
+    lines = jsonfile.read_lines(tmp_path / "history.jsonl")
+    assert [line["steps"] for line in lines] == [2, 2]
+
+
+def test_changed_settings_do_not_resume(tmp_path, job):
+    job.write(tmp_path)
+    train(tmp_path, stop_after=2)
+    replace(job, train=replace(SCHEDULE, learning_rate=0.1)).write(tmp_path)
+    with pytest.raises(CheckpointError, match=r"belongs to job .* this run is job"):
+        train(tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_weights_that_do_not_fit(tmp_path, job):
+    other = tmp_path / "other.safetensors"
+    save_weights(other, torch.nn.Linear(2, 2), {})
+    with pytest.raises(ConfigError, match=r"other\.safetensors.*does not fit the model"):
+        loop.build_objective(replace(job, teacher=TeacherSource(TEACHER, str(other))))
+    with pytest.raises(ConfigError, match="is it of the same family"):
+        loop.build_objective(replace(job, init_weights=str(other)))
+
+
+def test_nothing_to_learn(job, tmp_path):
+    replace(job, train=replace(SCHEDULE, accumulate=50)).write(tmp_path)
+    with pytest.raises(ConfigError, match="fewer than accumulate=50"):
+        train(tmp_path)
+    with pytest.raises((ConfigError, DataError), match="has no split 'test'"):
+        loop.open_dataset(replace(job, split="test"))
+
+
+def test_child_says_what_is_wrong(tmp_path, job):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not weights")
+    replace(job, init_weights=str(broken)).write(tmp_path / "run")
+    with pytest.raises(TrainingFailed, match=r"ended with code 2(.|\n)*broken\.safetensors is truncated or not safetensors"):
+        launch([tmp_path / "run"], echo=lambda _: None)
+
+
+def test_augmentation_is_part_of_the_run(job):
+    assert replace(job, train=replace(SCHEDULE, augment=AugmentConfig(flip_x=False))).hash() != job.hash()
+
+
+def test_thread_limit(monkeypatch):
+    monkeypatch.setenv("KDLIB_THREADS", "many")
+    with pytest.raises(ConfigError, match="KDLIB_THREADS='many' must be a positive number"):
+        limit_threads()
