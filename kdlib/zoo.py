@@ -41,7 +41,7 @@ CP_PILLAR_DEMO = replace(
     grid=_pillar_grid(20.48, 0.32, 20),
     encoder=PillarEncoderConfig(filters=(16, 16)),
     backbone=replace(CP_PILLAR.backbone, filters=(16, 32, 64), upsample_filters=(32, 32, 32)),
-    head=HeadConfig(shared_channels=32, decode=DecodeConfig(center_limit=(-22.0, -22.0, -10.0, 22.0, 22.0, 10.0))),
+    head=HeadConfig(shared_channels=16, decode=DecodeConfig(center_limit=(-22.0, -22.0, -10.0, 22.0, 22.0, 10.0))),
 )
 CP_PILLAR_DEMO_V064 = replace(CP_PILLAR_DEMO, name="cp_pillar_demo_v0.64", grid=_pillar_grid(20.48, 0.64, 50))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from kdlib.models.weights import read_card
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     *("notebooks", "kdlib", "data", "reports", "tests"),
@@ -77,9 +79,8 @@ def test_top_level_has_the_agreed_rooms_only(tracked: list[Path]) -> None:
 def test_data_holds_its_readme_and_weights_only(tracked: list[Path]) -> None:
     inside = {file.relative_to(ROOT / "data").parts[0] for file in tracked if file.is_relative_to(ROOT / "data")}
     assert inside <= {"README.md", "weights"}
-    cards = {file for file in tracked if file.parent == ROOT / "data/weights"}
-    for weights in (file for file in cards if file.suffix == ".safetensors"):
-        assert weights.with_suffix(".json") in cards, f"{weights.name} has no card"
+    for weights in (file for file in tracked if file.parent == ROOT / "data/weights" and file.suffix == ".safetensors"):
+        assert read_card(weights), f"{weights.name} carries no card"
 
 
 def test_nothing_is_large(tracked: list[Path]) -> None:

@@ -41,6 +41,7 @@ LAYERS = (
     "report",
     "execute",
     "pipeline",
+    "comparison",
     "cli",
     "__main__",
 )

@@ -62,5 +62,7 @@ def test_nothing_is_swallowed_or_left_open(file: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"line {node.lineno}: bare except"
-            assert ast.unparse(node.type) not in ("Exception", "BaseException"), f"line {node.lineno}: catches everything"
+            cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            caught = ast.unparse(node.type)
+            assert cleans_up or caught not in ("Exception", "BaseException"), f"line {node.lineno}: keeps every error to itself"
     assert not re.findall(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", text)

@@ -20,7 +20,7 @@ STEPS = {"x": 80.0 / 32767, "y": 80.0 / 32767, "z": 0.001}
 
 _ELONGATION = 64.0
 # The top count stands for every intensity whose tanh rounds to 1; as a raw number it is given the least of them.
-_RAW = np.arctanh(np.minimum(np.arange(256) / 255.0, 254.5 / 255.0)).astype(np.float32)
+_RAW = np.arctanh(np.minimum(np.arange(256) / 255.0, 254.6 / 255.0)).astype(np.float32)
 _TANH = (np.arange(256) / 255.0).astype(np.float32)
 _ELONGATIONS = ((np.arange(256) & 127) / _ELONGATION).astype(np.float32)
 _FLAGS = np.where(np.arange(256) >= 128, 1.0, -1.0).astype(np.float32)

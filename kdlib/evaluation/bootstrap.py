@@ -42,7 +42,6 @@ class Difference:
     mean: float
     low: float
     high: float
-    share_above_zero: float  # of the resamples
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class BootstrapReport:
             if (d.first, d.second) == (first, second):
                 return d
             if (d.first, d.second) == (second, first):
-                return Difference(first, second, -d.mean, -d.high, -d.low, _share(d))
+                return Difference(first, second, -d.mean, -d.high, -d.low)
         raise KeyError(f"no difference between '{first}' and '{second}'")
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,11 +75,6 @@ class BootstrapReport:
         plain["arms"] = [{**arm, "values": list(arm["values"])} for arm in plain["arms"]]
         plain["differences"] = list(plain["differences"])
         return plain
-
-
-def _share(difference: Difference) -> float:
-    # Ties are rare enough with real numbers; for identical arms both shares are 0.
-    return 0.0 if difference.low == difference.high == 0.0 else 1.0 - difference.share_above_zero
 
 
 def bootstrap(
@@ -93,9 +87,9 @@ def bootstrap(
 ) -> BootstrapReport:
     """Return each arm's mean with a 95 % percentile interval, and the paired differences of all arms.
 
-    Every resample draws segments (or frames) with replacement, the same for all arms, and seeds with replacement, the same positions
-    for all arms that have equally many: an interval answers both "other streets" and "other random numbers". Frames of a segment
-    show the same objects, so resampling single frames understates the spread.
+    Every resample draws segments (or frames) with replacement, the same for all arms, and seeds with replacement, the same
+    positions for all arms that have equally many: an interval answers both "other streets" and "other random numbers". Frames of
+    a segment show the same objects, so resampling single frames understates the spread.
 
     Args:
         arms: Name -> one result per seed, all on the same frames, with ``frames`` kept; arms are paired in seed order.
@@ -136,8 +130,7 @@ def _summarise(name: str, values: list[float], resampled: Float64) -> Arm:
 def _compare(first: Arm, second: Arm, resampled_first: Float64, resampled_second: Float64) -> Difference:
     difference = resampled_first - resampled_second
     low, high = np.percentile(difference, (2.5, 97.5))
-    above = float((difference > 0.0).mean())
-    return Difference(first.name, second.name, first.mean - second.mean, float(low), float(high), above)
+    return Difference(first.name, second.name, first.mean - second.mean, float(low), float(high))
 
 
 def _counts_of(result: EvalResult) -> FrameCounts:

@@ -159,7 +159,7 @@ def check_frames_predicted(missing: Sequence[Any], names: tuple[str, str]) -> No
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
-            f"{names[0]}: frame {missing[0]!r}{more} of {names[1]} was never predicted on; use the same split and interval for both"
+            f"{names[0]}: frame {missing[0]!r}{more} of {names[1]} was never predicted on; use one split and interval for both"
         )
 
 

@@ -52,7 +52,8 @@ def load(
     Args:
         predictions: Columns ``frame_id, x, y, z, length, width, height, heading, type, score`` and optionally ``overlap_nlz``.
         truth: Columns ``frame_id, x, ..., heading, type, difficulty, num_points``. A frame without boxes is named in the
-            schema's metadata ``frame_ids`` (a JSON list) or is one row with null in all other columns. A null num_points counts as 0, a null difficulty as unset.
+            schema's metadata ``frame_ids`` (a JSON list) or is one row with null in all other columns. A null num_points counts
+            as 0, a null difficulty as unset.
         strict: Refuse an empty ground truth and predictions for frames it does not have; else count them as the official op
             does.
         max_distance: Boxes with hypot(x, y) above this are left out on both sides, metres.

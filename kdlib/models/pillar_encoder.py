@@ -1,7 +1,13 @@
-"""Pillars in, one feature vector per pillar out: PillarVFE (spec 3.3)."""
+"""Pillars in, one feature vector per pillar out: PillarVFE (spec 3.3).
+
+The original runs every slot of a pillar through its layers, empty ones included, and they count in the BatchNorm statistics and
+in the maximum. All empty slots of a pillar hold the same values, so one of them, weighted by their number, gives the same answer
+for a fraction of the work: here a pillar's rows are its points and, if it is not full, one empty slot.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,6 +19,40 @@ from kdlib.types import VoxelBatch
 _EXTRA = 6  # offsets to the mean of the points and to the pillar's centre
 
 
+@dataclass(frozen=True)
+class PillarRows:
+    """The slots that differ, pillar by pillar."""
+
+    values: Tensor  # (R, C)
+    weight: Tensor  # (R,) how many slots a row stands for
+    lengths: Tensor  # (V,) rows of each pillar
+
+
+class WeightedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over rows (R, C) that each stand for ``weight`` equal ones."""
+
+    def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Normalise; statistics of the batch are weighted, stored ones are used as they are."""
+        if weight is None or not (self.training or self.running_mean is None):
+            return super().forward(rows)
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.float()  # statistics of many rows need it, as in torch's own layer
+        count, share = weight.sum(), weight[:, None]
+        mean = (share * rows).sum(dim=0) / count
+        centred = rows - mean
+        variance = (share * centred.square()).sum(dim=0) / count
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            self._remember(mean.detach(), (variance * count / (count - 1).clamp(min=1)).detach())
+        return centred * (self.weight * (variance + self.eps).rsqrt()) + self.bias
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        momentum = self.momentum or 0.0
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+        self.num_batches_tracked.add_(1)
+
+
 class PillarLayer(nn.Module):
     """Linear, BatchNorm, ReLU on every slot, then the maximum over the slots."""
 
@@ -20,21 +60,13 @@ class PillarLayer(nn.Module):
         """Build a layer; all but the last also hand on every slot, with half the channels."""
         super().__init__()
         width = outputs if last else outputs // 2
-        self.last = last
         self.linear = nn.Linear(inputs, width, bias=False)
-        self.norm = nn.BatchNorm1d(width, eps=1e-3, momentum=0.01)
+        self.norm = WeightedBatchNorm(width, eps=1e-3, momentum=0.01)
 
-    def forward(self, slots: Tensor) -> Tensor:
-        """Turn slots (V, P, C) into (V, P, outputs), or into (V, outputs) if this is the last layer.
-
-        Padded slots take part in the statistics and in the maximum, as in the original; checkpoints depend on it.
-        """
-        flat = self.linear(slots.flatten(0, 1))
-        x = torch.relu(self.norm(flat)).view(*slots.shape[:2], -1)
-        best = x.amax(dim=1)
-        if self.last:
-            return best
-        return torch.cat((x, best[:, None].expand_as(x)), dim=2)
+    def forward(self, rows: PillarRows) -> tuple[Tensor, Tensor]:
+        """Return the slots (R, width) and their maximum in each pillar (V, width)."""
+        x = torch.relu(self.norm(self.linear(rows.values), rows.weight))
+        return x, torch.segment_reduce(x, "max", lengths=rows.lengths, unsafe=True)
 
 
 class PillarEncoder(nn.Module):
@@ -53,19 +85,23 @@ class PillarEncoder(nn.Module):
         """Return the features (V, C) of every pillar."""
         if not len(pillars.features):
             return pillars.features.new_zeros((0, self.channels))
-        x = self.decorate(pillars)
+        rows = self.decorate(pillars)
+        pillar = torch.repeat_interleave(rows.lengths)
         for layer in self.pfn_layers:
-            x = layer(x)
-        return x
+            slots, best = layer(rows)
+            rows = PillarRows(torch.cat((slots, best[pillar]), dim=1), rows.weight, rows.lengths)
+        return best
 
-    def decorate(self, pillars: VoxelBatch) -> Tensor:
-        """Return slots (V, P, 11): the point, its offset to the points' mean, its offset to the pillar's centre."""
-        points, count = pillars.features, pillars.num_points
-        xyz = points[..., :3]
-        mean = xyz.sum(dim=1, keepdim=True) / count.view(-1, 1, 1).to(points.dtype)
-        cell = pillars.coords[:, [3, 2, 1]].to(points.dtype)
+    def decorate(self, pillars: VoxelBatch) -> PillarRows:
+        """Return 11 numbers a slot: the point, its offset to the points' mean, its offset to the pillar's centre."""
+        points, count, slots = pillars.features, pillars.num_points, pillars.features.shape[1]
+        mean = points[..., :3].sum(dim=1) / count[:, None].to(points.dtype)
         size, low = points.new_tensor(self._size), points.new_tensor(self._low)
-        centre = cell * size + (size / 2 + low)
-        x = torch.cat((points, xyz - mean, xyz - centre[:, None]), dim=2)
-        used = torch.arange(points.shape[1], device=points.device) < count[:, None]
-        return x * used[..., None].to(x.dtype)
+        centre = pillars.coords[:, [3, 2, 1]].to(points.dtype) * size + (size / 2 + low)
+        slot = torch.arange(slots, device=points.device)
+        pillar, place = torch.nonzero(slot <= count[:, None], as_tuple=True)  # a pillar's points, then its first empty slot
+        value = points[pillar, place]
+        x = torch.cat((value, value[:, :3] - mean[pillar], value[:, :3] - centre[pillar]), dim=1)
+        empty = place == count[pillar]
+        weight = torch.where(empty, slots - count[pillar], torch.ones_like(place)).to(x.dtype)
+        return PillarRows(x * ~empty[:, None], weight, (count + 1).clamp(max=slots))

@@ -1,8 +1,8 @@
 """A model and an input go in; a frozen report of parameters, multiply-accumulates and activations per layer comes out.
 
 Every sum is given in two conventions. "published" is that of the tables in the SparseKD paper, whose "Flops" are
-multiply-accumulates with batch normalisation, biases, empty pillar slots and an over-count of transposed convolutions
-(spec 10.1): to compare with them. The other counts the multiplications that convolutions and linear layers really do, and
+multiply-accumulates with batch normalisation, biases and an over-count of transposed convolutions (spec 10.1): to compare
+with them. The other counts the multiplications that convolutions and linear layers really do, and
 nothing else: to compare models.
 """
 
@@ -56,18 +56,13 @@ class CostReport:
 
     @property
     def acts(self) -> float:
-        """Output elements of convolutions and linear layers per frame, as this implementation computes them."""
+        """Output elements of convolutions and linear layers per frame."""
         return self._total.acts / self.frames
 
     @property
     def published_macs(self) -> float:
         """Multiply-accumulates per frame as the published tables count them (their "Flops")."""
         return self._total.published_macs / self.frames
-
-    @property
-    def published_acts(self) -> float:
-        """Activations per frame as the published tables count them."""
-        return self._total.published_acts / self.frames
 
     @property
     def _total(self) -> LayerCost:
@@ -87,7 +82,7 @@ class CostReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, means per frame first."""
-        totals = {name: getattr(self, name) for name in ("macs", "acts", "published_macs", "published_acts")}
+        totals = {name: getattr(self, name) for name in ("macs", "acts", "published_macs")}
         layers = [row.to_dict() for row in self.rows]
         return {"parameters": self.parameters, **totals, "frames": self.frames, "layers": layers}
 

@@ -34,8 +34,9 @@ class HardwareCard:
         return f"{self.device}{threads}, torch {self.versions.get('torch', '?')}"
 
 
-def hardware_card(device: torch.device) -> HardwareCard:
-    """Return the card of this machine for a model that runs on ``device``."""
+def card(device: torch.device | None = None) -> HardwareCard:
+    """Return the card of this machine for a model on ``device``, torch's default one if None."""
+    device = device or torch.empty(0).device
     found = provenance.hardware()
     backend: Any = getattr(torch, device.type, None)
     name = backend.get_device_name(device) if hasattr(backend, "get_device_name") else found["cpu"]

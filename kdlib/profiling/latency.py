@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import KdlibError
-from kdlib.profiling.hardware import HardwareCard, hardware_card
+from kdlib.profiling.hardware import HardwareCard, card
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
 
@@ -211,4 +211,4 @@ def measure_latency(
             if turn >= warmup:
                 times.append(measured)
     stages = tuple(StageLatency(name, column) for name, column in zip(STAGES, zip(*times)))
-    return LatencyReport(stages, sizes.pop(), warmup, hardware_card(device))
+    return LatencyReport(stages, sizes.pop(), warmup, card(device))

@@ -11,17 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from kdlib.models.pillar_encoder import PointLayer
-
 
 @dataclass(frozen=True)
 class LayerCost:
     """What one call of one layer costs; sums of calls add field by field."""
 
     macs: int = 0  # multiplications the layer really does; normalisation and bias are not counted
-    acts: int = 0  # output elements of convolutions and linear layers
+    acts: int = 0  # output elements of convolutions and linear layers; the same in both conventions
     published_macs: int = 0  # the convention behind the published "Flops" (spec 10.1)
-    published_acts: int = 0
 
     def __add__(self, other: LayerCost) -> LayerCost:
         """Return the cost of both."""
@@ -29,7 +26,6 @@ class LayerCost:
             self.macs + other.macs,
             self.acts + other.acts,
             self.published_macs + other.published_macs,
-            self.published_acts + other.published_acts,
         )
 
 
@@ -40,7 +36,7 @@ def _conv(layer: _ConvNd, given: tuple[Tensor, ...], answer: Tensor) -> LayerCos
     # The stored kernel is (out, in / groups, *kernel): each output element takes one product per weight of its filter.
     outputs = answer.numel()
     products = outputs * math.prod(layer.weight.shape[1:])
-    return LayerCost(products, outputs, products + (outputs if layer.bias is not None else 0), outputs)
+    return LayerCost(products, outputs, products + (outputs if layer.bias is not None else 0))
 
 
 def _conv_transpose(layer: _ConvTransposeNd, given: tuple[Tensor, ...], answer: Tensor) -> LayerCost:
@@ -49,29 +45,19 @@ def _conv_transpose(layer: _ConvTransposeNd, given: tuple[Tensor, ...], answer: 
     outputs = answer.numel()
     products = given[0].numel() * math.prod(layer.weight.shape[1:])
     published = outputs * (layer.in_channels // layer.groups * math.prod(layer.kernel_size))
-    return LayerCost(products, outputs, published + (outputs if layer.bias is not None else 0), outputs)
+    return LayerCost(products, outputs, published + (outputs if layer.bias is not None else 0))
 
 
 def _linear(layer: nn.Linear, given: tuple[Tensor, ...], answer: Tensor) -> LayerCost:
     products = answer.numel() * layer.in_features
-    return LayerCost(products, answer.numel(), products, answer.numel())
+    return LayerCost(products, answer.numel(), products)
 
 
 def _batch_norm(layer: _BatchNorm, given: tuple[Tensor, ...], answer: Tensor) -> LayerCost:
     return LayerCost(published_macs=2 * given[0].numel())
 
 
-def _point_layer(layer: PointLayer, given: tuple[Tensor, ...], answer: Any) -> LayerCost:
-    # kdlib computes a pillar's unused slots once; the original computed, and the published numbers count, all P of them.
-    points, unused, _, empty_slots = given
-    rows = len(points) + len(unused)
-    slots = len(points) + int(empty_slots.sum())
-    width, inputs = layer.linear.weight.shape
-    return LayerCost(rows * width * inputs, rows * width, slots * width * (inputs + 2), slots * width)
-
-
 RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
-    (PointLayer, _point_layer),  # counts its own linear layer and normalisation
     (_ConvTransposeNd, _conv_transpose),  # before _ConvNd, its base class
     (_ConvNd, _conv),
     (nn.Linear, _linear),

@@ -81,7 +81,7 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
             raise ConfigError(
                 f"no tensor of {job.init_weights} has a name and shape of {job.model.name}; is it of the same family?"
             )
-        print(coverage.table(), flush=True)
+        print(f"starting from {job.init_weights}: {coverage.table()}", flush=True)
     elif job.kd is not None and teacher is not None:
         print(initialise(student, teacher.state_dict(), job.kd.initialisation), flush=True)
     if job.kd is None or teacher is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning import pytorch as pl
@@ -17,20 +17,19 @@ from kdlib.types import Batch, LossTerms
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-class Objective(Protocol):
-    """What is trained: a module with a ``student`` whose call turns a batch into loss terms."""
-
-    student: nn.Module
-
-    def __call__(self, batch: Batch) -> LossTerms:
-        """Return the loss of one batch and its named parts."""
-
-
 class TrainingModule(pl.LightningModule):
     """Trains whatever an objective leaves trainable; a frozen teacher inside it is neither optimised nor stored."""
 
     def __init__(self, objective: nn.Module, config: TrainConfig, total: int, start: int = 0, meter: Meter | None = None) -> None:
-        """Prepare for steps ``start`` to ``total - 1`` of one schedule."""
+        """Prepare for steps ``start`` to ``total - 1`` of one schedule.
+
+        Args:
+            objective: Module whose call turns a batch into loss terms; what of it requires a gradient is trained.
+            config: Optimisation settings.
+            total: Optimiser steps of the schedule.
+            start: Optimiser steps done before.
+            meter: Running means to go on from.
+        """
         super().__init__()
         self.objective = objective
         self.config = config

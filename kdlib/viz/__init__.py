@@ -1,1 +1,1 @@
-"""Pictures, interactive scenes and the report: finished results as plain arrays in, figures and files out; nothing is computed here."""
+"""Pictures, interactive scenes and the report: finished results as plain arrays in, figures and files out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -59,12 +59,12 @@ def draw_bev(
     own = ax is None
     with canvas.styled():
         if ax is None:
-            width = 7.2
-            figure = canvas.new_figure(width, (width - 0.75) * (y_max - y_min) / (x_max - x_min) + 1.1)
+            height = 6.45 * (y_max - y_min) / (x_max - x_min) + 1.1
+            figure: Figure = canvas.new_figure(7.2, height)
             ax = figure.add_subplot()
-            figure.subplots_adjust(left=0.085, right=0.985, bottom=0.85 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight())
+            figure.subplots_adjust(left=0.085, right=0.985, bottom=0.85 / height, top=1 - 0.35 / height)
         else:
-            figure = ax.figure
+            figure = cast(Figure, ax.figure)
         _axes(ax, extent, title)
         _scatter(ax, drawable_points(points), extent, color_by)
         for index, layer in enumerate(layers):
@@ -141,15 +141,9 @@ def draw_heatmap(
     Raises:
         LayerError: If the shape, the names or the extent do not make sense.
     """
-    maps = np.asarray(heatmap)
-    maps = maps[None] if maps.ndim == 2 else maps
-    if maps.ndim != 3 or not maps.size:
-        raise LayerError(f"heat map of shape {maps.shape}, expected (C, H, W) or (H, W)")
-    names = list(class_names) or ([""] if len(maps) == 1 else [f"channel {index}" for index in range(len(maps))])
-    if len(names) != len(maps):
-        raise LayerError(f"{len(maps)} heat maps but {len(names)} class names")
+    maps, names = _maps(heatmap, class_names)
     x_min, y_min, x_max, y_max = _checked(extent)
-    top = float(np.nanmax(maps)) if vmax is None else vmax
+    low, top = min(0.0, float(np.nanmin(maps))), float(np.nanmax(maps)) if vmax is None else vmax
     with canvas.styled():
         height = 3.9 * (y_max - y_min) / (x_max - x_min) + (1.25 if title else 0.95)
         figure = canvas.new_figure(3.9 * len(maps) + 1.3, height)
@@ -159,8 +153,8 @@ def draw_heatmap(
         figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=right, bottom=0.5 / height, top=upper, wspace=0.08)
         for index, (ax, name, values) in enumerate(zip(axes, names, maps)):
             _axes(ax, extent, name)
-            options = {"origin": "lower", "extent": (x_min, x_max, y_min, y_max), "interpolation": "nearest", "zorder": 0.5}
-            image = ax.imshow(values, cmap=_HEAT, vmin=min(0.0, float(np.nanmin(maps))), vmax=top or 1.0, **options)
+            place = (x_min, x_max, y_min, y_max)
+            image = ax.imshow(values, _HEAT, vmin=low, vmax=top or 1.0, origin="lower", extent=place, interpolation="nearest")
             for layer in layers:
                 _boxes(ax, select(layer, class_name=name) if name in layer.class_names else layer, extent, False)
             if index:
@@ -179,14 +173,26 @@ def legend_handles(layers: Sequence[BoxLayer], *, dark: bool = False) -> list[Li
     handles = []
     for layer in layers:
         color = palette.on_dark(layer.color) if dark else layer.color
-        look = {"color": color, "linestyle": layer.dash, "linewidth": layer.width + 0.5, "alpha": 1.0 if dark else _strength(layer)}
-        handles.append(Line2D([], [], label=f"{layer.name} ({len(layer)})", **look))
+        look: dict[str, Any] = {"color": color, "linestyle": layer.dash, "linewidth": layer.width + 0.5}
+        strength = 1.0 if dark else _strength(layer)
+        handles.append(Line2D([], [], label=f"{layer.name} ({len(layer)})", alpha=strength, **look))
     return handles
+
+
+def _maps(heatmap: FloatArray, class_names: Sequence[str]) -> tuple[FloatArray, list[str]]:
+    maps = np.asarray(heatmap)
+    maps = maps[None] if maps.ndim == 2 else maps
+    if maps.ndim != 3 or not maps.size:
+        raise LayerError(f"heat map of shape {maps.shape}, expected (C, H, W) or (H, W)")
+    names = list(class_names) or ([""] if len(maps) == 1 else [f"channel {index}" for index in range(len(maps))])
+    if len(names) != len(maps):
+        raise LayerError(f"{len(maps)} heat maps but {len(names)} class names")
+    return maps, names
 
 
 def _legend(figure: Figure, layers: Sequence[BoxLayer]) -> None:
     handles = legend_handles(layers)
-    options = {"ncol": max(len(handles), 1), "columnspacing": 1.3, "handlelength": 1.7, "handletextpad": 0.5}
+    options: dict[str, Any] = {"ncol": max(len(handles), 1), "columnspacing": 1.3, "handlelength": 1.7, "handletextpad": 0.5}
     figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.05 / figure.get_figheight()), **options)
 
 
@@ -211,8 +217,9 @@ def _axes(ax: Axes, extent: Extent, title: str) -> None:
         for angle in np.radians((45, 225)):
             x, y = radius * np.cos(angle), radius * np.sin(angle)
             if x_min < x < x_max and y_min < y < y_max:
-                style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-                ax.text(x, y, f"{radius:g} m", fontsize=6, color=palette.FAINT, ha="center", va="center", bbox=style, zorder=1.5, clip_on=True)
+                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
+                style: dict[str, Any] = {"fontsize": 6, "color": palette.FAINT, "ha": "center", "va": "center", "bbox": box}
+                ax.text(x, y, f"{radius:g} m", zorder=1.5, clip_on=True, **style)
                 break
     ax.add_patch(FancyBboxPatch((-1.2, -0.95), 4.4, 1.9, boxstyle="round,pad=0,rounding_size=0.6", color="#CBD5DF", zorder=2.5))
     ax.add_patch(Polygon([(2.8, 0), (1.4, 0.65), (1.4, -0.65)], color="#52606D", zorder=2.6))
@@ -242,16 +249,21 @@ def _scatter(ax: Axes, points: FloatArray, extent: Extent, color_by: str) -> Non
 def _boxes(ax: Axes, layer: BoxLayer, extent: Extent, letters: bool) -> None:
     if not len(layer):
         return
-    strength = np.ones(len(layer)) if layer.scores is None else np.clip(0.35 + 0.65 * np.asarray(layer.scores, float) / 0.6, 0.35, 1.0)
+    strength = np.ones(len(layer))
+    if layer.scores is not None:
+        strength = np.clip(0.35 + 1.1 * np.asarray(layer.scores, float), 0.35, 1.0)  # full from a score of 0.6 on
     edges = _shades(layer.color, strength * _strength(layer))
     corners = footprint(layer.boxes)
-    style = {"linewidths": layer.width * _scale(ax, extent), "zorder": 3.0}
-    ax.add_collection(PolyCollection(corners, facecolors=_shades(layer.color, strength * 0.10), edgecolors="none", zorder=2.9))
+    outlines = list(np.concatenate((corners, corners[:, :1]), axis=1))
+    style: dict[str, Any] = {"linewidths": layer.width * _scale(ax, extent), "zorder": 3.0}
+    ax.add_collection(
+        PolyCollection(list(corners), facecolors=_shades(layer.color, strength * 0.10), edgecolors="none", zorder=2.9)
+    )
     # Dashed roles get a pale line below, or their outline would dissolve among the points.
     if layer.dash != "solid":
-        ax.add_collection(LineCollection(np.concatenate((corners, corners[:, :1]), 1), colors="white", **style))
-    ax.add_collection(LineCollection(np.concatenate((corners, corners[:, :1]), 1), colors=edges, linestyles=layer.dash, **style))
-    ax.add_collection(LineCollection(heading_ticks(layer.boxes), colors=edges, **style))
+        ax.add_collection(LineCollection(outlines, colors="white", **style))
+    ax.add_collection(LineCollection(outlines, colors=edges, linestyles=layer.dash, **style))
+    ax.add_collection(LineCollection(list(heading_ticks(layer.boxes)), colors=edges, **style))
     if letters:
         for index in range(len(layer)):
             x, y = float(layer.boxes[index, 0]), float(corners[index, :, 1].max()) + 0.3
@@ -261,7 +273,7 @@ def _boxes(ax: Axes, layer: BoxLayer, extent: Extent, letters: bool) -> None:
 
 def _scale(ax: Axes, extent: Extent) -> float:
     """Return by how much lines and dots shrink where a metre is small on paper."""
-    inches = ax.get_position().width * ax.figure.get_figwidth() / (extent[2] - extent[0])
+    inches = ax.get_position().width * cast(Figure, ax.figure).get_figwidth() / (extent[2] - extent[0])
     return float(np.clip(np.sqrt(inches / 0.11), 0.45, 1.0))
 
 

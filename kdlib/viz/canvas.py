@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from kdlib.errors import KdlibError
 from kdlib.viz.palette import FAINT, GRID, INK
 
 DPI = 150
@@ -44,6 +45,10 @@ STYLE: Mapping[str, Any] = {
 }
 
 
+class ChartError(KdlibError):
+    """Numbers that cannot be charted."""
+
+
 class StaticFigure(Figure):
     """A matplotlib figure with an Agg canvas of its own that a notebook shows as a PNG, also without ``%matplotlib``."""
 
@@ -60,7 +65,8 @@ def new_figure(width: float, height: float, *, facecolor: str = "white") -> Stat
 
 def styled() -> Any:
     """Return the context in which kdlib's axes are made: fonts and lines alike everywhere, the user's settings untouched."""
-    return rc_context(dict(STYLE))
+    settings: Any = dict(STYLE)
+    return rc_context(settings)
 
 
 def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[Axes]:
@@ -70,6 +76,20 @@ def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[A
         ax.grid(axis="y", linewidth=0.8)
         ax.tick_params(length=3)
     return list(axes)
+
+
+def fit(figure: Figure, legend_from: Axes | None, title: str) -> None:
+    """Fit the axes into the figure, title above, legend below."""
+    height, width = figure.get_figheight(), figure.get_figwidth()
+    bottom = 0.0
+    if legend_from is not None:
+        handles, labels = legend_from.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="lower center", ncol=min(len(handles), 5), bbox_to_anchor=(0.5, 0.03 / height))
+            bottom = 0.3 * -(-len(handles) // 5) / height
+    if title:
+        figure.text(0.12 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
+    figure.tight_layout(rect=(0, bottom, 1, 1 - (0.32 / height if title else 0)))
 
 
 def to_png(figure: Figure, dpi: int = DPI) -> bytes:

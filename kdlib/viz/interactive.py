@@ -13,19 +13,22 @@ from numpy.typing import NDArray
 from kdlib.types import FloatArray
 from kdlib.viz import canvas, palette
 from kdlib.viz.layers import BoxLayer, LayerError, count_inside, drawable_points, height_limits, wireframe
+from kdlib.viz.perspective import Camera
 
-CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:; font-src data:"
+CONTENT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:; font-src data:"
+)
 """What a saved page may load: nothing that is not in it. plotly compiles its shaders' glue, hence unsafe-eval."""
-
-_VIEWS: Mapping[str, Mapping[str, Any]] = {
-    "behind": {"eye": {"x": -0.75, "y": -0.35, "z": 0.55}, "center": {"x": 0, "y": 0, "z": -0.1}, "up": {"x": 0, "y": 0, "z": 1}},
-    "above": {"eye": {"x": 0, "y": 0, "z": 1.5}, "center": {"x": 0, "y": 0, "z": 0}, "up": {"x": 1, "y": 0, "z": 0}},
-    "side": {"eye": {"x": 0.0, "y": -1.1, "z": 0.35}, "center": {"x": 0, "y": 0, "z": -0.1}, "up": {"x": 0, "y": 0, "z": 1}},
-}
 
 
 def scene_figure(
-    points: FloatArray, layers: Sequence[BoxLayer], *, point_budget: int = 60_000, title: str = "", height: int = 620, seed: int = 0
+    points: FloatArray,
+    layers: Sequence[BoxLayer],
+    point_budget: int = 60_000,
+    *,
+    title: str = "",
+    height: int = 620,
+    seed: int = 0,
 ) -> Any:
     """Return a plotly figure: points coloured by height, one trace for each layer, click the legend to switch a layer.
 
@@ -56,7 +59,8 @@ def scene_figure(
     figure = go.Figure(go.Scatter3d(**_cloud(shown, len(points))))
     for layer in layers:
         figure.add_trace(go.Scatter3d(**_boxes(layer, count_inside(points, layer.boxes))))
-    figure.update_layout(**_layout(title, height))
+    reach = float(np.clip(np.percentile(np.hypot(points[:, 0], points[:, 1]), 90), 15, 40)) if len(points) else 20.0
+    figure.update_layout(**_layout(title, height, _bounds(points, layers), reach))
     return figure
 
 
@@ -64,7 +68,8 @@ def figure_html(figure: Any) -> str:
     """Return the ``<div>`` of a figure, without plotly.js (see :func:`plotly_script`)."""
     import plotly.io
 
-    return str(plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config={"displaylogo": False, "responsive": True}))
+    config = {"displaylogo": False, "responsive": True}
+    return str(plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config=config))
 
 
 def plotly_script() -> str:
@@ -92,9 +97,11 @@ def save_html(figures: Any, path: str | Path, *, title: str = "kdlib scenes") ->
     else:
         named = {"": figures}
     parts = [(f"<h2>{html.escape(str(name))}</h2>" if name else "") + figure_html(figure) for name, figure in named.items()]
-    style = f"body{{margin:0;background:{palette.NIGHT};color:{palette.NIGHT_INK};font:15px/1.5 system-ui,sans-serif}}h1,h2{{margin:.8em 1.2rem .4em}}"
+    style = f"body{{margin:0;background:{palette.NIGHT};color:{palette.NIGHT_INK};font:15px/1.5 system-ui,sans-serif}}"
+    style += "h1,h2{margin:.8em 1.2rem .4em}"
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
         f"<title>{html.escape(title)}</title><style>{style}</style>{plotly_script()}</head>"
         f"<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
     )
@@ -110,7 +117,7 @@ def _cloud(points: FloatArray, total: int) -> dict[str, Any]:
         "mode": "markers",
         "name": kept,
         "hoverinfo": "skip",
-        "marker": {"size": 1.4, "color": _short(points[:, 2]), "colorscale": ramp, "cmin": low, "cmax": high},
+        "marker": {"size": 1.2, "color": _short(points[:, 2]), "colorscale": ramp, "cmin": low, "cmax": high},
     }
 
 
@@ -144,25 +151,49 @@ def _short(values: FloatArray) -> list[float]:
     return [round(value, 2) for value in np.asarray(values, np.float64).tolist()]
 
 
-def _layout(title: str, height: int) -> dict[str, Any]:
-    axis = {"backgroundcolor": palette.NIGHT, "gridcolor": palette.NIGHT_FAINT, "zerolinecolor": palette.NIGHT_FAINT, "showspikes": False}
-    names = {"x": "x, forward [m]", "y": "y, left [m]", "z": "z, up [m]"}
-    buttons = [{"label": name, "method": "relayout", "args": [{"scene.camera": view}]} for name, view in _VIEWS.items()]
-    menu = {"type": "buttons", "direction": "right", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom", "buttons": buttons}
-    style = {"bgcolor": palette.NIGHT, "bordercolor": palette.NIGHT_FAINT, "font": {"size": 11, "color": palette.FAINT}, "pad": {"b": 6, "r": 6}}
+def _layout(title: str, height: int, bounds: FloatArray, reach: float) -> dict[str, Any]:
+    axis = {
+        "showbackground": False,
+        "zeroline": False,
+        "showspikes": False,
+        "gridcolor": palette.NIGHT_FAINT,
+        "color": palette.FAINT,
+    }
+    axes: dict[str, Any] = {f"{key}axis": {**axis, "range": list(limits)} for key, limits in zip("xyz", bounds.T.tolist())}
+    axes["xaxis"]["title"], axes["yaxis"]["title"] = {"text": "x, forward [m]"}, {"text": "y, left [m]"}
+    axes["zaxis"]["visible"] = False
+    cameras = {
+        "behind": Camera.behind(reach),
+        "above": Camera((0, 0, 2.6 * reach), (0, 0, 0), up=(1, 0, 0)),
+        "left": Camera((0.1 * reach, 1.3 * reach, 0.5 * reach), (0.1 * reach, 0, 0)),
+    }
+    views = {name: _view(camera, bounds) for name, camera in cameras.items()}
+    buttons = [{"label": name, "method": "relayout", "args": [{"scene.camera": view}]} for name, view in views.items()]
+    menu = {"type": "buttons", "direction": "right", "showactive": False}
+    place = {"x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"}
+    style = {"bgcolor": palette.NIGHT, "bordercolor": palette.NIGHT_FAINT, "font": {"size": 11, "color": palette.NIGHT_INK}}
     return {
         "template": "plotly_dark",
         "paper_bgcolor": palette.NIGHT,
         "height": height,
-        "margin": {"l": 0, "r": 0, "t": 48, "b": 0},
-        "title": {"text": html.escape(title), "x": 0.012, "y": 0.975, "font": {"size": 15}},
+        "margin": {"l": 0, "r": 0, "t": 44 if title else 0, "b": 0},
+        "title": {"text": html.escape(title), "x": 0.012, "y": 0.97, "font": {"size": 15}},
         "legend": {"x": 0.01, "y": 0.98, "bgcolor": "rgba(13,17,23,0.7)", "itemsizing": "constant"},
-        "scene": {
-            "aspectmode": "data",
-            "camera": _VIEWS["behind"],
-            "bgcolor": palette.NIGHT,
-            **{f"{key}axis": {**axis, "title": {"text": text}} for key, text in names.items()},
-        },
-        "updatemenus": [{**menu, **style}],
+        "scene": {"aspectmode": "data", "camera": views["behind"], "bgcolor": palette.NIGHT, **axes},
+        "updatemenus": [{**menu, **place, **style, "buttons": buttons}],
         "uirevision": "keep",  # the view survives switching layers
     }
+
+
+def _bounds(points: FloatArray, layers: Sequence[BoxLayer]) -> FloatArray:
+    """Return the lowest and highest corner (2, 3) of all that is shown, a little wider, never flat."""
+    shown = [points[:, :3], *(wireframe(layer.boxes)[0].reshape(-1, 3) for layer in layers), np.zeros((1, 3))]
+    everything = np.concatenate([np.asarray(part, np.float64) for part in shown])
+    return np.stack((everything.min(axis=0) - 0.5, everything.max(axis=0) + 0.5))
+
+
+def _view(camera: Camera, bounds: FloatArray) -> dict[str, Any]:
+    """Return plotly's camera: with aspectmode 'data' its unit is the cube root of the scene's volume, its origin the middle."""
+    middle, unit = bounds.mean(axis=0), float(np.cbrt(np.prod(bounds[1] - bounds[0])))
+    eye, centre = (dict(zip("xyz", ((np.asarray(place) - middle) / unit).tolist())) for place in (camera.eye, camera.target))
+    return {"eye": eye, "center": centre, "up": dict(zip("xyz", camera.up))}

@@ -43,7 +43,8 @@ class BoxLayer:
         if not np.isfinite(self.boxes).all():
             raise LayerError(f"layer '{self.name}': a box holds NaN or infinity; drop it before drawing")
         if count and not (1 <= int(self.labels.min()) and int(self.labels.max()) <= len(self.class_names)):
-            raise LayerError(f"layer '{self.name}': labels must lie in 1..{len(self.class_names)} ({', '.join(self.class_names)})")
+            names = ", ".join(self.class_names)
+            raise LayerError(f"layer '{self.name}': labels must lie in 1..{len(self.class_names)} ({names})")
 
     def __len__(self) -> int:
         """Return the number of boxes."""

@@ -51,9 +51,7 @@ class Lines:
     width: float  # pixels in a picture 900 pixels high
 
 
-def paint(
-    points: FloatArray, colors: FloatArray, lines: list[Lines], camera: Camera, size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def paint(points: FloatArray, colors: FloatArray, lines: list[Lines], camera: Camera, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return the picture (height, width, 3) of coloured points (N, 3) and lines, seen through a pinhole camera."""
     width, height = size
     figure = canvas.new_figure(width / canvas.DPI, height / canvas.DPI, facecolor=palette.NIGHT)
@@ -73,7 +71,9 @@ def paint(
         ends = _clip(_to_camera(line.segments.reshape(-1, 3), camera).reshape(-1, 2, 3))
         if len(ends):
             drawn = _project(ends.reshape(-1, 3), camera, size).reshape(-1, 2, 2)
-            ax.add_collection(LineCollection(drawn, colors=line.color, linewidths=line.width * thin, capstyle="round", zorder=2))
+            ax.add_collection(
+                LineCollection(list(drawn), colors=line.color, linewidths=line.width * thin, capstyle="round", zorder=2)
+            )
     return canvas.to_pixels(figure)[..., :3]
 
 

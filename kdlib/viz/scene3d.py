@@ -86,7 +86,12 @@ def render_scene(
 
 
 def open_window(
-    points: FloatArray, layers: Sequence[BoxLayer], *, title: str = "kdlib", camera: Camera | None = None, worker: Sequence[str] = WORKER
+    points: FloatArray,
+    layers: Sequence[BoxLayer],
+    *,
+    title: str = "kdlib",
+    camera: Camera | None = None,
+    worker: Sequence[str] = WORKER,
 ) -> RenderInfo:
     """Show the scene in an open3d window and return when it is closed; without a display, say so and return at once.
 
@@ -95,7 +100,8 @@ def open_window(
     """
     points = drawable_points(points)
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return RenderInfo("none", "No display (DISPLAY and WAYLAND_DISPLAY are unset): use render_scene for a PNG or scene_figure for HTML.")
+        unset = "No display (DISPLAY and WAYLAND_DISPLAY are unset)"
+        return RenderInfo("none", f"{unset}: use render_scene for a PNG or scene_figure for HTML.")
     with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
         folder = Path(name)
         _hand_over(folder, points, height_colors(points), _scene_lines(points, layers), camera or Camera(), (1600, 900), title)
@@ -135,7 +141,7 @@ def _hand_over(
     title: str = "",
 ) -> None:
     """Write what the worker needs."""
-    arrays = {f"lines_{index}": line.segments.astype(np.float32) for index, line in enumerate(lines)}
+    arrays: dict[str, Any] = {f"lines_{index}": line.segments.astype(np.float32) for index, line in enumerate(lines)}
     np.savez(folder / "scene.npz", points=points[:, :3].astype(np.float32), colors=colors.astype(np.float32), **arrays)
     scene: dict[str, Any] = {
         "size": list(size),
@@ -200,11 +206,17 @@ def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str,
             for handle in handles:
                 handle.set_linestyle("solid")  # as in the scene, where lines have no dashes
                 handle.set_linewidth(2.5 * scale)
-            options = {"loc": "upper left", "bbox_to_anchor": (0.012, 0.985), "labelcolor": palette.NIGHT_INK, "borderpad": 0.8}
+            options: dict[str, Any] = {
+                "loc": "upper left",
+                "bbox_to_anchor": (0.012, 0.985),
+                "labelcolor": palette.NIGHT_INK,
+                "borderpad": 0.8,
+            }
             box = figure.legend(handles=handles, fontsize=10 * scale, frameon=True, facecolor=palette.NIGHT, **options)
             box.get_frame().set(alpha=0.75, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
         band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75, "pad": 3}
         text = "\n".join(line for line in (caption, note) if line)
         if text:
-            figure.text(0.016, 0.022, text, color=palette.NIGHT_INK, fontsize=8.5 * scale, va="bottom", linespacing=1.5, bbox=band)
+            look: dict[str, Any] = {"color": palette.NIGHT_INK, "fontsize": 8.5 * scale, "linespacing": 1.5, "bbox": band}
+            figure.text(0.016, 0.022, text, va="bottom", **look)
         return canvas.to_png(figure)

@@ -99,8 +99,9 @@ def range_image_to_points(
     if len(inclinations) != height:
         raise RangeImageError(f"{len(inclinations)} beam inclinations for a range image of {height} rows")
     ranges = image[..., 0].ravel()
-    if np.isnan(ranges).any():
-        raise RangeImageError(f"{int(np.isnan(ranges).sum())} ranges are NaN; a missing pixel must be -1")
+    finite = np.isfinite(ranges)
+    if not finite.all():
+        raise RangeImageError(f"{int((~finite).sum())} ranges are NaN or infinite; a missing pixel must be -1")
     valid = np.flatnonzero(ranges > 0)
     rows, columns = np.divmod(valid, max(width, 1))
     xyz = _in_vehicle(ranges[valid].astype(np.float32), rows, columns, inclinations, column_azimuths(width, extrinsic), extrinsic)

@@ -9,21 +9,22 @@ import pytest
 import torch
 
 from kdlib import provenance
-from kdlib.profiling.hardware import hardware_card
+from kdlib.profiling.hardware import card
 
 
 def test_card_of_this_machine() -> None:
-    card = hardware_card(torch.device("cpu"))
-    assert card.cpu and card.device == card.cpu
-    assert 1 <= card.cores and card.threads == torch.get_num_threads()
-    assert card.memory_gb > 0.5
-    assert card.versions["torch"] == torch.__version__
-    assert json.loads(json.dumps(card.to_dict()))["system"] == card.system
+    found = card(torch.device("cpu"))
+    assert found.cpu and found.device == found.cpu
+    assert 1 <= found.cores and found.threads == torch.get_num_threads()
+    assert card() == found
+    assert found.memory_gb > 0.5
+    assert found.versions["torch"] == torch.__version__
+    assert json.loads(json.dumps(found.to_dict()))["system"] == found.system
 
 
 def test_card_names_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(get_device_name=lambda device: "Board"))
     monkeypatch.setattr(provenance, "_accelerators", lambda: ("Board, 8192 MiB, 520.1",))
-    card = hardware_card(torch.device("cuda"))
-    assert card.device == "Board" and card.gpus == ("Board, 8192 MiB, 520.1",)
-    assert str(card).startswith("Board, torch ")
+    found = card(torch.device("cuda"))
+    assert found.device == "Board" and found.gpus == ("Board, 8192 MiB, 520.1",)
+    assert str(found).startswith("Board, torch ")

@@ -144,7 +144,7 @@ def test_nan_in_a_point_cloud_is_an_error(edit, split):
         return rows
 
     path = edit("lidar", spoil)
-    with pytest.raises(DataError, match=rf"{path}: frame \d+, laser FRONT: 1 ranges are NaN"):
+    with pytest.raises(DataError, match=rf"{path}: frame \d+, laser FRONT: 1 ranges are NaN or infinite"):
         _read(split)
 
 
@@ -163,7 +163,7 @@ def test_an_empty_scan_is_a_frame_without_points(edit, split):
 
 def test_a_null_second_return_is_no_points(edit, split, golden_frames):
     name = "[LiDARComponent].range_image_return2"
-    edit("lidar", lambda rows: [{**row, f"{name}.values": None, f"{name}.shape": None} for row in rows])
+    edit("lidar", lambda rows: [{**row, f"{name}.values": None} for row in rows])
     assert 0 < len(_read(split)[0].points) < len(golden_frames[0].points)
 
 
@@ -204,13 +204,13 @@ def test_contradictions_are_named(edit, split, component, change, message):
     edit(component, change)
     with pytest.raises(DataError, match=message) as error:
         _read(split)
-    assert str(split / component.split("+")[0]) in str(error.value) or component in ("lidar_calibration", "vehicle_pose")
+    assert str(split) in str(error.value)
 
 
 def test_a_zero_pose_under_a_valid_pixel_is_an_error(edit, split):
     name = "[LiDARPoseComponent].range_image_return1.values"
     edit("lidar_pose", lambda rows: [{**row, name: [0.0] * len(row[name])} for row in rows])
-    with pytest.raises(DataError, match="laser TOP: .* all-zero pose"):
+    with pytest.raises(DataError, match=r"laser TOP: .* all-zero pose"):
         _read(split)
 
 
@@ -224,13 +224,3 @@ def test_uneven_timing_is_a_warning(edit, split):
         edit(component, shift)
     with pytest.warns(UserWarning, match=r"1 frames are not 95 to 105 ms .*400.0 ms"):
         assert _read(split)[1].timestamp_micros == later
-
-
-def test_streaming_does_not_read_ahead(golden_split, monkeypatch):
-    from kdlib.waymo import parquet
-
-    converted = []
-    original = parquet._Clouds._convert
-    monkeypatch.setattr(parquet._Clouds, "_convert", lambda self, *a: converted.append(a[1:]) or original(self, *a))
-    next(read_segment(golden_split, SEGMENT))
-    assert len(converted) <= 10  # shuffled rows: some of the second frame come first

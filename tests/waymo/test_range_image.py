@@ -156,7 +156,7 @@ def test_pixel_poses_need_the_frame_pose():
 def test_nan_and_infinity_are_errors(channel, value):
     values = _one_pixel()
     values["image"][1, 2, channel] = value
-    with pytest.raises(RangeImageError, match="NaN|not finite"):
+    with pytest.raises(RangeImageError, match=r"NaN|not finite"):
         range_image_to_points(**values)
 
 

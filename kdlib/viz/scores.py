@@ -1,0 +1,136 @@
+"""Scores: means with intervals, or a table of values in; a forest plot or a heat table out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from kdlib.types import FloatArray
+from kdlib.viz import canvas, palette
+from kdlib.viz.canvas import ChartError
+
+_SCORE_MAP = LinearSegmentedColormap.from_list("score", ("#F7FAFC", "#BFE3D6", "#56B89A", "#00765A"))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval and the single seeds behind it."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[float, ...] = ()
+    color: str = palette.SERIES[0]
+
+
+def draw_arms(
+    arms: Sequence[Estimate],
+    *,
+    label: str = "LEVEL_2 mAPH",
+    reference: float | None = None,
+    reference_label: str = "",
+    title: str = "",
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw a forest plot: mean, 95 % interval and single seeds of each arm, best read from top to bottom.
+
+    Args:
+        arms: In the order of drawing, first on top.
+        label: Of the horizontal axis.
+        reference: A vertical line, 0 for differences.
+        reference_label: What that line is.
+        title: Above the chart.
+        path: Also save as PNG.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ChartError: If there is no arm, or a mean lies outside its interval.
+    """
+    if not arms:
+        raise ChartError("no arm to draw")
+    for arm in arms:
+        if not arm.low <= arm.mean <= arm.high:
+            raise ChartError(f"arm '{arm.name}': mean {arm.mean:g} lies outside its interval [{arm.low:g}, {arm.high:g}]")
+    with canvas.styled():
+        figure = canvas.new_figure(7.4, 0.52 * len(arms) + (1.5 if title else 1.15))
+        (ax,) = canvas.grid_axes(figure, 1, 1)
+        ax.grid(axis="y", visible=False)
+        ax.grid(axis="x", linewidth=0.8)
+        for row, arm in enumerate(arms):
+            ax.plot([arm.low, arm.high], [row, row], color=arm.color, linewidth=5, alpha=0.35, solid_capstyle="round")
+            ax.plot(arm.seeds, [row + 0.26] * len(arm.seeds), "|", color=arm.color, markersize=6, alpha=0.9)
+            ax.plot(arm.mean, row, "o", color=arm.color, markersize=8, markeredgecolor="white", markeredgewidth=1.2)
+            text = f"{arm.mean:+.2f}" if reference == 0 else f"{arm.mean:.2f}"
+            interval = f"{text}  [{arm.low:.2f}, {arm.high:.2f}]"
+            ax.text(1.015, row, interval, transform=ax.get_yaxis_transform(), fontsize=8.5, va="center")
+        if reference is not None:
+            ax.axvline(reference, color=palette.INK, linewidth=1)
+            if reference_label:
+                place: dict[str, Any] = {"xytext": (4, 2), "textcoords": "offset points", "fontsize": 8, "color": palette.FAINT}
+                ax.annotate(reference_label, (reference, -0.6), va="top", **place)
+        ax.set(yticks=range(len(arms)), yticklabels=[arm.name for arm in arms], ylim=(len(arms) - 0.4, -0.6), xlabel=label)
+        ax.tick_params(axis="y", length=0, labelsize=9)
+        ax.spines["left"].set_visible(False)
+        canvas.fit(figure, None, title)
+        return canvas.finish(figure, path)
+
+
+def draw_range_table(
+    values: FloatArray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str = "LEVEL_2 APH",
+    title: str = "",
+    percent: bool = True,
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw a heat table, for example class x range; NaN is shown as a dash (nothing to score).
+
+    Args:
+        values: (R, C), shares in [0, 1] when ``percent``.
+        rows: R names.
+        columns: C names.
+        label: What the numbers are.
+        title: Above the table.
+        percent: Multiply by 100.
+        path: Also save as PNG.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ChartError: If the names do not fit the values.
+    """
+    table = np.asarray(values, np.float64) * (100 if percent else 1)
+    if table.shape != (len(rows), len(columns)) or not table.size:
+        raise ChartError(f"table of shape {table.shape} but {len(rows)} row and {len(columns)} column names")
+    top = 100.0 if percent else float(np.nanmax(table)) if np.isfinite(table).any() else 1.0
+    with canvas.styled():
+        figure = canvas.new_figure(1.7 + 1.15 * len(columns), 0.95 + 0.46 * len(rows) + (0.3 if title else 0))
+        ax = figure.add_subplot()
+        ax.imshow(np.nan_to_num(table), cmap=_SCORE_MAP, vmin=0, vmax=top, aspect="auto")
+        for row, line in enumerate(table):
+            for column, value in enumerate(line):
+                color = "white" if value > 0.68 * top else palette.INK
+                shown = f"{value:.1f}" if np.isfinite(value) else "–"
+                ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9.5)
+        ax.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows)
+        ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+        ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+        ax.grid(which="minor", color="white", linewidth=2)
+        ax.tick_params(which="both", length=0, labelsize=9)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        ax.set_xlabel(label, fontsize=8.5, color=palette.FAINT)
+        canvas.fit(figure, None, title)
+        return canvas.finish(figure, path)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from kdlib.data import prepare as module
+from kdlib.data import segment as segments
+from kdlib.data.prepare import prepare
+from kdlib.data.store import Store
+from kdlib.errors import DataError
+
+
+@pytest.fixture
+def waymo(source, tmp_path):
+    """A copy of the source that may be damaged."""
+    return shutil.copytree(source, tmp_path / "waymo")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "store"
+
+
+def _tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _litter(folder):
+    return [path for path in folder.rglob("*.tmp")]
+
+
+def test_the_report_counts_what_is_there(source, out):
+    report = prepare(source, out, progress=False)
+    training = report.splits["training"]
+    assert (training.segments, training.frames, training.reused) == (2, 7, 0)
+    assert training.boxes == {"Vehicle": 3, "Pedestrian": 2, "Sign": 2, "Cyclist": 1}
+    assert report.bytes_per_point == 8 and report.fingerprint == Store.open(out).fingerprint
+    assert json.loads(json.dumps(report.to_dict()))["splits"]["validation"]["frames"] == 3
+    assert "training: 2 segments (0 kept), 7 frames" in str(report)
+    assert not _litter(out)
+
+
+def test_a_second_call_changes_nothing(source, out):
+    prepare(source, out, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    report = prepare(source, out, progress=False)
+    assert sum(split.reused for split in report.splits.values()) == 3
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_processes_give_the_same_store(source, out, tmp_path):
+    prepare(source, out, progress=False)
+    prepare(source, tmp_path / "other", workers=2, progress=False)
+    assert _tree(out) == _tree(tmp_path / "other")
+
+
+def test_a_changed_source_is_prepared_again(waymo, out, waymo_writer):
+    first = prepare(waymo, out, progress=False)
+    waymo_writer(waymo / "training", "a", [[{}]], seed=1)
+    second = prepare(waymo, out, progress=False)
+    assert second.splits["training"].reused == 1 and second.splits["training"].frames == 5
+    assert second.fingerprint != first.fingerprint
+    assert Store.open(out).fingerprint == second.fingerprint and not _litter(out)
+
+
+def test_a_damaged_segment_is_repaired(source, out):
+    prepare(source, out, progress=False)
+    whole = _tree(out)
+    (out / "training" / "a" / "points.npy").write_bytes(b"")
+    prepare(source, out, progress=False)
+    assert _tree(out) == whole
+
+
+def test_splits_can_come_one_by_one(source, out):
+    first = prepare(source, out, splits=("training",), progress=False)
+    second = prepare(source, out, splits=("validation", "testing"), progress=False)
+    assert second.missing_splits == ("testing",) and "testing: the source has no such folder" in str(second)
+    assert set(Store.open(out).contents) == {"training", "validation"} and first.fingerprint != second.fingerprint
+
+
+def test_a_source_without_splits_is_an_error(tmp_path, out):
+    with pytest.raises(DataError, match="has none of the folders training, validation"):
+        prepare(tmp_path, out, progress=False)
+    assert not out.exists()
+
+
+def test_an_incomplete_source_is_an_error_before_anything_is_written(waymo, out):
+    (waymo / "validation" / "lidar_pose" / "c.parquet").unlink()
+    with pytest.raises(DataError, match="segment c has no lidar_pose file"):
+        prepare(waymo, out, progress=False)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_truncated_source_file_leaves_the_finished_segments(waymo, out, workers):
+    path = waymo / "training" / "lidar" / "b.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"{path} is damaged"):
+        prepare(waymo, out, workers=workers, progress=False)
+    assert not _litter(out) and not (out / "training" / "b").exists()
+    with pytest.raises(DataError, match="holds no finished store"):
+        Store.open(out)
+    path.write_bytes(content)
+    report = prepare(waymo, out, progress=False)
+    assert report.splits["training"].reused == 1 and len(Store.open(out).split("training")) == 7
+
+
+def test_nan_in_a_point_cloud_is_named(waymo, out, monkeypatch):
+    original = module.read_segment
+
+    def spoil(folder, segment):
+        for frame in original(folder, segment):
+            if frame.frame_id == "b_001":
+                frame.points[0, 0] = np.nan
+            yield frame
+
+    monkeypatch.setattr(module, "read_segment", spoil)
+    with pytest.raises(DataError, match=r"frame b_001: 1 of \d+ points hold NaN"):
+        prepare(waymo, out, progress=False)
+    assert not _litter(out)
+
+
+@pytest.mark.parametrize("step", ["manifest", "table", "points"])
+def test_a_full_disk_is_one_sentence_and_leaves_earlier_results(source, waymo, out, waymo_writer, monkeypatch, step):
+    prepare(waymo, out, progress=False)
+    before = _tree(out)
+    waymo_writer(waymo / "training", "b", [[{}]], seed=1)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    targets = {
+        "manifest": (segments.jsonfile, "write"),
+        "table": (segments.pq, "write_table"),
+        "points": (segments, "_finish_npy"),
+    }
+    monkeypatch.setattr(*targets[step], full)
+    with pytest.raises(DataError, match=r"the disk is full; free some space and run the same command again"):
+        prepare(waymo, out, progress=False)
+    assert _tree(out) == before and not _litter(out)
+    assert len(Store.open(out).split("training")) == 7
+
+
+def test_a_file_size_limit_is_reported_like_a_full_disk(source, out):
+    """The real thing: the kernel refuses the write in the middle of points.npy."""
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\n"
+        "from kdlib.data.prepare import prepare\nfrom kdlib.errors import DataError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        f"try:\n    prepare(Path({str(source)!r}), Path({str(out)!r}), progress=False)\n"
+        "except DataError as error:\n    print(error)\n    sys.exit(2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and str(out / "training" / "a") in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
+    assert not _litter(out) and not (out / "training" / "a").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_one_sentence(source, out):
+    out.mkdir()
+    out.chmod(0o500)
+    with pytest.raises(DataError, match="may not be written by this user"):
+        prepare(source, out, progress=False)
+
+
+def test_a_forbidden_folder_is_one_sentence(source, out, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(segments.pq, "write_table", refuse)
+    with pytest.raises(DataError, match=f"{out / 'training' / 'a'}: may not be written by this user"):
+        prepare(source, out, progress=False)
+
+
+def test_a_file_where_the_store_should_be_is_an_error(source, out):
+    out.write_text("not a folder")
+    with pytest.raises(DataError, match="cannot be written"):
+        prepare(source, out, progress=False)
+    assert out.read_text() == "not a folder"
+
+
+def test_two_calls_at_once_are_refused(source, out):
+    out.mkdir()
+    with module._only_one(out), pytest.raises(DataError, match="is being prepared by another process"):
+        prepare(source, out, progress=False)
+
+
+def test_an_interrupt_leaves_no_litter(source, out, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segments.pq, "write_table", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, out, progress=False)
+    assert not _litter(out)
+
+
+def test_a_killed_call_is_continued(source, out, tmp_path):
+    """SIGKILL while the second segment is being written: the first is kept, the rest is as if nothing had happened."""
+    code = (
+        "import time\nfrom pathlib import Path\nfrom kdlib.data import prepare as module\noriginal = module.read_segment\n"
+        "def slow(folder, segment):\n"
+        "    for frame in original(folder, segment):\n        yield frame\n        time.sleep(60 if segment == 'b' else 0)\n"
+        f"module.read_segment = slow\nmodule.prepare(Path({str(source)!r}), Path({str(out)!r}), progress=False)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not list(out.glob("training/.b.*.tmp")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert _litter(out) and (out / "training" / "a").is_dir() and not (out / "training" / "b").exists()
+    with pytest.raises(DataError, match="holds no finished store"):
+        Store.open(out)
+    report = prepare(source, out, progress=False)
+    assert report.splits["training"].reused == 1 and not _litter(out)
+    prepare(source, tmp_path / "other", progress=False)
+    assert _tree(out) == _tree(tmp_path / "other")
+
+
+def test_a_worker_that_dies_is_one_sentence(monkeypatch, source, out):
+    monkeypatch.setattr(module, "prepare_segment", _die)
+    with pytest.raises(DataError, match="a preparing process died, most likely out of memory"):
+        prepare(source, out, workers=2, progress=False)
+
+
+def _die(task):
+    os.kill(os.getpid(), signal.SIGKILL)
