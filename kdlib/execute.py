@@ -152,9 +152,12 @@ def execute(stage: Stage, folder: Path) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             cwd=str(folder),
+            extra_arguments=["--log-level=ERROR"],
         )
     except PapermillExecutionError as error:
-        raise StageFailed(f"{stage.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue} (see {executed})") from error
+        raise StageFailed(
+            f"{stage.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue} (see {executed})"
+        ) from error
     if not result.is_file():
         raise StageFailed(f"{stage.name} ended without writing {result}; its last cell must call save_result")
     jsonfile.write(home / "complete.json", {"key": stage.key})
@@ -170,7 +173,7 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
         ConfigError: If a name or value is wrong (before anything is executed).
         StageFailed: If a notebook failed.
     """
-    from kdlib import report
+    from kdlib.report import write_run_report
 
     folder = run_folder(profile, out)
     stages = plan(profile, folder, overrides or {})
@@ -183,6 +186,6 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
         start = time.monotonic()
         execute(stage, folder)
         print(f"{stage.name}: done in {time.monotonic() - start:.0f} s", flush=True)
-    report.write_run_report(folder, profile)
+    write_run_report(folder, profile)
     print(f"report: {folder / 'report.html'}", flush=True)
     return folder

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdlib import jsonfile, profiles, zoo
+from kdlib import jsonfile, profiles, runs, zoo
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
@@ -70,9 +71,8 @@ def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
 
 def save_result(run: Run, stage: str, values: dict[str, Any]) -> Path:
     """Hand a stage's results over to later notebooks, the report and the tests."""
-    path = run.stage(stage) / "result.json"
-    jsonfile.write(path, {"profile": run.profile.name, "simulated": run.profile.simulated is not None, **values})
-    return path
+    facts = {"profile": run.profile.name, "simulated": run.profile.simulated is not None}
+    return runs.save_result(run.stage(stage), {**facts, **values})
 
 
 def prepare_data(run: Run) -> Store:
@@ -84,12 +84,19 @@ def prepare_data(run: Run) -> Store:
     source = run.data / "waymo"
     made = run.profile.simulated
     if made is not None:
-        for offset, (split, count) in enumerate((("training", made.training_segments), ("validation", made.validation_segments))):
-            simulate(source, segments=count, frames=made.frames, seed=made.seed + offset, scale=made.scale, split=split, workers=0)
+        counts = {"training": made.training_segments, "validation": made.validation_segments}
+        for offset, (split, count) in enumerate(counts.items()):
+            simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=_workers(run))
     elif not source.is_dir():
         raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
-    prepare(source, run.data / "store")
+    prepare(source, run.data / "store", workers=_workers(run))
     return run.store
+
+
+def _workers(run: Run) -> int:
+    """Return how many processes pay: starting one costs more than a smoke run's few frames."""
+    made = run.profile.simulated
+    return 1 if made is not None and made.training_segments < 10 else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def _full_range(run: Run) -> ModelConfig:
     return zoo.model(run.profile.teacher_model.name)
 
 
-def _launch(run: Run, jobs: dict[Path, TrainJob]) -> list[RunResult]:
+def _launch(jobs: Mapping[Path, TrainJob], run: Run) -> list[RunResult]:
     for folder, job in jobs.items():
         job.write(folder)
     return launch(list(jobs), parallel=run.profile.parallel, threads=run.profile.threads)
@@ -130,26 +137,29 @@ def train_teacher(run: Run, epochs: int = 0) -> TeacherWeights:
     """Train the teacher from scratch by the profile's schedule (``epochs`` above 0 replaces its length)."""
     schedule = replace(run.profile.teacher, epochs=epochs) if epochs else run.profile.teacher
     folder = run.folder / "teacher" / "scratch"
-    _launch(run, {folder: TrainJob(_full_range(run), schedule, str(run.data / "store"), name="teacher")})
-    return TeacherWeights(run.profile.teacher_model, folder / "weights.safetensors", "scratch")
+    result = _launch({folder: TrainJob(_full_range(run), schedule, str(run.data / "store"), name="teacher")}, run)[0]
+    return TeacherWeights(run.profile.teacher_model, result.weights, "scratch")
 
 
-def continue_teacher(run: Run, teacher: TeacherWeights) -> RunResult:
-    """Train some more steps from a teacher's weights, at a hundredth of the learning rate; exercises the whole training path."""
+def exercise_training(run: Run, teacher: TeacherWeights) -> RunResult:
+    """Return the training from scratch, or train a given teacher some more steps at a hundredth of the learning rate."""
+    if teacher.origin == "scratch":
+        folder = teacher.weights.parent
+        return launch([folder], parallel=1, threads=run.profile.threads)[0]
     schedule = replace(run.profile.teacher, learning_rate=run.profile.teacher.learning_rate / 100)
     job = TrainJob(
         _full_range(run),
         schedule,
         str(run.data / "store"),
         init_weights=str(teacher.weights),
-        max_steps=run.profile.continue_steps,
-        name="teacher continued",
+        max_steps=run.profile.continue_steps or None,
+        name="teacher, continued",
     )
-    return _launch(run, {run.folder / "teacher" / "continued": job})[0]
+    return _launch({run.folder / "teacher" / "continued": job}, run)[0]
 
 
 def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TeacherWeights:
-    """Return the teacher a notebook asks for: ``shipped``, ``scratch`` or a file; ``auto`` is shipped where there is one.
+    """Return the teacher a notebook asks for: ``auto``, ``shipped``, ``scratch`` or a file; ``auto`` is shipped where possible.
 
     Raises:
         ConfigError: If the file is missing.
@@ -163,6 +173,16 @@ def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TeacherWeights:
     if not Path(teacher).is_file():
         raise ConfigError(f"TEACHER={teacher} is neither 'auto', 'shipped', 'scratch' nor a safetensors file")
     return TeacherWeights(run.profile.teacher_model, Path(teacher).resolve(), teacher)
+
+
+def chosen_teacher(run: Run) -> TeacherWeights:
+    """Return the teacher notebook 01 settled on.
+
+    Raises:
+        ConfigError: If notebook 01 has not finished.
+    """
+    values = run.result("01_train_teacher")
+    return TeacherWeights(run.profile.teacher_model, Path(values["weights"]), values["origin"])
 
 
 def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule: TrainConfig) -> TrainJob:
@@ -187,13 +207,37 @@ def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule
 
 def train_students(
     run: Run, teacher: TeacherWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0
-) -> dict[tuple[str, int], Path]:
+) -> dict[tuple[str, int], RunResult]:
     """Train every arm with every seed under one schedule; finished runs are kept.
 
     Returns:
-        Run folder of every (arm, seed).
+        The outcome of every (arm, seed).
     """
     schedule = replace(run.profile.student, epochs=epochs) if epochs else run.profile.student
-    folders = {(arm, seed): run.folder / "students" / f"{arm}_seed{seed}" for seed in seeds for arm in arms}
-    _launch(run, {folder: student_job(run, arm, seed, teacher, schedule) for (arm, seed), folder in folders.items()})
-    return folders
+    keys = [(arm, seed) for seed in seeds for arm in arms]
+    folders = [run.folder / "students" / f"{arm}_seed{seed}" for arm, seed in keys]
+    jobs = [student_job(run, arm, seed, teacher, schedule) for arm, seed in keys]
+    return dict(zip(keys, _launch(dict(zip(folders, jobs)), run)))
+
+
+def students_result(run: Run, students: Mapping[tuple[str, int], RunResult], epochs: int = 0) -> dict[str, Any]:
+    """Return what notebook 02 hands over: the budget all arms share, and every student's weights."""
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "weights": str(result.weights),
+            "steps": result.values["steps"],
+            "samples": result.values["samples"],
+            "seconds": result.values["timing"].get("seconds"),
+            "final": result.values["final"],
+        }
+        for (arm, seed), result in students.items()
+    ]
+    budgets = {(row["steps"], row["samples"]) for row in rows}
+    if len(budgets) != 1:
+        raise ConfigError(f"the arms were trained for different budgets (steps, samples): {sorted(budgets)}; delete {run.folder}")
+    steps, samples = budgets.pop()
+    frames = next(iter(students.values())).values["frames"]
+    epochs = epochs or run.profile.student.epochs
+    return {"budget": {"steps": steps, "samples": samples, "frames": frames, "epochs": epochs}, "students": rows}

@@ -85,7 +85,7 @@ DEMO = Profile(
     name="demo",
     simulated=SimulatedData(training_segments=150, validation_segments=25, frames=20),
     pair="cp_pillar_demo_v0.64_sparsekd",
-    teacher=replace(_DEMO_SCHEDULE, epochs=16, interval=1, precision="bf16-mixed", checkpoint_steps=500),
+    teacher=replace(_DEMO_SCHEDULE, epochs=20, interval=1, precision="bf16-mixed", checkpoint_steps=500),
     shipped_teacher="cp_pillar_demo.safetensors",
     continue_steps=40,
     student=_DEMO_SCHEDULE,

@@ -9,7 +9,7 @@ from typing import Any
 from kdlib import jsonfile, provenance
 from kdlib.jsonfile import is_complete, mark_complete
 
-__all__ = ["is_complete", "mark_complete", "read_history", "save_result"]
+__all__ = ["is_complete", "mark_complete", "read_history", "records", "save_result"]
 
 
 def save_result(run_dir: Path, values: Mapping[str, Any], *, config_hash: str = "", seed: int | None = None) -> Path:
@@ -27,6 +27,12 @@ def save_result(run_dir: Path, values: Mapping[str, Any], *, config_hash: str = 
     }
     jsonfile.write(path, {**values, "card": card})
     return path
+
+
+def records(frame: Any) -> list[dict[str, Any]]:
+    """Return a pandas table as JSON rows; NaN, which JSON lacks, becomes None."""
+    rows: list[dict[str, Any]] = frame.to_dict("records")
+    return [{key: None if value != value else value for key, value in row.items()} for row in rows]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

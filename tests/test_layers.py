@@ -42,6 +42,8 @@ LAYERS = (
     "execute",
     "pipeline",
     "comparison",
+    "explore",
+    "costs",
     "cli",
     "__main__",
 )

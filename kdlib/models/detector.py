@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor, nn
 
 from kdlib.config import ModelConfig
+from kdlib.errors import ConfigError, DataError
 from kdlib.models.bev_backbone import BevBackbone
 from kdlib.models.center_head import CenterHead
 from kdlib.models.decode import decode
@@ -35,8 +39,13 @@ class CenterPoint(nn.Module):
     global_step: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build the network with fresh weights."""
+        """Build the network with fresh weights.
+
+        Raises:
+            ConfigError: If grid, backbone and head do not fit together; the message names the setting.
+        """
         super().__init__()
+        _check(config)
         self.config = config
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.long))
         self.vfe = PillarEncoder(config.encoder, config.grid)
@@ -44,7 +53,14 @@ class CenterPoint(nn.Module):
         self.dense_head = CenterHead(config.head, self.backbone_2d.channels)
 
     def voxelize(self, points: PointBatch) -> VoxelBatch:
-        """Return the pillars of a batch on this model's grid."""
+        """Return the pillars of a batch on this model's grid.
+
+        Raises:
+            DataError: If the points have not the features this model takes, or one is not finite.
+        """
+        expected, found = self.config.encoder.point_features, points.points.shape[-1]
+        if found != expected:
+            raise DataError(f"'{self.config.name}' takes {expected} features a point, the batch has {found}; prepare it anew")
         return voxelize(points, self.config.grid)
 
     def scatter(self, features: Tensor, pillars: VoxelBatch) -> Tensor:
@@ -59,16 +75,44 @@ class CenterPoint(nn.Module):
     def forward(self, points: PointBatch) -> Prediction:
         """Return the raw maps of every head for a batch of points."""
         pillars = self.voxelize(points)
-        bev = self.backbone_2d(self.scatter(self.vfe(pillars), pillars))
+        with torch.autocast(points.points.device.type, enabled=False):
+            features = self.vfe(pillars)  # metres do not fit into 16 bits; their offsets to a pillar's centre would be noise
+        bev = self.backbone_2d(self.scatter(features, pillars))
         return Prediction(self.dense_head(bev), bev, len(pillars.features))
 
     def targets(self, truth: GroundTruth) -> tuple[HeadTargets, ...]:
         """Return what the heads should answer, on this model's grid."""
-        return assign_targets(truth.boxes, truth.labels, grid=self.config.grid, head=self.config.head)
+        config = self.config
+        return assign_targets(truth.boxes, truth.labels, grid=config.grid, head=config.head, class_names=config.class_names)
 
     def detect(self, prediction: Prediction, nms: bool = True) -> list[Detections]:
         """Return the boxes of every frame."""
-        return decode(prediction.heads, grid=self.config.grid, head=self.config.head, nms=nms)
+        config = self.config
+        return decode(prediction.heads, grid=config.grid, head=config.head, class_names=config.class_names, nms=nms)
+
+
+def _check(config: ModelConfig) -> None:
+    """Check that a pillar model's grid, backbone and head fit together.
+
+    Raises:
+        ConfigError: Naming what does not fit and the remedy.
+    """
+    columns, rows, layers = config.grid.grid_size
+    if layers != 1:
+        raise ConfigError(f"'{config.name}': pillars need one cell in z, not {layers}; make voxel_size[2] the whole range of z")
+    strides, ups = config.backbone.strides, config.backbone.upsample_strides
+    total = math.prod(strides)
+    if columns % total or rows % total:
+        raise ConfigError(
+            f"'{config.name}': strides {strides} need a grid divisible by {total}, not {columns} x {rows} cells; "
+            "change point_range or voxel_size"
+        )
+    for reached, up in zip(accumulate(strides, mul), ups):
+        if reached != up * config.head.stride:
+            raise ConfigError(
+                f"'{config.name}': strides {strides} with upsample_strides {ups} do not bring every level to the head's stride "
+                f"of {config.head.stride}"
+            )
 
 
 def build(config: ModelConfig) -> CenterPoint:

@@ -35,6 +35,8 @@ class WeightedBatchNorm(nn.BatchNorm1d):
         """Normalise; statistics of the batch are weighted, stored ones are used as they are."""
         if weight is None or not (self.training or self.running_mean is None):
             return super().forward(rows)
+        if not len(rows):
+            return rows * self.weight + self.bias  # nothing to learn from, but the parameters keep their place in the graph
         if rows.dtype in (torch.float16, torch.bfloat16):
             rows = rows.float()  # statistics of many rows need it, as in torch's own layer
         count, share = weight.sum(), weight[:, None]
@@ -83,8 +85,6 @@ class PillarEncoder(nn.Module):
 
     def forward(self, pillars: VoxelBatch) -> Tensor:
         """Return the features (V, C) of every pillar."""
-        if not len(pillars.features):
-            return pillars.features.new_zeros((0, self.channels))
         rows = self.decorate(pillars)
         pillar = torch.repeat_interleave(rows.lengths)
         for layer in self.pfn_layers:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.config import GridConfig, HeadConfig, TargetConfig
+from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig, TargetConfig
 from kdlib.types import HeadTargets
 
 
@@ -33,58 +33,72 @@ def gaussian(radius: int) -> Tensor:
     return torch.from_numpy(bell).float()
 
 
-def assign_targets(boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig) -> tuple[HeadTargets, ...]:
+def label_of(name: str, class_names: tuple[str, ...]) -> int:
+    """Return the label of a class, its 1-based position.
+
+    Raises:
+        ValueError: If there is no such class.
+    """
+    if name not in class_names:
+        raise ValueError(f"a head names the class '{name}', the model has {class_names}")
+    return class_names.index(name) + 1
+
+
+def assign_targets(
+    boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig, class_names: tuple[str, ...] = CLASS_NAMES
+) -> tuple[HeadTargets, ...]:
     """Return the targets of every head.
 
-    A head takes the boxes of its classes in their order; the k-th takes slot k, at most ``max_objects`` of them. A box without
-    area keeps its slot, masked. A centre outside the map is moved to the border cell.
+    A head takes the boxes of its classes in their order; the k-th takes slot k, at most ``max_objects`` of them. A box that
+    is not finite or has no volume keeps its slot, masked. A centre outside the map is moved to the border cell.
 
     Args:
         boxes: (B, M, 7) metres and radians, float32.
-        labels: (B, M) 1-based class positions over all heads in order of ``class_names``; 0 is padding.
+        labels: (B, M) 1-based positions in ``class_names``; 0 is padding.
         grid: The model's grid.
         head: Its head's settings.
+        class_names: The classes in order of their labels, whatever their order in the heads.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or a head names an unknown class.
     """
     if boxes.dim() != 3 or boxes.shape[-1] != 7 or labels.shape != boxes.shape[:2]:
         raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
-    found, offset = [], 0
+    found = []
     for names in head.heads:
-        found.append(_one_head(boxes, labels - offset, len(names), grid, head))
-        offset += len(names)
+        channels = torch.full_like(labels, -1)
+        for channel, name in enumerate(names):
+            channels[labels == label_of(name, class_names)] = channel
+        found.append(_one_head(boxes, channels, len(names), grid, head))
     return tuple(found)
 
 
-def _one_head(boxes: Tensor, labels: Tensor, classes: int, grid: GridConfig, head: HeadConfig) -> HeadTargets:
+def _one_head(boxes: Tensor, channels: Tensor, classes: int, grid: GridConfig, head: HeadConfig) -> HeadTargets:
     settings = head.targets
     columns, rows = (n // head.stride for n in grid.grid_size[:2])
     batch, slots = len(boxes), settings.max_objects
-    mine = (labels >= 1) & (labels <= classes)
+    mine = channels >= 0
     slot = mine.long().cumsum(dim=1) - 1
     frame, row = torch.nonzero(mine & (slot < slots), as_tuple=True)
-    slot, label, box = slot[frame, row], labels[frame, row] - 1, boxes[frame, row]
+    slot, channel, box = slot[frame, row], channels[frame, row], boxes[frame, row]
+    solid = torch.isfinite(box).all(dim=1) & (box[:, 3:6] > 0).all(dim=1)
+    frame, slot, channel, box = frame[solid], slot[solid], channel[solid], box[solid]
 
     x = _cells(box[:, 0] - grid.point_range[0], grid.voxel_size[0], head.stride).clamp(0, columns - 0.5)
     y = _cells(box[:, 1] - grid.point_range[1], grid.voxel_size[1], head.stride).clamp(0, rows - 0.5)
     ix, iy = x.long(), y.long()
-    length = _cells(box[:, 3], grid.voxel_size[0], head.stride)
-    width = _cells(box[:, 4], grid.voxel_size[1], head.stride)
-    solid = (length > 0) & (width > 0)
-
-    frame, slot, label, box = frame[solid], slot[solid], label[solid], box[solid]
-    x, y, ix, iy = x[solid], y[solid], ix[solid], iy[solid]
     values = torch.stack((x - ix, y - iy, box[:, 2]), dim=1)
     values = torch.cat((values, box[:, 3:6].log(), box[:, 6:7].cos(), box[:, 6:7].sin()), dim=1)
     target = boxes.new_zeros((batch, slots, 8))
-    indices = labels.new_zeros((batch, slots))
+    indices = channels.new_zeros((batch, slots))
     mask = torch.zeros((batch, slots), dtype=torch.bool, device=boxes.device)
     target[frame, slot], indices[frame, slot], mask[frame, slot] = values, iy * columns + ix, True
 
-    radius = _radii(length[solid], width[solid], settings)
+    length = _cells(box[:, 3], grid.voxel_size[0], head.stride)
+    width = _cells(box[:, 4], grid.voxel_size[1], head.stride)
+    radius = _radii(length, width, settings)
     heatmap = boxes.new_zeros((batch, classes, rows, columns))
-    _draw(heatmap, frame * classes + label, ix, iy, radius)
+    _draw(heatmap, frame * classes + channel, ix, iy, radius)
     return HeadTargets(heatmap, target, indices, mask)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdlib.errors import DataError
+from kdlib.jsonfile import write_bytes
+
+_COUNTER = "global_step"
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,19 @@ class Coverage:
     """What of a file went into a model."""
 
     loaded: tuple[str, ...]
-    missing: tuple[str, ...]  # in the model, not in the file
+    missing: tuple[str, ...]  # in the model, not in the file; ``global_step`` may be, it is a counter and no weight
     unexpected: tuple[str, ...]  # in the file, not in the model
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the model, shape in the file
 
     @property
     def complete(self) -> bool:
-        """Whether model and file fit exactly."""
-        return not (self.missing or self.unexpected or self.mismatched)
+        """Whether model and file fit exactly, but for the counter."""
+        return not (set(self.missing) - {_COUNTER} or self.unexpected or self.mismatched)
 
     def table(self) -> str:
         """Return one line per group of tensors."""
         lines = [f"{len(self.loaded)} tensors loaded"]
-        lines += [f"missing in the file: {name}" for name in self.missing]
+        lines += [f"missing in the file: {name}{' (a counter, no weight)' * (name == _COUNTER)}" for name in self.missing]
         lines += [f"unknown to the model: {name}" for name in self.unexpected]
         lines += [f"{name}: model {ours}, file {theirs}" for name, ours, theirs in self.mismatched]
         return "\n".join(lines)
@@ -49,18 +50,15 @@ def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], *, half:
         model: Whose ``state_dict`` to write.
         card: JSON values that say where the numbers come from.
         half: Store floats with 16 bits, half the size; they are widened when read.
+
+    Raises:
+        OSError: If the disk is full or read-only; an old file is untouched and nothing new is left behind.
     """
     tensors = {}
     for name, tensor in model.state_dict().items():
         value = tensor.detach().to("cpu", copy=True).contiguous()
         tensors[name] = value.half() if half and value.is_floating_point() else value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        save_file(tensors, temporary, metadata={"card": json.dumps(dict(card), sort_keys=True)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, save(tensors, metadata={"card": json.dumps(dict(card), sort_keys=True)}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """A model and an input go in; a frozen report of parameters, multiply-accumulates and activations per layer comes out.
 
 Every sum is given in two conventions. "published" is that of the tables in the SparseKD paper, whose "Flops" are
-multiply-accumulates with batch normalisation, biases and an over-count of transposed convolutions (spec 10.1): to compare
-with them. The other counts the multiplications that convolutions and linear layers really do, and
+multiply-accumulates with batch normalisation, biases, empty slots of pillars and an over-count of transposed convolutions
+(spec 10.1): to compare with them. The other counts the multiplications that convolutions and linear layers really do, and
 nothing else: to compare models.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import KdlibError
-from kdlib.profiling.layers import LayerCost, Rule, rule
+from kdlib.profiling.layers import LayerCost, Rule, published_rule, rule, without_published
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
 
@@ -56,13 +56,18 @@ class CostReport:
 
     @property
     def acts(self) -> float:
-        """Output elements of convolutions and linear layers per frame."""
+        """Output elements of convolutions and linear layers per frame, as kdlib computes them."""
         return self._total.acts / self.frames
 
     @property
     def published_macs(self) -> float:
         """Multiply-accumulates per frame as the published tables count them (their "Flops")."""
         return self._total.published_macs / self.frames
+
+    @property
+    def published_acts(self) -> float:
+        """Activations per frame as the published tables count them."""
+        return self._total.published_acts / self.frames
 
     @property
     def _total(self) -> LayerCost:
@@ -82,23 +87,27 @@ class CostReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, means per frame first."""
-        totals = {name: getattr(self, name) for name in ("macs", "acts", "published_macs")}
+        totals = {name: getattr(self, name) for name in ("macs", "acts", "published_macs", "published_acts")}
         layers = [row.to_dict() for row in self.rows]
         return {"parameters": self.parameters, **totals, "frames": self.frames, "layers": layers}
 
 
-def _counted(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, Rule]]:
+def _counted(name: str, module: nn.Module, published: bool = True) -> Iterator[tuple[str, nn.Module, Rule]]:
     """Walk down to the layers that have a rule, in the model's order."""
     count = rule(module)
     if count is not None:
-        yield name, module, count
+        yield name, module, count if published else without_published(count)
         return
+    whole = published_rule(module)
+    if whole is not None:
+        yield name, module, whole
+        published = False
     if any(True for _ in module.parameters(recurse=False)):
         raise CostError(
             f"'{name}' is a {type(module).__name__} with parameters of its own; kdlib.profiling.layers has no rule for it"
         )
     for child, below in module.named_children():
-        yield from _counted(f"{name}.{child}" if name else child, below)
+        yield from _counted(f"{name}.{child}" if name else child, below, published)
 
 
 @contextmanager
@@ -108,7 +117,7 @@ def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Ite
     def hook(where: str, count: Rule) -> Callable[..., None]:
         def add(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
             before = rows[where].cost if where in rows else LayerCost()
-            parameters = sum(p.numel() for p in layer.parameters())
+            parameters = sum(p.numel() for p in layer.parameters(recurse=False))
             rows[where] = CostRow(where, type(layer).__name__, parameters, before + count(layer, given, answer))
 
         return add

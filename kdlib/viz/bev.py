@@ -70,7 +70,7 @@ def draw_bev(
         for index, layer in enumerate(layers):
             _boxes(ax, layer, extent, letters and index == 0)
         if own and layers:
-            _legend(figure, layers)
+            _legend(figure, layers, extent)
         return canvas.finish(figure, path)
 
 
@@ -108,16 +108,17 @@ def draw_comparison(
         if title:
             left = axes[0].get_position().x0
             figure.text(left, 1 - 0.12 / height, title, fontsize=12, fontweight="bold", va="top")
-        _legend(figure, list(shown.values()))
+        _legend(figure, list(shown.values()), extent)
         return canvas.finish(figure, path)
 
 
 def draw_heatmap(
     heatmap: FloatArray,
-    *,
     extent: Extent,
     class_names: Sequence[str] = (),
+    *,
     layers: Sequence[BoxLayer] = (),
+    points: FloatArray | None = None,
     vmax: float | None = 1.0,
     title: str = "",
     label: str = "centre probability",
@@ -130,6 +131,7 @@ def draw_heatmap(
         extent: x_min, y_min, x_max, y_max in metres that the map covers.
         class_names: C names; numbers where there are none.
         layers: Boxes to outline.
+        points: (N, >=3) points to show faintly above the map.
         vmax: Value of the darkest colour; None takes the map's maximum.
         title: Above the picture.
         label: What the colour means.
@@ -142,6 +144,8 @@ def draw_heatmap(
         LayerError: If the shape, the names or the extent do not make sense.
     """
     maps, names = _maps(heatmap, class_names)
+    if names == [""]:
+        names, title = [title], ""
     x_min, y_min, x_max, y_max = _checked(extent)
     low, top = min(0.0, float(np.nanmin(maps))), float(np.nanmax(maps)) if vmax is None else vmax
     with canvas.styled():
@@ -155,6 +159,8 @@ def draw_heatmap(
             _axes(ax, extent, name)
             place = (x_min, x_max, y_min, y_max)
             image = ax.imshow(values, _HEAT, vmin=low, vmax=top or 1.0, origin="lower", extent=place, interpolation="nearest")
+            if points is not None:
+                _scatter(ax, drawable_points(points), extent, "height", alpha=0.25)
             for layer in layers:
                 _boxes(ax, select(layer, class_name=name) if name in layer.class_names else layer, extent, False)
             if index:
@@ -168,14 +174,16 @@ def draw_heatmap(
         return canvas.finish(figure, path)
 
 
-def legend_handles(layers: Sequence[BoxLayer], *, dark: bool = False) -> list[Line2D]:
-    """Return legend entries with the number of boxes of each layer."""
+def legend_handles(layers: Sequence[BoxLayer], *, extent: Extent | None = None, dark: bool = False) -> list[Line2D]:
+    """Return legend entries with the number of boxes of each layer, of those centred in ``extent`` where one is given."""
+    low, high = (-np.inf, np.inf) if extent is None else (extent[:2], extent[2:])
     handles = []
     for layer in layers:
+        count = int(((layer.boxes[:, :2] >= low) & (layer.boxes[:, :2] <= high)).all(axis=1).sum())
         color = palette.on_dark(layer.color) if dark else layer.color
         look: dict[str, Any] = {"color": color, "linestyle": layer.dash, "linewidth": layer.width + 0.5}
         strength = 1.0 if dark else _strength(layer)
-        handles.append(Line2D([], [], label=f"{layer.name} ({len(layer)})", alpha=strength, **look))
+        handles.append(Line2D([], [], label=f"{layer.name} ({count})", alpha=strength, **look))
     return handles
 
 
@@ -190,8 +198,8 @@ def _maps(heatmap: FloatArray, class_names: Sequence[str]) -> tuple[FloatArray, 
     return maps, names
 
 
-def _legend(figure: Figure, layers: Sequence[BoxLayer]) -> None:
-    handles = legend_handles(layers)
+def _legend(figure: Figure, layers: Sequence[BoxLayer], extent: Extent) -> None:
+    handles = legend_handles(layers, extent=extent)
     options: dict[str, Any] = {"ncol": max(len(handles), 1), "columnspacing": 1.3, "handlelength": 1.7, "handletextpad": 0.5}
     figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.05 / figure.get_figheight()), **options)
 
@@ -225,7 +233,7 @@ def _axes(ax: Axes, extent: Extent, title: str) -> None:
     ax.add_patch(Polygon([(2.8, 0), (1.4, 0.65), (1.4, -0.65)], color="#52606D", zorder=2.6))
 
 
-def _scatter(ax: Axes, points: FloatArray, extent: Extent, color_by: str) -> None:
+def _scatter(ax: Axes, points: FloatArray, extent: Extent, color_by: str, alpha: float = 1.0) -> None:
     if color_by not in ("height", "intensity"):
         raise LayerError(f"color_by='{color_by}' is neither 'height' nor 'intensity'")
     if color_by == "intensity" and points.shape[1] < 4:
@@ -242,7 +250,7 @@ def _scatter(ax: Axes, points: FloatArray, extent: Extent, color_by: str) -> Non
         values = np.tanh(points[:, 3] / max(float(np.percentile(points[:, 3], 90)), 1e-6))
         low, high = 0.0, 1.0
     size = float(np.clip(6e4 / len(points), 0.25, 2.5)) * _scale(ax, extent)
-    dots: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True, "zorder": 2}
+    dots: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True, "zorder": 2, "alpha": alpha}
     ax.scatter(points[:, 0], points[:, 1], c=values, cmap=_POINTS, vmin=low, vmax=high, **dots)
 
 

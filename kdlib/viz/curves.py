@@ -16,6 +16,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from kdlib.types import FloatArray
 from kdlib.viz import canvas, palette
 from kdlib.viz.canvas import ChartError
+from kdlib.viz.scores import Estimate, ScoreTable, draw_arms, draw_change_table, draw_range_table
+
+__all__ = [
+    "CostPoint",
+    "Estimate",
+    "PRCurve",
+    "ScoreTable",
+    "draw_accuracy_cost",
+    "draw_arms",
+    "draw_change_table",
+    "draw_history",
+    "draw_precision_recall",
+    "draw_range_table",
+]
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ class CostPoint:
     color: str = palette.SERIES[0]
 
 
-def draw_training(
+def draw_history(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     x: str = "step",
@@ -71,7 +85,9 @@ def draw_training(
     """
     if not any(key in row for rows in runs.values() for row in rows for key in keys):
         raise ChartError(f"no history row has a value for {', '.join(keys)}; there are: {_known(runs)}")
-    free = itertools.cycle(palette.SERIES[:-1])  # yellow is illegible on white
+    taken = {(colors or {}).get(name) for name in runs}
+    usable = (*palette.SERIES[1:-1], palette.SERIES[0])  # without yellow, which is illegible on white
+    free = itertools.cycle([color for color in usable if color not in taken] or usable)
     shades = {name: (colors or {}).get(name) or next(free) for name in runs}
     columns = min(len(keys), 3)
     rows_needed = -(-len(keys) // columns)
@@ -118,10 +134,10 @@ def draw_precision_recall(
         return canvas.finish(figure, path)
 
 
-def draw_cost(
+def draw_accuracy_cost(
     points: Sequence[CostPoint],
     *,
-    cost_label: str,
+    cost_label: str = "latency [ms]",
     score_label: str = "LEVEL_2 mAPH",
     log: bool = False,
     title: str = "",

@@ -34,6 +34,16 @@ class RenderInfo:
     note: str  # empty where all went as wished, else one sentence
     path: Path | None = None
 
+    def show(self) -> Any:
+        """Return the picture for a notebook to show; without IPython the path, without a picture the note."""
+        if self.path is None:
+            return self.note
+        try:
+            from IPython.display import Image
+        except ImportError:
+            return self.path
+        return Image(filename=str(self.path))
+
 
 def render_scene(
     points: FloatArray,

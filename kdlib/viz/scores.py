@@ -16,6 +16,7 @@ from kdlib.viz import canvas, palette
 from kdlib.viz.canvas import ChartError
 
 _SCORE_MAP = LinearSegmentedColormap.from_list("score", ("#F7FAFC", "#BFE3D6", "#56B89A", "#00765A"))
+_CHANGE_MAP = LinearSegmentedColormap.from_list("change", ("#8C4A00", "#E3B57F", "#F7FAFC", "#7CC7B0", "#00765A"))
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,21 @@ class Estimate:
     high: float
     seeds: tuple[float, ...] = ()
     color: str = palette.SERIES[0]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Values with a name for each row and column."""
+
+    values: FloatArray  # (R, C); NaN where there is nothing to score
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the names fit the values."""
+        shape = np.shape(self.values)
+        if shape != (len(self.rows), len(self.columns)) or 0 in shape:
+            raise ChartError(f"table of shape {shape} but {len(self.rows)} row and {len(self.columns)} column names")
 
 
 def draw_arms(
@@ -85,21 +101,17 @@ def draw_arms(
 
 
 def draw_range_table(
-    values: FloatArray,
+    table: ScoreTable,
     *,
-    rows: Sequence[str],
-    columns: Sequence[str],
     label: str = "LEVEL_2 APH",
     title: str = "",
     percent: bool = True,
     path: str | Path | None = None,
 ) -> Figure:
-    """Draw a heat table, for example class x range; NaN is shown as a dash (nothing to score).
+    """Draw a heat table of scores, for example class x range; NaN is shown as a dash (nothing to score).
 
     Args:
-        values: (R, C), shares in [0, 1] when ``percent``.
-        rows: R names.
-        columns: C names.
+        table: Names and values, shares in [0, 1] when ``percent``.
         label: What the numbers are.
         title: Above the table.
         percent: Multiply by 100.
@@ -107,26 +119,59 @@ def draw_range_table(
 
     Returns:
         The figure.
-
-    Raises:
-        ChartError: If the names do not fit the values.
     """
-    table = np.asarray(values, np.float64) * (100 if percent else 1)
-    if table.shape != (len(rows), len(columns)) or not table.size:
-        raise ChartError(f"table of shape {table.shape} but {len(rows)} row and {len(columns)} column names")
-    top = 100.0 if percent else float(np.nanmax(table)) if np.isfinite(table).any() else 1.0
+    values = np.asarray(table.values, np.float64) * (100 if percent else 1)
+    top = 100.0 if percent else float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+    return _table(table, values, (0.0, top), _SCORE_MAP, "{:.1f}", label, title, path)
+
+
+def draw_change_table(
+    table: ScoreTable,
+    *,
+    label: str = "difference in LEVEL_2 APH",
+    title: str = "",
+    percent: bool = True,
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw a heat table of differences with their signs: green is a gain, brown a loss, pale is none; NaN is a dash.
+
+    Args:
+        table: Names and differences, of shares in [0, 1] when ``percent``.
+        label: What the numbers are.
+        title: Above the table.
+        percent: Multiply by 100.
+        path: Also save as PNG.
+
+    Returns:
+        The figure.
+    """
+    values = np.asarray(table.values, np.float64) * (100 if percent else 1)
+    top = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    return _table(table, values, (-(top or 1.0), top or 1.0), _CHANGE_MAP, "{:+.1f}", label, title, path)
+
+
+def _table(
+    table: ScoreTable,
+    values: FloatArray,
+    limits: tuple[float, float],
+    colors: LinearSegmentedColormap,
+    form: str,
+    label: str,
+    title: str,
+    path: str | Path | None,
+) -> Figure:
+    reach = max(abs(limit) for limit in limits)
     with canvas.styled():
-        figure = canvas.new_figure(1.7 + 1.15 * len(columns), 0.95 + 0.46 * len(rows) + (0.3 if title else 0))
+        figure = canvas.new_figure(1.7 + 1.15 * len(table.columns), 0.95 + 0.46 * len(table.rows) + (0.3 if title else 0))
         ax = figure.add_subplot()
-        ax.imshow(np.nan_to_num(table), cmap=_SCORE_MAP, vmin=0, vmax=top, aspect="auto")
-        for row, line in enumerate(table):
-            for column, value in enumerate(line):
-                color = "white" if value > 0.68 * top else palette.INK
-                shown = f"{value:.1f}" if np.isfinite(value) else "–"
-                ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9.5)
-        ax.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows)
-        ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-        ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+        ax.imshow(np.nan_to_num(values), colors, vmin=limits[0], vmax=limits[1], aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            color = "white" if abs(value) > 0.68 * reach else palette.INK
+            shown = form.format(value) if np.isfinite(value) else "–"
+            ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9.5)
+        ax.set(xticks=range(len(table.columns)), yticks=range(len(table.rows)), xticklabels=table.columns, yticklabels=table.rows)
+        ax.set_xticks(np.arange(len(table.columns) - 1) + 0.5, minor=True)
+        ax.set_yticks(np.arange(len(table.rows) - 1) + 0.5, minor=True)
         ax.grid(which="minor", color="white", linewidth=2)
         ax.tick_params(which="both", length=0, labelsize=9)
         for spine in ax.spines.values():

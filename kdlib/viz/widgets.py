@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from kdlib.config import CLASS_NAMES
 from kdlib.errors import KdlibError
-from kdlib.viz import canvas
+from kdlib.viz import canvas, palette
 from kdlib.viz.layers import BoxLayer, select
 
 F = TypeVar("F")
+
+LAYER_NAMES = tuple(palette.role(name).title for name in ("truth", "teacher", "student"))
 
 
 class BrowserError(KdlibError):
@@ -50,8 +53,8 @@ def frame_browser(
     frames: Sequence[F],
     draw: Draw[F],
     *,
-    layer_names: Sequence[str],
-    class_names: Sequence[str] = (),
+    layer_names: Sequence[str] = LAYER_NAMES,
+    class_names: Sequence[str] = CLASS_NAMES,
     names: Sequence[str] = (),
     start: View | None = None,
 ) -> Any | None:
@@ -60,7 +63,7 @@ def frame_browser(
     Outside Jupyter, or without ipywidgets, print one sentence and return None.
 
     Args:
-        frames: Whatever ``draw`` takes.
+        frames: Whatever ``draw`` takes; ``range(n)`` where it loads frames by position.
         draw: Returns the matplotlib figure of one frame as chosen.
         layer_names: Layers to switch; all start switched on.
         class_names: Classes to choose from.
@@ -102,7 +105,12 @@ def frame_browser(
 
 
 def static_frame(
-    frames: Sequence[F], draw: Draw[F], path: str | Path | None = None, *, layer_names: Sequence[str], start: View | None = None
+    frames: Sequence[F],
+    draw: Draw[F],
+    path: str | Path | None = None,
+    *,
+    layer_names: Sequence[str] = LAYER_NAMES,
+    start: View | None = None,
 ) -> Figure:
     """Return what the browser shows first, and save it as PNG where a path is given.
 
@@ -118,7 +126,7 @@ def contact_sheet(
     draw: Draw[F],
     path: str | Path | None = None,
     *,
-    layer_names: Sequence[str],
+    layer_names: Sequence[str] = LAYER_NAMES,
     indices: Sequence[int] = (),
     columns: int = 2,
     start: View | None = None,

@@ -69,13 +69,16 @@ def test_heatmap_row_zero_is_at_the_right_of_the_vehicle(layers, pixels, tmp_pat
     figure = bev.draw_heatmap(maps, extent=EXTENT, class_names=names, layers=layers[:1], title="heat", path=tmp_path / "heat.png")
     pixels(tmp_path / "heat.png")
     image = figure.axes[0].images[0]
-    assert image.origin == "lower" and image.get_extent() == [-20, 20, -20, 20]
+    assert image.origin == "lower" and list(image.get_extent()) == [-20, 20, -20, 20]
     assert [len(ax.collections) for ax in figure.axes[:3]] == [3, 3, 3]  # every panel outlines the boxes of its class
     assert len(figure.axes[1].collections[1].get_segments()) == 1
 
 
-def test_heatmap_single_map_and_bad_input(pixels) -> None:
-    pixels(canvas.to_png(bev.draw_heatmap(np.eye(20) * 7, extent=EXTENT, vmax=None)))
+def test_heatmap_single_map_and_bad_input(cloud, pixels) -> None:
+    plain = bev.draw_heatmap(np.eye(20) * 7, EXTENT, vmax=None)
+    pixels(canvas.to_png(plain))
+    dotted = bev.draw_heatmap(np.eye(20) * 7, EXTENT, vmax=None, points=cloud)
+    assert (canvas.to_pixels(plain) != canvas.to_pixels(dotted)).any()
     pixels(canvas.to_png(bev.draw_heatmap(np.random.default_rng(0).random((2, 8, 8)), extent=EXTENT)))
     with pytest.raises(LayerError, match="expected"):
         bev.draw_heatmap(np.zeros(5), extent=EXTENT)
@@ -86,6 +89,7 @@ def test_heatmap_single_map_and_bad_input(pixels) -> None:
 def test_errors_are_dashed_and_legend_follows(layers) -> None:
     miss = layer("miss", layers[0].boxes[:1], layers[0].labels[:1])
     handles = bev.legend_handles([miss])
+    assert bev.legend_handles([miss], extent=(-5, -5, 5, 5))[0].get_label() == "missed object (0)"
     assert handles[0].get_linestyle() == "--" and handles[0].get_label() == "missed object (1)"
     assert bev.legend_handles([miss], dark=True)[0].get_color() == palette.role("miss").dark
 

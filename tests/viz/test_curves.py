@@ -13,7 +13,7 @@ def rows(count: int, factor: float) -> list[dict]:
 
 def test_training_has_a_panel_for_each_key_and_a_line_for_each_run(pixels, tmp_path) -> None:
     runs = {"alone": rows(30, 3.0), "full": [*rows(30, 2.0), {"step": 30, "validation": 1.0}], "empty": []}
-    figure = curves.draw_training(runs, keys=("loss", "lr", "validation"), colors={"full": "#E69F00"}, path=tmp_path / "t.png")
+    figure = curves.draw_history(runs, keys=("loss", "lr", "validation"), colors={"full": "#E69F00"}, path=tmp_path / "t.png")
     pixels(tmp_path / "t.png")
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss", "lr", "validation"]
     lines = figure.axes[0].get_lines()
@@ -21,8 +21,13 @@ def test_training_has_a_panel_for_each_key_and_a_line_for_each_run(pixels, tmp_p
     np.testing.assert_allclose(lines[0].get_ydata(), [3.0 / (step + 1) for step in range(30)])
 
 
+def test_free_colours_are_not_the_given_ones() -> None:
+    figure = curves.draw_history({"a": rows(3, 1.0), "b": rows(3, 2.0), "c": rows(3, 3.0)}, colors={"c": "#56B4E9"})
+    assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 3
+
+
 def test_smoothing_is_a_centred_mean_over_the_raw_line() -> None:
-    figure = curves.draw_training({"a": [{"step": i, "loss": float(i % 2)} for i in range(9)]}, smooth=3)
+    figure = curves.draw_history({"a": [{"step": i, "loss": float(i % 2)} for i in range(9)]}, smooth=3)
     raw, smooth = figure.axes[0].get_lines()
     assert raw.get_alpha() == 0.3
     np.testing.assert_allclose(smooth.get_ydata()[:3], [0.5, 1 / 3, 2 / 3])
@@ -30,12 +35,16 @@ def test_smoothing_is_a_centred_mean_over_the_raw_line() -> None:
 
 def test_training_names_the_keys_there_are() -> None:
     with pytest.raises(ChartError, match=r"no history row has a value for los; there are: loss, lr, step"):
-        curves.draw_training({"a": rows(2, 1.0)}, keys=("los",))
+        curves.draw_history({"a": rows(2, 1.0)}, keys=("los",))
 
 
 def test_precision_recall(pixels, tmp_path) -> None:
     recall = np.linspace(0, 0.9, 20)
-    made = [curves.PRCurve(n, c, recall, 1 - recall**2, "#0072B2", 0.61) for n in ("teacher", "student") for c in ("Vehicle", "Cyclist")]
+    made = [
+        curves.PRCurve(n, c, recall, 1 - recall**2, "#0072B2", 0.61)
+        for n in ("teacher", "student")
+        for c in ("Vehicle", "Cyclist")
+    ]
     figure = curves.draw_precision_recall(made, class_names=("Vehicle", "Pedestrian", "Cyclist"), path=tmp_path / "pr.png")
     pixels(tmp_path / "pr.png")
     assert [len(ax.get_lines()) for ax in figure.axes] == [2, 0, 2]
@@ -47,7 +56,7 @@ def test_precision_recall(pixels, tmp_path) -> None:
 @pytest.mark.parametrize("log", [False, True])
 def test_cost(pixels, tmp_path, log) -> None:
     made = [curves.CostPoint("teacher", 120.0, 62.0, 61.0, 63.0), curves.CostPoint("student", 30.0, 50.0)]
-    figure = curves.draw_cost(made, cost_label="ms", log=log, title="cost", path=tmp_path / "c.png")
+    figure = curves.draw_accuracy_cost(made, cost_label="ms", log=log, title="cost", path=tmp_path / "c.png")
     pixels(tmp_path / "c.png")
     assert figure.axes[0].get_xscale() == ("log" if log else "linear")
     assert {"teacher", "student"} <= {text.get_text() for text in figure.axes[0].texts}
@@ -55,15 +64,15 @@ def test_cost(pixels, tmp_path, log) -> None:
 
 def test_cost_bad_input() -> None:
     with pytest.raises(ChartError, match="no model"):
-        curves.draw_cost([], cost_label="ms")
+        curves.draw_accuracy_cost([], cost_label="ms")
     with pytest.raises(ChartError, match="above 0"):
-        curves.draw_cost([curves.CostPoint("a", 0.0, 1.0)], cost_label="ms", log=True)
+        curves.draw_accuracy_cost([curves.CostPoint("a", 0.0, 1.0)], cost_label="ms", log=True)
 
 
 def test_figures_show_themselves_and_leave_settings_alone() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    figure = curves.draw_training({"a": rows(3, 1.0)})
+    figure = curves.draw_history({"a": rows(3, 1.0)})
     assert dict(matplotlib.rcParams) == before
     assert figure._repr_png_().startswith(b"\x89PNG") and canvas.to_pixels(figure).shape[2] == 4

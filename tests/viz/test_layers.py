@@ -7,7 +7,17 @@ import pytest
 
 from kdlib.errors import ConfigError
 from kdlib.viz import palette
-from kdlib.viz.layers import BoxLayer, LayerError, count_inside, drawable_points, footprint, heading_ticks, layer, select, wireframe
+from kdlib.viz.layers import (
+    BoxLayer,
+    LayerError,
+    count_inside,
+    drawable_points,
+    footprint,
+    heading_ticks,
+    layer,
+    select,
+    wireframe,
+)
 
 
 def test_roles_are_distinct_and_have_a_twin_for_the_dark() -> None:

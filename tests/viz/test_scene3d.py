@@ -67,14 +67,15 @@ def test_open3d_renders_or_says_why_not(cloud, layers, pixels, tmp_path) -> None
     info = scene3d.render_scene(cloud, layers, tmp_path / "a.png", size=SIZE, caption="frame 3")
     image = pixels(info.path)
     assert image.shape == (SIZE[1], SIZE[0], 3)
-    assert (info.backend, info.note) == ("open3d", "") or info.backend == "matplotlib" and info.note
+    assert (info.backend, info.note) == ("open3d", "") or (info.backend == "matplotlib" and info.note)
     for one in layers[1:]:
         assert near(image, palette.on_dark(one.color), 60) > 10
+    assert info.show().data.startswith(b"\x89PNG")
 
 
 def test_works_from_any_directory(cloud, layers, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "No module named" not in scene3d.render_scene(cloud[:50], [], "a.png", size=SIZE).note
+    assert "No module named 'kdlib" not in scene3d.render_scene(cloud[:50], [], "a.png", size=SIZE).note
 
 
 def test_an_empty_scene_is_a_picture(pixels, tmp_path) -> None:
@@ -91,13 +92,17 @@ def test_window_without_a_display_is_one_sentence(cloud, layers, monkeypatch) ->
     info = scene3d.open_window(cloud, layers)
     if sys.platform.startswith("linux"):
         assert info.backend == "none" and "No display" in info.note
+        assert info.show() == info.note
 
 
 def test_window_with_a_display_hands_over_to_the_worker(cloud, layers, monkeypatch) -> None:
     monkeypatch.setenv("DISPLAY", ":7")
     seen = "import sys, os; assert sys.argv[-1] == '--window' and os.path.exists(sys.argv[1] + '/scene.npz')"
     assert scene3d.open_window(cloud, layers, worker=child(seen)).backend == "open3d"
-    assert "failed: RuntimeError: no window" in scene3d.open_window(cloud, layers, worker=child("raise RuntimeError('no window')")).note
+    assert (
+        "failed: RuntimeError: no window"
+        in scene3d.open_window(cloud, layers, worker=child("raise RuntimeError('no window')")).note
+    )
 
 
 def test_colours_rise_with_height() -> None:
@@ -132,5 +137,7 @@ def near_mask(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 
 def test_environment_is_untouched(cloud, tmp_path) -> None:
     before = dict(os.environ)
-    scene3d.render_scene(cloud, [layer("truth", np.zeros((0, 7)), np.zeros(0, int))], tmp_path / "a.png", size=SIZE)
+    scene3d.render_scene(
+        cloud, [layer("truth", np.zeros((0, 7)), np.zeros(0, int))], tmp_path / "a.png", size=SIZE, worker=child("pass")
+    )
     assert dict(os.environ) == before

@@ -6,7 +6,10 @@ import pytest
 from kdlib.viz import scores
 from kdlib.viz.canvas import ChartError
 
-ARMS = [scores.Estimate("alone", 48.0, 46.0, 50.0, (47.0, 48.0, 49.0)), scores.Estimate("full", 56.0, 55.0, 57.0, color="#E69F00")]
+ARMS = [
+    scores.Estimate("alone", 48.0, 46.0, 50.0, (47.0, 48.0, 49.0)),
+    scores.Estimate("full", 56.0, 55.0, 57.0, color="#E69F00"),
+]
 
 
 def test_arms_state_their_numbers(pixels, tmp_path) -> None:
@@ -32,12 +35,22 @@ def test_arms_bad_input() -> None:
         scores.draw_arms([scores.Estimate("x", 3.0, 4.0, 5.0)])
 
 
+def table(values) -> scores.ScoreTable:
+    return scores.ScoreTable(np.array(values), ("Vehicle", "Cyclist"), ("0-30 m", "30-50 m"))
+
+
 def test_range_table_shows_percent_and_gaps(pixels, tmp_path) -> None:
-    values = np.array([[0.82, 0.5], [np.nan, 0.05]])
-    names = {"rows": ("Vehicle", "Cyclist"), "columns": ("0-30 m", "30-50 m")}
-    figure = scores.draw_range_table(values, **names, title="range", path=tmp_path / "t.png")
+    figure = scores.draw_range_table(table([[0.82, 0.5], [np.nan, 0.05]]), title="range", path=tmp_path / "t.png")
     pixels(tmp_path / "t.png")
     assert [text.get_text() for text in figure.axes[0].texts] == ["82.0", "50.0", "–", "5.0"]
-    scores.draw_range_table(np.full((2, 2), np.nan), **names, percent=False)
+    scores.draw_range_table(table(np.full((2, 2), np.nan)), percent=False)
     with pytest.raises(ChartError, match="2 row and 2 column names"):
-        scores.draw_range_table(np.zeros((3, 2)), **names)
+        table(np.zeros((3, 2)))
+
+
+def test_change_table_has_signs_and_zero_in_the_middle(pixels, tmp_path) -> None:
+    figure = scores.draw_change_table(table([[0.08, -0.02], [0.0, np.nan]]), title="gain", path=tmp_path / "t.png")
+    pixels(tmp_path / "t.png")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+8.0", "-2.0", "+0.0", "–"]
+    assert figure.axes[0].images[0].get_clim() == (-8.0, 8.0)
+    scores.draw_change_table(table(np.zeros((2, 2))))

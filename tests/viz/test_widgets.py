@@ -66,7 +66,7 @@ def test_browser_redraws_what_is_chosen(frames, draw, seen, pixels, jupyter) -> 
     frame, score, kind = controls.children
     assert (frame.max, score.value, kind.options) == (2, 0.25, ("all", "Vehicle", "Cyclist"))
     assert seen[-1] == View(0, 0.25, NAMES, None)
-    pixels(picture.value)
+    pixels(bytes(picture.value))
     frame.value, kind.value, checks.children[1].value, score.value = 1, "Cyclist", False, 0.5
     assert seen[-1] == View(1, 0.5, ("ground truth", "student"), "Cyclist")
     assert label.value == "&lt;b&gt;"

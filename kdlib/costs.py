@@ -1,0 +1,112 @@
+"""Models in, tables of what they cost out: parameters, multiply-accumulates in two conventions, activations, latency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kdlib import runs, zoo
+from kdlib.config import ModelConfig
+from kdlib.data.collate import collate
+from kdlib.data.dataset import FrameDataset
+from kdlib.models.detector import build
+from kdlib.models.weights import load_weights
+from kdlib.pipeline import Run
+from kdlib.profiling.cost import measure_cost, measure_dense_cost
+from kdlib.profiling.latency import measure_latency
+from kdlib.types import PointBatch
+from kdlib.viz import palette
+from kdlib.viz.curves import CostPoint
+
+# LEVEL_2 mAPH, G multiply-accumulates, M activations, ms on a GTX 1060: Waymo, 20 % of the data, from the published tables.
+PUBLISHED = {
+    "cp_pillar": (59.09, 333.9, 303.0, 157.90),
+    "cp_pillar_v0.4": (57.55, 212.9, 197.7, 103.37),
+    "cp_pillar_v0.48": (56.27, 149.4, 142.3, 81.87),
+    "cp_pillar_v0.64": (52.81, 85.1, 88.0, 54.52),
+}
+
+
+def frames_for(run: Run, model: ModelConfig, count: int) -> list[PointBatch]:
+    """Return validation frames, spread over the split, one to a batch."""
+    split = run.store.split("validation")
+    data = FrameDataset(split, model.class_names, run.profile.evaluation.interval, point_range=model.grid.point_range)
+    chosen = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
+    return [collate([data[int(index)]]).points for index in chosen]
+
+
+def measure_model(model: ModelConfig, weights: Path | None, frames: list[PointBatch], repeats: int) -> dict[str, Any]:
+    """Return one row: parameters, cost per frame averaged over the frames, latency on this machine.
+
+    Latency depends on the weights through the number of boxes that suppression sees, so give trained ones where there are any.
+    """
+    network = build(model).eval()
+    if weights is not None:
+        load_weights(weights, network)
+    costs = [measure_cost(network, frame) for frame in frames]
+    latency = measure_latency(network, frames, warmup=3, repeats=repeats)
+    return {
+        "model": model.name,
+        "parameters": costs[0].parameters,
+        "G MACs": float(np.mean([c.macs for c in costs])) / 1e9,
+        "G MACs (published convention)": float(np.mean([c.published_macs for c in costs])) / 1e9,
+        "M acts": float(np.mean([c.acts for c in costs])) / 1e6,
+        "latency p50 ms": latency.total.p50,
+        "latency p95 ms": latency.total.p95,
+        **{f"{stage.name} ms": stage.p50 for stage in latency.stages},
+    }
+
+
+def measure_run(run: Run, repeats: int) -> pd.DataFrame:
+    """Return the costs of the run's teacher and student, on its own frames."""
+    teacher, students = run.result("01_train_teacher"), run.result("02_distill_student")["students"]
+    rows = []
+    for role, model, weights in (
+        ("teacher", run.profile.teacher_model, Path(teacher["weights"])),
+        ("student", run.profile.student_model, Path(students[-1]["weights"])),
+    ):
+        rows.append({"role": role, **measure_model(model, weights, frames_for(run, model, repeats), repeats)})
+    return pd.DataFrame(rows).round(3)
+
+
+def family_table() -> pd.DataFrame:
+    """Return the published pillar family: dense cost counted here in both conventions, beside the published cells.
+
+    The published numbers also hold the pillar encoder, whose share depends on the pillars of real Waymo frames (spec 10.2).
+    """
+    rows = []
+    for name, (score, flops, acts, latency) in PUBLISHED.items():
+        model = zoo.model(name)
+        columns, rows_, _ = model.grid.grid_size
+        with torch.device("meta"):
+            network = build(model)
+        cost = measure_dense_cost(network, (1, model.encoder.filters[-1], rows_, columns))
+        rows.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "dense G MACs": cost.macs / 1e9,
+                "dense G, published convention": cost.published_macs / 1e9,
+                "published G": flops,
+                "dense M acts": cost.acts / 1e6,
+                "published M acts": acts,
+                "published LEVEL_2 mAPH on Waymo": score,
+                "published ms (GTX 1060)": latency,
+            }
+        )
+    return pd.DataFrame(rows).round(3)
+
+
+def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
+    """Return every arm's LEVEL_2 mAPH over its cost, as notebook 03 and ``measure_run`` found them."""
+    cost = {row["role"]: row["G MACs"] for row in runs.records(costs)}
+    points = []
+    for row in run.result("03_evaluate")["arms"]:
+        role = "teacher" if row["arm"] == "teacher" else "student"
+        interval = (row["95 % low"], row["95 % high"])
+        points.append(CostPoint(row["arm"], cost[role], row["LEVEL_2 mAPH"], *interval, palette.role(role).color))
+    return points
