@@ -28,7 +28,7 @@ def doctor(as_json: Json = False) -> None:
 
     checks = examination.checks()
     if as_json:
-        _print([check.to_dict() for check in checks])
+        _print({"checks": [check.to_dict() for check in checks]})
     else:
         examination.show(checks)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
@@ -86,6 +86,30 @@ def run(
     from kdlib import execute
 
     execute.run_profile(profile, out, execute.parse_overrides(parameter or []))
+
+
+@app.command()
+def publish(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Copy a finished run's numbers and pictures into reports/ and its table into the READMEs."""
+    from kdlib.publish import publish as copy
+
+    print(f"published to {copy(run_dir.resolve())}")
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A model of the zoo.")],
+    as_json: Json = False,
+) -> None:
+    """Count parameters, multiply-accumulates (both conventions) and activations of a model's dense part."""
+    from kdlib.costs import dense_cost
+
+    values = dense_cost(model)
+    if as_json:
+        _print(values)
+    else:
+        for name, value in values.items():
+            print(f"{name:28} {value:>14,.3f}" if isinstance(value, float) else f"{name:28} {value:>14}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from kdlib.evaluation.tables import read_table, write_predictions
 from kdlib.evaluation.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.detector import build
 from kdlib.models.weights import load_weights
-from kdlib.pipeline import Run, chosen_teacher
+from kdlib.pipeline import Run, chosen_teacher, located
 from kdlib.viz import palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
 
@@ -56,12 +56,14 @@ def predict_weights(run: Run, name: str, model: ModelConfig, weights: Path) -> p
         table = predict(detector, dataset, batch_size=settings.batch_size, device=_device(), progress=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, table)
-        jsonfile.write(mark, {"key": key, "model": model.name, "weights": str(weights)})
+        jsonfile.write(mark, {"key": key, "model": model.name})
     return limit_table(read_table(path, "predictions"), half_width=half_width(run.profile.student_model))
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # A torch that was built for an accelerator names it even where there is none.
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return there or torch.device("cpu")
 
 
 def evaluate_weights(run: Run, name: str, model: ModelConfig, weights: Path) -> EvalResult:
@@ -94,7 +96,7 @@ def evaluate_all(run: Run) -> Scores:
     for row in run.result("02_distill_student")["students"]:
         name = f"{row['arm']}_seed{row['seed']}"
         print(f"scoring {name}", flush=True)
-        result = evaluate_weights(run, name, run.profile.student_model, Path(row["weights"]))
+        result = evaluate_weights(run, name, run.profile.student_model, located(row["weights"]))
         students.setdefault(row["arm"], {})[row["seed"]] = result
     return Scores(evaluate_weights(run, "teacher", teacher.model, teacher.weights), students)
 
@@ -227,8 +229,7 @@ class Outcome:
         names = [[form.format(kind.upper()) for form in forms] for kind in classes]
         values = np.array([[self._mean(first, name) - self._mean(second, name) for name in row] for row in names])
         labelled = np.array([[self._labelled(name) for name in row] for row in names])
-        used = labelled.any(axis=0)
-        used[0] = True
+        used = np.concatenate(([True], labelled[:, 1:].any(axis=0)))
         columns = np.array(["all", "0–30 m", "30–50 m", "over 50 m"])[used]
         return ScoreTable(np.where(labelled, values, np.nan)[:, used], classes, tuple(columns))
 
@@ -251,7 +252,7 @@ class Outcome:
             "differences": runs.records(self.difference_table()),
             "verdicts": self.verdicts(),
             "metrics": {"teacher": self.scores.teacher.to_dict(), **seeds},
-            "card": dict(self.scores.teacher.card),
+            "evaluation": dict(self.scores.teacher.card),
         }
 
 
@@ -269,5 +270,5 @@ def run_predictions(run: Run, arms: Sequence[str] = ()) -> dict[str, pa.Table]:
     for row in run.result("02_distill_student")["students"]:
         if row["arm"] not in found and (not arms or row["arm"] in arms):
             name = f"{row['arm']}_seed{row['seed']}"
-            found[row["arm"]] = predict_weights(run, name, run.profile.student_model, Path(row["weights"]))
+            found[row["arm"]] = predict_weights(run, name, run.profile.student_model, located(row["weights"]))
     return found

@@ -240,24 +240,31 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     unknown = sorted(set(values) - known)
     _require(not unknown, f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
     try:
-        return kind(**{key: _rebuild(hints[key], value) for key, value in values.items()})
+        return kind(**{key: _rebuild(hints[key], value, f"{kind.__name__}.{key}") for key, value in values.items()})
     except TypeError as error:
         raise ConfigError(f"{kind.__name__}: {error}") from error
 
 
-def _rebuild(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    origin = get_origin(hint)
+def _rebuild(hint: Any, value: Any, where: str) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        _require(value in parts, f"{where} must be one of {parts}, not {value!r}")
+        return value
     if origin is tuple:
-        parts = get_args(hint)
-        inner = parts[0] if len(parts) == 2 and parts[1] is Ellipsis else None
-        return tuple(_rebuild(inner or kind, v) for v, kind in zip(value, parts if inner is None else [inner] * len(value)))
+        _require(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
+        kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
+        _require(len(value) == len(kinds), f"{where} must have {len(kinds)} entries, not {len(value)}")
+        return tuple(_rebuild(inner, v, where) for v, inner in zip(value, kinds))
     if origin is Union or str(origin) == "<class 'types.UnionType'>":
-        options = [o for o in get_args(hint) if o is not type(None)]
-        return _rebuild(_matching_option(options, value), value)
+        options = [o for o in parts if o is not type(None)]
+        return None if value is None and len(options) < len(parts) else _rebuild(_matching_option(options, value), value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        _require(isinstance(value, dict), f"{where} must be an object, not {value!r}")
         return from_dict(hint, value)
+    if hint in (bool, int, float, str):
+        allowed = (int, float) if hint is float else (hint,)
+        fits = isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+        _require(fits, f"{where} must be of type {hint.__name__}, not {value!r}")
     return value
 
 

@@ -15,7 +15,7 @@ from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.models.detector import build
 from kdlib.models.weights import load_weights
-from kdlib.pipeline import Run
+from kdlib.pipeline import Run, located
 from kdlib.profiling.cost import measure_cost, measure_dense_cost
 from kdlib.profiling.latency import measure_latency
 from kdlib.types import PointBatch
@@ -66,11 +66,31 @@ def measure_run(run: Run, repeats: int) -> pd.DataFrame:
     teacher, students = run.result("01_train_teacher"), run.result("02_distill_student")["students"]
     rows = []
     for role, model, weights in (
-        ("teacher", run.profile.teacher_model, Path(teacher["weights"])),
-        ("student", run.profile.student_model, Path(students[-1]["weights"])),
+        ("teacher", run.profile.teacher_model, located(teacher["weights"])),
+        ("student", run.profile.student_model, located(students[-1]["weights"])),
     ):
         rows.append({"role": role, **measure_model(model, weights, frames_for(run, model, repeats), repeats)})
     return pd.DataFrame(rows).round(3)
+
+
+def dense_cost(name: str) -> dict[str, Any]:
+    """Return what a model's 2D backbone and head cost per frame, counted on tensors without storage.
+
+    Raises:
+        ConfigError: If the zoo has no such model.
+    """
+    model = zoo.model(name)
+    columns, rows, _ = model.grid.grid_size
+    with torch.device("meta"):
+        network = build(model)
+    cost = measure_dense_cost(network, (1, model.encoder.filters[-1], rows, columns))
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "dense G MACs": cost.macs / 1e9,
+        "dense G, published convention": cost.published_macs / 1e9,
+        "dense M acts": cost.acts / 1e6,
+    }
 
 
 def family_table() -> pd.DataFrame:
@@ -80,24 +100,8 @@ def family_table() -> pd.DataFrame:
     """
     rows = []
     for name, (score, flops, acts, latency) in PUBLISHED.items():
-        model = zoo.model(name)
-        columns, rows_, _ = model.grid.grid_size
-        with torch.device("meta"):
-            network = build(model)
-        cost = measure_dense_cost(network, (1, model.encoder.filters[-1], rows_, columns))
-        rows.append(
-            {
-                "model": name,
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "dense G MACs": cost.macs / 1e9,
-                "dense G, published convention": cost.published_macs / 1e9,
-                "published G": flops,
-                "dense M acts": cost.acts / 1e6,
-                "published M acts": acts,
-                "published LEVEL_2 mAPH on Waymo": score,
-                "published ms (GTX 1060)": latency,
-            }
-        )
+        published = {"published G": flops, "published M acts": acts, "published ms (GTX 1060)": latency}
+        rows.append({**dense_cost(name), **published, "published LEVEL_2 mAPH on Waymo": score})
     return pd.DataFrame(rows).round(3)
 
 

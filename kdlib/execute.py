@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlib import jsonfile, profiles
+from kdlib import jsonfile, profiles, provenance
 from kdlib.errors import ConfigError, KdlibError
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
+WEIGHTS = PROJECT / "data" / "weights"
 CHAIN = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
 
 
 class StageFailed(KdlibError):
-    """A notebook of the chain raised; the executed copy shows where."""
+    """A notebook of the chain did not finish; the executed copy shows where."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
+def _anchored(name: str, value: Any) -> Any:
+    """Return a path made absolute: the caller's folder is meant, not the run folder in which the notebooks execute."""
+    is_path = (name == "DATA_ROOT" and value) or (name == "TEACHER" and Path(value).is_file())
+    return str(Path(value).resolve()) if is_path else value
+
+
 def source_hash() -> str:
     """Return a digest of the package's sources; a stage is repeated when the code under it changed."""
     digest = hashlib.sha256()
@@ -107,16 +114,18 @@ def plan(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage
     Raises:
         ConfigError: If the profile or a parameter is unknown, or a value has the wrong type.
     """
-    profiles.profile(profile)
+    shipped = profiles.profile(profile).shipped_teacher
     declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in CHAIN}
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ConfigError(f"no notebook has a parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
-    stages, upstream = [], source_hash()
+    teachers = [WEIGHTS / name for name in (shipped, overrides.get("TEACHER", "")) if name]
+    stages, upstream = [], source_hash() + "".join(provenance.sha256(path) for path in teachers if path.is_file())
     for name in CHAIN:
         source = NOTEBOOKS / f"{name}.ipynb"
-        own = {key: _typed(key, overrides[key], default) for key, default in declared[name].items() if key in overrides}
+        given = {key: _typed(key, overrides[key], default) for key, default in declared[name].items() if key in overrides}
+        own = {key: _anchored(key, value) for key, value in given.items()}
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
         upstream = hashlib.sha256((upstream + json.dumps(own, sort_keys=True) + source.read_text()).encode()).hexdigest()[:16]
         stages.append(Stage(name, source, own, upstream))
@@ -124,24 +133,26 @@ def plan(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage
 
 
 def is_done(stage: Stage, folder: Path) -> bool:
-    """Return whether a stage finished with exactly this key."""
-    mark = folder / stage.name / "complete.json"
-    return mark.is_file() and jsonfile.read(mark).get("key") == stage.key
+    """Return whether a stage finished with exactly this key, and its result is still there."""
+    home = folder / stage.name
+    return jsonfile.is_complete(home, stage.key) and (home / "result.json").is_file()
 
 
 def execute(stage: Stage, folder: Path) -> None:
     """Run one notebook through papermill into the run folder and mark it complete.
 
     Raises:
-        StageFailed: If a cell raised, or the last cell did not write ``result.json``.
+        StageFailed: If a cell raised, the kernel died, or the last cell did not write ``result.json``.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     home = folder / stage.name
     home.mkdir(parents=True, exist_ok=True)
     result = home / "result.json"
-    result.unlink(missing_ok=True)
+    for old in (home / jsonfile.COMPLETE, result):  # the mark first: it must never stand without its result
+        old.unlink(missing_ok=True)
     executed = folder / f"{stage.name}.ipynb"
     try:
         papermill.execute_notebook(
@@ -158,9 +169,11 @@ def execute(stage: Stage, folder: Path) -> None:
         raise StageFailed(
             f"{stage.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue} (see {executed})"
         ) from error
+    except DeadKernelError as error:
+        raise StageFailed(f"{stage.name}: its kernel died, perhaps for want of memory (see {executed})") from error
     if not result.is_file():
         raise StageFailed(f"{stage.name} ended without writing {result}; its last cell must call save_result")
-    jsonfile.write(home / "complete.json", {"key": stage.key})
+    jsonfile.mark_complete(home, stage.key)
 
 
 def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, str] | None = None) -> Path:

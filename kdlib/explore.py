@@ -16,6 +16,7 @@ from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.store import Store
+from kdlib.errors import ConfigError
 from kdlib.evaluation.waymo_metrics import evaluate_tables
 from kdlib.kd.objective import Distillation
 from kdlib.kd.pivotal import pivotal_mask
@@ -86,9 +87,16 @@ _COLORS = {"alone": palette.SERIES[3], "init": palette.SERIES[7]}
 
 
 def scene(run: Run, frame: int, predictions: Mapping[str, pa.Table] | None = None, threshold: float = 0.0) -> Scene:
-    """Return a validation frame (position in the evaluated list) with its labels and the predictions at or above a score."""
+    """Return a validation frame (position in the evaluated list) with its labels and the predictions at or above a score.
+
+    Raises:
+        ConfigError: If there are fewer frames.
+    """
     split = run.store.split("validation")
-    number = int(split.frames(run.profile.evaluation.interval)[frame])
+    numbers = split.frames(run.profile.evaluation.interval)
+    if not 0 <= frame < len(numbers):
+        raise ConfigError(f"FRAME={frame} is none of the {len(numbers)} evaluated frames; the last one is {len(numbers) - 1}")
+    number = int(numbers[frame])
     low_x, low_y, high_x, high_y = extent(run.profile.student_model)
     points, labels = split.points(number), split.labels(number)
     points = points[(points[:, 0] > low_x) & (points[:, 0] < high_x) & (points[:, 1] > low_y) & (points[:, 1] < high_y)]

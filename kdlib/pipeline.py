@@ -13,13 +13,11 @@ from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
 from kdlib.errors import ConfigError
-from kdlib.execute import PROJECT, run_folder
+from kdlib.execute import PROJECT, WEIGHTS, run_folder
 from kdlib.profiles import Profile
 from kdlib.simulate import simulate
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
-
-WEIGHTS = PROJECT / "data" / "weights"
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,16 @@ def _workers(run: Run) -> int:
     return 1 if made is not None and made.training_segments < 10 else os.cpu_count() or 1
 
 
+def portable(path: Path) -> str:
+    """Return a path as results name it: from the project's folder on where it lies inside, so that no result names a machine."""
+    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
+
+
+def located(text: str) -> Path:
+    """Return the path a result names."""
+    return PROJECT / text
+
+
 @dataclass(frozen=True)
 class TeacherWeights:
     """A teacher ready to teach."""
@@ -152,7 +160,7 @@ def exercise_training(run: Run, teacher: TeacherWeights) -> RunResult:
         schedule,
         str(run.data / "store"),
         init_weights=str(teacher.weights),
-        max_steps=run.profile.continue_steps or None,
+        max_steps=run.profile.continue_steps,
         name="teacher, continued",
     )
     return _launch({run.folder / "teacher" / "continued": job}, run)[0]
@@ -182,7 +190,7 @@ def chosen_teacher(run: Run) -> TeacherWeights:
         ConfigError: If notebook 01 has not finished.
     """
     values = run.result("01_train_teacher")
-    return TeacherWeights(run.profile.teacher_model, Path(values["weights"]), values["origin"])
+    return TeacherWeights(run.profile.teacher_model, located(values["weights"]), values["origin"])
 
 
 def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule: TrainConfig) -> TrainJob:
@@ -226,7 +234,7 @@ def students_result(run: Run, students: Mapping[tuple[str, int], RunResult], epo
         {
             "arm": arm,
             "seed": seed,
-            "weights": str(result.weights),
+            "weights": portable(result.weights),
             "steps": result.values["steps"],
             "samples": result.values["samples"],
             "seconds": result.values["timing"].get("seconds"),

@@ -49,7 +49,7 @@ class Profile:
     pair: str  # in kdlib.zoo.PAIRS
     teacher: TrainConfig  # the schedule of a teacher from scratch
     shipped_teacher: str  # file in data/weights, "" where there is none
-    continue_steps: int  # optimiser steps notebook 01 adds to the shipped teacher
+    continue_steps: int  # optimiser steps notebook 01 adds to a teacher that is given
     student: TrainConfig  # one schedule for all arms
     evaluation: EvalConfig
     seeds: tuple[int, ...]
@@ -115,7 +115,7 @@ WAYMO20 = Profile(
     pair="cp_pillar_v0.64_sparsekd",
     teacher=_PUBLISHED,
     shipped_teacher="",
-    continue_steps=0,
+    continue_steps=40,
     student=_PUBLISHED,
     evaluation=EvalConfig(interval=5, batch_size=4, workers=4),
     seeds=(1, 2, 3),

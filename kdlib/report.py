@@ -54,8 +54,11 @@ def _cover(results: dict[str, Any], profile: str) -> Cover:
         "data": "simulated, in the Waymo file format" if simulated else "Waymo Open Dataset",
         "metric": "LEVEL_2 mAPH over vehicle, pedestrian, cyclist",
         "dataset fingerprint": results["00_explore_data"]["fingerprint"],
-        **{f"evaluation: {key}": value for key, value in evaluation["card"].items() if isinstance(value, (int, float, str))},
-        **{key: value for key, value in evaluation.get("provenance", {}).items() if isinstance(value, (int, float, str))},
+        **{
+            f"evaluation: {key}": value for key, value in evaluation["evaluation"].items() if isinstance(value, (int, float, str))
+        },
+        **{key: value for key, value in evaluation["card"].items() if isinstance(value, str)},
+        **evaluation["card"]["versions"],
         **{f"hardware: {key}": value for key, value in results["05_measure_cost"]["hardware"].items() if value is not None},
     }
     verdicts = tuple(Verdict(v["wish"], v["result"], v["met"]) for v in evaluation["verdicts"])

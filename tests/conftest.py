@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from kdlib.pipeline import Run
 
 TESTS = Path(__file__).parent
 
@@ -23,3 +27,37 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder} (set KDLIB_SHARED); it holds files that may not be committed")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DATA_ROOT of the smoke profile: simulated Waymo files and the store prepared from them. Not to be changed."""
+    from kdlib import pipeline
+
+    root = tmp_path_factory.mktemp("smoke")
+    run = pipeline.open_run("smoke", str(root / "run"), str(root / "data"))
+    pipeline.prepare_data(run)
+    return run.data
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A smoke run as notebooks 00 to 02 leave it, but nobody was trained. Not to be changed."""
+    import torch
+
+    from kdlib import pipeline
+    from kdlib.models.detector import build
+    from kdlib.models.weights import save_weights
+
+    run = pipeline.open_run("smoke", str(tmp_path_factory.mktemp("run")), str(smoke_data))
+    files = {}
+    models = {"teacher": run.profile.teacher_model, **dict.fromkeys(run.profile.arms, run.profile.student_model)}
+    for number, (name, model) in enumerate(models.items()):
+        files[name] = run.folder / f"{name}.safetensors"
+        torch.manual_seed(number)
+        save_weights(files[name], build(model), {"made": "for the tests"})
+    pipeline.save_result(run, "01_train_teacher", {"weights": str(files.pop("teacher")), "origin": "scratch"})
+    rows = [{"arm": arm, "seed": 1, "weights": str(path)} for arm, path in files.items()]
+    budget = {"steps": 4, "samples": 8, "frames": 8, "epochs": 1}
+    pipeline.save_result(run, "02_distill_student", {"budget": budget, "students": rows})
+    return run

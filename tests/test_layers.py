@@ -44,6 +44,7 @@ LAYERS = (
     "comparison",
     "explore",
     "costs",
+    "publish",
     "cli",
     "__main__",
 )

@@ -66,7 +66,7 @@ class BootstrapReport:
             if (d.first, d.second) == (first, second):
                 return d
             if (d.first, d.second) == (second, first):
-                return Difference(first, second, -d.mean, -d.high, -d.low)
+                return Difference(first, second, 0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)  # no negative zero
         raise KeyError(f"no difference between '{first}' and '{second}'")
 
     def to_dict(self) -> dict[str, Any]:
