@@ -197,6 +197,11 @@ class Outcome:
         data = "simulated data" if run.profile.simulated is not None else "Waymo"
         return f"LEVEL_2 mAPH on {data}, 95 % intervals over {self.report.units} {self.report.unit}s and seeds"
 
+    def ends(self) -> tuple[str, str]:
+        """Return the first and the last student arm, in the order they were trained for comparison: what the recipe changed."""
+        arms = [arm for arm in profiles.ARMS if arm in self.scores.students]
+        return arms[0], arms[-1]
+
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
         return [

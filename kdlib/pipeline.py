@@ -199,9 +199,7 @@ def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule
     Raises:
         ConfigError: If the arm is unknown.
     """
-    if arm not in profiles.ARMS:
-        raise ConfigError(f"unknown arm '{arm}'; there are: {', '.join(profiles.ARMS)}")
-    chosen = profiles.ARMS[arm]
+    chosen = profiles.arm(arm)
     return TrainJob(
         run.profile.student_model,
         replace(schedule, seed=seed),
@@ -220,9 +218,13 @@ def train_students(
 
     Returns:
         The outcome of every (arm, seed).
+
+    Raises:
+        ConfigError: If an arm is unknown.
     """
     schedule = replace(run.profile.student, epochs=epochs) if epochs else run.profile.student
-    keys = [(arm, seed) for seed in seeds for arm in arms]
+    # Distilling takes longest: started first, no core waits at the end.
+    keys = sorted(((arm, seed) for seed in seeds for arm in arms), key=lambda key: not profiles.arm(key[0]).distil)
     folders = [run.folder / "students" / f"{arm}_seed{seed}" for arm, seed in keys]
     jobs = [student_job(run, arm, seed, teacher, schedule) for arm, seed in keys]
     return dict(zip(keys, _launch(dict(zip(folders, jobs)), run)))

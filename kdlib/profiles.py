@@ -31,8 +31,8 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
+    one.name: one
+    for one in (
         Arm("alone", "student alone", initialise=False, distil=False),
         Arm("init", "initialised from the teacher", initialise=True, distil=False),
         Arm("full", "full SparseKD", initialise=True, distil=True),
@@ -78,8 +78,8 @@ class Profile:
         return self.zoo_pair.teacher
 
 
-# The student sees every fifth frame, as in the published tables; the shipped teacher saw all of them.
-_DEMO_SCHEDULE = TrainConfig(epochs=12, batch_size=4, interval=5, workers=0, checkpoint_steps=200)
+# The students see every tenth frame; the shipped teacher saw all of them.
+_DEMO_SCHEDULE = TrainConfig(epochs=12, batch_size=4, interval=10, workers=0, checkpoint_steps=200)
 
 DEMO = Profile(
     name="demo",
@@ -141,3 +141,14 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ConfigError(f"unknown profile '{name}'; there are: {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def arm(name: str) -> Arm:
+    """Return a way of training the student by name.
+
+    Raises:
+        ConfigError: If there is none of that name; the message lists those there are.
+    """
+    if name not in ARMS:
+        raise ConfigError(f"unknown arm '{name}'; there are: {', '.join(ARMS)}")
+    return ARMS[name]

@@ -91,7 +91,7 @@ def test_shipped_teacher(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = pipeline.choose_teacher(run, "auto")
     assert (found.origin, found.weights) == ("shipped", tmp_path / "cp_pillar_demo.safetensors")
     waymo = pipeline.open_run("waymo20", str(tmp_path / "waymo"))
-    with pytest.raises(ConfigError, match="ships no teacher.*TEACHER=scratch"):
+    with pytest.raises(ConfigError, match=r"ships no teacher.*TEACHER=scratch"):
         pipeline.choose_teacher(waymo, "shipped")
 
 

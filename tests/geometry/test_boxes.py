@@ -32,7 +32,9 @@ def test_corners_keep_leading_axes_and_dtype():
 
 
 def test_points_on_the_border_are_inside():
-    points = torch.tensor([[1.0, 4.0, 3.0], [1.0, 2.0, 3.5], [2.0, 2.0, 2.5], [1.0, 2.0, 3.6], [2.1, 2.0, 3.0]], dtype=torch.float64)
+    points = torch.tensor(
+        [[1.0, 4.0, 3.0], [1.0, 2.0, 3.5], [2.0, 2.0, 2.5], [1.0, 2.0, 3.6], [2.1, 2.0, 3.0]], dtype=torch.float64
+    )
     # The quarter turn is not exact in floating point, so the box may be a hair wider than the border.
     box = QUARTER + torch.tensor([0, 0, 0, 1e-9, 1e-9, 0, 0])
     assert points_in_boxes(points, box)[:, 0].tolist() == [True, True, True, False, False]

@@ -108,7 +108,10 @@ def test_several_heads_come_best_first():
 @pytest.mark.parametrize("split", SPLITS)
 def test_nothing_found_is_an_empty_result(split):
     head = HeadConfig(heads=split)
-    maps = [HeadOutput(torch.full((2, len(names), 48, 64), -9.0), *(torch.zeros(2, n, 48, 64) for n in (2, 1, 3, 2))) for names in split]
+    maps = [
+        HeadOutput(torch.full((2, len(names), 48, 64), -9.0), *(torch.zeros(2, n, 48, 64) for n in (2, 1, 3, 2)))
+        for names in split
+    ]
     for nms in (False, True):
         for detections in decode(maps, grid=GRID, head=head, nms=nms):
             assert detections.boxes.shape == (0, 7) and detections.scores.shape == detections.labels.shape == (0,)

@@ -32,7 +32,7 @@ def test_one_distillation_step(goldens, record_property):
     optimiser.step()
     record_property("seconds", round(time.perf_counter() - start, 1))
     assert set(terms.parts) == {"heatmap", "box", "kd_heatmap"}
-    assert all(part.isfinite() and float(part) > 0 for part in terms.parts.values())
+    assert all(part.isfinite() and float(part.detach()) > 0 for part in terms.parts.values())
     for name, parameter in step.student.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.isfinite().all(), name
     with torch.no_grad():

@@ -40,7 +40,9 @@ def test_target_assignment(goldens, name, grid, head, case):
 def dequantised(golden) -> HeadOutput:
     meta = json.loads(str(golden["meta"]))
     maps = {
-        name: torch.from_numpy(golden[f"q_{name}"].astype(np.float32) * np.float32(step) + np.float32(meta.get("offset", {}).get(name, 0)))
+        name: torch.from_numpy(
+            golden[f"q_{name}"].astype(np.float32) * np.float32(step) + np.float32(meta.get("offset", {}).get(name, 0))
+        )
         for name, step in meta["step"].items()
     }
     return HeadOutput(maps["hm"], maps["center"], maps["center_z"], maps["dim"], maps["rot"])
@@ -57,7 +59,9 @@ def test_decoding(goldens, nms):
         np.testing.assert_array_equal(frame.labels, golden[prefix + "labels"])
 
 
-@pytest.mark.parametrize("model", [zoo.CP_PILLAR, zoo.CP_PILLAR_V04, zoo.CP_PILLAR_V048, zoo.CP_PILLAR_V064], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model", [zoo.CP_PILLAR, zoo.CP_PILLAR_V04, zoo.CP_PILLAR_V048, zoo.CP_PILLAR_V064], ids=lambda m: m.name
+)
 def test_state_dict_and_parameter_count(goldens, model):
     name = model.name.replace("_", "-")
     folder = goldens / "original/10_params"
@@ -90,7 +94,9 @@ def test_forward_of_v064_with_the_originals_weights(goldens, shared):
         y, x = golden[f"{name}_samp_yx"].T.astype(int)
         np.testing.assert_allclose(found[0][:, y, x], golden[f"{name}_samp"], atol=5e-4)
     head = prediction.heads[0]
-    for found, name in zip((head.heatmap, head.center, head.center_z, head.dim, head.rot), ("hm", "center", "center_z", "dim", "rot")):
+    for found, name in zip(
+        (head.heatmap, head.center, head.center_z, head.dim, head.rot), ("hm", "center", "center_z", "dim", "rot")
+    ):
         np.testing.assert_allclose(found[0], golden[f"out_{name}"], atol=5e-4)
     for nms, prefix in ((False, "dec_nonms"), (True, "dec_nms")):
         np.testing.assert_allclose(boxes[nms].scores, golden[f"{prefix}_scores"], atol=5e-4)

@@ -29,7 +29,9 @@ class Padded(nn.Module):
     def __init__(self, encoder):
         super().__init__()
         self.linears = nn.ModuleList(layer.linear for layer in encoder.pfn_layers)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(layer.norm.num_features, eps=1e-3, momentum=0.01) for layer in encoder.pfn_layers)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(layer.norm.num_features, eps=1e-3, momentum=0.01) for layer in encoder.pfn_layers
+        )
         self.double()
         for norm, layer in zip(self.norms, encoder.pfn_layers):
             norm.load_state_dict(layer.norm.state_dict())

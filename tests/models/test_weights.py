@@ -83,7 +83,9 @@ def test_wrong_shapes_are_refused_before_anything_is_touched(tmp_path, model):
     wide = build(replace(zoo.CP_PILLAR_DEMO, head=replace(zoo.CP_PILLAR_DEMO.head, shared_channels=24)))
     save_weights(path, wide, {})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(DataError, match=r"wide\.safetensors does not fit.*shared_conv\.0\.weight: model \(16, .*file \(24, "):
+    with pytest.raises(
+        DataError, match=r"wide\.safetensors does not fit.*center\.0\.0\.weight: model \(16, 16, 3, 3\), file \(24, "
+    ):
         load_weights(path, model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     coverage = load_weights(path, model, strict=False)
