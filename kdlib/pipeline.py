@@ -223,11 +223,13 @@ def train_students(
         ConfigError: If an arm is unknown.
     """
     schedule = replace(run.profile.student, epochs=epochs) if epochs else run.profile.student
+    keys = [(arm, seed) for seed in seeds for arm in arms]
     # Distilling takes longest: started first, no core waits at the end.
-    keys = sorted(((arm, seed) for seed in seeds for arm in arms), key=lambda key: not profiles.arm(key[0]).distil)
-    folders = [run.folder / "students" / f"{arm}_seed{seed}" for arm, seed in keys]
-    jobs = [student_job(run, arm, seed, teacher, schedule) for arm, seed in keys]
-    return dict(zip(keys, _launch(dict(zip(folders, jobs)), run)))
+    order = sorted(keys, key=lambda key: not profiles.arm(key[0]).distil)
+    folders = {key: run.folder / "students" / f"{key[0]}_seed{key[1]}" for key in order}
+    results = _launch({folders[key]: student_job(run, *key, teacher, schedule) for key in order}, run)
+    found = dict(zip(order, results))
+    return {key: found[key] for key in keys}
 
 
 def students_result(run: Run, students: Mapping[tuple[str, int], RunResult], epochs: int = 0) -> dict[str, Any]:
