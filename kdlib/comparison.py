@@ -110,7 +110,8 @@ def score_frame(result: EvalResult) -> pd.DataFrame:
     return pd.DataFrame(rows).T.round(2)
 
 
-def _color(arm: str) -> str:
+def arm_color(arm: str) -> str:
+    """Return the colour an arm has in every chart."""
     if arm == "teacher":
         return palette.role("teacher").color
     return palette.role("student").color if arm == "full" else {"alone": palette.SERIES[3]}.get(arm, palette.SERIES[0])
@@ -194,13 +195,12 @@ class Outcome:
 
     def title(self, run: Run) -> str:
         """Return what stands above a chart of the arms."""
-        data = "simulated data" if run.profile.simulated is not None else "Waymo"
-        return f"LEVEL_2 mAPH on {data}, 95 % intervals over {self.report.units} {self.report.unit}s and seeds"
+        return "Simulated data, 95 % intervals" if run.profile.simulated is not None else "Waymo, 95 % intervals"
 
-    def ends(self) -> tuple[str, str]:
-        """Return the first and the last student arm, in the order they were trained for comparison: what the recipe changed."""
+    def last_step(self) -> tuple[str, str]:
+        """Return the two arms between which the recipe's last part came in: initialised and full, where both were trained."""
         arms = [arm for arm in profiles.ARMS if arm in self.scores.students]
-        return arms[0], arms[-1]
+        return arms[-2:][0], arms[-1]
 
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
@@ -211,7 +211,7 @@ class Outcome:
                 100 * arm.low,
                 100 * arm.high,
                 tuple(100 * v for v in arm.values),
-                _color(arm.name),
+                arm_color(arm.name),
             )
             for arm in self.report.arms
         ]
@@ -224,25 +224,28 @@ class Outcome:
                 name = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2"
                 curve = results[0].curves[name]
                 score = results[0].metrics[f"{name}/AP"]
-                found.append(PRCurve(self.title_of(arm), kind, curve.recall, curve.precision, _color(arm), score))
+                found.append(PRCurve(self.title_of(arm), kind, curve.recall, curve.precision, arm_color(arm), score))
         return found
 
     def change(self, first: str, second: str) -> ScoreTable:
-        """Return LEVEL_2 APH of ``first`` minus ``second``, class x range, mean over seeds."""
+        """Return ``second`` minus ``first``, mean over seeds: a row for each class, AP and APH, and LEVEL_2 APH by range.
+
+        Ranges are left out where all boxes lie in one of them.
+        """
         classes = ("Vehicle", "Pedestrian", "Cyclist")
-        forms = ["OBJECT_TYPE_TYPE_{}_LEVEL_2/APH", *(f"RANGE_TYPE_{{}}_{r}_LEVEL_2/APH" for r in RANGES)]
-        names = [[form.format(kind.upper()) for form in forms] for kind in classes]
-        values = np.array([[self._mean(first, name) - self._mean(second, name) for name in row] for row in names])
-        labelled = np.array([[self._labelled(name) for name in row] for row in names])
-        used = np.concatenate(([True], labelled[:, 1:].any(axis=0)))
-        columns = np.array(["all", "0–30 m", "30–50 m", "over 50 m"])[used]
-        return ScoreTable(np.where(labelled, values, np.nan)[:, used], classes, tuple(columns))
+        forms = {f"LEVEL_{k} {m}": f"OBJECT_TYPE_TYPE_{{}}_LEVEL_{k}/{m}" for k in (1, 2) for m in ("AP", "APH")}
+        ranges = {f"{r} m": f"RANGE_TYPE_{{}}_{r}_LEVEL_2/APH" for r in RANGES}
+        ranges = {title: form for title, form in ranges.items() if any(self._found(form.format(c.upper())) for c in classes)}
+        columns = {**forms, **(ranges if len(ranges) > 1 else {})}
+        names = [[form.format(kind.upper()) for form in columns.values()] for kind in classes]
+        values = [[self._mean(second, name) - self._mean(first, name) for name in row] for row in names]
+        return ScoreTable(np.array(values), classes, tuple(columns))
 
     def _mean(self, arm: str, metric: str) -> float:
         return float(np.mean([result.metrics[metric] for result in self.scores.arms[arm]]))
 
-    def _labelled(self, metric: str) -> bool:
-        """Return whether anybody found anything there; a range beyond the models' reach has no boxes."""
+    def _found(self, metric: str) -> bool:
+        """Return whether any model found anything there; a range beyond the models' reach has no boxes."""
         return any(result.metrics[metric] > 0 for results in self.scores.arms.values() for result in results)
 
     def to_dict(self) -> dict[str, Any]:

@@ -106,10 +106,15 @@ def family_table() -> pd.DataFrame:
 
 
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
-    """Return every arm's LEVEL_2 mAPH over its cost, as notebook 03 and ``measure_run`` found them."""
+    """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm: one model, one cost."""
     cost = {row["role"]: row["G MACs"] for row in runs.records(costs)}
     points = []
-    for row in run.result("03_evaluate")["arms"]:
+    arms = run.result("03_evaluate")["arms"]
+    students = sorted((row for row in arms if row["arm"] != "teacher"), key=lambda row: float(row["LEVEL_2 mAPH"]))
+    for row in (
+        *(row for row in arms if row["arm"] == "teacher"),
+        *{row["arm"]: row for row in (students[0], students[-1])}.values(),
+    ):
         role = "teacher" if row["arm"] == "teacher" else "student"
         interval = (row["95 % low"], row["95 % high"])
         points.append(CostPoint(row["arm"], cost[role], row["LEVEL_2 mAPH"], *interval, palette.role(role).color))

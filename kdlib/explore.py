@@ -82,7 +82,7 @@ class Scene:
 
 
 # Layer names of the arms; the arms that are not shown together keep colours apart from teacher and student.
-NAMES = {"teacher": "teacher", "alone": "student alone", "init": "initialised student", "full": "student"}
+NAMES = {"teacher": "teacher", "alone": "student alone", "init": "initialised student", "full": "distilled student"}
 _COLORS = {"alone": palette.SERIES[3], "init": palette.SERIES[7]}
 
 

@@ -79,7 +79,7 @@ def _sections(folder: Path, results: dict[str, Any]) -> list[Section]:
             "What distillation gained",
             f"{_budget(results)} Intervals are paired bootstrap intervals over segments and seeds.",
             _picture(folder, STAGES[3], "arms.png", "Mean, 95 % interval, single seeds.")
-            + _picture(folder, STAGES[3], "change.png", "Where the full recipe gained and lost against the student alone.")
+            + _picture(folder, STAGES[3], "change.png", "What the recipe's last part, distillation, changed.")
             + _picture(folder, STAGES[3], "precision_recall.png", "First seed of each arm."),
             (
                 table_of(evaluation["arms"], "LEVEL_2 mAPH, percent", bold),

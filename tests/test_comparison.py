@@ -124,14 +124,17 @@ def test_charts_get_what_they_need(results: dict[int, EvalResult]) -> None:
     assert [e.name for e in estimates] == ["teacher", "student alone", "full SparseKD"]
     assert all(e.low - 0.01 <= e.mean <= e.high + 0.01 for e in estimates) and len({e.color for e in estimates}) == 3
     assert len(found.precision_recall()) == 9
-    change = found.change("full", "alone")
-    assert change.columns[0] == "all" and "over 50 m" not in change.columns, "nobody is there"
-    assert np.nanmin(change.values) > 0
+    assert found.last_step() == ("alone", "full")
+    change = found.change("alone", "full")
+    assert change.columns[:4] == ("LEVEL_1 AP", "LEVEL_1 APH", "LEVEL_2 AP", "LEVEL_2 APH")
+    assert "[50, +inf) m" not in change.columns, "nobody is there"
+    assert np.nanmin(change.values[:, :4]) > 0
+    np.testing.assert_allclose(found.change("full", "alone").values, -change.values)
 
 
 def test_no_change_where_nothing_is_found(results: dict[int, EvalResult]) -> None:
-    change = outcome(results, 0, alone=(0,), full=(0,)).change("full", "alone")
-    assert change.columns == ("all",)
+    change = outcome(results, 0, alone=(0,), full=(0,)).change("alone", "full")
+    assert len(change.columns) == 4 and not change.values.any()
 
 
 def test_score_frame(results: dict[int, EvalResult]) -> None:

@@ -52,11 +52,11 @@ def test_scene_shows_the_models_range(smoke_run: Run) -> None:
 def test_scene_with_predictions(smoke_run: Run) -> None:
     tables = {name: predicted(smoke_run, 0) for name in ("teacher", "alone", "init", "full")}
     scene = explore.scene(smoke_run, 0, tables, threshold=0.3)
-    assert [layer.name for layer in scene.layers[1:]] == ["teacher", "student alone", "initialised student", "student"]
+    assert [layer.name for layer in scene.layers[1:]] == ["teacher", "student alone", "initialised student", "distilled student"]
     assert all(len(layer.boxes) == 1 for layer in scene.layers[1:]), "the box of score 0.2 is not drawn"
     assert len({layer.color for layer in scene.layers}) == 5
     assert [len(layers) for layers in scene.panels().values()] == [2] * 4
-    assert [layer.name for layer in scene.only("student", "teacher", "nobody")] == ["student", "teacher"]
+    assert [layer.name for layer in scene.only("distilled student", "teacher", "nobody")] == ["distilled student", "teacher"]
     assert len(explore.scene(smoke_run, 1, tables).layers[1].boxes) == 0, "another frame"
 
 
