@@ -8,7 +8,10 @@ How the data flows (a module imports only from those above it)::
           -> voxel   VoxelBatch -> models HeadOutput -> Detections
                                   -> losses, kd: LossTerms -> training
           -> evaluation   tables of boxes -> Waymo metric
-          -> viz     pictures and the report
+          -> viz     pictures
+
+The notebooks call ``pipeline`` (data, teacher, students), ``explore``, ``comparison`` and ``costs``; ``execute`` runs them
+headlessly by the names in ``profiles``, ``report`` and ``publish`` write down what came out, ``cli`` is ``python -m kdlib``.
 
 Start with ``kdlib.zoo`` (models and pairs by name), ``kdlib.types`` (what travels) and ``kdlib.config`` (every setting).
 """

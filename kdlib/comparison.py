@@ -30,17 +30,12 @@ METRIC = "LEVEL_2/mAPH"
 RANGES = ("[0, 30)", "[30, 50)", "[50, +inf)")
 
 
-def half_width(model: ModelConfig) -> float:
-    """Return how far a model sees along x and y, metres; what lies beyond takes no part in its scores, on either side."""
-    return model.grid.point_range[3]
-
-
 def truth(run: Run) -> pa.Table:
-    """Return the validation boxes inside the models' range."""
+    """Return the validation boxes that count."""
     table = ground_truth_table(
         run.store.split("validation"), run.profile.evaluation.interval, run.profile.student_model.class_names
     )
-    return limit_table(table, half_width=half_width(run.profile.student_model))
+    return limit_table(table, half_width=run.profile.evaluation.half_width)
 
 
 def predict_weights(run: Run, name: str, model: ModelConfig, weights: Path) -> pa.Table:
@@ -57,7 +52,7 @@ def predict_weights(run: Run, name: str, model: ModelConfig, weights: Path) -> p
         path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, table)
         jsonfile.write(mark, {"key": key, "model": model.name})
-    return limit_table(read_table(path, "predictions"), half_width=half_width(run.profile.student_model))
+    return limit_table(read_table(path, "predictions"), half_width=run.profile.evaluation.half_width)
 
 
 def _device() -> torch.device:

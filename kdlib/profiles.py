@@ -89,7 +89,7 @@ DEMO = Profile(
     shipped_teacher="cp_pillar_demo.safetensors",
     continue_steps=40,
     student=_DEMO_SCHEDULE,
-    evaluation=EvalConfig(interval=2, batch_size=4),
+    evaluation=EvalConfig(interval=2, batch_size=4, half_width=20.48),
     seeds=(1, 2, 3),
     parallel=2,
     threads=1,
@@ -103,7 +103,7 @@ SMOKE = replace(
     teacher=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2),
     continue_steps=2,
     student=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2),
-    evaluation=EvalConfig(interval=1, batch_size=2),
+    evaluation=EvalConfig(interval=1, batch_size=2, half_width=20.48),
     seeds=(1, 2),
 )
 

@@ -45,7 +45,7 @@ def test_json_and_back(config: Any) -> None:
 
 
 def test_infinite_distance_survives() -> None:
-    assert math.isinf(from_dict(EvalConfig, json.loads(json.dumps(to_dict(EvalConfig())))).max_distance)
+    assert math.isinf(from_dict(EvalConfig, json.loads(json.dumps(to_dict(EvalConfig())))).half_width)
 
 
 def model_with(**changes: Any) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_simulated_profiles_use_the_small_pair(name: str) -> None:
 def test_demo_has_three_seeds_and_one_budget() -> None:
     demo = profiles.profile("demo")
     assert len(set(demo.seeds)) >= 3
-    assert demo.evaluation.max_distance == math.inf
+    assert demo.evaluation.half_width == demo.student_model.grid.point_range[3]
     assert profiles.profile("smoke").pair == demo.pair
 
 
