@@ -56,13 +56,19 @@ def wait_for_line(folder: Path, step: int) -> None:
     raise AssertionError("the child made no progress")
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums depend on the number of threads; runs are compared bit by bit, so all of them, like the children, have one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    toy.run_toy(folder)
+    yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(one_thread, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    toy.run_toy(folder)
     return folder
 
 
@@ -92,14 +98,11 @@ def test_history_and_schedule(uninterrupted):
 
 @pytest.mark.parametrize("stops", [(1,), (7,), (8, 13, 29)])
 def test_resume_is_bit_identical(tmp_path, uninterrupted, stops):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for stop in stops:
         _, outcome = toy.run_toy(tmp_path, stop_after=stop)
         assert outcome.step == stop and not outcome.done
         torch.randn(random.randrange(9))  # another generator state must not matter
     toy.run_toy(tmp_path)
-    torch.set_num_threads(threads)
     same_end(tmp_path, uninterrupted)
 
 
