@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -276,6 +277,17 @@ def _matching_option(options: list[Any], value: Any) -> Any:
             if dataclasses.is_dataclass(option) and set(value) <= {f.name for f in dataclasses.fields(option)}:
                 return option
     return options[0]
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """Return an entry of a table of named configurations.
+
+    Raises:
+        ConfigError: If there is none of that name; the message lists those there are.
+    """
+    if name not in table:
+        raise ConfigError(f"unknown {kind} '{name}'; there are: {', '.join(table)}")
+    return table[name]
 
 
 def config_hash(*configs: Any) -> str:

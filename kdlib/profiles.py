@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kdlib import zoo
-from kdlib.config import EvalConfig, KDConfig, ModelConfig, TrainConfig
-from kdlib.errors import ConfigError
+from kdlib.config import EvalConfig, KDConfig, ModelConfig, TrainConfig, lookup
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,7 @@ def profile(name: str) -> Profile:
     Raises:
         ConfigError: If there is none of that name; the message lists those there are.
     """
-    if name not in PROFILES:
-        raise ConfigError(f"unknown profile '{name}'; there are: {', '.join(PROFILES)}")
-    return PROFILES[name]
+    return lookup(PROFILES, name, "profile")
 
 
 def arm(name: str) -> Arm:
@@ -149,6 +146,4 @@ def arm(name: str) -> Arm:
     Raises:
         ConfigError: If there is none of that name; the message lists those there are.
     """
-    if name not in ARMS:
-        raise ConfigError(f"unknown arm '{name}'; there are: {', '.join(ARMS)}")
-    return ARMS[name]
+    return lookup(ARMS, name, "arm")

@@ -14,8 +14,8 @@ from kdlib.config import (
     LogitKDConfig,
     ModelConfig,
     PillarEncoderConfig,
+    lookup,
 )
-from kdlib.errors import ConfigError
 
 
 def _pillar_grid(half: float, pillar: float, max_points: int) -> GridConfig:
@@ -83,19 +83,15 @@ def model(name: str) -> ModelConfig:
     """Return a model's configuration by name.
 
     Raises:
-        ConfigError: If the zoo has no such model; the message lists those it has.
+        ConfigError: If the zoo has no such model; the message lists those there are.
     """
-    if name not in MODELS:
-        raise ConfigError(f"unknown model '{name}'; the zoo has: {', '.join(MODELS)}")
-    return MODELS[name]
+    return lookup(MODELS, name, "model")
 
 
 def pair(name: str) -> Pair:
     """Return a distillation pair by name.
 
     Raises:
-        ConfigError: If the zoo has no such pair; the message lists those it has.
+        ConfigError: If the zoo has no such pair; the message lists those there are.
     """
-    if name not in PAIRS:
-        raise ConfigError(f"unknown pair '{name}'; the zoo has: {', '.join(PAIRS)}")
-    return PAIRS[name]
+    return lookup(PAIRS, name, "pair")
