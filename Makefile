@@ -1,5 +1,7 @@
-# make demo | test | lab | clean. Each makes .venv by itself when it is missing or older than what it is made from.
+# make demo | test | test-official | lab | clean. Each makes its environment by itself, .venv, or .venv-official for test-official,
+# when it is missing or older than what it is made from.
 #   PYTHON=python3.12            another interpreter (3.10 to 3.12)
+#   PYTHON310=/path/to/python    the Python 3.10 of test-official, where none is found
 #   PIP_ARGS='--index-url ...'   anything for pip, say an index of CPU-only torch wheels: without one, PyPI's torch brings CUDA
 
 PYTHON ?= python3
@@ -7,10 +9,13 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OFFICIAL := .venv-official
+OFFICIAL_STAMP := $(OFFICIAL)/.installed
+PYTHON310 ?= $(shell .ci/python310)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lab clean
+.PHONY: demo test test-official lab clean
 
 demo: $(STAMP)
 	$(BIN)/python -m kdlib run demo
@@ -21,6 +26,10 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" $(NOTEBOOKS)
 	$(BIN)/python -m pytest
+
+# Everything once more on Python 3.10, numpy 1.21 and Waymo's own package, and against that package.
+test-official: $(OFFICIAL_STAMP)
+	KDLIB_OFFICIAL_PYTHON="$(CURDIR)/$(OFFICIAL)/bin/python" $(OFFICIAL)/bin/python -m pytest -m ''
 
 lab: $(STAMP)
 	cd notebooks && ../$(BIN)/jupyter lab
@@ -43,6 +52,25 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[cpu,dev]'
 	@echo "$(CURDIR)" > $@
 
+ifneq ($(shell cat $(OFFICIAL_STAMP) 2>/dev/null && $(OFFICIAL)/bin/python -c '' 2>/dev/null || echo broken),$(CURDIR))
+.PHONY: $(OFFICIAL_STAMP)
+endif
+
+$(OFFICIAL_STAMP): environment.yml pyproject.toml .ci/official_requirements.py .ci/official-constraints.txt
+	@[ -n "$(PYTHON310)" ] || { \
+	  echo "Waymo's package runs on Python 3.10 only, and none was found. Name one: make test-official PYTHON310=/path/to/python3.10" >&2; \
+	  exit 1; }
+	@$(PYTHON310) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null || { \
+	  echo "PYTHON310 must be a Python 3.10 with 'venv' and 'ensurepip', but '$(PYTHON310) --version' says:" \
+	    "$$($(PYTHON310) --version 2>&1 | head -n 1)" >&2; exit 1; }
+	@if [ -e $@ ] && [ "$$(cat $@)" != "$(CURDIR)" ] || ! $(OFFICIAL)/bin/python -m pip --version >/dev/null 2>&1; then \
+	  echo "making $(OFFICIAL) with $$($(PYTHON310) --version)"; $(PYTHON310) -m venv --clear $(OFFICIAL); fi
+	$(PYTHON310) .ci/official_requirements.py environment.yml > $(OFFICIAL)/requirements.txt
+	$(OFFICIAL)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c .ci/official-constraints.txt pip
+	$(OFFICIAL)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c .ci/official-constraints.txt \
+	  -r $(OFFICIAL)/requirements.txt
+	@echo "$(CURDIR)" > $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find kdlib tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -15,13 +15,14 @@ import torch
 from kdlib import jsonfile, profiles, provenance, runs
 from kdlib.config import ModelConfig, config_hash
 from kdlib.data.dataset import FrameDataset
-from kdlib.data.store import ground_truth_table, limit_table
+from kdlib.data.store import fingerprint, ground_truth_table, limit_table
 from kdlib.evaluation.bootstrap import BootstrapReport, bootstrap
 from kdlib.evaluation.predict import predict
+from kdlib.evaluation.preflight import check_trained_on
 from kdlib.evaluation.tables import read_table, write_predictions
 from kdlib.evaluation.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.detector import build
-from kdlib.models.weights import load_weights
+from kdlib.models.weights import load_weights, read_card
 from kdlib.pipeline import Run, chosen_teacher, located
 from kdlib.viz import palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
@@ -85,12 +86,15 @@ def evaluate_all(run: Run) -> Scores:
 
     Raises:
         ConfigError: If notebook 01 or 02 has not finished.
+        DataError: If the store is not the one the students were trained on.
     """
-    teacher = chosen_teacher(run)
+    teacher, contents = chosen_teacher(run), run.store.contents
+    present = fingerprint({"training": contents["training"]}) if "training" in contents else ""
     students: dict[str, dict[int, EvalResult]] = {}
     for row in run.result("02_distill_student")["students"]:
         name = f"{row['arm']}_seed{row['seed']}"
         print(f"scoring {name}", flush=True)
+        check_trained_on(read_card(located(row["weights"])).get("dataset", ""), present, row["weights"])
         result = evaluate_weights(run, name, run.profile.student_model, located(row["weights"]))
         students.setdefault(row["arm"], {})[row["seed"]] = result
     return Scores(evaluate_weights(run, "teacher", teacher.model, teacher.weights), students)

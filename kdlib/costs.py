@@ -7,28 +7,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from kdlib import runs, zoo
+from kdlib import published, runs, zoo
 from kdlib.config import ModelConfig
+from kdlib.counting import dense_report, ghost
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.models.detector import build
 from kdlib.models.weights import load_weights
 from kdlib.pipeline import Run, located
-from kdlib.profiling.cost import measure_cost, measure_dense_cost
+from kdlib.profiling.cost import measure_cost
 from kdlib.profiling.latency import measure_latency
 from kdlib.types import PointBatch
 from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint
-
-# LEVEL_2 mAPH, G multiply-accumulates, M activations, ms on a GTX 1060: Waymo, 20 % of the data, from the published tables.
-PUBLISHED = {
-    "cp_pillar": (59.09, 333.9, 303.0, 157.90),
-    "cp_pillar_v0.4": (57.55, 212.9, 197.7, 103.37),
-    "cp_pillar_v0.48": (56.27, 149.4, 142.3, 81.87),
-    "cp_pillar_v0.64": (52.81, 85.1, 88.0, 54.52),
-}
 
 
 def frames_for(run: Run, model: ModelConfig, count: int) -> list[PointBatch]:
@@ -73,35 +65,28 @@ def measure_run(run: Run, repeats: int) -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
-def dense_cost(name: str) -> dict[str, Any]:
-    """Return what a model's 2D backbone and head cost per frame, counted on tensors without storage.
-
-    Raises:
-        ConfigError: If the zoo has no such model.
-    """
-    model = zoo.model(name)
-    columns, rows, _ = model.grid.grid_size
-    with torch.device("meta"):
-        network = build(model)
-    cost = measure_dense_cost(network, (1, model.encoder.filters[-1], rows, columns))
-    return {
-        "model": name,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "dense G MACs": cost.macs / 1e9,
-        "dense G, published convention": cost.published_macs / 1e9,
-        "dense M acts": cost.acts / 1e6,
-    }
-
-
 def family_table() -> pd.DataFrame:
-    """Return the published pillar family: dense cost counted here in both conventions, beside the published cells.
+    """Return the published models: dense cost counted here in both conventions, beside the published cells.
 
-    The published numbers also hold the pillar encoder, whose share depends on the pillars of real Waymo frames (spec 10.2).
+    The published numbers also hold the encoder, whose share depends on the voxels of real Waymo frames (spec 10.2).
     """
     rows = []
-    for name, (score, flops, acts, latency) in PUBLISHED.items():
-        published = {"published G": flops, "published M acts": acts, "published ms (GTX 1060)": latency}
-        rows.append({**dense_cost(name), **published, "published LEVEL_2 mAPH on Waymo": score})
+    for name, figures in published.MODELS.items():
+        network = ghost(zoo.model(name))
+        cost = dense_report(network)
+        rows.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "dense G MACs": cost.macs / 1e9,
+                "dense G, published convention": cost.published_macs / 1e9,
+                "dense M acts": cost.acts / 1e6,
+                "published G": figures.giga_flops,
+                "published M acts": figures.mega_acts,
+                "published ms (GTX 1060)": figures.latency_ms["GTX 1060"],
+                "published LEVEL_2 mAPH on Waymo": figures.level_2_maph,
+            }
+        )
     return pd.DataFrame(rows).round(3)
 
 

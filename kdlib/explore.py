@@ -18,6 +18,7 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.data.store import Store
 from kdlib.errors import ConfigError
 from kdlib.evaluation.waymo_metrics import evaluate_tables
+from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.models.detector import CenterPoint, build
@@ -175,7 +176,7 @@ def _first_batch(run: Run, count: int) -> Batch:
 
 
 def _teacher(teacher: TeacherWeights) -> CenterPoint:
-    network = build(teacher.model)
+    network = CenterPoint(teacher.model)
     load_weights(teacher.weights, network)
     return network
 
@@ -196,8 +197,9 @@ def pivotal_example(run: Run, teacher: TeacherWeights) -> PivotalExample:
 def startup_report(run: Run, teacher: TeacherWeights) -> pd.DataFrame:
     """Return every active term of the full recipe on one batch: weight, value, positions, labels from the teacher."""
     student = build(run.profile.student_model)
-    if run.profile.kd.initialisation == "matching":
-        load_weights(teacher.weights, student, strict=False)
-    objective = Distillation(student, _teacher(teacher), run.profile.kd)
+    network = _teacher(teacher)
+    if run.profile.zoo_pair.initialise_from is None:  # otherwise that model is not trained yet
+        initialise(student, network.state_dict(), run.profile.kd.initialisation)
+    objective = Distillation(student, network, run.profile.kd)
     rows = objective.report(_first_batch(run, run.profile.student.batch_size))
     return pd.DataFrame([vars(row) for row in rows]).round(4)

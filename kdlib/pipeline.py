@@ -64,7 +64,7 @@ def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
     chosen = profiles.profile(profile)
     folder = run_folder(profile, Path(run_dir) if run_dir else None)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / profile)
+    return Run(chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / (chosen.data or profile))
 
 
 def save_result(run: Run, stage: str, values: dict[str, Any]) -> Path:
@@ -193,8 +193,28 @@ def chosen_teacher(run: Run) -> TeacherWeights:
     return TeacherWeights(run.profile.teacher_model, located(values["weights"]), values["origin"])
 
 
-def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule: TrainConfig) -> TrainJob:
+def starting_weights(run: Run, teacher: TeacherWeights, schedule: TrainConfig) -> Path:
+    """Return what an initialised student starts from: the teacher, or the model its pair names, trained without distillation."""
+    source = run.profile.zoo_pair.initialise_from
+    if source is None:
+        return teacher.weights
+    folder = run.folder / "students" / f"start_{source.name}"
+    job = TrainJob(source, schedule, str(run.data / "store"), name=f"{source.name}, to start from")
+    return _launch({folder: job}, run)[0].weights
+
+
+def student_job(
+    run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule: TrainConfig, start: Path | None = None
+) -> TrainJob:
     """Return the training job of one arm and seed; the arms differ in nothing else.
+
+    Args:
+        run: The run.
+        arm: One of the profile's.
+        seed: Of data order, augmentation and fresh weights.
+        teacher: Who distils.
+        schedule: Same for all arms.
+        start: Weights an initialised arm starts from; the teacher's if None.
 
     Raises:
         ConfigError: If the arm is unknown.
@@ -206,7 +226,8 @@ def student_job(run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule
         str(run.data / "store"),
         kd=run.profile.kd if chosen.distil else None,
         teacher=TeacherSource(teacher.model, str(teacher.weights)) if chosen.distil else None,
-        init_weights=str(teacher.weights) if chosen.initialise else None,
+        init_weights=str(start or teacher.weights) if chosen.initialise else None,
+        initialisation=run.profile.kd.initialisation if chosen.initialise else "matching",
         name=f"{chosen.title}, seed {seed}",
     )
 
@@ -226,8 +247,9 @@ def train_students(
     keys = [(arm, seed) for seed in seeds for arm in arms]
     # Distilling takes longest: started first, no core waits at the end.
     order = sorted(keys, key=lambda key: not profiles.arm(key[0]).distil)
+    start = starting_weights(run, teacher, schedule) if any(profiles.arm(arm).initialise for arm in arms) else None
     folders = {key: run.folder / "students" / f"{key[0]}_seed{key[1]}" for key in order}
-    results = _launch({folders[key]: student_job(run, *key, teacher, schedule) for key in order}, run)
+    results = _launch({folders[key]: student_job(run, *key, teacher, schedule, start) for key in order}, run)
     found = dict(zip(order, results))
     return {key: found[key] for key in keys}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kdlib import zoo
-from kdlib.config import EvalConfig, KDConfig, ModelConfig, TrainConfig, lookup
+from kdlib.config import AugmentConfig, EvalConfig, KDConfig, ModelConfig, ObjectSamplingConfig, TrainConfig, lookup
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Profile:
     arms: tuple[str, ...] = tuple(ARMS)
     parallel: int = 1  # training runs side by side
     threads: int = 0  # per training run, 0 = all
+    data: str = ""  # folder below data/; "" means the profile's name
 
     @property
     def zoo_pair(self) -> zoo.Pair:
@@ -106,7 +107,7 @@ SMOKE = replace(
     seeds=(1, 2),
 )
 
-_PUBLISHED = TrainConfig(epochs=30, batch_size=2, interval=5, workers=4)
+_PUBLISHED = TrainConfig(epochs=30, batch_size=2, interval=5, workers=4, augment=AugmentConfig(objects=ObjectSamplingConfig()))
 
 WAYMO20 = Profile(
     name="waymo20",
@@ -128,7 +129,25 @@ WAYMO100 = replace(
     evaluation=replace(WAYMO20.evaluation, interval=1),
 )
 
-PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, DEMO, WAYMO20, WAYMO100)}
+# The voxel family: width instead of resolution. On the demo's data, with a teacher of its own.
+DEMO_VOXEL = replace(
+    DEMO,
+    name="demo_voxel",
+    data="demo",
+    pair="cp_voxel_demo_xs_sparsekd",
+    shipped_teacher="",
+)
+
+
+def _waymo20_voxel(size: str) -> Profile:
+    schedule = replace(_PUBLISHED, batch_size=4)
+    return replace(WAYMO20, name=f"waymo20_voxel_{size}", pair=f"cp_voxel_{size}_sparsekd", teacher=schedule, student=schedule)
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (SMOKE, DEMO, DEMO_VOXEL, WAYMO20, WAYMO100, *(_waymo20_voxel(size) for size in ("s", "xs", "xxs")))
+}
 
 
 def profile(name: str) -> Profile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kdlib.config import (
+    AnchorHeadConfig,
     BackboneConfig,
     DecodeConfig,
     GridConfig,
@@ -14,6 +15,7 @@ from kdlib.config import (
     LogitKDConfig,
     ModelConfig,
     PillarEncoderConfig,
+    VoxelEncoderConfig,
     lookup,
 )
 
@@ -45,8 +47,56 @@ CP_PILLAR_DEMO = replace(
 )
 CP_PILLAR_DEMO_V064 = replace(CP_PILLAR_DEMO, name="cp_pillar_demo_v0.64", grid=_pillar_grid(20.48, 0.64, 50))
 
+_VOXEL_GRID = GridConfig((-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15), 5)
+_VOXEL_BACKBONE = BackboneConfig((5, 5), (1, 2), (128, 256), (1, 2), (256, 256))
+
+
+def _cp_voxel(name: str, encoder: float, backbone: float, shared: int) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        grid=_VOXEL_GRID,
+        encoder=VoxelEncoderConfig(width=encoder),
+        backbone=replace(_VOXEL_BACKBONE, width=backbone),
+        head=HeadConfig(shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=_VOXEL_GRID.point_range)),
+    )
+
+
+CP_VOXEL = _cp_voxel("cp_voxel", 1.0, 1.0, 64)
+CP_VOXEL_S = _cp_voxel("cp_voxel_s", 1.0, 0.5, 32)
+CP_VOXEL_XS = _cp_voxel("cp_voxel_xs", 0.75, 0.5, 32)
+CP_VOXEL_XXS = _cp_voxel("cp_voxel_xxs", 0.5, 0.25, 16)
+
+
+def _demo_voxel(name: str, encoder: float, backbone: float, shared: int) -> ModelConfig:
+    decode = DecodeConfig(center_limit=(-22.0, -22.0, -10.0, 22.0, 22.0, 10.0))
+    return replace(
+        _cp_voxel(name, encoder, backbone, shared),
+        grid=GridConfig((-20.48, -20.48, -2.0, 20.48, 20.48, 4.0), (0.256, 0.256, 0.15), 5),
+        head=HeadConfig(shared_channels=shared, stride=8, decode=decode),
+    )
+
+
+# The demo's voxel models are as narrow as CP-Voxel-XXS and half of that, on coarser voxels, so that a CPU can train them: a step
+# takes as long as there are occupied voxels.
+CP_VOXEL_DEMO = _demo_voxel("cp_voxel_demo", 0.5, 0.25, 16)
+CP_VOXEL_DEMO_XS = _demo_voxel("cp_voxel_demo_xs", 0.25, 0.125, 8)
+
+# The baselines of the latency table (spec 4.5).
+SECOND = replace(
+    CP_VOXEL,
+    name="second",
+    encoder=VoxelEncoderConfig(filters=(16, 16, 32, 64, 64, 128), residual=False),
+    head=AnchorHeadConfig(stride=8),
+)
+POINTPILLAR = replace(CP_PILLAR, name="pointpillar", grid=_pillar_grid(74.88, 0.32, 20), head=AnchorHeadConfig())
+
 MODELS: dict[str, ModelConfig] = {
-    model.name: model for model in (CP_PILLAR, CP_PILLAR_V04, CP_PILLAR_V048, CP_PILLAR_V064, CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064)
+    model.name: model
+    for model in (
+        *(CP_PILLAR, CP_PILLAR_V04, CP_PILLAR_V048, CP_PILLAR_V064, CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064),
+        *(CP_VOXEL, CP_VOXEL_S, CP_VOXEL_XS, CP_VOXEL_XXS, CP_VOXEL_DEMO, CP_VOXEL_DEMO_XS),
+        *(SECOND, POINTPILLAR),
+    )
 }
 
 
@@ -58,6 +108,7 @@ class Pair:
     teacher: ModelConfig
     student: ModelConfig
     kd: KDConfig
+    initialise_from: ModelConfig | None = None  # whose trained weights the student starts from; None: the teacher's
 
 
 def _pillar_pair(name: str, teacher: ModelConfig, student: ModelConfig, thresholds: tuple[float, ...]) -> Pair:
@@ -68,6 +119,14 @@ def _pillar_pair(name: str, teacher: ModelConfig, student: ModelConfig, threshol
     return Pair(name, seen, student, kd)
 
 
+def _voxel_pair(
+    name: str, teacher: ModelConfig, student: ModelConfig, weight: float, initialise_from: ModelConfig | None = None
+) -> Pair:
+    logit = LogitKDConfig(weight=weight, regression_weight=0.2)
+    kd = KDConfig(logit=logit, label=LabelKDConfig(thresholds=(0.6, 0.6, 0.6)), initialisation="first")
+    return Pair(name, teacher, student, kd, initialise_from)
+
+
 PAIRS: dict[str, Pair] = {
     pair.name: pair
     for pair in (
@@ -75,6 +134,10 @@ PAIRS: dict[str, Pair] = {
         _pillar_pair("cp_pillar_v0.48_sparsekd", CP_PILLAR, CP_PILLAR_V048, (0.6, 0.5, 0.5)),
         _pillar_pair("cp_pillar_v0.64_sparsekd", CP_PILLAR, CP_PILLAR_V064, (0.6, 0.5, 0.5)),
         _pillar_pair("cp_pillar_demo_v0.64_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064, (0.6, 0.5, 0.5)),
+        _voxel_pair("cp_voxel_s_sparsekd", CP_VOXEL, CP_VOXEL_S, 10.0),
+        _voxel_pair("cp_voxel_xs_sparsekd", CP_VOXEL, CP_VOXEL_XS, 15.0),
+        _voxel_pair("cp_voxel_xxs_sparsekd", CP_VOXEL, CP_VOXEL_XXS, 15.0, initialise_from=CP_VOXEL_XS),  # XS trained without KD
+        _voxel_pair("cp_voxel_demo_xs_sparsekd", CP_VOXEL_DEMO, CP_VOXEL_DEMO_XS, 15.0),
     )
 }
 

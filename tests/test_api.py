@@ -17,7 +17,7 @@ def public(module: str) -> list[str]:
     found = importlib.import_module(module)
     kinds = (inspect.isclass, inspect.isfunction)
     members = inspect.getmembers(found, lambda value: any(kind(value) for kind in kinds))
-    return [name for name, value in members if value.__module__ == module and not name.startswith("_")]
+    return [name for name, value in members if (value.__module__ + ".").startswith(module + ".") and not name.startswith("_")]
 
 
 @pytest.mark.parametrize("module", ["kdlib.types", "kdlib.config", "kdlib.zoo"])

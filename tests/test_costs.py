@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 
 from kdlib import costs, pipeline, runs
-from kdlib.errors import ConfigError
 from kdlib.pipeline import Run
-
-# dense part at the shipped grids: G in the published convention, G of true multiply-accumulates, M activations
-DENSE = {
-    "cp_pillar": (337.118, 220.1, 284.837),
-    "cp_pillar_v0.4": (212.05, 138.4, 179.17),
-    "cp_pillar_v0.48": (152.42, 99.5, 128.79),
-    "cp_pillar_v0.64": (84.28, 55.0, 71.21),
-}
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +14,14 @@ def family() -> pd.DataFrame:
     return costs.family_table().set_index("model")
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_published_convention(name: str, family: pd.DataFrame) -> None:
-    published, true, acts = DENSE[name]
-    row = family.loc[name]
-    assert row["dense G, published convention"] == pytest.approx(published, rel=1e-3)
-    assert row["dense M acts"] == pytest.approx(acts, rel=1e-3)
-    assert row["dense G MACs"] == pytest.approx(true, rel=1e-3)
-    assert row["parameters"] == 5_224_043
-
-
 def test_published_cells_are_those_of_the_tables(family: pd.DataFrame) -> None:
-    assert list(family.index) == list(DENSE)
-    assert family["published G"].tolist() == [333.9, 212.9, 149.4, 85.1]
-    assert family["published M acts"].tolist() == [303.0, 197.7, 142.3, 88.0]
-    assert family["published LEVEL_2 mAPH on Waymo"].tolist() == [59.09, 57.55, 56.27, 52.81]
-    assert family["published ms (GTX 1060)"].tolist() == [157.90, 103.37, 81.87, 54.52]
-
-
-def test_dense_cost_of_a_name() -> None:
-    values = costs.dense_cost("cp_pillar_v0.64")
-    assert json.loads(json.dumps(values)) == values
-    with pytest.raises(ConfigError, match="'cp_pilar'"):
-        costs.dense_cost("cp_pilar")
+    rows = family.loc[["cp_voxel", "cp_voxel_xxs", "cp_pillar", "cp_pillar_v0.64"]]
+    assert rows["published G"].tolist() == [114.8, 12.0, 333.9, 85.1]
+    assert rows["published M acts"].tolist() == [101.9, 33.1, 303.0, 88.0]
+    assert rows["published LEVEL_2 mAPH on Waymo"].tolist() == [64.29, 56.26, 59.09, 52.81]
+    assert rows["published ms (GTX 1060)"].tolist() == [125.70, 70.44, 157.90, 54.52]
+    assert family.loc[["second", "pointpillar"], "published ms (GTX 1060)"].tolist() == [84.56, 129.12]
+    assert family.loc["cp_voxel", "dense G, published convention"] == pytest.approx(92.89, rel=1e-3)
 
 
 def test_a_runs_models(smoke_run: Run) -> None:

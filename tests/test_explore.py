@@ -70,7 +70,7 @@ def test_a_frame_that_is_not_there(smoke_run: Run, frame: int) -> None:
 def test_most_improved_frame(smoke_run: Run) -> None:
     truth = comparison.truth(smoke_run)
     ids = smoke_run.store.split("validation").frame_ids()
-    here = truth.filter(pa.array(truth.column("frame_id").to_numpy(zero_copy_only=False) == ids[5]))
+    here = truth.filter(pa.array(truth.column("frame_id").to_numpy() == ids[5]))
     boxes = np.stack([here.column(name).to_numpy() for name in explore._BOX], axis=1)
     kinds = here.column("type").to_numpy()
     perfect = predictions_table([ids[5]] * len(boxes), boxes, kinds, np.full(len(boxes), 0.9), None, ids)

@@ -1,4 +1,4 @@
-"""The zoo holds the published figures of the pillar family, digit by digit (spec sections 1.4, 4.3, 5, 6, 7, 9)."""
+"""The zoo holds the published figures of every model and pair, digit by digit (spec sections 1.4, 4.3, 4.5, 5, 6, 7, 9)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ import pytest
 import torch
 
 from kdlib import profiles, zoo
-from kdlib.config import AugmentConfig, LabelKDConfig, ModelConfig, TrainConfig
+from kdlib.config import (
+    AnchorHeadConfig,
+    AugmentConfig,
+    DecodeConfig,
+    LabelKDConfig,
+    LogitKDConfig,
+    ModelConfig,
+    TrainConfig,
+    VoxelEncoderConfig,
+)
 from kdlib.errors import ConfigError
+from kdlib.kd.slim import slim
 from kdlib.models.detector import build
 
 # name: half range, pillar, cells, points kept in a pillar
@@ -27,6 +37,84 @@ PAIRS = {
     "cp_pillar_v0.48_sparsekd": ("cp_pillar_v0.48", 468, (0.6, 0.5, 0.5)),
     "cp_pillar_v0.64_sparsekd": ("cp_pillar_v0.64", 464, (0.6, 0.5, 0.5)),
 }
+
+
+# name: channels of the 3D backbone, 2D channels, upsampled channels, shared channels, parameters
+VOXELS = {
+    "cp_voxel": ((16, 16, 32, 64, 128, 128), (128, 256), (256, 256), 64, 7_758_811),
+    "cp_voxel_s": ((16, 16, 32, 64, 128, 128), (64, 128), (128, 128), 32, 4_038_203),
+    "cp_voxel_xs": ((12, 12, 24, 48, 96, 96), (64, 128), (128, 128), 32, 2_823_223),
+    "cp_voxel_xxs": ((8, 8, 16, 32, 64, 64), (32, 64), (64, 64), 16, 1_012_643),
+}
+# name: student, weight of heatmap distillation, whose weights the student starts from
+VOXEL_PAIRS = {
+    "cp_voxel_s_sparsekd": ("cp_voxel_s", 10.0, None),
+    "cp_voxel_xs_sparsekd": ("cp_voxel_xs", 15.0, None),
+    "cp_voxel_xxs_sparsekd": ("cp_voxel_xxs", 15.0, "cp_voxel_xs"),
+}
+
+
+@pytest.mark.parametrize("name", VOXELS)
+def test_voxel_family(name: str) -> None:
+    sparse, dense, upsampled, shared, parameters = VOXELS[name]
+    model = zoo.model(name)
+    assert model.name == name and model.class_names == ("Vehicle", "Pedestrian", "Cyclist")
+    assert model.grid.point_range == (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0)
+    assert model.grid.voxel_size == (0.1, 0.1, 0.15) and model.grid.grid_size == (1504, 1504, 40)
+    assert (model.grid.max_points, model.grid.max_voxels) == (5, 150_000)
+    assert (model.encoder.channels, model.encoder.residual, model.encoder.point_features) == (sparse, True, 5)
+    backbone = model.backbone
+    assert (backbone.layers, backbone.strides, backbone.upsample_strides) == ((5, 5), (1, 2), (1, 2))
+    assert (backbone.channels, backbone.upsample_channels) == (dense, upsampled)
+    assert (model.head.shared_channels, model.head.stride) == (shared, 8)
+    limit = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0)
+    assert model.head == replace(zoo.CP_PILLAR.head, shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=limit))
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(model).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", VOXEL_PAIRS)
+def test_voxel_pairs(name: str) -> None:
+    student, weight, start = VOXEL_PAIRS[name]
+    pair = zoo.pair(name)
+    assert (pair.name, pair.student, pair.teacher) == (name, zoo.model(student), zoo.CP_VOXEL)
+    assert pair.initialise_from == (None if start is None else zoo.model(start))
+    assert pair.kd.logit == LogitKDConfig(weight=weight, regression_weight=0.2)
+    logit = pair.kd.logit
+    assert logit is not None
+    assert (logit.positions, logit.soft, logit.threshold, logit.distance) == ("gaussian", True, 0.0, "mse")
+    assert pair.kd.label == LabelKDConfig(thresholds=(0.6, 0.6, 0.6))
+    assert (pair.kd.teacher_norm, pair.kd.initialisation) == ("batch", "first")
+
+
+@pytest.mark.parametrize("name", [*VOXEL_PAIRS, "cp_voxel_demo_xs_sparsekd"])
+def test_every_voxel_student_can_be_slimmed_from_where_it_starts(name: str) -> None:
+    pair = zoo.pair(name)
+    with torch.device("meta"):
+        source, student = build(pair.initialise_from or pair.teacher).state_dict(), build(pair.student).state_dict()
+    assert {key: value.shape for key, value in slim(source, student).items()} == {k: v.shape for k, v in student.items()}
+
+
+def test_baselines() -> None:
+    second, pillars = zoo.model("second"), zoo.model("pointpillar")
+    assert second.grid == zoo.CP_VOXEL.grid and second.backbone == zoo.CP_VOXEL.backbone
+    assert (second.encoder.channels, second.encoder.residual) == ((16, 16, 32, 64, 64, 128), False)
+    assert pillars.grid.grid_size == (468, 468, 1) and pillars.grid.point_range[3] == 74.88
+    assert replace(pillars, name="cp_pillar", grid=zoo.CP_PILLAR.grid, head=zoo.CP_PILLAR.head) == zoo.CP_PILLAR
+    for model, stride, parameters in ((second, 8, 5_326_008), (pillars, 1, 4_838_760)):
+        head = model.head
+        assert head == AnchorHeadConfig(stride=stride)
+        kinds = [(a.class_name, a.size, a.bottom, a.rotations, a.positive_iou, a.negative_iou) for a in head.anchors]
+        assert kinds == [
+            ("Vehicle", (4.7, 2.1, 1.7), 0, (0, 1.57), 0.55, 0.4),
+            ("Pedestrian", (0.91, 0.86, 1.73), 0, (0, 1.57), 0.5, 0.35),
+            ("Cyclist", (1.78, 0.84, 1.78), 0, (0, 1.57), 0.5, 0.35),
+        ]
+        assert (head.class_weight, head.box_weight, head.direction_weight, head.direction_offset) == (1.0, 2.0, 0.2, 0.78539)
+        decode = head.decode
+        assert (decode.score_threshold, decode.nms_iou, decode.nms_pre, decode.nms_post) == (0.1, 0.7, 4096, 500)
+        with torch.device("meta"):
+            assert sum(p.numel() for p in build(model).parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -128,6 +216,8 @@ def test_arms_differ_in_the_teacher_only() -> None:
 def test_maps_can_be_halved_as_often_as_the_backbone_does(name: str) -> None:
     model: ModelConfig = zoo.model(name)
     columns, rows, _ = model.grid.grid_size
+    if isinstance(model.encoder, VoxelEncoderConfig):
+        columns, rows = columns // 8, rows // 8
     assert columns % math.prod(model.backbone.strides) == rows % math.prod(model.backbone.strides) == 0
 
 

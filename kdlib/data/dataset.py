@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from kdlib.config import CLASS_NAMES, AugmentConfig
 from kdlib.data.augment import Augmentation, augment_boxes, augment_points, boxes_in_range, draw, points_in_range
+from kdlib.data.object_bank import ObjectBank, bank_path
+from kdlib.data.object_sampling import ObjectSampler, Pasted
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError, DataError
 from kdlib.types import Sample
@@ -25,25 +28,36 @@ _TRIES = 100
 _FEATURES = 5
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A frame's boxes, and what is to happen to its points."""
+
+    boxes: NDArray[np.float32]  # (M, 7) augmented
+    labels: NDArray[np.int64]  # (M,) 1-based
+    world: Augmentation
+    pasted: Pasted | None
+
+
 class FrameDataset(_Dataset):
     """Every ``interval``-th frame of a split as a :class:`~kdlib.types.Sample`.
 
     With ``drop_empty`` it is a training set: boxes without points are dropped, so are boxes outside ``point_range``, points are
     shuffled, and a frame left without any box is replaced by another one. Without, it is an evaluation set: all boxes of the
     classes, points in file order (a shuffle before a voxel cap would make the score depend on luck), empty frames as they are.
+    Objects of other frames, where ``augment`` asks for them, are pasted after empty boxes are dropped and before the flips.
 
     Args:
         split: Where frames come from.
         class_names: Label n of a sample is the n-th of these.
         interval: Distance between two frames in the concatenated list of all segments.
-        augment: Augmentations, None for none.
+        augment: Augmentations, None for none. ``augment.objects`` needs the split's object bank.
         seed: Samples are a pure function of (seed, epoch, frame number): workers, order and resuming do not matter.
         drop_empty: See above.
         point_range: x, y, z minima, then maxima, of the models fed; points are cut in x and y. None keeps all.
 
     Raises:
         ConfigError: If a class is unknown, or interval or seed out of range.
-        DataError: If there is no frame, or none with a box to train on.
+        DataError: If there is no frame, or none with a box to train on, or no sound object bank where one is needed.
     """
 
     def __init__(
@@ -68,6 +82,10 @@ class FrameDataset(_Dataset):
         self._with_boxes = self._frames_with_boxes() if drop_empty else self._frames
         if not len(self._with_boxes):
             raise DataError(f"no frame of split '{split.name}' of {split.path} has a box of {', '.join(class_names)} to train on")
+        self._objects: ObjectSampler | None = None
+        if augment and augment.objects:
+            bank = ObjectBank.open(bank_path(split), split.fingerprint)
+            self._objects = ObjectSampler(bank, self.class_names, augment.objects)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -78,13 +96,14 @@ class FrameDataset(_Dataset):
         frame = int(self._frames[index])
         rng = np.random.default_rng([self._seed, epoch, frame])
         if not self._drop_empty:
-            boxes, labels, drawn = self._boxes(frame, rng)
-            return Sample(self.split.frame_id(frame), self._points(frame, drawn), boxes, labels)
-        for _ in range(_TRIES):
-            boxes, labels, drawn = self._boxes(frame, rng)
-            if len(labels):
-                points = self._points(frame, drawn)
-                return Sample(self.split.frame_id(frame), points[rng.permutation(len(points))], boxes, labels)
+            plan = self._plan(frame, rng, epoch, 0)
+            return Sample(self.split.frame_id(frame), self._points(frame, plan), plan.boxes, plan.labels)
+        for attempt in range(_TRIES):
+            plan = self._plan(frame, rng, epoch, attempt)
+            if len(plan.labels):
+                points = self._points(frame, plan)
+                shuffled = points.take(rng.permutation(len(points)), axis=0)
+                return Sample(self.split.frame_id(frame), shuffled, plan.boxes, plan.labels)
             frame = int(self._with_boxes[rng.integers(len(self._with_boxes))])
         where = f"split '{self.split.name}' of {self.split.path}"
         raise DataError(f"{where}: {_TRIES} frames in a row have no box inside {self._range}; widen the range or add data")
@@ -100,25 +119,32 @@ class FrameDataset(_Dataset):
         count = before[self.split.first_box[1:]] - before[self.split.first_box[:-1]]
         return self._frames[count[self._frames] > 0]
 
-    def _boxes(self, frame: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64], Augmentation]:
-        drawn = draw(self._augment, rng) if self._augment else Augmentation()
+    def _plan(self, frame: int, rng: np.random.Generator, epoch: int, attempt: int) -> _Plan:
+        world = draw(self._augment, rng) if self._augment else Augmentation()
         rows = self.split.box_rows(frame)
         boxes, labels = self.split.boxes[rows], self._label_of[self.split.types[rows]]
-        kept = labels > 0
         if self._drop_empty:
-            kept &= self.split.num_points[rows] > 0
-        boxes, labels = boxes[kept], labels[kept]
+            kept = self.split.num_points[rows] > 0
+            boxes, labels = boxes[kept], labels[kept]
+        pasted = None
+        if self._objects:  # boxes of other classes are still there: nothing may be pasted into them either
+            # A stream of its own, so that with or without objects the world is augmented alike.
+            pasted = self._objects.draw(boxes, labels, np.random.default_rng([self._seed, epoch, frame, 1 + attempt]))
+            boxes, labels = np.concatenate((boxes, pasted.boxes)), np.concatenate((labels, pasted.labels))
+        boxes, labels = boxes[labels > 0], labels[labels > 0]
         if self._augment:
-            boxes = augment_boxes(boxes, drawn)
+            boxes = augment_boxes(boxes, world)
         if self._drop_empty and self._range:
             kept = boxes_in_range(boxes, self._range)
             boxes, labels = boxes[kept], labels[kept]
-        return boxes, labels, drawn
+        return _Plan(boxes, labels, world, pasted)
 
-    def _points(self, frame: int, drawn: Augmentation) -> NDArray[np.float32]:
+    def _points(self, frame: int, plan: _Plan) -> NDArray[np.float32]:
         points = self.split.points(frame)[:, :_FEATURES]  # no-label-zone points stay, their flag is no feature (spec 1.3)
+        if self._objects and plan.pasted:
+            points = self._objects.paste(points, plan.pasted)
         if self._augment:
-            points = augment_points(points, drawn)
+            points = augment_points(points, plan.world)
         if self._range:
             points = points[points_in_range(points, self._range)]
         return np.ascontiguousarray(points)

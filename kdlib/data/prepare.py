@@ -1,122 +1,166 @@
-"""A Waymo v2 folder enters, a prepared store leaves; segment by segment, in processes, continuing where it was interrupted."""
+"""Waymo files of either format enter, a prepared store leaves; segment by segment, continuing where it was interrupted."""
 
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from tqdm.auto import tqdm
+import pyarrow.parquet as pq
 
 from kdlib import jsonfile
+from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
+from kdlib.data.estimate import Estimate, SegmentTask, check_homes, estimate, survey
+from kdlib.data.object_bank import build_bank
 from kdlib.data.points import POINT
+from kdlib.data.progress import progress_bar
 from kdlib.data.segment import STORE_VERSION, read_manifest, source_fingerprint, write_segment, writing
-from kdlib.data.store import INDEX, fingerprint
+from kdlib.data.store import INDEX, Store, fingerprint
+from kdlib.data.summary import PrepareReport, SplitReport
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES
-from kdlib.waymo.components import list_segments, segment_files
-from kdlib.waymo.parquet import read_segment
+from kdlib.waymo.components import reading
+from kdlib.waymo.segments import read_segment, segment_files
+
+SPLITS = ("training", "validation")
+OBJECT_SPLITS = ("training",)
+"""Splits whose objects are pasted into other frames in training."""
 
 
 @dataclass(frozen=True)
-class SplitReport:
-    """What a split of the store holds."""
+class _Done:
+    """What a worker says of a segment."""
 
-    segments: int
-    reused: int  # of those, segments an earlier call had finished
-    frames: int
-    points: int
-    points_out_of_reach: int  # beyond +-80 m, left out
-    boxes: Mapping[str, int]  # by class, boxes without points included
+    manifest: Mapping[str, Any]
+    kept: bool
+    peak_memory: int  # bytes, of its process so far
 
 
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a call of :func:`prepare` made."""
+def plan(
+    source: Path,
+    out: Path,
+    splits: Sequence[str] = SPLITS,
+    workers: int = 1,
+    scheduler: str | None = None,
+    objects: bool = True,
+) -> Estimate:
+    """Say what :func:`prepare` would take with these arguments, without writing into ``out``.
 
-    store: str
-    fingerprint: str  # of the whole store
-    seconds: float
-    bytes_per_point: int
-    missing_splits: tuple[str, ...]  # asked for, but the source has no such folder
-    splits: Mapping[str, SplitReport]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        lines = [f"{self.store} (fingerprint {self.fingerprint}), {self.seconds:.1f} s"]
-        for name, split in self.splits.items():
-            boxes = ", ".join(f"{count:,} {kind}" for kind, count in split.boxes.items())
-            counts = f"{split.frames:,} frames, {split.points:,} points"
-            lines += [f"  {name}: {split.segments} segments ({split.reused} kept), {counts}", f"    boxes: {boxes}"]
-            if split.points_out_of_reach:
-                lines.append(f"    {split.points_out_of_reach:,} points beyond +-80 m left out")
-        lines += [f"  {name}: the source has no such folder" for name in self.missing_splits]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Task:
-    source: Path  # <root>/<split>
-    segment: str
-    folder: Path  # <store>/<split>/<segment>
+    Raises:
+        DataError: If the source is missing or incomplete.
+    """
+    tasks = survey(Path(source).resolve(), Path(out).resolve(), _present(Path(source), splits))
+    return estimate(tasks, Path(out).resolve(), _threads(tasks, workers, scheduler), OBJECT_SPLITS if objects else ())
 
 
 def prepare(
     source: Path,
     out: Path,
-    splits: Sequence[str] = ("training", "validation"),
+    splits: Sequence[str] = SPLITS,
     workers: int = 1,
     progress: bool = True,
+    *,
+    scheduler: str | None = None,
+    objects: bool = True,
+    force: bool = False,
 ) -> PrepareReport:
-    """Turn Waymo v2 files into a store; segments whose source files have not changed are kept as they are.
+    """Turn Waymo v1 or v2 files into a store; segments whose source files have not changed are kept as they are.
 
     Args:
-        source: ``<root>`` of ``<root>/<split>/<component>/<segment>.parquet``.
-        out: Folder of the store, made if missing. Other splits already in it stay.
+        source: ``<root>`` of ``<root>/<split>/<component>/<segment>.parquet`` or ``<root>/<split>/*.tfrecord``.
+        out: Folder of the store, made if missing. Other splits and segments already in it stay.
         splits: Folder names; at least one must exist.
-        workers: Processes; each needs about 0.5 GB for full-size segments.
-        progress: Show a progress bar.
+        workers: Processes; each needs less than 1 GB for full-size segments. 0 means all cores.
+        progress: Show the estimate and a progress bar.
+        scheduler: Address of a running Dask cluster that shares the file system; ``workers`` is not used then.
+        objects: Also collect the objects of the training split, for pasting them into other frames.
+        force: Begin even if the disk seems too small.
 
     Raises:
-        DataError: If the source is missing or damaged, or the disk full or read-only; finished segments are kept.
+        DataError: If the source is missing or damaged, or the disk too small, full or read-only; finished segments are kept.
     """
     started, source, out = time.monotonic(), Path(source), Path(out)
-    present = [split for split in splits if (source / split).is_dir()]
-    if not present:
-        raise DataError(f"{source} has none of the folders {', '.join(splits)}; point to the folder that holds them")
-    tasks = {
-        split: [_Task(source / split, name, out / split / name) for name in list_segments(source / split)] for split in present
-    }
+    present = _present(source, splits)
+    tasks = survey(source.resolve(), out.resolve(), present)
+    threads = _threads(tasks, workers, scheduler)
+    banks = OBJECT_SPLITS if objects else ()
+    _announce(estimate(tasks, out.resolve(), threads, banks), out, progress, force)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with _only_one(out):
-            _remove_leftovers(out)
-            manifests = _run([task for some in tasks.values() for task in some], workers, progress)
-            contents = _write_index(out, {split: [manifests[task.folder][0] for task in some] for split, some in tasks.items()})
-    reports = {split: _summary([manifests[task.folder] for task in some]) for split, some in tasks.items()}
-    missing = tuple(split for split in splits if split not in present)
-    return PrepareReport(str(out), fingerprint(contents), time.monotonic() - started, POINT.itemsize, missing, reports)
+            begun = time.monotonic()
+            done = _run(out, [task for some in tasks.values() for task in some], threads, scheduler, progress)
+            speed = sum(one.manifest["frames"] for one in done.values() if not one.kept) / (time.monotonic() - begun)
+            manifests = {split: _manifests(out / split, some, done) for split, some in tasks.items()}
+            contents = _write_index(out, manifests)
+            paths = [build_bank(Store.open(out).split(split), progress=progress) for split in present if split in banks]
+    return PrepareReport(
+        store=str(out),
+        fingerprint=fingerprint(contents),
+        seconds=time.monotonic() - started,
+        frames_per_second=speed or None,
+        workers=threads,
+        peak_memory=max(one.peak_memory for one in done.values()),
+        bytes_per_point=POINT.itemsize,
+        missing_splits=tuple(split for split in splits if split not in present),
+        splits={
+            split: SplitReport.of(manifests[split], len(tasks[split]), sum(done[task.folder].kept for task in tasks[split]))
+            for split in present
+        },
+        object_bank=str(paths[0]) if paths else None,
+    )
 
 
-def prepare_segment(task: _Task) -> tuple[dict[str, Any], bool]:
-    """Write one segment unless it is there already; return its manifest and whether it was kept."""
-    source = source_fingerprint(segment_files(task.source, task.segment).values())
-    kept = _finished(task.folder, source)
-    if kept is not None:
-        return kept, True
-    return write_segment(read_segment(task.source, task.segment), task.folder, source), False
+def prepare_segment(task: SegmentTask) -> _Done:
+    """Write one segment unless it is there already.
+
+    Raises:
+        DataError: If a file is damaged, a frame is missing, or the disk is full or read-only.
+    """
+    files = segment_files(task.source, task.segment)
+    with reading(task.source):
+        source = source_fingerprint(files.values())
+    manifest = _finished(task.folder, source)
+    kept = manifest is not None
+    if manifest is None:
+        frames = read_segment(task.source, task.segment)
+        manifest = write_segment(frames, task.folder, source, simulated=_is_simulated(files), expected=task.frames)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _Done(manifest, kept, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _announce(expected: Estimate, out: Path, progress: bool, force: bool) -> None:
+    if progress:
+        print(expected, file=sys.stderr)
+    if not (expected.fits or force):
+        raise DataError(f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force")
+
+
+def _present(source: Path, splits: Sequence[str]) -> list[str]:
+    present = [split for split in dict.fromkeys(splits) if (source / split).is_dir()]
+    if not present:
+        raise DataError(f"{source} has none of the folders {', '.join(splits)}; point to the folder that holds them")
+    return present
+
+
+def _threads(tasks: Mapping[str, Sequence[SegmentTask]], workers: int, scheduler: str | None) -> int:
+    return cluster_cores(scheduler) if scheduler else worker_count(workers, sum(map(len, tasks.values())))
+
+
+def _is_simulated(files: Mapping[str, Path]) -> bool:
+    from kdlib.simulate.writer import PARAMETERS
+    from kdlib.simulate.writer_v1 import written_frames
+
+    if "tfrecord" in files:
+        return bool(written_frames(files["tfrecord"])[1])
+    with reading(files["lidar"]):
+        return PARAMETERS in (pq.read_metadata(files["lidar"]).metadata or {})
 
 
 def _finished(folder: Path, source: str) -> dict[str, Any] | None:
@@ -126,31 +170,38 @@ def _finished(folder: Path, source: str) -> dict[str, Any] | None:
         manifest = read_manifest(folder)
     except DataError:  # another version or damaged: it is written anew
         return None
-    return manifest if manifest.get("source") == source else None
+    return manifest if manifest.get("source") == source and "simulated" in manifest else None
 
 
-def _run(tasks: Sequence[_Task], workers: int, progress: bool) -> dict[Path, tuple[dict[str, Any], bool]]:
-    done: dict[Path, tuple[dict[str, Any], bool]] = {}
-    with tqdm(total=len(tasks), desc="prepare", unit="segment", mininterval=2, disable=not progress) as bar:
-        if workers <= 1 or len(tasks) <= 1:
-            for task in tasks:
-                done[task.folder] = prepare_segment(task)
+def _run(out: Path, tasks: Sequence[SegmentTask], workers: int, scheduler: str | None, progress: bool) -> dict[Path, _Done]:
+    done: dict[Path, _Done] = {}
+    _remove_leftovers(out)
+    try:
+        with progress_bar(len(tasks), "prepare", "segment", progress) as bar:
+            for task, result in run_tasks(prepare_segment, tasks, workers, scheduler):
+                done[task.folder] = result
                 bar.update()
-            return done
-        # spawn: forking a process with pyarrow's threads can hang; one thread each, or they fight for the cores
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=pa.set_cpu_count, initargs=(1,))
-        with pool:
-            futures = {pool.submit(prepare_segment, task): task for task in tasks}
-            try:
-                for future in as_completed(futures):
-                    done[futures[future].folder] = future.result()
-                    bar.update()
-            except BrokenProcessPool as error:
-                raise DataError("a preparing process died, most likely out of memory; run again with fewer workers") from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+    finally:
+        _remove_leftovers(out)  # of workers that were ended in the middle
     return done
+
+
+def _manifests(folder: Path, tasks: Sequence[SegmentTask], done: Mapping[Path, _Done]) -> list[Mapping[str, Any]]:
+    """Return the manifests of a split, those of segments an earlier call took from elsewhere included."""
+    found = {task.segment: done[task.folder].manifest for task in tasks}
+    index = folder.parent / INDEX
+    known = jsonfile.read(index) if index.is_file() else {}
+    if known.get("version") == STORE_VERSION:
+        for name in known["splits"].get(folder.name, {}):
+            if name not in found:
+                try:
+                    found[name] = read_manifest(folder / name)
+                except DataError as error:
+                    raise DataError(f"{error}, from a source that has this segment; or delete {index} to forget it") from error
+    kinds = {bool(manifest.get("simulated")): name for name, manifest in found.items()}
+    if len(kinds) > 1:
+        raise DataError(f"{folder}: segment {kinds[True]} is simulated, {kinds[False]} is not; prepare them into two stores")
+    return [found[name] for name in sorted(found)]
 
 
 def _write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
@@ -162,22 +213,11 @@ def _write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]]
             contents.update(index["splits"])
     for split, some in manifests.items():
         contents[split] = {manifest["segment"]: manifest["content"] for manifest in some}
+    check_homes(out, contents)
     values = {"format": "kdlib-store", "version": STORE_VERSION, "fingerprint": fingerprint(contents), "splits": contents}
     if not (out / INDEX).is_file() or jsonfile.read(out / INDEX) != values:
         jsonfile.write(out / INDEX, values)
     return contents
-
-
-def _summary(manifests: Sequence[tuple[Mapping[str, Any], bool]]) -> SplitReport:
-    records = [manifest for manifest, _ in manifests]
-    return SplitReport(
-        segments=len(records),
-        reused=sum(kept for _, kept in manifests),
-        frames=sum(record["frames"] for record in records),
-        points=sum(record["points"] for record in records),
-        points_out_of_reach=sum(record["points_out_of_reach"] for record in records),
-        boxes={name: sum(record["boxes"][name] for record in records) for name in WAYMO_TYPES},
-    )
 
 
 @contextmanager
@@ -193,5 +233,8 @@ def _only_one(out: Path) -> Iterator[None]:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove what a killed call left; nobody else writes, the lock is ours."""
-    for folder in out.glob("*/.*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for left in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

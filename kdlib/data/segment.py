@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +37,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        if error.errno == errno.ENOSPC or "No space left" in str(error) or " requested and " in str(error):  # the last is numpy's
             reason = "the disk is full; free some space and run the same command again, finished segments are kept"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "may not be written by this user; choose another folder"
@@ -111,60 +113,82 @@ class _Rows:
         return {name: int((types == number).sum()) for name, number in WAYMO_TYPES.items()}
 
 
-def write_segment(frames: Iterable[Frame], folder: Path, source: str) -> dict[str, Any]:
+def write_segment(
+    frames: Iterable[Frame], folder: Path, source: str, simulated: bool = False, expected: int | None = None
+) -> dict[str, Any]:
     """Write the folder of one segment and return its manifest; an interrupted call leaves nothing under the folder's name.
 
     Args:
         frames: In time order.
         folder: ``<store>/<split>/<segment>``; replaced if it exists.
         source: Fingerprint of the files the frames come from.
+        simulated: Whether they were simulated; the manifest says so.
+        expected: Number of frames there must be, if it is known.
 
     Raises:
-        DataError: If a frame cannot be read or the disk is full or read-only.
+        DataError: If a frame cannot be read or is missing, or the disk is full or read-only.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{_process()}.tmp")
     try:
         with writing(folder):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            manifest = _fill(frames, temporary, folder.name, source)
-            _put_in_place(temporary, folder)
+            manifest = _fill(frames, temporary, {"segment": folder.name, "simulated": simulated, "source": source})
+            if expected is not None and manifest["frames"] != expected:
+                found = manifest["frames"]
+                raise DataError(f"segment {folder.name}: {found} of {expected} frames were read; download its files again")
+            _put_in_place(temporary, folder, manifest)
         return manifest
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(frames: Iterable[Frame], folder: Path, segment: str, source: str) -> dict[str, Any]:
+def _process() -> str:
+    """Return what tells apart all processes that share a file system."""
+    return f"{platform.node()}.{os.getpid()}"
+
+
+def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     rows, digest, offset, seen = _Rows(), hashlib.sha256(), 0, 0
     with (folder / POINTS).open("wb") as stream:
         stream.write(_npy_header(0))
         for frame in frames:
             stored = _encode(frame)
-            stored.tofile(stream)
-            digest.update(stored.tobytes())
+            content = stored.tobytes()
+            stream.write(content)
+            digest.update(content)
             rows.add(frame, offset, len(stored))
             offset, seen = offset + len(stored), seen + len(frame.points)
         _finish_npy(stream, offset)
     tables = rows.tables()
     for name, table in zip((FRAMES, BOXES), tables):
-        digest.update(repr(table.to_pydict()).encode())
+        digest.update(_text(table))
         pq.write_table(table, folder / name, compression="zstd")
     paths = [folder / name for name in (POINTS, FRAMES, BOXES)]
     files = {path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in paths}
     manifest = {
         "format": "kdlib-segment",
         "version": STORE_VERSION,
-        "segment": segment,
+        **facts,
         "frames": tables[0].num_rows,
         "points": offset,
         "points_out_of_reach": seen - offset,
         "boxes": rows.box_counts(),
         "files": files,
         "content": digest.hexdigest(),
-        "source": source,
     }
+    manifest["checksum"] = _checksum(manifest)
     jsonfile.write(folder / MANIFEST, manifest)
     return manifest
+
+
+def _text(table: pa.Table) -> bytes:
+    return repr(table.to_pydict()).encode()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    values = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _encode(frame: Frame) -> np.ndarray[Any, np.dtype[np.void]]:
@@ -186,15 +210,29 @@ def _finish_npy(stream: BinaryIO, count: int) -> None:
     os.fsync(stream.fileno())
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; a directory cannot replace a full one, so an older version steps aside first."""
-    if folder.exists():
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+def _put_in_place(temporary: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Rename; a directory cannot replace a full one, so an older version steps aside first.
+
+    Somebody else may have written the same by now: a worker whose caller was killed works on for a moment.
+    """
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        if _is_written(folder, manifest):
+            return
+        aside = folder.with_name(f".{folder.name}.{_process()}.old.tmp")
         os.replace(folder, aside)
         os.replace(temporary, folder)
         shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.replace(temporary, folder)
+
+
+def _is_written(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    try:
+        return read_manifest(folder) == manifest
+    except DataError:
+        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -210,12 +248,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("version") != STORE_VERSION:
         found = manifest.get("version")
         raise DataError(f"{folder} was written as version {found}, this is {STORE_VERSION}; delete the store and {remedy}")
+    if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
+        raise DataError(f"{folder / MANIFEST} is not what was written; delete {folder} and {remedy}")
     for name, record in manifest["files"].items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if size != record["bytes"]:
             what = "is missing" if size < 0 else f"has {size} bytes instead of {record['bytes']}"
             raise DataError(f"{folder / name} {what}; delete {folder} and {remedy}")
     return manifest
+
+
+def damage(folder: Path, content: str) -> list[str]:
+    """Read a whole segment; return one sentence for each thing that is not as it was written, none for a sound one.
+
+    Args:
+        folder: ``<store>/<split>/<segment>``.
+        content: Its hash, as the index of the store has it.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        return [str(error)]
+    remedy = f"delete {folder} and prepare again"
+    if "checksum" not in manifest or manifest["content"] != content:
+        return [f"{folder / MANIFEST} is not what was written; {remedy}"]
+    try:
+        changed = [name for name, record in manifest["files"].items() if file_hash(folder / name) != record["sha256"]]
+    except OSError as error:
+        return [f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}"]
+    return [f"{folder / name} is not what was written; {remedy}" for name in changed]
 
 
 def read_points(folder: Path, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.void]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdlib import jsonfile
 from kdlib.config import CLASS_NAMES
 from kdlib.data import points as codec
-from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, file_hash, read_manifest, read_points
+from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, read_manifest, read_points
 from kdlib.errors import ConfigError, DataError
 from kdlib.types import WAYMO_TYPES, Frame, FrameLabels, frame_id
 
@@ -42,6 +42,24 @@ def class_types(class_names: Sequence[str]) -> tuple[int, ...]:
     return tuple(WAYMO_TYPES[name] for name in class_names)
 
 
+def read_index(path: Path) -> dict[str, dict[str, str]]:
+    """Return the hash of every segment's content, by split and segment, without looking at the segments.
+
+    Raises:
+        DataError: If there is no store, or it is damaged or of another version.
+    """
+    if not (path / INDEX).is_file():
+        raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
+    index = jsonfile.read(path / INDEX)
+    if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
+        found = index.get("version")
+        raise DataError(f"{path} is a store of version {found}, this is version {STORE_VERSION}; delete it and prepare again")
+    if index.get("fingerprint") not in (None, fingerprint(index["splits"])):
+        raise DataError(f"{path / INDEX} is not what was written; delete it and run 'python -m kdlib prepare' again")
+    contents: dict[str, dict[str, str]] = index["splits"]
+    return contents
+
+
 @dataclass(frozen=True)
 class Store:
     """All splits of a prepared store."""
@@ -51,24 +69,21 @@ class Store:
 
     @staticmethod
     def open(path: Path | str) -> Store:
-        """Open a store after checking that every segment is there, whole and of this version (sizes; checksums: :func:`verify`).
+        """Open a store after checking that every segment is there, whole and of this version.
+
+        Sizes are compared; :mod:`~kdlib.data.verify` computes checksums.
 
         Raises:
             DataError: If there is no store, it is of another version, or a segment is missing, changed or truncated.
         """
         path = Path(path)
-        if not (path / INDEX).is_file():
-            raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
-        index = jsonfile.read(path / INDEX)
-        if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
-            found = index.get("version")
-            raise DataError(f"{path} is a store of version {found}, this is version {STORE_VERSION}; delete it and prepare again")
-        for split, segments in index["splits"].items():
+        contents = read_index(path)
+        for split, segments in contents.items():
             for name, content in segments.items():
                 folder = path / split / name
                 if read_manifest(folder)["content"] != content:
                     raise DataError(f"{folder} changed after the store was finished; run 'python -m kdlib prepare' again")
-        return Store(path, index["splits"])
+        return Store(path, contents)
 
     @property
     def fingerprint(self) -> str:
@@ -201,7 +216,8 @@ def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequen
     """Return all annotated boxes of some classes, as annotated: boxes without points and unset difficulties included.
 
     Columns: frame_id, x, y, z, length, width, height, heading, type, difficulty, num_points, speed_x, speed_y (vehicle frame).
-    Frames without any box have no row; the schema's metadata ``frame_ids`` (JSON) names all frames, and survives Parquet.
+    Frames without any box have no row; the schema's metadata ``frame_ids`` (JSON) names all frames, ``class_names`` (JSON) the
+    classes and ``dataset`` the split's fingerprint; it survives Parquet.
 
     Raises:
         ConfigError: If a class is unknown or the interval is below 1.
@@ -219,7 +235,9 @@ def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequen
         "speed_x": pa.array(split.velocity[rows, 0].astype(np.float64)),
         "speed_y": pa.array(split.velocity[rows, 1].astype(np.float64)),
     }
-    return pa.table(columns).replace_schema_metadata({"frame_ids": json.dumps(names.tolist())})
+    classes = json.dumps(list(class_names))
+    facts = {"frame_ids": json.dumps(names.tolist()), "class_names": classes, "dataset": split.fingerprint}
+    return pa.table(columns).replace_schema_metadata(facts)
 
 
 def limit_table(table: pa.Table, max_distance: float = math.inf, half_width: float = math.inf) -> pa.Table:
@@ -233,15 +251,3 @@ def limit_table(table: pa.Table, max_distance: float = math.inf, half_width: flo
     x, y = (table.column(name).to_numpy() for name in ("x", "y"))
     kept = (np.hypot(x, y) <= max_distance) & (np.maximum(np.abs(x), np.abs(y)) <= half_width)
     return table.filter(pa.array(kept))
-
-
-def verify(store: Store) -> list[str]:
-    """Recompute every checksum; return one sentence per damaged file, none for a sound store."""
-    damaged = []
-    for split, segments in store.contents.items():
-        for segment in segments:
-            folder = store.path / split / segment
-            for name, record in read_manifest(folder)["files"].items():
-                if file_hash(folder / name) != record["sha256"]:
-                    damaged.append(f"{folder / name} is not what was written; delete {folder} and prepare again")
-    return damaged

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Int64 = NDArray[np.int64]
+Integers = NDArray[np.integer]  # int64 in the pieces of Scene.chunks, often narrower in the whole
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
@@ -17,17 +17,18 @@ Bool = NDArray[np.bool_]
 class Predictions:
     """Predicted boxes of many frames, by ascending frame, in input order within a frame."""
 
-    frame: Int64  # (P,) position of the frame in ascending order of ids
+    frame: Integers  # (P,) position of the frame in ascending order of ids
     box: Float32  # (P, 7)
-    kind: Int64  # (P,) Waymo's type numbers, 0 to 4
+    kind: Integers  # (P,) Waymo's type numbers, 0 to 4
     score: Float32  # (P,)
     overlap_nlz: Bool  # (P,) overlaps a no-label zone
 
     def between(self, start: int, stop: int) -> Predictions:
         """Return frames ``start <= frame < stop``, numbered from 0."""
-        low, high = np.searchsorted(self.frame, (start, stop))
+        low, high = np.searchsorted(self.frame, np.array((start, stop), self.frame.dtype))
         part = slice(low, high)
-        return Predictions(self.frame[part] - start, self.box[part], self.kind[part], self.score[part], self.overlap_nlz[part])
+        frame, kind = self.frame[part].astype(np.int64) - start, self.kind[part].astype(np.int64)
+        return Predictions(frame, self.box[part], kind, self.score[part], self.overlap_nlz[part])
 
     def take(self, keep: NDArray[np.generic]) -> Predictions:
         """Return some of the boxes, by mask or position."""
@@ -38,16 +39,17 @@ class Predictions:
 class Truth:
     """Labelled boxes of many frames, by ascending frame, in input order within a frame."""
 
-    frame: Int64  # (G,)
+    frame: Integers  # (G,)
     box: Float32  # (G, 7)
-    kind: Int64  # (G,)
-    difficulty: Int64  # (G,) 1 or 2; 0 counts at both levels, 3 and more at none
+    kind: Integers  # (G,)
+    difficulty: Integers  # (G,) 1 or 2; 0 counts at both levels, 3 and more at none
 
     def between(self, start: int, stop: int) -> Truth:
         """Return frames ``start <= frame < stop``, numbered from 0."""
-        low, high = np.searchsorted(self.frame, (start, stop))
+        low, high = np.searchsorted(self.frame, np.array((start, stop), self.frame.dtype))
         part = slice(low, high)
-        return Truth(self.frame[part] - start, self.box[part], self.kind[part], self.difficulty[part])
+        frame, kind, difficulty = (a[part].astype(np.int64) for a in (self.frame, self.kind, self.difficulty))
+        return Truth(frame - start, self.box[part], kind, difficulty)
 
     def take(self, keep: NDArray[np.generic]) -> Truth:
         """Return some of the boxes, by mask or position."""
@@ -65,7 +67,7 @@ class Scene:
     def chunks(self, most_frames: int = 64, most_pairs: int = 1_000_000) -> Iterator[Scene]:
         """Yield consecutive frames in pieces small enough that all their pairs of boxes fit in memory."""
         ends = np.arange(self.frames + 1)
-        p, g = np.searchsorted(self.predictions.frame, ends), np.searchsorted(self.truth.frame, ends)
+        p, g = (np.searchsorted(frame, ends.astype(frame.dtype)) for frame in (self.predictions.frame, self.truth.frame))
         pairs = np.concatenate(([0], np.cumsum(np.diff(p) * np.diff(g))))
         start = 0
         while start < self.frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +13,9 @@ from tqdm import tqdm
 
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
+from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError
+from kdlib.evaluation.export import TIMESTAMPS
 from kdlib.evaluation.tables import predictions_table
 from kdlib.types import WAYMO_TYPES, Detections, PointBatch, Sample
 
@@ -55,7 +58,7 @@ def predict(
     """Return a detector's boxes on every frame of a dataset, in dataset order, best first within a frame.
 
     The model runs in evaluation mode without gradients and is put back into the mode it came in. The table's metadata names every
-    frame, those without boxes included.
+    frame, those without boxes included, its time, the model's classes and the fingerprint of the split.
 
     Args:
         model: A detector of kdlib.models; it is moved to ``device``.
@@ -84,7 +87,16 @@ def predict(
                 bar.update(len(samples))
     finally:
         model.train(was_training)
-    return _table(parts, types)
+    return _signed(_table(parts, types), dataset, model.config.class_names)
+
+
+def _signed(table: pa.Table, dataset: Samples, class_names: Sequence[str]) -> pa.Table:
+    """Return the table with what the preflight compares with the ground truth's, and with what the leaderboard's file needs."""
+    facts = {"class_names": json.dumps(list(class_names))}
+    if isinstance(dataset, FrameDataset):
+        facts["dataset"] = dataset.split.fingerprint
+        facts[TIMESTAMPS] = json.dumps(dataset.split.timestamps[dataset.split.frames(dataset.interval)].tolist())
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **facts})
 
 
 def _waymo_types(class_names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -122,6 +122,19 @@ def check_difficulty(difficulty: NDArray[np.integer], name: str) -> None:
         raise DataError(f"{name}: difficulty {int(unknown[0])} is none of 0 (unset), 1 (LEVEL_1), 2 (LEVEL_2)")
 
 
+def check_levels_known(difficulty: NDArray[np.integer], num_points: NDArray[np.integer], name: str) -> None:
+    """Check that labels say how hard they are: at least one difficulty or one number of points is set.
+
+    Raises:
+        DataError: If there are boxes and neither is set on any of them.
+    """
+    if len(difficulty) and not (difficulty > 0).any() and not (num_points > 0).any():
+        raise DataError(
+            f"{name}: none of the {len(difficulty)} boxes has a difficulty or a number of points: no Waymo release the "
+            "metric is made for; use labels of v1.2 or later (or v2), and prepare them again"
+        )
+
+
 def check_truth_not_empty(labelled: int, kept: int, name: str) -> None:
     """Check that ground truth is left after normalisation; every metric would be 0 without.
 
@@ -133,6 +146,44 @@ def check_truth_not_empty(labelled: int, kept: int, name: str) -> None:
     if kept == 0:
         raise DataError(
             f"{name}: all {labelled} ground-truth boxes have num_points <= 0 and are left out as Waymo does; fill num_points in"
+        )
+
+
+def check_same_dataset(predicted: str, labelled: str, names: tuple[str, str]) -> None:
+    """Check the fingerprints of the split predicted on and of the split labelled; an empty one is unknown and passes.
+
+    Raises:
+        DataError: If they differ.
+    """
+    if predicted and labelled and predicted != labelled:
+        raise DataError(
+            f"{names[0]}: predicted on dataset {predicted}, but {names[1]} is of dataset {labelled}; take both from one split of "
+            "one store"
+        )
+
+
+def check_trained_on(trained: str, present: str, name: str) -> None:
+    """Check the training split's fingerprint in the card of a run's weights against the run's store; an empty one passes.
+
+    Raises:
+        DataError: If they differ: scores would be reported beside data the weights never saw.
+    """
+    if trained and present and trained != present:
+        raise DataError(
+            f"{name}: trained on dataset {trained}, but the run's store now holds {present}; train again, or put that store back"
+        )
+
+
+def check_same_classes(predicted: Sequence[str], labelled: Sequence[str], names: tuple[str, str]) -> None:
+    """Check the classes a model knows against those the ground truth was made of; an empty list is unknown and passes.
+
+    Raises:
+        DataError: If they differ; order does not matter.
+    """
+    if predicted and labelled and set(predicted) != set(labelled):
+        raise DataError(
+            f"{names[0]}: the model knows {', '.join(predicted)}, but {names[1]} holds {', '.join(labelled)}; make the ground "
+            "truth of the model's classes"
         )
 
 
@@ -150,16 +201,32 @@ def check_frames_known(unknown: Sequence[Any], names: tuple[str, str]) -> None:
         )
 
 
-def check_frames_predicted(missing: Sequence[Any], names: tuple[str, str]) -> None:
-    """Check that the predictions, where they say which frames they cover, cover all frames of the ground truth.
+def check_frames_predicted(missing: Sequence[Any], total: int, names: tuple[str, str]) -> None:
+    """Check that the predictions, where they say which frames they cover, cover all ``total`` frames of the ground truth.
 
     Raises:
-        DataError: If a frame is missing; the message names it.
+        DataError: If a frame is missing; the message names it and the counts.
     """
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
-            f"{names[0]}: frame {missing[0]!r}{more} of {names[1]} was never predicted on; use one split and interval for both"
+            f"{names[0]}: frame {missing[0]!r}{more} of {names[1]} was never predicted on, {total - len(missing)} of its {total} "
+            "frames were; use one split and interval for both"
+        )
+
+
+def check_frames_covered(found: int, labelled: int, names: tuple[str, str]) -> None:
+    """Check predictions that do not say which frames they cover: half of the labelled frames without any box is an omission.
+
+    Predictions without any row are let pass: a detector that finds nothing scores 0 for everybody to see.
+
+    Raises:
+        DataError: If at most half of the frames with ground truth have a prediction.
+    """
+    if 0 < found <= labelled / 2:
+        raise DataError(
+            f"{names[0]}: only {found} of the {labelled} frames with boxes in {names[1]} have a prediction; predict on all of "
+            f"them, or, if the detector found nothing there, name all frames in the schema's metadata 'frame_ids' (a JSON list)"
         )
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from kdlib.errors import DataError
 from kdlib.evaluation import preflight
+from kdlib.evaluation.columns import Columns, Source, head, read_predictions, read_truth
 from kdlib.evaluation.objects import Predictions, Scene, Truth
 from kdlib.evaluation.preflight import BOX_COLUMNS, PREDICTION_COLUMNS, TRUTH_COLUMNS
 
 NAMES = ("the predictions table", "the ground-truth table")
 FEW_POINTS = 5  # a box with at most this many points is LEVEL_2 if nobody set its level
+
+_Side = TypeVar("_Side", Predictions, Truth)
 
 _PREDICTION_SCHEMA = pa.schema(
     [("frame_id", pa.string())]
@@ -40,8 +43,8 @@ class Loaded:
 
 
 def load(
-    predictions: pa.Table,
-    truth: pa.Table,
+    predictions: Source,
+    truth: Source,
     *,
     strict: bool = True,
     max_distance: float = np.inf,
@@ -62,105 +65,84 @@ def load(
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    preflight.check_columns(predictions, PREDICTION_COLUMNS, names[0])
-    preflight.check_columns(truth, TRUTH_COLUMNS, names[1])
-    preflight.check_same_kind_of_id(predictions, truth, names)
-    code_p, ids_p = _encode(predictions.column("frame_id"))
-    code_g, ids_g = _encode(truth.column("frame_id"))
-    evaluated = set(ids_g) | listed_frames(truth)
+    _check_columns(predictions, truth, names)
+    found, labelled = read_predictions(predictions, names[0]), read_truth(truth, names[1])
+    evaluated = set(labelled.ids) | listed_frames(truth)
     if strict:
-        preflight.check_frames_known(sorted(set(ids_p) - evaluated), names)
+        _check_origin(predictions, truth, names)
+        preflight.check_frames_known(sorted(set(found.ids) - evaluated), names)
         predicted = listed_frames(predictions)
         if predicted:
-            preflight.check_frames_predicted(sorted(evaluated - predicted), names)
-    ids = sorted(set(ids_p) | evaluated)
-    found = _predictions(predictions, _positions(code_p, ids_p, ids), ids, names[0])
-    labelled, without_points = _truth(truth, _positions(code_g, ids_g, ids), ids, names[1])
-    if strict:
-        kept = len(labelled.frame)
-        preflight.check_truth_not_empty(kept + without_points, kept, names[1])
-    near_p, near_g = (np.hypot(side.box[:, 0], side.box[:, 1]) <= max_distance for side in (found, labelled))
-    found, labelled = found.take(near_p), labelled.take(near_g)
-    pairs = np.bincount(found.frame, minlength=len(ids)) * np.bincount(labelled.frame, minlength=len(ids))
+            preflight.check_frames_predicted(sorted(evaluated - predicted), len(evaluated), names)
+        else:
+            preflight.check_frames_covered(len(labelled.labelled & set(found.ids)), len(labelled.labelled), names)
+    ids = sorted(set(found.ids) | evaluated)
+    boxes_p = Predictions(_positions(found, ids), found.box, found.kind, found.more["score"], found.more["overlap_nlz"])
+    boxes_g, without_points = _normalised(labelled, ids, names[1], strict)
+    boxes_p, far_p = _tidy(boxes_p, max_distance)
+    boxes_g, far_g = _tidy(boxes_g, max_distance)
+    pairs = np.bincount(boxes_p.frame, minlength=len(ids)) * np.bincount(boxes_g.frame, minlength=len(ids))
     preflight.check_pairs(pairs, ids, names[0])
-    too_far = (int((~near_p).sum()), int((~near_g).sum()))
-    return Loaded(Scene(found, labelled, len(ids)), tuple(ids), without_points, too_far)
+    return Loaded(Scene(boxes_p, boxes_g, len(ids)), tuple(ids), without_points, (far_p, far_g))
 
 
-def listed_frames(table: pa.Table) -> set[Any]:
-    """Return the frames that a table's metadata names (key ``frame_ids``, a JSON list): those without boxes have no row."""
-    text = (table.schema.metadata or {}).get(b"frame_ids")
-    return set(json.loads(text)) if text else set()
+def _check_columns(predictions: Source, truth: Source, names: tuple[str, str]) -> None:
+    found, labelled = head(predictions), head(truth)
+    preflight.check_columns(found, PREDICTION_COLUMNS, names[0])
+    preflight.check_columns(labelled, TRUTH_COLUMNS, names[1])
+    preflight.check_same_kind_of_id(found, labelled, names)
 
 
-def _encode(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[Any]]:
-    """Return each row's position in the distinct values, and these values in order of appearance."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    encoded = column.dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # pyarrow keeps the chunks of an empty column
-        encoded = encoded.chunk(0) if encoded.num_chunks else pa.array([], column.type).dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
-
-
-def _positions(code: NDArray[np.int64], own: list[Any], ids: Sequence[Any]) -> NDArray[np.int64]:
+def _positions(columns: Columns, ids: Sequence[Any]) -> NDArray[np.int32]:
     place = {value: i for i, value in enumerate(ids)}
-    return np.array([place[value] for value in own], np.int64)[code] if own else np.zeros(0, np.int64)
+    return np.array([place[value] for value in columns.ids], np.int32)[columns.frame]
 
 
-def _predictions(table: pa.Table, frame: NDArray[np.int64], ids: Sequence[Any], name: str) -> Predictions:
-    box, kind = _boxes(table, name), _integers(table, "type", name)
-    score = _numbers(table, "score", name)
-    preflight.check_boxes(box, ids, frame, name)
-    preflight.check_types(kind, name)
-    preflight.check_scores(score, ids, frame, name)
-    flag = np.zeros(len(frame), np.bool_)
-    if "overlap_nlz" in table.column_names:
-        column = table.column("overlap_nlz")
-        if not pa.types.is_boolean(column.type):
-            raise DataError(
-                f"{name}: column 'overlap_nlz' is of type {column.type}, not boolean; cast it before writing the table"
-            )
-        flag = column.fill_null(False).to_numpy().astype(np.bool_)
-    order = np.argsort(frame, kind="stable")
-    return Predictions(frame, box.astype(np.float32), kind, score.astype(np.float32), flag).take(order)
-
-
-def _truth(table: pa.Table, frame: NDArray[np.int64], ids: Sequence[Any], name: str) -> tuple[Truth, int]:
+def _normalised(columns: Columns, ids: Sequence[Any], name: str, strict: bool) -> tuple[Truth, int]:
     """Return the boxes that count and the number of those dropped for want of points."""
-    holds_box = table.column("type").is_valid().to_numpy()
-    if not holds_box.all():
-        table, frame = table.filter(pa.array(holds_box)), frame[holds_box]
-    box, kind = _boxes(table, name), _integers(table, "type", name)
-    points = _integers(table, "num_points", name, null=0)
-    difficulty = _integers(table, "difficulty", name, null=0)
-    preflight.check_boxes(box, ids, frame, name)
-    preflight.check_types(kind, name)
-    preflight.check_difficulty(difficulty, name)
-    difficulty = np.where(difficulty > 0, difficulty, np.where(points <= FEW_POINTS, 2, 1))
+    difficulty, points = columns.more["difficulty"], columns.more["num_points"]
+    if strict:
+        preflight.check_levels_known(difficulty, points, name)
     kept = points > 0
-    order = np.flatnonzero(kept)[np.argsort(frame[kept], kind="stable")]
-    return Truth(frame, box.astype(np.float32), kind, difficulty).take(order), int((~kept).sum())
+    if strict:
+        preflight.check_truth_not_empty(len(kept), int(kept.sum()), name)
+    level = np.where(difficulty > 0, difficulty, np.where(points <= FEW_POINTS, 2, 1)).astype(np.int8)
+    return Truth(_positions(columns, ids), columns.box, columns.kind, level).take(kept), int((~kept).sum())
 
 
-def _boxes(table: pa.Table, name: str) -> NDArray[np.float64]:
-    return np.stack([_numbers(table, column, name) for column in BOX_COLUMNS], axis=1)
+def _tidy(side: _Side, max_distance: float) -> tuple[_Side, int]:
+    """Return the boxes that are near enough, sorted by frame, and the number of the others."""
+    near = np.hypot(side.box[:, 0], side.box[:, 1]) <= max_distance
+    far = int((~near).sum())
+    if far:
+        side = side.take(near)
+    if (np.diff(side.frame) < 0).any():
+        side = side.take(np.argsort(side.frame, kind="stable"))
+    return side, far
 
 
-def _numbers(table: pa.Table, column: str, name: str) -> NDArray[np.float64]:
-    values = table.column(column)
-    if values.null_count:
-        raise DataError(f"{name}: {values.null_count} rows have no '{column}'; every box needs seven numbers and its score")
-    return values.cast(pa.float64()).to_numpy().astype(np.float64)
+def listed_frames(table: Source) -> set[Any]:
+    """Return the frames that a table's metadata names (key ``frame_ids``, a JSON list): those without boxes have no row."""
+    return set(_stated(table, "frame_ids"))
 
 
-def _integers(table: pa.Table, column: str, name: str, null: int | None = None) -> NDArray[np.int64]:
-    values = table.column(column)
-    if pa.types.is_null(values.type):
-        values = values.cast(pa.int64())
-    if values.null_count and null is None:
-        raise DataError(f"{name}: {values.null_count} rows have no '{column}'; every box needs one")
-    return (values.fill_null(null) if values.null_count else values).to_numpy().astype(np.int64)
+def _stated(table: Source, key: str) -> list[Any]:
+    """Return a JSON list of the schema's metadata, empty where it is absent."""
+    text = (table.schema.metadata or {}).get(key.encode(), b"[]")
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, list):
+        raise DataError(f"the schema's metadata '{key}' is {text[:60]!r}, not a JSON list; write it with json.dumps")
+    return values
+
+
+def _check_origin(predictions: Source, truth: Source, names: tuple[str, str]) -> None:
+    """Compare what both tables' metadata says of their making: ``dataset`` (a fingerprint) and ``class_names`` (a JSON list)."""
+    ours, theirs = ((table.schema.metadata or {}).get(b"dataset", b"").decode() for table in (predictions, truth))
+    preflight.check_same_dataset(ours, theirs, names)
+    preflight.check_same_classes(_stated(predictions, "class_names"), _stated(truth, "class_names"), names)
 
 
 def read_table(path: str | Path, name: str) -> pa.Table:

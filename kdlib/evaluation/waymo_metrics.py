@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdlib.evaluation.ap import Curve, average_precision, precision_recall
+from kdlib.evaluation.columns import Source, TableFile
 from kdlib.evaluation.counting import CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
 from kdlib.evaluation.objects import Scene
 from kdlib.evaluation.shards import LEVELS, MEAN_TYPES, OBJECT_TYPE, RANGE, TYPE_NAMES, Generator, type_breakdown
-from kdlib.evaluation.tables import NAMES, Loaded, load, read_table
+from kdlib.evaluation.tables import NAMES, Loaded, load
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,19 @@ class EvalResult:
 
 
 def evaluate_files(predictions: str | Path, truth: str | Path, **options: Any) -> EvalResult:
-    """Evaluate two Parquet files; ``options`` are those of :func:`evaluate_tables`.
+    """Evaluate two Parquet files, read batch by batch; ``options`` are those of :func:`evaluate_tables`.
 
     Raises:
         DataError: If a file cannot be read or its content makes no sense; the message names the file.
     """
     names = (f"predictions file '{predictions}'", f"ground-truth file '{truth}'")
-    found, labelled = read_table(predictions, "predictions"), read_table(truth, "ground-truth")
+    found, labelled = TableFile.open(predictions, "predictions"), TableFile.open(truth, "ground-truth")
     return evaluate_tables(found, labelled, names=names, **options)
 
 
 def evaluate_tables(
-    predictions: pa.Table,
-    truth: pa.Table,
+    predictions: Source,
+    truth: Source,
     *,
     ranges: bool = True,
     workers: int = 1,
@@ -82,8 +82,8 @@ def evaluate_tables(
     """Return Waymo's detection metrics of a predictions table; columns and checks are those of :func:`tables.load`.
 
     Args:
-        predictions: Boxes with scores.
-        truth: Labelled boxes.
+        predictions: Boxes with scores: a table, or a :class:`~kdlib.evaluation.columns.TableFile`.
+        truth: Labelled boxes, likewise.
         ranges: Also break every class down by distance.
         workers: Processes; one does some thousand frames a second, so more only pay for very many.
         strict: Refuse an empty ground truth and predictions for frames it does not have.
@@ -95,17 +95,19 @@ def evaluate_tables(
         DataError: If anything in the tables makes the metric meaningless.
     """
     loaded = load(predictions, truth, strict=strict, max_distance=max_distance, names=names)
-    card = {"max_distance": float(max_distance) if np.isfinite(max_distance) else None, **_left_out(loaded)}
-    return evaluate_scene(loaded.scene, loaded.frame_ids, ranges=ranges, workers=workers, keep_frames=keep_frames, card=card)
+    card = {"max_distance": float(max_distance) if np.isfinite(max_distance) else None}
+    return evaluate_loaded(loaded, ranges=ranges, workers=workers, keep_frames=keep_frames, card=card)
 
 
-def _left_out(loaded: Loaded) -> dict[str, Any]:
+def evaluate_loaded(loaded: Loaded, *, card: Mapping[str, Any] | None = None, **options: Any) -> EvalResult:
+    """Return the metrics of checked tables; ``options`` are those of :func:`evaluate_scene`."""
     far_p, far_g = loaded.too_far
-    return {
+    left_out = {
         "ground_truth_without_points": loaded.without_points,
         "predictions_too_far": far_p,
         "ground_truth_too_far": far_g,
     }
+    return evaluate_scene(loaded.scene, loaded.frame_ids, card={"max_distance": None, **left_out, **(card or {})}, **options)
 
 
 def evaluate_scene(
@@ -224,6 +226,6 @@ def _fingerprint(scene: Scene, frame_ids: tuple[Any, ...]) -> str:
     """Twelve hexadecimal digits that change with any frame id or ground-truth box: equal ones may be compared."""
     digest = hashlib.sha256("\n".join(map(str, frame_ids)).encode())
     truth = scene.truth
-    for column in (truth.frame, truth.box, truth.kind, truth.difficulty):
+    for column in (truth.frame.astype(np.int64), truth.box, truth.kind.astype(np.int64), truth.difficulty.astype(np.int64)):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:12]

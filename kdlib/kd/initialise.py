@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
+from kdlib.kd.slim import slim
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class CopyRow:
     def reason(self) -> str:
         """Why, in words."""
         if self.copied:
-            return "copied"
+            return "copied" if self.student == self.teacher else "first channels copied"
         if self.student is None:
             return "only in the teacher"
         if self.teacher is None:
@@ -53,7 +54,9 @@ class CopyReport:
 
     def __str__(self) -> str:
         """One line with the totals, then one per tensor that was not copied."""
-        lines = [f"initialisation '{self.how}': {self.copied} of {self.total} student tensors copied from the teacher"]
+        slimmed = sum(row.copied and row.student != row.teacher for row in self.rows)
+        narrowed = f", {slimmed} of them by their first channels" if slimmed else ""
+        lines = [f"initialisation '{self.how}': {self.copied} of {self.total} student tensors copied from the teacher{narrowed}"]
         left = [row for row in self.rows if not row.copied] if self.how != "none" else []
         lines += [f"  {row.name}: {row.reason} (student {row.student}, teacher {row.teacher})" for row in left]
         return "\n".join(lines)
@@ -63,31 +66,40 @@ def initialise(student: nn.Module, teacher_state: Mapping[str, Tensor], how: Ini
     """Write teacher tensors into a student and return what was copied.
 
     ``none`` copies nothing. ``matching`` copies each tensor that both have under one name with one shape, which for the pillar
-    family is all of them.
+    family is all of them. ``first`` copies the first channels of every tensor (:mod:`kdlib.kd.slim`), for a student that differs
+    in width alone.
 
     Raises:
-        ConfigError: If the way is unknown, or ``matching`` finds nothing to copy.
+        ConfigError: If the way is unknown, ``matching`` finds nothing to copy, or ``first`` a tensor that it cannot narrow.
 
     Source: spec sections 6 and 8.
     """
     if how not in get_args(Initialisation):
         raise ConfigError(f"unknown initialisation '{how}'; use one of {', '.join(get_args(Initialisation))}")
     own = student.state_dict()
-    rows = []
-    for name, tensor in own.items():
-        given = teacher_state.get(name)
-        fits = how == "matching" and given is not None and given.shape == tensor.shape
-        rows.append(CopyRow(name, tuple(tensor.shape), None if given is None else tuple(given.shape), fits))
+    given = _given(own, teacher_state, how)
+    rows = [CopyRow(n, tuple(t.shape), _shape(teacher_state.get(n)), n in given) for n, t in own.items()]
     rows += [CopyRow(name, None, tuple(t.shape), False) for name, t in teacher_state.items() if name not in own]
-    report = CopyReport(how, tuple(rows))
-    if how == "matching":
-        if not any(row.copied and own[row.name].is_floating_point() for row in rows):
-            raise ConfigError(
-                f"none of the teacher's {len(teacher_state)} tensors has the name and shape of one of the student's {len(own)}; "
-                "is it a teacher of the same family?"
-            )
-        with torch.no_grad():
-            for row in rows:
-                if row.copied:
-                    own[row.name].copy_(teacher_state[row.name])
-    return report
+    with torch.no_grad():
+        for name, value in given.items():
+            own[name].copy_(value)
+    return CopyReport(how, tuple(rows))
+
+
+def _given(own: Mapping[str, Tensor], teacher_state: Mapping[str, Tensor], how: Initialisation) -> Mapping[str, Tensor]:
+    """Return what the student takes over, in the student's shapes."""
+    if how == "none":
+        return {}
+    if how == "first":
+        return slim(teacher_state, own)
+    both = {n: v for n, v in teacher_state.items() if n in own and own[n].shape == v.shape}
+    if not any(value.is_floating_point() for value in both.values()):
+        raise ConfigError(
+            f"none of the teacher's {len(teacher_state)} tensors has the name and shape of one of the student's {len(own)}; "
+            "is it of the same family?"
+        )
+    return both
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)

@@ -17,9 +17,10 @@ from kdlib.kd.norm import unmoved_statistics
 from kdlib.kd.pivotal import check_positions, pivotal_mask
 from kdlib.kd.teacher import Teacher, TeacherAnswer
 from kdlib.kd.watch import ZeroWatch
-from kdlib.losses.detection import detection_loss
-from kdlib.models.detector import CenterPoint, Prediction
-from kdlib.types import Batch, GroundTruth, HeadTargets, LossTerms
+from kdlib.losses.detection import detection_loss, detector_loss
+from kdlib.models.anchors import AnchorTargets
+from kdlib.models.detector import CenterPoint, Detector, Prediction
+from kdlib.types import Batch, GroundTruth, HeadOutput, HeadTargets, LossTerms
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,29 @@ class ActiveTerm:
     name: str
     weight: float
     value: float  # weighted, on the batch of the report
-    positions: int | None  # cells (kd_heatmap) or boxes (box, kd_box) it looks at; None for the whole map
+    positions: int | None  # cells (kd_heatmap), boxes or anchors (box, kd_box, direction) it looks at; None for the whole map
     teacher_labels: int | None  # teacher boxes among its labels; None where labels come from the ground truth alone
 
 
 class Plain(nn.Module):
     """The student alone: its detection loss on the ground truth."""
 
-    def __init__(self, student: CenterPoint) -> None:
-        """Take over a student."""
+    def __init__(self, student: Detector) -> None:
+        """Take over a student with any head."""
         super().__init__()
         self.student = student
 
     def forward(self, batch: Batch) -> LossTerms:
-        """Return the parts ``heatmap`` and ``box``."""
+        """Return the parts ``heatmap`` and ``box``; of an anchor head ``class``, ``box`` and ``direction``."""
         prediction = self.student(batch.points)
-        targets = self.student.targets(batch.truth)
-        return detection_loss(prediction.heads, targets, self.student.config.head)
+        return detector_loss(self.student, prediction.heads, self.student.targets(batch.truth))
 
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
         """Return the active terms with their values on one batch; the student stays as it is."""
         with torch.no_grad(), unmoved_statistics(self.student):
             terms = self(batch)
             targets = self.student.targets(batch.truth)
-        return _detection_rows(terms, targets, self.student.config, None)
+        return _detection_rows(terms, targets, self.student, None)
 
 
 class Distillation(nn.Module):
@@ -64,8 +64,8 @@ class Distillation(nn.Module):
     Source: SparseKD; spec section 7.
     """
 
-    def __init__(self, student: CenterPoint, teacher: CenterPoint | Teacher, config: KDConfig) -> None:
-        """Take over both; a plain detector becomes a :class:`Teacher` in the norm mode of the recipe.
+    def __init__(self, student: Detector, teacher: Detector | Teacher, config: KDConfig) -> None:
+        """Take over both, which need centre heads; a plain detector becomes a :class:`Teacher` in the norm mode of the recipe.
 
         Raises:
             ConfigError: If recipe, teacher and student do not fit together; the message names the setting.
@@ -73,9 +73,10 @@ class Distillation(nn.Module):
         super().__init__()
         if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
             raise ConfigError("student and teacher share parameters, so freezing one freezes the other; build them apart")
-        frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher, config.teacher_norm)
-        check_pair(student, frozen, config)
-        self.student = student
+        learner = _with_centre_head(student, "student")
+        frozen = teacher if isinstance(teacher, Teacher) else Teacher(_with_centre_head(teacher, "teacher"), config.teacher_norm)
+        check_pair(learner, frozen, config)
+        self.student = learner
         self.config = config
         self._unregistered = (frozen,)  # a tuple hides it from nn.Module
         self._watch = ZeroWatch()
@@ -110,7 +111,7 @@ class Distillation(nn.Module):
         if self.config.label is not None:
             kept = batch.truth.labels if self.config.label.use_truth else batch.truth.labels[:0]
             added = int((labels.labels > 0).sum()) - int((kept > 0).sum())
-        rows = list(_detection_rows(terms, targets, self.student.config, added))
+        rows = list(_detection_rows(terms, targets, self.student, added))
         logit = self.config.logit
         if logit is not None:
             marks = answer.targets if logit.target == "teacher" else targets
@@ -125,15 +126,15 @@ class Distillation(nn.Module):
                 rows.append(ActiveTerm("kd_box", logit.regression_weight, float(terms.parts["kd_box"]), boxes, None))
         return tuple(rows)
 
-    def _step(self, batch: Batch) -> tuple[LossTerms, GroundTruth, tuple[HeadTargets, ...], Prediction, TeacherAnswer]:
+    def _step(self, batch: Batch) -> _Step:
         logit, label = self.config.logit, self.config.label
         answer = self.teacher(batch, targets=_needs_teacher_targets(self.config), boxes=label is not None)
         labels = batch.truth
         if label is not None:
-            labels = merge_labels(answer.boxes, batch.truth, label, self.student.config.head.targets.max_objects)
+            labels = merge_labels(answer.boxes, batch.truth, label, self.student.head.targets.max_objects)
         prediction = self.student(batch.points)
         targets = self.student.targets(labels)
-        parts = dict(detection_loss(prediction.heads, targets, self.student.config.head).parts)
+        parts = dict(detection_loss(prediction.heads, targets, self.student.head).parts)
         if logit is not None:
             count = len(prediction.heads)
             for number, (ours, theirs) in enumerate(zip(prediction.heads, answer.heads)):
@@ -141,6 +142,23 @@ class Distillation(nn.Module):
                 for name, value in logit_kd(ours, theirs, targets[number], marks, logit).items():
                     parts[name] = parts[name] + value / count if name in parts else value / count
         return LossTerms.total(parts), labels, targets, prediction, answer
+
+
+_Step = tuple[LossTerms, GroundTruth, tuple[HeadTargets, ...], Prediction[HeadOutput], TeacherAnswer]
+
+
+def _with_centre_head(model: Detector, role: str) -> CenterPoint:
+    """Refuse detectors without heatmaps.
+
+    Raises:
+        ConfigError: Naming the model.
+    """
+    if not isinstance(model, CenterPoint):
+        raise ConfigError(
+            f"{role} '{model.config.name}' has an anchor head; distillation works on centre heatmaps, so train it with Plain "
+            "or take a CenterPoint model"
+        )
+    return model
 
 
 def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig) -> None:
@@ -152,10 +170,10 @@ def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig) -> None
     ours, theirs = student.config, teacher.model.config
     if teacher.norm != config.teacher_norm:
         raise ConfigError(f"the recipe asks for teacher norm '{config.teacher_norm}', the given teacher has '{teacher.norm}'")
-    if ours.class_names != theirs.class_names or ours.head.heads != theirs.head.heads:
+    if ours.class_names != theirs.class_names or student.head.heads != teacher.model.head.heads:
         raise ConfigError(
-            f"student '{ours.name}' has classes {ours.class_names} in heads {ours.head.heads}, teacher '{theirs.name}' "
-            f"{theirs.class_names} in {theirs.head.heads}; both must be the same"
+            f"student '{ours.name}' has classes {ours.class_names} in heads {student.head.heads}, teacher '{theirs.name}' "
+            f"{theirs.class_names} in {teacher.model.head.heads}; both must be the same"
         )
     if _bev_range(ours) != _bev_range(theirs):
         raise ConfigError(
@@ -192,10 +210,14 @@ def _map_size(config: ModelConfig) -> tuple[int, int]:
 
 
 def _detection_rows(
-    terms: LossTerms, targets: Sequence[HeadTargets], config: ModelConfig, added: int | None
+    terms: LossTerms, targets: Sequence[HeadTargets | AnchorTargets], model: Detector, added: int | None
 ) -> tuple[ActiveTerm, ...]:
-    boxes = sum(int(target.mask.sum()) for target in targets)
-    return (
-        ActiveTerm("heatmap", config.head.heatmap_weight, float(terms.parts["heatmap"]), None, added),
-        ActiveTerm("box", config.head.box_weight, float(terms.parts["box"]), boxes, added),
-    )
+    """Return a row per part of the detection loss; classification looks at the whole map, the others at objects."""
+    objects = sum(int((t.mask if isinstance(t, HeadTargets) else t.positive).sum()) for t in targets)
+    rows = []
+    for name in ("heatmap", "class", "box", "direction"):
+        if name in terms.parts:
+            weight = getattr(model.config.head, f"{name}_weight")
+            whole = name in ("heatmap", "class")
+            rows.append(ActiveTerm(name, weight, float(terms.parts[name]), None if whole else objects, added))
+    return tuple(rows)

@@ -1,19 +1,35 @@
-"""The detection loss of a centre-based detector: outputs and targets of all heads enter, two weighted parts leave."""
+"""The detection loss of a detector: what its heads answered and should have answered enter, weighted parts leave."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from kdlib.config import HeadConfig
+from kdlib.losses.anchor import anchor_loss
 from kdlib.losses.box_regression import gather_codes, masked_l1, require_finite
 from kdlib.losses.heatmap_focal import heatmap_focal_loss
+from kdlib.models.detector import AnchorDetector, CenterPoint, Detector
 from kdlib.types import HeadOutput, HeadTargets, LossTerms
 
 
+def detector_loss(model: Detector, outputs: Sequence[Any], targets: Sequence[Any]) -> LossTerms:
+    """Return the loss of a detector's heads, by the kind of its heads.
+
+    Raises:
+        TypeError: If there is no loss for this kind of detector.
+    """
+    if isinstance(model, CenterPoint):
+        return detection_loss(outputs, targets, model.head)
+    if isinstance(model, AnchorDetector):
+        return anchor_loss(outputs[0], targets[0], model.head)
+    raise TypeError(f"no loss for a {type(model).__name__}")
+
+
 def detection_loss(outputs: Sequence[HeadOutput], targets: Sequence[HeadTargets], head: HeadConfig) -> LossTerms:
-    """Return the parts ``heatmap`` and ``box``, each weighted and summed over the heads.
+    """Return the parts ``heatmap`` and ``box`` of centre heads, each weighted and summed over the heads.
 
     Raises:
         ValueError: If outputs and targets are not one per head.

@@ -1,45 +1,54 @@
-"""A point batch enters, head maps and boxes leave: CenterPoint on pillars, under the original's tensor names."""
+"""A point batch enters, head maps and boxes leave: detectors on pillars or voxels, under the original's tensor names."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import ModelConfig
+from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig, PillarEncoderConfig
 from kdlib.errors import ConfigError, DataError
+from kdlib.models.anchor_head import AnchorHead, AnchorOutput
+from kdlib.models.anchors import AnchorTargets, assign_anchors
 from kdlib.models.bev_backbone import BevBackbone
 from kdlib.models.center_head import CenterHead
 from kdlib.models.decode import decode
 from kdlib.models.pillar_encoder import PillarEncoder
 from kdlib.models.targets import assign_targets
+from kdlib.models.voxel_encoder import STRIDE, VoxelBackbone, bev_depth
 from kdlib.types import Detections, GroundTruth, HeadOutput, HeadTargets, PointBatch, VoxelBatch
+from kdlib.voxel.mean import MeanEncoder
 from kdlib.voxel.voxelize import voxelize
+
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Generic[Output]):
     """What a forward pass leaves."""
 
-    heads: tuple[HeadOutput, ...]
+    heads: tuple[Output, ...]
     bev: Tensor  # (B, C, H, W) output of the 2D backbone
-    voxels: int  # non-empty pillars of the batch
+    voxels: int  # non-empty pillars or voxels of the batch
 
 
-class CenterPoint(nn.Module):
-    """The detector of one configuration; it voxelises its input on its own grid.
+class Detector(nn.Module, ABC):
+    """The detector of one configuration up to its head, which a subclass adds; it voxelises its input on its own grid.
 
     Source: spec section 4; ``state_dict`` names are the original's (spec appendix A).
     """
 
     global_step: Tensor
+    dense_head: nn.Module
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build the network with fresh weights.
+        """Build the network up to the head with fresh weights.
 
         Raises:
             ConfigError: If grid, backbone and head do not fit together; the message names the setting.
@@ -48,12 +57,18 @@ class CenterPoint(nn.Module):
         _check(config)
         self.config = config
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.long))
-        self.vfe = PillarEncoder(config.encoder, config.grid)
-        self.backbone_2d = BevBackbone(config.backbone, self.vfe.channels)
-        self.dense_head = CenterHead(config.head, self.backbone_2d.channels)
+        self.backbone_3d: VoxelBackbone | None = None
+        if isinstance(config.encoder, PillarEncoderConfig):
+            self.vfe: PillarEncoder | MeanEncoder = PillarEncoder(config.encoder, config.grid)
+            channels = self.vfe.channels
+        else:
+            self.vfe = MeanEncoder()
+            self.backbone_3d = VoxelBackbone(config.encoder, config.grid)
+            channels = self.backbone_3d.channels
+        self.backbone_2d = BevBackbone(config.backbone, channels)
 
     def voxelize(self, points: PointBatch) -> VoxelBatch:
-        """Return the pillars of a batch on this model's grid.
+        """Return the pillars or voxels of a batch on this model's grid.
 
         Raises:
             DataError: If the points have not the features this model takes, or one is not finite.
@@ -72,52 +87,113 @@ class CenterPoint(nn.Module):
         # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
         return canvas.view(pillars.batch_size, rows, columns, -1).permute(0, 3, 1, 2)
 
-    def forward(self, points: PointBatch) -> Prediction:
-        """Return the raw maps of every head for a batch of points."""
-        pillars = self.voxelize(points)
-        with torch.autocast(points.points.device.type, enabled=False):
-            features = self.vfe(pillars)  # metres do not fit into 16 bits; their offsets to a pillar's centre would be noise
-        bev = self.backbone_2d(self.scatter(features, pillars))
-        return Prediction(self.dense_head(bev), bev, len(pillars.features))
+    def encode(self, voxels: VoxelBatch) -> Tensor:
+        """Return the BEV map (B, C, H, W) that enters the 2D backbone."""
+        with torch.autocast(voxels.features.device.type, enabled=False):
+            features = self.vfe(voxels)  # metres do not fit into 16 bits; their offsets to a pillar's centre would be noise
+        return self.scatter(features, voxels) if self.backbone_3d is None else self.backbone_3d(features, voxels)
+
+    def forward(self, points: PointBatch) -> Prediction[Any]:
+        """Return the raw answers of every head for a batch of points."""
+        voxels = self.voxelize(points)
+        bev = self.backbone_2d(self.encode(voxels))
+        return Prediction(self.dense_head(bev), bev, len(voxels.features))
+
+    @abstractmethod
+    def targets(self, truth: GroundTruth) -> tuple[Any, ...]:
+        """Return what each head should answer, on this model's grid."""
+
+    @abstractmethod
+    def detect(self, prediction: Prediction[Any], nms: bool = True) -> list[Detections]:
+        """Return the boxes of every frame."""
+
+
+class CenterPoint(Detector):
+    """A detector with a centre head (spec 4.4): CP-Pillar and CP-Voxel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the network with fresh weights.
+
+        Raises:
+            ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
+        """
+        super().__init__(config)
+        if not isinstance(config.head, HeadConfig):
+            raise ConfigError(f"'{config.name}' has {type(config.head).__name__}, CenterPoint needs HeadConfig; use build()")
+        self.head: HeadConfig = config.head
+        self.dense_head = CenterHead(config.head, self.backbone_2d.channels)
 
     def targets(self, truth: GroundTruth) -> tuple[HeadTargets, ...]:
         """Return what the heads should answer, on this model's grid."""
         config = self.config
-        return assign_targets(truth.boxes, truth.labels, grid=config.grid, head=config.head, class_names=config.class_names)
+        return assign_targets(truth.boxes, truth.labels, grid=config.grid, head=self.head, class_names=config.class_names)
 
-    def detect(self, prediction: Prediction, nms: bool = True) -> list[Detections]:
+    def detect(self, prediction: Prediction[HeadOutput], nms: bool = True) -> list[Detections]:
         """Return the boxes of every frame."""
         config = self.config
-        return decode(prediction.heads, grid=config.grid, head=config.head, class_names=config.class_names, nms=nms)
+        return decode(prediction.heads, grid=config.grid, head=self.head, class_names=config.class_names, nms=nms)
+
+
+class AnchorDetector(Detector):
+    """A detector with an anchor head (spec 4.5): SECOND and PointPillar."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the network with fresh weights.
+
+        Raises:
+            ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
+        """
+        super().__init__(config)
+        if not isinstance(config.head, AnchorHeadConfig):
+            raise ConfigError(f"'{config.name}' has {type(config.head).__name__}, anchors need AnchorHeadConfig; use build()")
+        self.head: AnchorHeadConfig = config.head
+        self.dense_head = AnchorHead(config.head, config.grid, self.backbone_2d.channels, len(config.class_names))
+
+    def targets(self, truth: GroundTruth) -> tuple[AnchorTargets, ...]:
+        """Return what every anchor should answer."""
+        anchors = cast(AnchorHead, self.dense_head).anchors
+        return (assign_anchors(truth.boxes, truth.labels, anchors, self.head, self.config.class_names),)
+
+    def detect(self, prediction: Prediction[AnchorOutput], nms: bool = True) -> list[Detections]:
+        """Return the boxes of every frame."""
+        return cast(AnchorHead, self.dense_head).decode(prediction.heads[0], nms)
 
 
 def _check(config: ModelConfig) -> None:
-    """Check that a pillar model's grid, backbone and head fit together.
+    """Check that a model's grid, encoder, backbone and head fit together.
 
     Raises:
         ConfigError: Naming what does not fit and the remedy.
     """
     columns, rows, layers = config.grid.grid_size
-    if layers != 1:
+    pillars = isinstance(config.encoder, PillarEncoderConfig)
+    if pillars and layers != 1:
         raise ConfigError(f"'{config.name}': pillars need one cell in z, not {layers}; make voxel_size[2] the whole range of z")
+    if not pillars and bev_depth(layers) < 1:
+        raise ConfigError(
+            f"'{config.name}': {layers} cells in z vanish in the 3D backbone, which needs 24; make voxel_size[2] less"
+        )
+    encoder = 1 if pillars else STRIDE
     strides, ups = config.backbone.strides, config.backbone.upsample_strides
-    total = math.prod(strides)
+    total = encoder * math.prod(strides)
+    inside = f"strides {strides}" + ("" if pillars else f" behind the {encoder} of the 3D backbone")
     if columns % total or rows % total:
         raise ConfigError(
-            f"'{config.name}': strides {strides} need a grid divisible by {total}, not {columns} x {rows} cells; "
+            f"'{config.name}': {inside} need a grid divisible by {total}, not {columns} x {rows} cells; "
             "change point_range or voxel_size"
         )
     for reached, up in zip(accumulate(strides, mul), ups):
-        if reached != up * config.head.stride:
+        if encoder * reached != up * config.head.stride:
             raise ConfigError(
-                f"'{config.name}': strides {strides} with upsample_strides {ups} do not bring every level to the head's stride "
+                f"'{config.name}': {inside} with upsample_strides {ups} do not bring every level to the head's stride "
                 f"of {config.head.stride}"
             )
 
 
-def build(config: ModelConfig) -> CenterPoint:
+def build(config: ModelConfig) -> CenterPoint | AnchorDetector:
     """Return a detector with fresh weights, laid out for fast convolutions."""
-    model = CenterPoint(config)
+    kind = CenterPoint if isinstance(config.head, HeadConfig) else AnchorDetector
+    model: CenterPoint | AnchorDetector = kind(config)
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

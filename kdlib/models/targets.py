@@ -9,6 +9,8 @@ from torch import Tensor
 from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig, TargetConfig
 from kdlib.types import HeadTargets
 
+_WIDEST = 1e6  # cells; what is wider is flat over any map
+
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
     """Return how far (cells, float) a centre may move while a box keeps an IoU of ``overlap``; all shapes equal.
@@ -24,10 +26,15 @@ def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
     return torch.minimum(torch.minimum(first, second), third)
 
 
-def gaussian(radius: int) -> Tensor:
-    """Return the bell (2 * radius + 1, 2 * radius + 1), float32, whose sigma is a sixth of its diameter and whose peak is 1."""
-    diameter = 2 * radius + 1
-    offset = np.arange(-radius, radius + 1, dtype=np.float64)
+def gaussian(radius: int, reach: int | None = None) -> Tensor:
+    """Return the bell (2 * reach + 1, 2 * reach + 1), float32, whose sigma is a sixth of its diameter and whose peak is 1.
+
+    Args:
+        radius: Cells from the centre to the bell's edge.
+        reach: Cells from the centre that are wanted, at most (and by default) the radius.
+    """
+    diameter, half = 2 * radius + 1, radius if reach is None else min(radius, reach)
+    offset = np.arange(-half, half + 1, dtype=np.float64)
     bell = np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / (2 * (diameter / 6) ** 2))
     bell[bell < np.finfo(np.float64).eps * bell.max()] = 0
     return torch.from_numpy(bell).float()
@@ -107,7 +114,8 @@ def _cells(metres: Tensor, size: float, stride: int) -> Tensor:
 
 
 def _radii(length: Tensor, width: Tensor, settings: TargetConfig) -> Tensor:
-    return gaussian_radius(length, width, settings.gaussian_overlap).int().clamp(min=settings.min_radius)
+    radius = gaussian_radius(length, width, settings.gaussian_overlap)
+    return radius.nan_to_num(nan=_WIDEST, posinf=_WIDEST).clamp(max=_WIDEST).int().clamp(min=settings.min_radius)
 
 
 def _draw(heatmap: Tensor, plane: Tensor, ix: Tensor, iy: Tensor, radius: Tensor) -> None:
@@ -116,8 +124,10 @@ def _draw(heatmap: Tensor, plane: Tensor, ix: Tensor, iy: Tensor, radius: Tensor
     flat = heatmap.view(-1)
     for size in radius.unique().tolist():
         chosen = radius == size
-        bell = gaussian(size).to(heatmap)
-        offset = torch.arange(-size, size + 1, device=heatmap.device)
+        # An untrained teacher's boxes may be kilometres long; of their bells only the map is drawn.
+        reach = min(size, max(rows, columns))
+        bell = gaussian(size, reach).to(heatmap)
+        offset = torch.arange(-reach, reach + 1, device=heatmap.device)
         x = ix[chosen][:, None, None] + offset[None, None, :]
         y = iy[chosen][:, None, None] + offset[None, :, None]
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdlib.errors import DataError
 from kdlib.jsonfile import write_bytes
 
-_COUNTER = "global_step"
+_COUNTERS = ("global_step", "num_batches_tracked")  # last parts of names: counters, not weights
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,49 @@ class Coverage:
     """What of a file went into a model."""
 
     loaded: tuple[str, ...]
-    missing: tuple[str, ...]  # in the model, not in the file; ``global_step`` may be, it is a counter and no weight
+    missing: tuple[str, ...]  # in the model, not in the file; counters may be, they are no weights
     unexpected: tuple[str, ...]  # in the file, not in the model
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the model, shape in the file
 
     @property
     def complete(self) -> bool:
-        """Whether model and file fit exactly, but for the counter."""
-        return not (set(self.missing) - {_COUNTER} or self.unexpected or self.mismatched)
+        """Whether model and file fit exactly, but for counters."""
+        return not self.problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence per tensor that does not fit."""
+        return (
+            *(f"missing in the file: {name}" for name in self.missing if not _is_counter(name)),
+            *(f"unknown to the model: {name}" for name in self.unexpected),
+            *(f"{name}: model {ours}, file {theirs}" for name, ours, theirs in self.mismatched),
+        )
 
     def table(self) -> str:
-        """Return one line per group of tensors."""
-        lines = [f"{len(self.loaded)} tensors loaded"]
-        lines += [f"missing in the file: {name}{' (a counter, no weight)' * (name == _COUNTER)}" for name in self.missing]
-        lines += [f"unknown to the model: {name}" for name in self.unexpected]
-        lines += [f"{name}: model {ours}, file {theirs}" for name, ours, theirs in self.mismatched]
+        """Return the number of tensors loaded, then one line per tensor that was not."""
+        lines = [f"{len(self.loaded)} tensors loaded", *self.problems]
+        lines += [f"missing in the file: {name} (a counter, no weight)" for name in self.missing if _is_counter(name)]
         return "\n".join(lines)
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in _COUNTERS
+
+
+def cover(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Coverage:
+    """Compare a file's tensors with a model's, by name and shape."""
+    mismatched = tuple(
+        (name, tuple(own[name].shape), tuple(value.shape))
+        for name, value in tensors.items()
+        if name in own and own[name].shape != value.shape
+    )
+    bad = {name for name, _, _ in mismatched}
+    return Coverage(
+        loaded=tuple(name for name in own if name in tensors and name not in bad),
+        missing=tuple(name for name in own if name not in tensors),
+        unexpected=tuple(name for name in tensors if name not in own),
+        mismatched=mismatched,
+    )
 
 
 def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], *, half: bool = False) -> None:
@@ -94,21 +121,10 @@ def load_weights(path: Path, model: nn.Module, *, strict: bool = True) -> Covera
     Raises:
         DataError: If the file cannot be read, or does not fit; the message names the first tensors.
     """
-    tensors, own = read_weights(path), model.state_dict()
-    mismatched = tuple(
-        (name, tuple(own[name].shape), tuple(value.shape))
-        for name, value in tensors.items()
-        if name in own and own[name].shape != value.shape
-    )
-    bad = {name for name, _, _ in mismatched}
-    coverage = Coverage(
-        loaded=tuple(name for name in own if name in tensors and name not in bad),
-        missing=tuple(name for name in own if name not in tensors),
-        unexpected=tuple(name for name in tensors if name not in own),
-        mismatched=mismatched,
-    )
+    tensors = read_weights(path)
+    coverage = cover(tensors, model.state_dict())
     if strict and not coverage.complete:
-        first = "; ".join(coverage.table().splitlines()[1:4])
+        first = "; ".join(coverage.problems[:3])
         raise DataError(f"{path} does not fit the model ({first}); give the model it was trained as")
     model.load_state_dict({name: tensors[name] for name in coverage.loaded}, strict=False)
     return coverage

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -147,6 +147,27 @@ def measure_cost(model: nn.Module, points: PointBatch) -> CostReport:
     with torch.no_grad(), evaluating(model), _counting(model, rows):
         model(points)
     return CostReport(tuple(rows.values()), _parameters(model), points.batch_size)
+
+
+def measure_encoder_cost(model: Any, points: PointBatch) -> CostReport:
+    """Count what lies before the 2D backbone, on real points: the part whose cost depends on how many voxels a frame fills.
+
+    Args:
+        model: A detector: ``voxelize`` and ``encode`` lead from points to the BEV map.
+        points: The frames; totals are means over them.
+
+    Raises:
+        CostError: If the batch is empty, or a layer with parameters has no counting rule; the message names it.
+    """
+    if points.batch_size < 1:
+        raise CostError("cannot count the cost of a batch without frames")
+    rows: dict[str, CostRow] = {}
+    parts = [(name, part) for name, part in model.named_children() if name in ("vfe", "backbone_3d")]
+    with torch.no_grad(), evaluating(model), ExitStack() as counting:
+        for name, part in parts:
+            counting.enter_context(_counting(part, rows, name))
+        model.encode(model.voxelize(points))
+    return CostReport(tuple(rows.values()), sum(_parameters(part) for _, part in parts), points.batch_size)
 
 
 def measure_dense_cost(model: nn.Module, bev_shape: tuple[int, int, int, int]) -> CostReport:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from kdlib.models.pillar_encoder import PillarEncoder
+from kdlib.sparse import SparseConvolution, SparseTensor
 from kdlib.types import VoxelBatch
 
 
@@ -70,9 +71,17 @@ def _pillar_encoder(encoder: PillarEncoder, given: tuple[VoxelBatch, ...], answe
     return LayerCost(published_macs=pillars * slots * macs, published_acts=pillars * slots * acts)
 
 
+def _sparse(layer: SparseConvolution, given: tuple[SparseTensor, ...], answer: SparseTensor) -> LayerCost:
+    # The published convention adds a bias once per site, not once per element (spec 10.1).
+    products = layer.rulebook(given[0]).pairs * layer.in_channels * layer.out_channels
+    sites, outputs = answer.features.shape[0], answer.features.numel()
+    return LayerCost(products, outputs, products + (sites if layer.bias is not None else 0), outputs)
+
+
 RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
     (_ConvTransposeNd, _conv_transpose),  # before _ConvNd, its base class
     (_ConvNd, _conv),
+    (SparseConvolution, _sparse),
     (nn.Linear, _linear),
     (_BatchNorm, _batch_norm),
 )

@@ -17,9 +17,12 @@ from kdlib.simulate.lasers import mount_lasers
 from kdlib.simulate.lidar import Scanner
 from kdlib.simulate.scene import build_scene
 from kdlib.simulate.writer import PARAMETERS, SegmentWriter, segment_files
+from kdlib.simulate.writer_v1 import RecordWriter, written_frames
+from kdlib.simulate.writer_v1 import segment_file as record_file
 
 VERSION = 1
 """Counts up whenever the same seed would give other files."""
+FORMATS = ("v2", "v1")
 REACH = {"demo": 45.0, "full": 80.0}
 """How far the street goes on around the measuring vehicle, metres."""
 _EPOCH = 1_550_000_000_000_000
@@ -54,8 +57,13 @@ class SegmentJob:
         return np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), self.number, stream])
 
 
-def is_written(folder: Path, job: SegmentJob) -> bool:
-    """Tell whether all files of a segment exist and were written with the same parameters."""
+def is_written(folder: Path, job: SegmentJob, format: str = "v2") -> bool:
+    """Tell whether all files of a segment exist, end where they should and were written with the same parameters."""
+    if format == "v1":
+        try:
+            return written_frames(record_file(folder, job.name)) == (job.frames, job.parameters)
+        except DataError:  # absent or damaged
+            return False
     for path in segment_files(folder, job.name).values():
         try:
             metadata = pq.read_metadata(path).metadata or {}
@@ -66,8 +74,13 @@ def is_written(folder: Path, job: SegmentJob) -> bool:
     return True
 
 
-def write_segment(folder: Path, job: SegmentJob) -> str:
-    """Simulate one segment into ``<folder>/<component>/<name>.parquet`` and return its name.
+def write_segment(folder: Path, job: SegmentJob, format: str = "v2") -> str:
+    """Simulate one segment and return its name.
+
+    Args:
+        folder: ``<root>/<split>``.
+        job: What to simulate.
+        format: "v2" for ``<folder>/<component>/<name>.parquet``, "v1" for one TFRecord file; both hold the same frames.
 
     Raises:
         DataError: If the files cannot be written; nothing half-written stays.
@@ -80,7 +93,7 @@ def write_segment(folder: Path, job: SegmentJob) -> str:
     timestamps = [start + frame * _FRAME_MICROS for frame in range(job.frames)]
     scanner, labels = Scanner(scene, lasers), []
     try:
-        with SegmentWriter(folder, job.name, lasers, job.parameters) as writer:
+        with (RecordWriter if format == "v1" else SegmentWriter)(folder, job.name, lasers, job.parameters) as writer:
             for frame, timestamp in enumerate(timestamps):
                 sweep = scanner.sweep(frame, job.rng(1 + frame))
                 writer.add(timestamp, sweep)

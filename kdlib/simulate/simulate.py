@@ -1,4 +1,4 @@
-"""A seed and numbers in, a folder of genuine Waymo v2 Parquet segments out, many at a time."""
+"""A seed and numbers in, a folder of genuine Waymo segments out, many at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kdlib.errors import ConfigError, DataError
-from kdlib.simulate.segment import REACH, SegmentJob, is_written, write_segment
+from kdlib.simulate.segment import FORMATS, REACH, SegmentJob, is_written, write_segment
 
 
 def simulate(
@@ -24,11 +24,13 @@ def simulate(
     split: str = "training",
     workers: int = 0,
     progress: bool = True,
+    format: str = "v2",
 ) -> list[str]:
-    """Write simulated segments as ``<out>/<split>/<component>/<segment>.parquet`` and return their names.
+    """Write simulated segments in one of Waymo's formats and return their names.
 
-    The content of a segment depends on seed, split, number, frames and scale alone, never on the number of workers. Segments
-    that are there already with the same parameters are kept.
+    v2 is ``<out>/<split>/<component>/<segment>.parquet``, v1 ``<out>/<split>/segment-<segment>_with_camera_labels.tfrecord``; the
+    frames in them are the same. They depend on seed, split, number, frames and scale alone, never on the number of workers.
+    Segments that are there already with the same parameters are kept.
 
     Args:
         out: Root folder of the data set.
@@ -39,15 +41,17 @@ def simulate(
         split: "training", "validation" or "testing".
         workers: Processes; 0 for one per core.
         progress: Show a progress bar.
+        format: "v2" (Parquet) or "v1" (TFRecord).
 
     Raises:
-        ConfigError: If an argument is out of range.
+        ConfigError: If an argument is out of range, or the folder holds segments of the other format.
         DataError: If a file cannot be written or a worker dies.
     """
     _check(segments, frames, seed, scale, split, workers)
     folder = Path(out) / split
+    _check_format(folder, format)
     jobs = [SegmentJob(seed, split, number, frames, scale) for number in range(segments)]
-    missing = [job for job in jobs if not is_written(folder, job)]
+    missing = [job for job in jobs if not is_written(folder, job, format)]
     # mininterval keeps logs short where the bar is not on a terminal.
     bar = tqdm(
         total=segments,
@@ -58,7 +62,7 @@ def simulate(
         disable=not progress,
     )
     with bar:
-        for _ in _run(folder, missing, min(workers or _cores(), len(missing))):
+        for _ in _run(folder, missing, format, min(workers or _cores(), len(missing))):
             bar.update()
     return [job.name for job in jobs]
 
@@ -73,19 +77,28 @@ def _check(segments: int, frames: int, seed: int, scale: str, split: str, worker
         raise ConfigError(f"unknown split '{split}', choose one of training, validation, testing")
 
 
+def _check_format(folder: Path, format: str) -> None:
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format '{format}', choose one of {', '.join(FORMATS)}")
+    other = "lidar/*.parquet" if format == "v1" else "*.tfrecord"
+    there = next(folder.glob(other), None)
+    if there is not None:
+        raise ConfigError(f"{folder} holds {there.relative_to(folder)}, which is not {format}; choose another folder")
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(folder: Path, jobs: Sequence[SegmentJob], workers: int) -> Iterator[str]:
+def _run(folder: Path, jobs: Sequence[SegmentJob], format: str, workers: int) -> Iterator[str]:
     if workers <= 1:
         for job in jobs:
-            yield write_segment(folder, job)
+            yield write_segment(folder, job, format)
         return
     # Fresh processes: open3d brings threads along, which a fork would not survive.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        for future in as_completed([pool.submit(write_segment, folder, job) for job in jobs]):
+        for future in as_completed([pool.submit(write_segment, folder, job, format) for job in jobs]):
             yield future.result()
     except BrokenProcessPool as error:
         raise DataError("a simulating process was killed, perhaps for want of memory; run again with fewer workers") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import jsonfile
-from kdlib.config import KDConfig, ModelConfig, TrainConfig, config_hash, from_dict, to_dict
+from kdlib.config import Initialisation, KDConfig, ModelConfig, TrainConfig, config_hash, from_dict, to_dict
 from kdlib.errors import ConfigError
 from kdlib.provenance import sha256
 from kdlib.training.rundir import RunDir, worker
@@ -35,7 +35,8 @@ class TrainJob:
     split: str = "training"
     kd: KDConfig | None = None  # None trains on annotations alone
     teacher: TeacherSource | None = None  # needed by kd
-    init_weights: str | None = None  # safetensors whose matching tensors the model starts from
+    init_weights: str | None = None  # safetensors the model starts from
+    initialisation: Initialisation = "matching"  # how its tensors are taken over
     max_steps: int | None = None  # optimiser steps, at most; the schedule spans what is left of the epochs
     name: str = ""  # shown in progress and reports
 

@@ -18,12 +18,13 @@ from kdlib import jsonfile, provenance
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.sampler import StepSampler
-from kdlib.data.store import Store
+from kdlib.data.store import Store, StoreSplit
 from kdlib.errors import ConfigError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation, Plain
-from kdlib.models.detector import CenterPoint, build
-from kdlib.models.weights import load_weights, save_weights
+from kdlib.models.detector import AnchorDetector, CenterPoint, build
+from kdlib.models.weights import load_weights, read_weights, save_weights
+from kdlib.training import preflight
 from kdlib.training.fit import Outcome, fit, schedule_length, seed_everything
 from kdlib.training.job import TrainJob
 from kdlib.training.rundir import RunDir, claim
@@ -46,15 +47,15 @@ def limit_threads() -> None:
             return
 
 
-def open_dataset(job: TrainJob) -> FrameDataset:
-    """Open the job's frames, cut to the model's range.
+def open_dataset(job: TrainJob, split: StoreSplit | None = None) -> FrameDataset:
+    """Open the job's frames (of ``split`` if it is open already), cut to the model's range.
 
     Raises:
         DataError: If the store is damaged, the split is empty, or none of its boxes is of a class of the model.
     """
     config = job.train
     return FrameDataset(
-        Store.open(Path(job.store)).split(job.split),
+        Store.open(Path(job.store)).split(job.split) if split is None else split,
         job.model.class_names,
         interval=config.interval,
         augment=config.augment,
@@ -71,17 +72,13 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
         ConfigError: If the weights do not fit the models.
     """
     student = build(job.model)
-    teacher: CenterPoint | None = None
+    teacher: CenterPoint | AnchorDetector | None = None
     if job.teacher is not None:
         teacher = build(job.teacher.model)
-        load_weights(Path(job.teacher.weights), teacher, strict=True)
+        load_weights(Path(job.teacher.weights), teacher)
     if job.init_weights is not None:
-        coverage = load_weights(Path(job.init_weights), student, strict=False)
-        if not any(name.endswith("weight") for name in coverage.loaded):
-            raise ConfigError(
-                f"no tensor of {job.init_weights} has a name and shape of {job.model.name}; is it of the same family?"
-            )
-        print(f"starting from {job.init_weights}: {coverage.table()}", flush=True)
+        report = initialise(student, read_weights(Path(job.init_weights)), job.initialisation)
+        print(f"starting from {job.init_weights}: {report}", flush=True)
     elif job.kd is not None and teacher is not None:
         print(initialise(student, teacher.state_dict(), job.kd.initialisation), flush=True)
     if job.kd is None or teacher is None:
@@ -171,7 +168,10 @@ def train(run_dir: Path, *, stop_after: int | None = None) -> None:
         return
     with claim(run):
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        dataset = open_dataset(job)
+        split = Store.open(Path(job.store)).split(job.split)
+        for line in preflight.check(job, split, run).warnings:
+            print(f"warning: {line}", flush=True)
+        dataset = open_dataset(job, split)
         per_epoch = -(-len(dataset) // job.train.batch_size)
         total = schedule_length(per_epoch * job.train.epochs, job.train, job.max_steps)
         seed_everything(job.train.seed)

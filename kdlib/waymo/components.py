@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib.errors import DataError
+from kdlib.waymo.columns import check_lists, texts
+from kdlib.waymo.lasers import naming
+from kdlib.waymo.pages import PageError, check
 
 SEGMENT = "key.segment_context_name"
 REQUIRED = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose")
 LABELS = "lidar_box"
+_CHECKED = "page_checksum_verification"
+_CHECKSUMS = {_CHECKED: True} if _CHECKED in inspect.signature(pq.ParquetFile).parameters else {}  # since pyarrow 14
 
 
 def needs_labels(folder: Path) -> bool:
@@ -74,26 +80,38 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
+        raise DataError(f"{path} does not exist; download it") from error
     except PermissionError as error:
-        raise DataError(f"{path} may not be read by this user") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} may not be read by this user; give it the right to read, or copy or download it again"
+        ) from error
+    except pa.ArrowMemoryError:
+        raise  # the pages were checked: it is this machine that has too little
+    except (pa.ArrowException, OSError, UnicodeDecodeError, PageError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(f"{path} is damaged or no Parquet file ({reason}); copy or download it again") from error
 
 
 def open_file(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
-    """Open a Parquet file and check that it has the wanted columns.
+    """Open a Parquet file, check that it has the wanted columns once each, and hold what it claims against its size.
 
     Raises:
         DataError: If the file is damaged or a column is missing.
     """
     with reading(path):
-        file = pq.ParquetFile(path)
-    missing = [name for name in columns if name not in file.schema_arrow.names]
+        with open(path, "rb") as file:
+            footer = check(file, columns)
+        limits = {"thrift_string_size_limit": footer, "thrift_container_size_limit": footer}
+        opened = pq.ParquetFile(path, pre_buffer=False, **limits, **_CHECKSUMS)
+        there = opened.schema_arrow.names
+    missing = [name for name in columns if name not in there]
     if missing:
-        raise DataError(f"{path} has no column {', '.join(repr(name) for name in missing)}; is it another component or release?")
-    return file
+        names = ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise DataError(f"{path} has no column {names}; is it another component or release?")
+    twice = [name for name in columns if there.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has more than one column '{twice[0]}'; download it again")
+    return opened
 
 
 def read_columns(path: Path, columns: Sequence[str], segment: str) -> pa.Table:
@@ -105,23 +123,35 @@ def read_columns(path: Path, columns: Sequence[str], segment: str) -> pa.Table:
     wanted = list(dict.fromkeys((SEGMENT, *columns)))
     file = open_file(path, wanted)
     with reading(path):
-        table = file.read(columns=wanted)
-    names = set(table.column(SEGMENT).unique().to_pylist()) - {segment}
-    if names:
-        raise DataError(f"{path} holds rows of segment {names.pop()!r}, not of the segment it is named after")
+        batches = list(file.iter_batches(columns=wanted, use_threads=False))  # read() sizes its buffers by columns not asked for
+        table = pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in wanted]))
+        table.validate(full=True)
+    with naming(path):
+        others = sorted(set(texts(table, SEGMENT)) - {segment})
+    if others:
+        raise DataError(
+            f"{path} holds rows of segment {others[0][:80]!r}, not of the segment it is named after; download it again"
+        )
     return table
 
 
 def iter_rows(path: Path, columns: Sequence[str], batch_size: int) -> Iterator[dict[str, pa.Scalar]]:
-    """Stream rows in file order, never holding more than a few; values stay Arrow scalars (no copy of the images).
+    """Stream keys and range images in file order, never holding more than a few; they stay Arrow scalars (no copy of the images).
 
     Raises:
-        DataError: If the file is damaged or a column is missing.
+        DataError: If the file is damaged or a column is missing or, unless a key, holds no lists of numbers.
     """
-    batches = open_file(path, columns).iter_batches(batch_size=batch_size, columns=list(columns))
+    file = open_file(path, columns)
+    with naming(path):
+        for name in columns:
+            if not name.startswith("key."):
+                check_lists(file.schema_arrow, name)
+    batches = file.iter_batches(batch_size=batch_size, columns=list(columns))
     while True:
         with reading(path):
             batch = next(batches, None)
+            if batch is not None:
+                batch.validate()
         if batch is None:
             return
         arrays = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}

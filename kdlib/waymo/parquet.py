@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,12 @@ from numpy.typing import NDArray
 from kdlib.errors import DataError
 from kdlib.types import FloatArray, Frame, FrameLabels
 from kdlib.waymo import labels as box_rows
+from kdlib.waymo.columns import integers, lists, reals
 from kdlib.waymo.components import LABELS, iter_rows, list_segments, read_columns, segment_files
-from kdlib.waymo.range_image import RangeImageError, as_image, as_transform, range_image_to_points, row_inclinations
+from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
+from kdlib.waymo.range_image import RangeImageError, as_image, as_transform
 
 __all__ = ["LASER_NAMES", "list_segments", "read_segment"]
-
-TOP = 1
-LASER_NAMES = {1: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
 
 _Poses = dict[int, NDArray[np.float64]]
 
@@ -33,16 +29,6 @@ _PIXEL_POSE = "[LiDARPoseComponent].range_image_return1"
 _CALIBRATION = "[LiDARCalibrationComponent]."
 _EXTRINSIC, _TABLE = _CALIBRATION + "extrinsic.transform", _CALIBRATION + "beam_inclination.values"
 _LOWEST, _HIGHEST = _CALIBRATION + "beam_inclination.min", _CALIBRATION + "beam_inclination.max"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Where one laser sits and how its beams are spread."""
-
-    extrinsic: NDArray[np.float64]  # (4, 4) vehicle from laser
-    lowest: float  # radians
-    highest: float
-    table: NDArray[np.float64] | None  # ascending beam inclinations, None where they are even
 
 
 def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
@@ -66,11 +52,11 @@ def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
         time = min(set(lasers) ^ set(poses))
         raise DataError(f"{files['lidar']}: frame {time} is not in both lidar and vehicle_pose; download both again")
     if any(TOP in present for present in lasers.values()):
-        _check_pixel_poses(files["lidar_pose"], segment, [time for time, present in lasers.items() if TOP in present])
+        _check_pixel_poses(files["lidar_pose"], segment, set(lasers))
     labels = {}
     if LABELS in files:
         table = read_columns(files[LABELS], box_rows.COLUMNS, segment)
-        with _naming(files[LABELS]):
+        with naming(files[LABELS]):
             labels = box_rows.labels_by_frame(table, poses)
     clouds = _Clouds(files, poses, calibrations)
     for index, time in enumerate(poses):
@@ -79,75 +65,76 @@ def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
         yield Frame(segment, index, time, points, poses[time], frame_labels)
 
 
-@contextmanager
-def _naming(path: Path, place: str = "") -> Iterator[None]:
-    """Put file and place in front of an error."""
-    try:
-        yield
-    except DataError as error:
-        raise type(error)(f"{path}: {place}{error}") from error
-
-
 def _frame_poses(path: Path, segment: str) -> _Poses:
     """Return world from vehicle by timestamp, ascending."""
     table = read_columns(path, (_TIME, _POSE), segment)
-    times = table.column(_TIME).to_pylist()
-    if not times:
-        raise DataError(f"{path} holds no frame")
-    if None in times or len(set(times)) < len(times):
-        raise DataError(f"{path}: timestamps must be there once each")
-    values = table.column(_POSE).to_pylist()
+    with naming(path):
+        times, values = integers(table, _TIME), lists(table, _POSE)
+    if not len(times):
+        raise DataError(f"{path} holds no frame; copy or download it again")
+    _check_unique(path, times.tolist(), "frame {} has two rows")
     poses = {}
-    for row in np.argsort(np.array(times)):
-        with _naming(path, f"frame {times[row]}: "):
+    for row in np.argsort(times):
+        with naming(path, f"frame {times[row]}: "):
             poses[int(times[row])] = as_transform(np.array(values[row] or (), np.float64))
-    gaps = np.diff(list(poses)) / 1000.0
-    odd = (gaps < 95) | (gaps > 105)
-    if odd.any():
-        message = f"{path}: {int(odd.sum())} frames are not 95 to 105 ms after the one before (the first: {gaps[odd][0]:.1f} ms)"
-        warnings.warn(message, stacklevel=3)
+    warn_of_uneven_timing(path, list(poses), stacklevel=4)
     return poses
 
 
 def _calibrations(path: Path, segment: str) -> dict[int, Calibration]:
     """Return every laser's calibration."""
+    table = read_columns(path, (_LASER, _EXTRINSIC, _LOWEST, _HIGHEST, _TABLE), segment)
+    with naming(path):
+        lasers, limits = integers(table, _LASER).tolist(), (reals(table, _LOWEST), reals(table, _HIGHEST))
+        extrinsics, tables = lists(table, _EXTRINSIC), lists(table, _TABLE)
+    _check_unique(path, lasers, "laser {} has two rows")
     found = {}
-    for row in read_columns(path, (_LASER, _EXTRINSIC, _LOWEST, _HIGHEST, _TABLE), segment).to_pylist():
-        with _naming(path, f"laser {LASER_NAMES.get(row[_LASER], row[_LASER])}: "):
-            table = np.array(row[_TABLE], np.float64) if row[_TABLE] else None
-            limits = np.array([row[_LOWEST], row[_HIGHEST]], np.float64)  # None becomes NaN
-            if not np.isfinite(limits if table is None else table).all():
-                raise DataError("beam inclinations are missing or not finite")
-            extrinsic = as_transform(np.array(row[_EXTRINSIC] or (), np.float64))
-        found[int(row[_LASER])] = Calibration(extrinsic, float(limits[0]), float(limits[1]), table)
+    for row, laser in enumerate(lasers):
+        with naming(path, f"laser {LASER_NAMES.get(laser, laser)}: "):
+            found[laser] = calibration(extrinsics[row] or (), limits[0][row], limits[1][row], tables[row])
     return found
 
 
-def _lasers_by_frame(path: Path, segment: str, calibrations: dict[int, Calibration]) -> dict[int, tuple[int, ...]]:
-    """Return the lasers of every frame, ascending, from the key columns alone."""
+def _keys(path: Path, segment: str) -> list[tuple[int, int]]:
+    """Return (timestamp, laser) of every row, from the key columns alone."""
     table = read_columns(path, (_TIME, _LASER), segment)
-    keys = list(zip(table.column(_TIME).to_pylist(), table.column(_LASER).to_pylist()))
-    if len(set(keys)) < len(keys):
-        raise DataError(f"{path}: a laser has two rows in one frame")
+    with naming(path):
+        keys = list(zip(integers(table, _TIME).tolist(), integers(table, _LASER).tolist()))
+    _check_unique(path, keys, "(frame, laser) {} has two rows")
+    return keys
+
+
+def _check_unique(path: Path, keys: Sequence[Hashable], said: str) -> None:
+    seen: set[Hashable] = set()
+    for key in keys:
+        if key in seen:
+            raise DataError(f"{path}: {said.format(key)}; keys must be there once each: download the file again")
+        seen.add(key)
+
+
+def _lasers_by_frame(path: Path, segment: str, calibrations: dict[int, Calibration]) -> dict[int, tuple[int, ...]]:
+    """Return the lasers of every frame, ascending."""
     lasers: dict[int, list[int]] = {}
-    for time, laser in keys:
+    for time, laser in _keys(path, segment):
         lasers.setdefault(time, []).append(laser)
-    everyone = sorted({laser for _, laser in keys})
+    everyone = sorted(set().union(*lasers.values()))
     for time, present in lasers.items():
         if sorted(present) != everyone:
             raise DataError(f"{path}: frame {time} has lasers {sorted(present)}, others have {everyone}; download the file again")
-    unknown = set(everyone) - set(calibrations)
-    if unknown:
-        raise DataError(f"{path}: laser {LASER_NAMES.get(min(unknown), min(unknown))} has no row in lidar_calibration")
+    for laser in sorted(set(everyone) ^ set(calibrations)):
+        name, place = LASER_NAMES.get(laser, laser), "lidar_calibration" if laser in everyone else "lidar"
+        raise DataError(f"{path}: laser {name} has no row in {place}; download both components again")
     return {time: tuple(everyone) for time in lasers}
 
 
-def _check_pixel_poses(path: Path, segment: str, times: list[int]) -> None:
-    table = read_columns(path, (_TIME, _LASER), segment)
-    there = {time for time, laser in zip(table.column(_TIME).to_pylist(), table.column(_LASER).to_pylist()) if laser == TOP}
-    missing = sorted(set(times) - there)
-    if missing:
-        raise DataError(f"{path}: frame {missing[0]} has no pose image of the TOP laser; its points would be up to a metre off")
+def _check_pixel_poses(path: Path, segment: str, times: set[int]) -> None:
+    there = {time for time, laser in _keys(path, segment) if laser == TOP}
+    for time in sorted(times - there):
+        raise DataError(
+            f"{path}: frame {time} has no pose image of the TOP laser; its points would be up to a metre off: download it again"
+        )
+    for time in sorted(there - times):
+        raise DataError(f"{path}: frame {time} is in lidar_pose, but neither in lidar nor in vehicle_pose; download them again")
 
 
 class _Clouds:
@@ -167,31 +154,22 @@ class _Clouds:
         """Return the points (N, 6) of a frame, reading on until all its lasers are there."""
         keys = [(time, laser) for laser in lasers]
         while any(key not in self._early for key in keys):
-            row = next(self._rows)  # the key columns promised every row, so this cannot run out
+            row = _next(self._rows, self._path)
             key = (int(row[_TIME].as_py()), int(row[_LASER].as_py()))
             place = f"frame {key[0]}, laser {LASER_NAMES.get(key[1], key[1])}: "
-            with _naming(self._path, place):
+            with naming(self._path, place):
                 self._early[key] = self._convert(row, *key)
         return np.concatenate([self._early.pop(key) for key in keys])
 
     def _convert(self, row: dict[str, Any], time: int, laser: int) -> NDArray[np.float32]:
-        calibration = self._calibrations[laser]
         pixel_pose = self._pixel_pose(time) if laser == TOP else None
-        clouds = []
-        for image in _IMAGES:
-            pixels = _image(row, image, 4)
-            if pixels is None:
-                continue  # this laser has no such return
-            table = row_inclinations(calibration.table, calibration.lowest, calibration.highest, pixels.shape[0])
-            clouds.append(range_image_to_points(pixels, calibration.extrinsic, table, pixel_pose, self._poses[time]))
-        if not clouds:
-            raise RangeImageError("both returns are empty cells; the lidar images were stripped from this file")
-        return np.concatenate(clouds)
+        returns = [_image(row, image, 4) for image in _IMAGES]
+        return laser_points(returns, self._calibrations[laser], pixel_pose, self._poses[time])
 
     def _pixel_pose(self, time: int) -> FloatArray:
         """Return the TOP laser's pose image; those of later frames met on the way are kept for their turn."""
         while time not in self._early_poses:
-            row = next(self._pose_rows)
+            row = _next(self._pose_rows, self._pose_path)
             if row[_LASER].as_py() == TOP:
                 image = _image(row, _PIXEL_POSE, 6)
                 if image is None:
@@ -200,11 +178,21 @@ class _Clouds:
         return self._early_poses.pop(time)
 
 
+def _next(rows: Iterator[dict[str, Any]], path: Path) -> dict[str, Any]:
+    row = next(rows, None)
+    if row is None:
+        raise DataError(f"{path}: its columns have different numbers of rows; copy or download it again")
+    return row
+
+
 def _image(row: dict[str, Any], name: str, channels: int) -> FloatArray | None:
     """Return one range image (H, W, C), or None if its cell is null."""
     values: pa.Array | None = row[f"{name}.values"].values
     shape = row[f"{name}.shape"].as_py()
-    if values is None or shape is None:
+    if values is None and shape is None:
         return None
+    if values is None or shape is None or None in shape:
+        raise RangeImageError(f"of '{name}' only the {'values' if values is not None else 'shape'} are there, shape {shape}")
     flat = values.to_numpy(zero_copy_only=False)
-    return as_image(flat, tuple(shape), channels)
+    with np.errstate(over="ignore"):  # infinity is found where points are made
+        return as_image(np.asarray(flat, np.float32), tuple(map(int, shape)), channels)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +12,10 @@ from kdlib.errors import DataError
 from kdlib.types import FloatArray
 
 Float32 = NDArray[np.float32]
+
+_SKEW = 1e-3  # a rotation in float32 is orthonormal to 1e-6
+_FARTHEST = 1e8  # metres: twice around the Earth
+_BLOCK = 1 << 14  # pixels at a time: what is computed in between stays in the cache
 
 
 class RangeImageError(DataError):
@@ -23,8 +30,8 @@ def as_image(values: FloatArray, shape: tuple[int, ...], least_channels: int) ->
     """
     if len(shape) != 3 or min(shape) < 0 or shape[2] < least_channels:
         raise RangeImageError(f"range image of shape {shape}, expected (rows, columns, at least {least_channels} channels)")
-    if int(np.prod(shape)) != len(values):
-        raise RangeImageError(f"range image of shape {shape} needs {int(np.prod(shape))} values, the file holds {len(values)}")
+    if math.prod(shape) != len(values):
+        raise RangeImageError(f"range image of shape {shape} needs {math.prod(shape)} values, the file holds {len(values)}")
     return values.reshape(shape)
 
 
@@ -32,7 +39,7 @@ def as_transform(values: FloatArray) -> NDArray[np.float64]:
     """Return 16 row-major numbers as a rigid (4, 4) transform.
 
     Raises:
-        RangeImageError: If there are not 16 finite numbers or the last row is not 0 0 0 1.
+        RangeImageError: If there are not 16 finite numbers, the last row is not 0 0 0 1, or the rest turns lengths or handedness.
     """
     if np.size(values) != 16:
         raise RangeImageError(f"a transform needs 16 numbers, not {np.size(values)}")
@@ -41,6 +48,11 @@ def as_transform(values: FloatArray) -> NDArray[np.float64]:
         raise RangeImageError("a transform holds a number that is not finite")
     if not np.allclose(transform[3], (0.0, 0.0, 0.0, 1.0), rtol=0, atol=1e-6):
         raise RangeImageError(f"the last row of a transform must be 0 0 0 1, not {transform[3].tolist()}")
+    if not (np.abs(transform) < _FARTHEST).all():
+        raise RangeImageError(f"a transform moves by {np.abs(transform).max():.3g} m")
+    rotation = transform[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > _SKEW or np.linalg.det(rotation) < 0:
+        raise RangeImageError(f"the first three columns of a transform are no rotation: {rotation.tolist()}")
     return transform
 
 
@@ -70,6 +82,7 @@ def column_azimuths(width: int, extrinsic: FloatArray) -> NDArray[np.float64]:
     return np.pi * (2.0 * (width - columns - 0.5) / max(width, 1) - 1.0) - np.arctan2(extrinsic[1, 0], extrinsic[0, 0])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is found at the end
 def range_image_to_points(
     image: FloatArray,
     extrinsic: FloatArray,
@@ -103,54 +116,72 @@ def range_image_to_points(
     if not finite.all():
         raise RangeImageError(f"{int((~finite).sum())} ranges are NaN or infinite; a missing pixel must be -1")
     valid = np.flatnonzero(ranges > 0)
-    rows, columns = np.divmod(valid, max(width, 1))
-    xyz = _in_vehicle(ranges[valid].astype(np.float32), rows, columns, inclinations, column_azimuths(width, extrinsic), extrinsic)
     if pixel_pose is not None:
         if frame_pose is None:
             raise RangeImageError("a pixel pose needs the pose of the frame")
         if pixel_pose.shape != (height, width, 6):
             raise RangeImageError(f"pixel poses of shape {pixel_pose.shape} for a range image of {height} x {width}")
-        xyz = _at_frame_time(xyz, pixel_pose.reshape(-1, 6)[valid], np.asarray(frame_pose, np.float64))
+        pixel_pose = pixel_pose.reshape(-1, 6)
+    directions = _Directions.of(inclinations, column_azimuths(width, extrinsic))
+    pixels = image.reshape(-1, image.shape[2])
     points = np.empty((len(valid), 6), np.float32)
-    points[:, :3] = xyz
-    points[:, 3:] = image.reshape(-1, image.shape[2])[valid, 1:4]
-    broken = ~np.isfinite(points).all(axis=1)
-    if broken.any():
-        row, column = int(rows[broken][0]), int(columns[broken][0])
+    for start in range(0, len(valid), _BLOCK):
+        block = valid[start : start + _BLOCK]
+        seen = pixels.take(block, axis=0)  # several times as fast as pixels[block]
+        xyz = _in_vehicle(seen[:, 0].astype(np.float32), *np.divmod(block, width), directions, extrinsic)
+        if pixel_pose is not None and frame_pose is not None:
+            poses = np.ascontiguousarray(pixel_pose.take(block, axis=0).T)
+            if not poses.any(axis=0).all():
+                unset = int((~pixel_pose[valid].any(axis=1)).sum())
+                raise RangeImageError(f"{unset} valid pixels have an all-zero pose; their points could be metres off")
+            xyz = _at_frame_time(xyz, poses, np.asarray(frame_pose, np.float64))
+        points[start : start + len(block), :3] = xyz
+        points[start : start + len(block), 3:] = seen[:, 1:4]
+    finite = np.isfinite(points)
+    if not finite.all():
+        broken = ~finite.all(axis=1)
+        row, column = divmod(int(valid[broken][0]), width)
         raise RangeImageError(f"{int(broken.sum())} points are not finite, the first at row {row}, column {column}")
     return points
 
 
+@dataclass(frozen=True)
+class _Directions:
+    """Sines and cosines, taken per row and per column, not per pixel."""
+
+    row_sin: Float32
+    row_cos: Float32
+    column_sin: Float32
+    column_cos: Float32
+
+    @staticmethod
+    def of(inclinations: FloatArray, azimuths: FloatArray) -> _Directions:
+        parts = (np.sin(inclinations), np.cos(inclinations), np.sin(azimuths), np.cos(azimuths))
+        return _Directions(*(part.astype(np.float32) for part in parts))
+
+
 def _in_vehicle(
-    ranges: Float32,
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    inclinations: FloatArray,
-    azimuths: FloatArray,
-    extrinsic: FloatArray,
+    ranges: Float32, rows: NDArray[np.intp], columns: NDArray[np.intp], directions: _Directions, extrinsic: FloatArray
 ) -> Float32:
-    """Polar to Cartesian, then laser to vehicle; sines are taken per row and per column, not per pixel."""
-    flat = ranges * np.cos(inclinations).astype(np.float32)[rows]
+    """Polar to Cartesian, then laser to vehicle."""
+    flat = ranges * directions.row_cos[rows]
     laser = np.empty((len(ranges), 3), np.float32)
-    laser[:, 0] = flat * np.cos(azimuths).astype(np.float32)[columns]
-    laser[:, 1] = flat * np.sin(azimuths).astype(np.float32)[columns]
-    laser[:, 2] = ranges * np.sin(inclinations).astype(np.float32)[rows]
+    laser[:, 0] = flat * directions.column_cos[columns]
+    laser[:, 1] = flat * directions.column_sin[columns]
+    laser[:, 2] = ranges * directions.row_sin[rows]
     return laser @ extrinsic[:3, :3].T.astype(np.float32) + extrinsic[:3, 3].astype(np.float32)
 
 
 def _at_frame_time(xyz: Float32, poses: FloatArray, frame_pose: NDArray[np.float64]) -> Float32:
-    """Move points from the vehicle at firing time to the vehicle at the frame's time."""
-    unset = ~poses.any(axis=1)
-    if unset.any():
-        raise RangeImageError(f"{int(unset.sum())} valid pixels have an all-zero pose; their points could be metres off")
-    shift = (poses[:, 3:6].astype(np.float64) - frame_pose[:3, 3]).astype(np.float32)
-    angles = poses[:, :3].astype(np.float32)
-    (sr, sp, sy), (cr, cp, cy) = np.sin(angles).T, np.cos(angles).T
-    x, y, z = xyz.T
+    """Move points (n, 3) from the vehicle at firing time, poses (6, n), to the vehicle at the frame's time."""
+    shift = (poses[3:6].astype(np.float64) - frame_pose[:3, 3:]).astype(np.float32)
+    angles = poses[:3].astype(np.float32)
+    (sr, sp, sy), (cr, cp, cy) = np.sin(angles), np.cos(angles)
+    x, y, z = np.ascontiguousarray(xyz.T)
     # Rz(yaw) Ry(pitch) Rx(roll), roll first, written out
     y, z = cr * y - sr * z, sr * y + cr * z
     x, z = cp * x + sp * z, cp * z - sp * x
     x, y = cy * x - sy * y, sy * x + cy * y
-    world = np.stack((x, y, z), axis=1) + shift
+    world = np.stack((x + shift[0], y + shift[1], z + shift[2]), axis=1)
     moved: Float32 = world @ np.linalg.inv(frame_pose[:3, :3]).T.astype(np.float32)
     return moved

@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdlib import jsonfile
 from kdlib.data.prepare import prepare
-from kdlib.data.store import Store
+from kdlib.data.segment import STORE_VERSION, write_segment
+from kdlib.data.store import INDEX, Store, StoreSplit
+from kdlib.types import Frame, FrameLabels
 
 START = 1_600_000_000_000_000
 SHAPES = {1: (8, 40), 2: (6, 10)}
@@ -136,3 +139,39 @@ def store(source, tmp_path_factory) -> Store:
     out = tmp_path_factory.mktemp("store") / "store"
     prepare(source, out, progress=False)
     return Store.open(out)
+
+
+def _crowded_frame(rng: np.random.Generator, segment: str, index: int, boxes: int) -> Frame:
+    """Boxes of all classes, some of them in each other, points in and around them."""
+    types = rng.integers(1, 5, boxes)
+    size = np.array([(4.5, 2.0, 1.7), (0.9, 0.8, 1.8), (0.5, 0.5, 0.8), (1.8, 0.8, 1.7)])[types - 1]
+    place = np.c_[rng.uniform(-30, 30, (boxes, 2)), rng.uniform(0, 2, boxes)]
+    found = np.c_[place, size, rng.uniform(-np.pi, np.pi, boxes)]
+    near = [box[:3] + rng.normal(0, 0.4, (int(rng.integers(0, 40)), 3)) * box[3:6] for box in found]
+    points = np.concatenate((rng.uniform((-32, -32, -1), (32, 32, 3), (3000, 3)), *near))
+    features = np.c_[rng.exponential(0.5, len(points)), rng.uniform(0, 1.5, len(points)), rng.choice([-1, 1], len(points))]
+    labels = FrameLabels(
+        found,
+        types,
+        tuple(f"o{n}" for n in range(boxes)),
+        rng.integers(0, 3, boxes),
+        np.array([len(some) for some in near], np.int64),
+        np.zeros((boxes, 2)),
+    )
+    return Frame(segment, index, START + index, np.c_[points, features].astype(np.float32), np.eye(4), labels)
+
+
+@pytest.fixture(scope="session")
+def crowd() -> Callable[..., StoreSplit]:
+    """Write a store of crowded frames: ``crowd(folder, {segment: boxes of each frame})`` gives its training split."""
+
+    def write(folder: Path, segments: dict[str, list[int]], seed: int = 0) -> StoreSplit:
+        contents = {}
+        for segment, counts in segments.items():
+            rng = np.random.default_rng([seed, *segment.encode()])
+            frames = (_crowded_frame(rng, segment, index, boxes) for index, boxes in enumerate(counts))
+            contents[segment] = write_segment(frames, folder / "training" / segment, "none")["content"]
+        jsonfile.write(folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": {"training": contents}})
+        return Store.open(folder).split("training")
+
+    return write

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from kdlib.config import AugmentConfig
+from kdlib.config import AugmentConfig, ObjectSamplingConfig
+from kdlib.data.containment import collisions, owner_of_points
 from kdlib.data.dataset import FrameDataset
+from kdlib.data.object_bank import bank_path, build_bank
 from kdlib.errors import ConfigError, DataError
 
 RANGE = (-20.0, -20.0, -2.0, 20.0, 20.0, 4.0)
@@ -21,6 +25,18 @@ def training(store):
 @pytest.fixture(scope="module")
 def validation(store):
     return store.split("validation")
+
+
+@pytest.fixture(scope="module")
+def crowded(crowd, tmp_path_factory):
+    """Frames with many boxes, few and none, and an object bank."""
+    split = crowd(tmp_path_factory.mktemp("crowded"), {"a": [40, 40, 0, 40, 60], "b": [3, 1, 60, 0]})
+    build_bank(split, progress=False)
+    return split
+
+
+STILL = AugmentConfig(flip_x=False, flip_y=False, rotation=0.0, scaling=(1.0, 1.0))
+OBJECTS = ObjectSamplingConfig(counts=(15, 10, 10))
 
 
 def _equal(one, other):
@@ -114,6 +130,83 @@ def test_workers_give_the_same_batches(training):
     for one, other in zip(*batches):
         assert one.points.frame_ids == other.points.frame_ids
         assert one.points.points.equal(other.points.points) and one.truth.boxes.equal(other.truth.boxes)
+
+
+def test_pasted_objects_follow_the_frames_own_boxes_and_hit_nothing(crowded):
+    plain = FrameDataset(crowded, augment=STILL, drop_empty=True)
+    dataset = FrameDataset(crowded, augment=replace(STILL, objects=OBJECTS), drop_empty=True)
+    for number in (0, 1, 3, 4, 5, 6, 7):
+        before, after = plain[number], dataset[number]
+        own = len(before.labels)
+        assert after.frame_id == before.frame_id
+        np.testing.assert_array_equal(after.boxes[:own], before.boxes)
+        np.testing.assert_array_equal(after.labels[:own], before.labels)
+        new = after.boxes[own:]
+        assert np.array_equal(collisions(new, new), np.eye(len(new), dtype=bool)) and not collisions(new, before.boxes).any()
+        there = np.bincount(before.labels, minlength=4)
+        assert (np.bincount(after.labels, minlength=4)[1:] <= np.maximum(there[1:], OBJECTS.counts)).all()
+        whole, put = crowded.points(number)[:, :5], after.points[owner_of_points(after.points, new) >= 0]
+        kept = whole[owner_of_points(whole, new) < 0]
+        expected = np.concatenate((kept, put))
+        np.testing.assert_array_equal(after.points[np.lexsort(after.points.T)], expected[np.lexsort(expected.T)])
+        usable = crowded.num_points[crowded.box_rows(number)] > 0
+        assert not collisions(new, crowded.boxes[crowded.box_rows(number)][usable]).any()  # signs included
+    assert len(dataset[5].labels) > len(plain[5].labels) + 5
+
+
+def test_the_world_is_augmented_alike_with_and_without_objects(crowded):
+    plain = FrameDataset(crowded, augment=AugmentConfig(), drop_empty=True)
+    dataset = FrameDataset(crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True)
+    for key in [(0, 0), (3, 4), (1, 7)]:
+        np.testing.assert_array_equal(dataset[key].boxes[: len(plain[key].boxes)], plain[key].boxes)
+
+
+def test_a_frame_without_boxes_is_filled_rather_than_replaced(crowded):
+    dataset = FrameDataset(crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True, point_range=RANGE)
+    for number in (2, 8):
+        assert dataset[number].frame_id == crowded.frame_id(number) and len(dataset[number].labels) > 3
+
+
+def test_objects_depend_on_seed_epoch_and_frame_alone_and_leave_the_annotations(crowded):
+    boxes, types = crowded.boxes.copy(), crowded.types.copy()
+    make = {"augment": AugmentConfig(objects=OBJECTS), "drop_empty": True, "point_range": RANGE}
+    one, other = FrameDataset(crowded, seed=1, **make), FrameDataset(crowded, seed=1, **make)
+    for key in [(0, 0), (3, 2), (1, 5)]:
+        other[(0, 1)]
+        _equal(one[key], other[key])
+    still = {**make, "augment": replace(STILL, objects=OBJECTS)}
+    one, other = FrameDataset(crowded, seed=1, **still), FrameDataset(crowded, seed=2, **still)
+    assert not np.array_equal(one[(0, 5)].boxes, one[(1, 5)].boxes)
+    assert not np.array_equal(one[(0, 5)].boxes, other[(0, 5)].boxes)
+    np.testing.assert_array_equal(crowded.boxes, boxes)
+    np.testing.assert_array_equal(crowded.types, types)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_share_the_object_bank(crowded, start):
+    from torch.utils.data import DataLoader
+
+    from kdlib.data.collate import collate
+    from kdlib.data.sampler import StepSampler
+
+    dataset = FrameDataset(crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True, point_range=RANGE)
+    sampler = StepSampler(len(dataset), 3, 2, 0)
+    many = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2, multiprocessing_context=start)
+    batches = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)), list(many)
+    assert len(batches[0]) == len(batches[1]) == 6
+    for one, other in zip(*batches):
+        assert one.points.points.equal(other.points.points) and one.truth.boxes.equal(other.truth.boxes)
+
+
+def test_objects_need_a_bank_of_these_frames(crowd, crowded, tmp_path):
+    split = crowd(tmp_path, {"a": [9]})
+    with pytest.raises(DataError, match=r"no object bank .*'python -m kdlib prepare SRC"):
+        FrameDataset(split, augment=AugmentConfig(objects=OBJECTS), drop_empty=True)
+    shutil.copy(bank_path(crowded), bank_path(split))
+    with pytest.raises(DataError, match="made from other frames"):
+        FrameDataset(split, augment=AugmentConfig(objects=OBJECTS), drop_empty=True)
+    with pytest.raises(ConfigError, match="counts"):
+        FrameDataset(crowded, ("Vehicle",), augment=AugmentConfig(objects=OBJECTS), drop_empty=True)
 
 
 def test_bad_settings_are_errors(training, validation):

@@ -8,15 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from distributed import LocalCluster
+from typer.testing import CliRunner
 
+from kdlib.cli import app
 from kdlib.data import prepare as module
 from kdlib.data import segment as segments
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
 from kdlib.errors import DataError
+from kdlib.simulate import simulate
 
 
 @pytest.fixture
@@ -228,11 +234,127 @@ def test_a_killed_call_is_continued(source, out, tmp_path):
     assert _tree(out) == _tree(tmp_path / "other")
 
 
-def test_a_worker_that_dies_is_one_sentence(monkeypatch, source, out):
-    monkeypatch.setattr(module, "prepare_segment", _die)
-    with pytest.raises(DataError, match="a preparing process died, most likely out of memory"):
-        prepare(source, out, workers=2, progress=False)
+def test_rows_in_any_order_give_the_same_store(waymo, source, out, tmp_path):
+    rng = np.random.default_rng(0)
+    for path in waymo.glob("training/*/*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.take(rng.permutation(table.num_rows)), path)
+    assert prepare(waymo, out, progress=False).splits["training"].frames == 7
+    prepare(source, tmp_path / "other", progress=False)
+    ours, theirs = (Store.open(path).split("training") for path in (out, tmp_path / "other"))
+    np.testing.assert_array_equal(ours.timestamps, theirs.timestamps)
+    for number in range(7):
+        np.testing.assert_array_equal(ours.points(number), theirs.points(number))
+        boxes = [np.sort(split.boxes[split.box_rows(number)], axis=0) for split in (ours, theirs)]
+        np.testing.assert_array_equal(*boxes)
 
 
-def _die(task):
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_a_testing_split_needs_no_boxes(waymo, out):
+    shutil.move(waymo / "validation", waymo / "testing")
+    shutil.rmtree(waymo / "testing" / "lidar_box")
+    report = prepare(waymo, out, splits=("testing",), progress=False)
+    assert report.splits["testing"].frames == 3 and sum(report.splits["testing"].boxes.values()) == 0
+    assert len(Store.open(out).split("testing").boxes) == 0 and report.object_bank is None
+
+
+def test_a_missing_frame_is_an_error(source, out, monkeypatch):
+    original = module.read_segment
+    monkeypatch.setattr(module, "read_segment", lambda folder, segment: list(original(folder, segment))[:-1])
+    with pytest.raises(DataError, match="segment a: 2 of 3 frames were read; download its files again"):
+        prepare(source, out, progress=False)
+    assert not _litter(out) and not (out / "training" / "a").exists()
+
+
+def test_segments_can_come_in_portions(waymo, out):
+    whole = prepare(waymo, out, progress=False)
+    for path in waymo.glob("training/*/a.parquet"):
+        path.unlink()
+    report = prepare(waymo, out, progress=False)
+    assert report.fingerprint == whole.fingerprint and report.splits["training"].elsewhere == 1
+    assert "1 of the segments are of earlier calls" in str(report)
+    (out / "training" / "a" / "points.npy").unlink()
+    with pytest.raises(DataError, match=r"points\.npy is missing; .* that has this segment; or delete .*store\.json"):
+        prepare(waymo, out, progress=False)
+
+
+def test_simulated_and_real_segments_do_not_mix(waymo, out):
+    prepare(waymo, out, splits=("validation",), progress=False)
+    simulate(waymo, segments=1, frames=1, seed=1, scale="demo", split="validation", workers=1, progress=False)
+    with pytest.raises(DataError, match="is simulated, c is not; prepare them into two stores"):
+        prepare(waymo, out, splits=("validation",), progress=False)
+
+
+def test_both_formats_give_one_store(tmp_path):
+    reports = []
+    for which in ("v1", "v2"):
+        simulate(tmp_path / which, segments=2, frames=2, seed=1, scale="demo", workers=1, progress=False, format=which)
+        reports.append(prepare(tmp_path / which, tmp_path / f"store_{which}", progress=False))
+    assert reports[0].fingerprint == reports[1].fingerprint and all(report.splits["training"].simulated for report in reports)
+
+
+def test_a_running_cluster_prepares_the_same_store(source, out, tmp_path, monkeypatch):
+    prepare(source, out, progress=False)
+    monkeypatch.chdir(tmp_path)
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster:
+        report = prepare(source, Path("other"), scheduler=cluster.scheduler_address, progress=False)
+    assert report.workers == 2 and _tree(out) == _tree(tmp_path / "other")
+
+
+def test_what_a_killed_call_left_is_removed(source, out):
+    prepare(source, out, progress=False)
+    whole = _tree(out)
+    for name in (".store.json.1.tmp", "training/.objects.safetensors.1.tmp"):
+        (out / name).write_text("half")
+    (out / "training" / ".a.host.1.tmp").mkdir()
+    prepare(source, out, progress=False)
+    assert _tree(out) == whole and not _litter(out)
+
+
+def test_a_segment_somebody_else_just_wrote_is_left_alone(source, out):
+    """A worker whose caller was killed may finish a moment after its successor."""
+    prepare(source, out, progress=False)
+    folder = out / "validation" / "c"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    fingerprint = json.loads((folder / "manifest.json").read_text())["source"]
+    segments.write_segment(module.read_segment(source / "validation", "c"), folder, fingerprint)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()} and not _litter(out)
+
+
+def test_the_progress_bar_writes_lines_into_a_log(source, out, capsys):
+    prepare(source, out, objects=False)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[0].startswith("source: training 2 segments, 7 frames; validation 1 segments, 3 frames")
+    assert lines[-2].startswith("prepare: 100%") and "3/3" in lines[-2] and not any("\r" in line for line in lines)
+
+
+def test_objects_are_collected_unless_unwanted(source, out):
+    assert prepare(source, out, objects=False, progress=False).object_bank is None
+    assert not (out / "training" / "objects.safetensors").exists()
+    report = prepare(source, out, progress=False)
+    assert Path(report.object_bank) == out / "training" / "objects.safetensors" and Path(report.object_bank).is_file()
+
+
+def test_the_command_line(source, out):
+    def call(*arguments):
+        return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+    assert "3 frames" in call(source, out, "--dry-run").output and not out.exists()
+    assert json.loads(call(source, out, "--dry-run", "--json").stdout)["frames_to_do"] == 10
+    assert call(source).exit_code == 2
+    made = call(source, out, "--split", "validation", "--workers", 1, "--json")
+    assert json.loads(made.stdout)["splits"]["validation"]["frames"] == 3
+    assert call("--verify", out).exit_code == 0
+    incomplete = json.loads(call("--verify", out, "--json").stdout)
+    assert incomplete["sound"] and list(incomplete["splits"]) == ["validation"]
+    (out / "validation" / "c" / "points.npy").write_bytes(b"")
+    damaged = call("--verify", source, out)
+    assert damaged.exit_code == 1 and "damaged: " in damaged.output
+
+
+def test_an_interrupted_command_says_how_to_go_on(source, out, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "prepare_segment", stop)
+    result = CliRunner().invoke(app, ["prepare", str(source), str(out), "--workers", "1"])
+    assert result.exit_code == 130 and "interrupted; finished segments are kept, the same command continues" in result.output

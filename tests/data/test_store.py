@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kdlib.data.store import Store, fingerprint, ground_truth_table, limit_table, verify
+from kdlib.data.store import Store, fingerprint, ground_truth_table, limit_table
 from kdlib.errors import ConfigError, DataError
 from kdlib.waymo.parquet import read_segment
 
@@ -44,18 +44,6 @@ def test_points_are_a_plain_npy_that_can_be_mapped(store):
     mapped = np.load(store.path / "training" / "a" / "points.npy", mmap_mode="r", allow_pickle=False)
     manifest = json.loads((store.path / "training" / "a" / "manifest.json").read_text())
     assert len(mapped) == manifest["points"] == store.split("training").counts[:3].sum() and mapped.itemsize == 8
-
-
-def test_a_sound_store_is_verified(store):
-    assert verify(store) == []
-
-
-def test_flipped_bits_are_found_by_verify(copy):
-    path = copy / "training" / "b" / "points.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert verify(Store.open(copy)) == [f"{path} is not what was written; delete {path.parent} and prepare again"]
 
 
 def test_the_fingerprint_is_of_the_content(store, copy):

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from kdlib import zoo
+from kdlib.data.dataset import FrameDataset
+from kdlib.data.store import Store
 from kdlib.errors import ConfigError
+from kdlib.evaluation.export import export_objects, import_objects
 from kdlib.evaluation.predict import predict
 from kdlib.evaluation.tables import load
 from kdlib.models.detector import build
@@ -77,3 +80,15 @@ def test_bad_settings():
     )
     with pytest.raises(ConfigError, match="class 'Truck' is none of Waymo's"):
         predict(model, samples(), progress=False)
+
+
+def test_the_table_of_a_store_names_what_the_leaderboard_needs(smoke_data, tmp_path):
+    split = Store.open(next(smoke_data.rglob("store.json")).parent).split("validation")
+    dataset = FrameDataset(split, zoo.CP_PILLAR_DEMO.class_names, interval=2)
+    table = predict(FixedDetector(), dataset, batch_size=3, progress=False)
+    export_objects(table, tmp_path / "o.bin")
+    again = import_objects(tmp_path / "o.bin")
+    place = {split.frame_id(n): (split.segments[split.segment_of[n]], int(split.timestamps[n])) for n in split.frames()}
+    expected = [place[name] for name in table["frame_id"].to_pylist()]
+    assert len(expected) >= 3
+    assert list(zip(again["context_name"].to_pylist(), again["frame_timestamp_micros"].to_pylist())) == expected

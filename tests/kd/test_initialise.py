@@ -54,3 +54,18 @@ def test_nothing_to_copy_is_an_error_even_if_a_counter_fits():
 def test_unknown_way_is_an_error():
     with pytest.raises(ConfigError, match="unknown initialisation 'fnav9'; use one of none, matching"):
         initialise(net(5, 0), {}, "fnav9")
+
+
+def test_first_keeps_the_first_channels_and_says_so():
+    student, teacher = net(5, 0), net(7, 1)
+    report = initialise(student, teacher.state_dict(), "first")
+    assert torch.equal(student[2].weight, teacher[2].weight[:5]) and torch.equal(student[3].weight, teacher[3].weight[:, :5])
+    assert str(report) == (
+        f"initialisation 'first': {report.total} of {report.total} student tensors copied from the teacher, "
+        "3 of them by their first channels"
+    )
+
+
+def test_first_wants_every_tensor():
+    with pytest.raises(ConfigError, match=r"2\.weight: axis 0 has 7 in the student, 5 in the teacher"):
+        initialise(net(7, 0), net(5, 1).state_dict(), "first")

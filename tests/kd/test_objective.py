@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdlib.config import GridConfig, KDConfig, LabelKDConfig, LogitKDConfig
+from kdlib.config import AnchorHeadConfig, GridConfig, KDConfig, LabelKDConfig, LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import logit_kd
@@ -182,3 +182,11 @@ def test_mixed_precision_keeps_the_losses_in_float32(pair, batch):
         terms = objective(batch())
     assert {v.dtype for v in terms.parts.values()} == {torch.float32} and terms.loss.isfinite()
     terms.loss.backward()
+
+
+def test_anchor_heads_are_refused(pair):
+    student, teacher = pair(1, 0.32, 0.32)
+    anchors = build(replace(student.config, name="anchors", head=AnchorHeadConfig()))
+    for ours, theirs, role in ((anchors, teacher, "student"), (student, anchors, "teacher")):
+        with pytest.raises(ConfigError, match=f"{role} 'anchors' has an anchor head; distillation works on centre heatmaps"):
+            Distillation(ours, theirs, RECIPE)

@@ -1,8 +1,13 @@
-"""One full-size simulated frame through every published pillar model at its full size, on whatever processor there is."""
+"""One full-size simulated frame through every published model at its full size, on whatever processor there is."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +17,7 @@ from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
-from kdlib.kd.objective import Distillation
+from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.detector import build
 from kdlib.simulate import simulate
 from kdlib.types import Batch
@@ -20,14 +25,40 @@ from kdlib.types import Batch
 RECIPE = zoo.pair("cp_pillar_v0.64_sparsekd")
 PAIRS = [pair for name, pair in zoo.PAIRS.items() if "demo" not in name]
 PAIRS.append(replace(RECIPE, name="cp_pillar_by_itself", teacher=zoo.CP_PILLAR, student=zoo.CP_PILLAR))
+MEMORY = 8.0  # GB, of one step of a voxel model
+# A process of its own, for its memory: store, model or pair; prints the loss and the process's highest memory in GB.
+STEP = """
+import json, resource, sys
+from pathlib import Path
+from kdlib import zoo
+from kdlib.kd.objective import Distillation, Plain
+from kdlib.models.detector import build
+sys.path.insert(0, sys.argv[3])
+from test_full_size import read
+frame, name = read(Path(sys.argv[1])), sys.argv[2]
+pair = zoo.PAIRS.get(name)
+step = Distillation(build(pair.student), build(pair.teacher), pair.kd) if pair else Plain(build(zoo.model(name)))
+loss = step(frame).loss
+loss.backward()
+print(json.dumps([loss.item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
+"""
+
+
+def read(store: Path) -> Batch:
+    return collate([FrameDataset(Store.open(store).split("training"), drop_empty=True)[0]])
 
 
 @pytest.fixture(scope="module")
-def frame(tmp_path_factory) -> Batch:
+def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("full")
     simulate(folder / "waymo", 1, 1, 3, "full", workers=1, progress=False)
     prepare(folder / "waymo", folder / "store", splits=("training",), progress=False)
-    return collate([FrameDataset(Store.open(folder / "store").split("training"), drop_empty=True)[0]])
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def frame(store) -> Batch:
+    return read(store)
 
 
 @pytest.mark.slow
@@ -39,13 +70,40 @@ def test_one_distillation_step(frame, pair):
     step = Distillation(build(pair.student), build(pair.teacher), pair.kd)
     terms = step(frame)
     terms.loss.backward()
-    assert set(terms.parts) == {"heatmap", "box", "kd_heatmap"}
+    regression = {"kd_box"} if pair.kd.logit.regression_weight else set()
+    assert set(terms.parts) == {"heatmap", "box", "kd_heatmap"} | regression
     assert all(part.isfinite() and float(part.detach()) > 0 for part in terms.parts.values())
     for parameter_name, parameter in step.student.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
     for model in (step.student, step.teacher.model):
-        columns, rows, _ = model.config.grid.grid_size
+        columns, rows = (cells // model.head.stride for cells in model.config.grid.grid_size[:2])
         with torch.inference_mode():
             prediction = model.eval()(frame.points)
             (found,) = model.detect(prediction)
         assert prediction.heads[0].heatmap.shape == (1, 3, rows, columns) and found.boxes.shape[1] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_step_of_a_baseline(frame):
+    torch.manual_seed(0)
+    model = build(zoo.SECOND)
+    terms = Plain(model)(frame)
+    terms.loss.backward()
+    assert all(part.isfinite() and float(part.detach()) > 0 for part in terms.parts.values())
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+    with torch.inference_mode():
+        (found,) = model.eval().detect(model(frame.points))
+    assert found.boxes.shape[1] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["cp_voxel", "cp_voxel_s_sparsekd"])  # the largest model, the largest pair
+def test_memory_of_one_step(store, name):
+    given = [sys.executable, "-c", STEP, str(store), name, str(Path(__file__).parent)]
+    child = subprocess.run(given, check=False, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-2000:]
+    loss, memory = json.loads(child.stdout.splitlines()[-1])
+    assert loss > 0 and 0.5 < memory < MEMORY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from kdlib import zoo
-from kdlib.config import GridConfig, HeadConfig
+from kdlib.config import HeadConfig
 from kdlib.models.decode import decode
 from kdlib.models.detector import build
 from kdlib.models.targets import assign_targets
@@ -19,7 +20,7 @@ from kdlib.types import HeadOutput, PointBatch
 
 HEAD = HeadConfig()
 PILLAR = zoo.CP_PILLAR_V064.grid
-VOXEL = GridConfig((-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15), 5)
+VOXEL = zoo.CP_VOXEL.grid
 
 
 @pytest.mark.parametrize("case", ["a", "overflow", "boundary"])
@@ -59,20 +60,37 @@ def test_decoding(goldens, nms):
         np.testing.assert_array_equal(frame.labels, golden[prefix + "labels"])
 
 
-@pytest.mark.parametrize(
-    "model", [zoo.CP_PILLAR, zoo.CP_PILLAR_V04, zoo.CP_PILLAR_V048, zoo.CP_PILLAR_V064], ids=lambda m: m.name
-)
-def test_state_dict_and_parameter_count(goldens, model):
-    name = model.name.replace("_", "-")
+FAMILIES = {
+    **dict.fromkeys(("cp_pillar", "cp_pillar_v0.4", "cp_pillar_v0.48", "cp_pillar_v0.64"), ("cp-pillar/", 5_224_043)),
+    "cp_voxel": ("cp-voxel/", 7_758_811),
+    "cp_voxel_s": ("cp-voxel/", 4_038_203),
+    "cp_voxel_xs": ("cp-voxel/", 2_823_223),
+    "cp_voxel_xxs": ("cp-voxel/", 1_012_643),
+    "second": ("", 5_326_008),
+    "pointpillar": ("", 4_838_760),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_state_dict_and_parameter_count(goldens, name):
+    family, total = FAMILIES[name]
+    theirs = family + {"pointpillar": "pointpillar_1x"}.get(name, name.replace("_", "-"))
     folder = goldens / "original/10_params"
-    shapes = json.loads((folder / "state_shapes" / f"cp-pillar__{name}.json").read_text())
-    counts = json.loads((folder / "param_counts.json").read_text())[f"cp-pillar/{name}"]
-    built = build(model)
+    shapes = json.loads((folder / "state_shapes" / f"{theirs.replace('/', '__')}.json").read_text())
+    counts = json.loads((folder / "param_counts.json").read_text())[theirs]
+    with torch.device("meta"):
+        built = build(zoo.model(name))
     assert {key: [list(t.shape), str(t.dtype)[6:]] for key, t in built.state_dict().items()} == shapes
     assert list(built.state_dict()) == list(shapes), "the order matters to initialisation by BatchNorm scale"
-    assert sum(p.numel() for p in built.parameters()) == counts["total"] == 5_224_043
+    assert sum(p.numel() for p in built.parameters()) == counts["total"] == total
     for part, count in counts["per_module"].items():
         assert sum(p.numel() for p in built.get_submodule(part).parameters()) == count
+    assert list(zoo.model(name).grid.grid_size) == counts["grid_size"]
+
+
+def scan(goldens) -> PointBatch:
+    points = torch.from_numpy(np.load(goldens / "original/08_forward/scan_and_voxels.npz")["points"])
+    return PointBatch(points, torch.zeros(len(points), dtype=torch.long), 1, ("scan",))
 
 
 def test_forward_of_v064_with_the_originals_weights(goldens, shared):
@@ -80,17 +98,22 @@ def test_forward_of_v064_with_the_originals_weights(goldens, shared):
     golden = np.load(folder / "cp-pillar-v0.64.npz")
     model = build(zoo.CP_PILLAR_V064).eval()
     load_weights(folder / "weights_cp-pillar.safetensors", model)
-    points = torch.from_numpy(np.load(goldens / "original/08_forward/scan_and_voxels.npz")["points"])
-    batch = PointBatch(points, torch.zeros(len(points), dtype=torch.long), 1, ("scan",))
+    batch = scan(goldens)
     with torch.inference_mode():
         pillars = model.voxelize(batch)
         features = model.vfe(pillars)
         spatial = model.scatter(features, pillars)
         prediction = model(batch)
         boxes = {nms: model.detect(prediction, nms=nms)[0] for nms in (False, True)}
-    assert prediction.voxels == json.loads(str(golden["meta"]))["n_voxels"]
     np.testing.assert_allclose(features[:100], golden["vfe_out_first100"], atol=5e-4)
+    same_answer(golden, spatial, prediction, boxes)
+
+
+def same_answer(golden, spatial, prediction, boxes) -> None:
+    """Compare a forward pass from the BEV map on: maps at the sampled cells, every head map whole, boxes."""
+    assert prediction.voxels == json.loads(str(golden["meta"]))["n_voxels"]
     for found, name in ((spatial, "spatial_features"), (prediction.bev, "spatial_features_2d")):
+        assert list(found.shape[1:]) == golden[f"{name}_shape"].tolist()
         y, x = golden[f"{name}_samp_yx"].T.astype(int)
         np.testing.assert_allclose(found[0][:, y, x], golden[f"{name}_samp"], atol=5e-4)
     head = prediction.heads[0]
@@ -101,3 +124,40 @@ def test_forward_of_v064_with_the_originals_weights(goldens, shared):
     for nms, prefix in ((False, "dec_nonms"), (True, "dec_nms")):
         np.testing.assert_allclose(boxes[nms].scores, golden[f"{prefix}_scores"], atol=5e-4)
         assert len(boxes[nms].boxes) == len(golden[f"{prefix}_boxes"])
+
+
+def same_sites(golden, name, sites) -> None:
+    """Compare one stage of the 3D backbone: which sites are active, and the features of 150 of them."""
+    order = np.lexsort(sites.coords.numpy().T[::-1])
+    coords = sites.coords.numpy()[order]
+    stage = json.loads(str(golden["meta"]))["stages"][name]
+    assert [len(coords), list(sites.spatial_shape)] == [stage["n_active"], stage["spatial_shape_zyx"]]
+    digest = hashlib.sha256(np.ascontiguousarray(coords.astype(np.int32)).tobytes()).hexdigest()
+    assert digest == str(golden[f"sp_{name}_coords_sorted_sha"])
+    features = sites.features.numpy()[order]
+    place = {tuple(row): number for number, row in enumerate(coords.tolist())}
+    rows = [place[tuple(row)] for row in golden[f"sp_{name}_samp_bzyx"].tolist()]
+    np.testing.assert_allclose(features[rows], golden[f"sp_{name}_samp"], atol=5e-4)
+    np.testing.assert_allclose(features.mean(axis=0), golden[f"sp_{name}_mean"], atol=5e-4)
+    np.testing.assert_allclose(features.std(axis=0), golden[f"sp_{name}_std"], atol=5e-4)
+
+
+def test_forward_of_voxel_xxs_with_the_originals_weights(goldens, shared):
+    folder = shared / "goldens/original/08_forward"
+    golden = np.load(folder / "cp-voxel-xxs.npz")
+    model = build(zoo.CP_VOXEL_XXS).eval()
+    load_weights(folder / "weights_cp-voxel-xxs.safetensors", model)
+    batch, net = scan(goldens), model.backbone_3d
+    with torch.inference_mode():
+        voxels = model.voxelize(batch)
+        features = model.vfe(voxels)
+        np.testing.assert_allclose(features[:100], golden["vfe_out_first100"], atol=5e-4)
+        sites = net.sites(features, voxels)
+        for name in ("conv_input", "conv1", "conv2", "conv3", "conv4"):
+            sites = net.get_submodule(name)(sites)
+            same_sites(golden, name, sites)
+        before_relu = net.conv_out[0](sites)
+        same_sites(golden, "conv_out", before_relu.replace(net.conv_out[1](before_relu.features)))
+        prediction = model(batch)
+        boxes = {nms: model.detect(prediction, nms=nms)[0] for nms in (False, True)}
+        same_answer(golden, model.encode(voxels), prediction, boxes)

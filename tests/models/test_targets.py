@@ -179,6 +179,20 @@ def test_a_damaged_box_keeps_its_slot_and_draws_nothing(column, value):
     assert torch.equal(found.boxes[0, [0, 2]], clean.boxes[0, :2]) and not found.boxes[0, 1].any()
 
 
+def test_an_absurd_box_draws_its_bell_on_the_map_and_nothing_more():
+    """An untrained teacher's boxes are kilometres long; whole, their bells would fill terabytes."""
+    grid = replace(GRID, point_range=(-4.0, -4.0, -2.0, 4.0, 4.0, 4.0))
+    for length in (60.0, 3e3, 1e7, 3e38):
+        boxes = torch.tensor([[[0.3, -1.2, 0.0, length, length, 1.0, 0.0]]])
+        (found,) = assign_targets(boxes, torch.ones(1, 1, dtype=torch.long), grid=grid, head=HeadConfig())
+        row, column = divmod(int(found.indices[0, 0]), 16)
+        assert found.heatmap[0, 0, row, column] == 1 and found.heatmap[0, 0].min() > 0
+        if length < 1e4:
+            radius = int(gaussian_radius(torch.tensor(2 * length), torch.tensor(2 * length), 0.1))
+            whole = gaussian(radius)[radius - row : radius - row + 16, radius - column : radius - column + 16]
+            assert torch.equal(found.heatmap[0, 0], whole)
+
+
 def test_frames_without_boxes():
     (found,) = assign_targets(torch.zeros(2, 0, 7), torch.zeros(2, 0, dtype=torch.long), grid=GRID, head=HeadConfig())
     assert found.heatmap.shape == (2, 3, 24, 32) and not found.heatmap.any() and not found.mask.any()

@@ -1,0 +1,99 @@
+"""``python -m kdlib bench ...``: what each measurement takes from the command line, and how it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from kdlib.bench.table import Outcome
+
+bench = typer.Typer(help="Measure speed and memory on this machine, beside what kdlib replaces.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Out = Annotated[Optional[Path], typer.Option(help="Also write the JSON object to this file.")]  # noqa: UP045
+Python = Annotated[Optional[str], typer.Option(help="A Python with the official Waymo package.")]  # noqa: UP045
+
+
+def _print(outcome: Outcome, as_json: bool, out: Path | None) -> None:
+    from kdlib import jsonfile
+    from kdlib.bench.table import text
+
+    values = outcome.to_dict()
+    if out is not None:
+        jsonfile.write(out, values)
+    print(json.dumps(values, indent=2) if as_json else text(outcome))
+
+
+@bench.command()
+def data(
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each simulated segment.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 3,
+    scale: Annotated[str, typer.Option(help="'full' has Waymo's resolution.")] = "full",
+    keep: Annotated[Optional[Path], typer.Option(help="Keep the simulated files here, to be used again.")] = None,  # noqa: UP045
+    python: Python = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Least time of each of kdlib's own measurements.")] = 2.0,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Conversion against the official TensorFlow path, prepare, bytes per point, loader, memory per worker."""
+    from kdlib.bench.data import bench_data
+
+    _print(bench_data(frames, rounds, scale, keep, python, seconds), as_json, out)
+
+
+@bench.command()
+def metric(
+    frames: Annotated[int, typer.Option(min=1)] = 1000,
+    labels: Annotated[int, typer.Option(min=1, help="Labelled boxes of a frame.")] = 100,
+    predictions: Annotated[int, typer.Option(min=1, help="Predicted boxes of a frame.")] = 200,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of kdlib's metric.")] = 1,
+    python: Python = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """The metric against the official op on random boxes: time, memory, agreement."""
+    from kdlib.bench.metric import bench_metric
+
+    _print(bench_metric(frames, labels, predictions, workers, python), as_json, out)
+
+
+@bench.command()
+def models(
+    name: Annotated[Optional[list[str]], typer.Option("--model", help="A model of the zoo; repeat. Default: ten.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")] = "",
+    frames: Annotated[int, typer.Option(min=1, help="Simulated full-size sweeps, used in turn.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed passes.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Passes before.")] = 3,
+    mixed: Annotated[bool, typer.Option(help="Also with automatic mixed precision.")] = True,
+    as_json: Json = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write the JSON object to this file, and the tables beside it as Markdown."),
+    ] = None,
+) -> None:
+    """Cost in both conventions and latency by stage of the published models, beside the published cells."""
+    from kdlib import jsonfile
+    from kdlib.bench.models import bench_models, page, table
+
+    values = bench_models(name or (), device, frames, repeats, warmup, mixed)
+    if out is not None:
+        jsonfile.write(out, values)
+        jsonfile.write_bytes(out.with_suffix(".md"), page(values).encode())
+    print(json.dumps(values, indent=2) if as_json else table(values))
+
+
+@bench.command()
+def sparse(
+    model: Annotated[str, typer.Option(help="A voxel model of the zoo, whose layers are run.")] = "cp_voxel",
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the best counts.")] = 5,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Sparse convolution on the processor against spconv's own wheel on a simulated full-size sweep."""
+    from kdlib.bench.sparse import bench_sparse
+
+    _print(bench_sparse(model, rounds), as_json, out)

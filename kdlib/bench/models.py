@@ -1,0 +1,194 @@
+"""Names of models and a device in, one table out: cost in both conventions and latency by stage, beside the published cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from kdlib import counting, published, zoo
+from kdlib.data.collate import collate
+from kdlib.data.sweep import simulated_sweeps
+from kdlib.errors import ConfigError
+from kdlib.models.detector import build
+from kdlib.profiling import hardware
+from kdlib.profiling.latency import LatencyReport, measure_latency
+from kdlib.types import PointBatch
+
+REFERENCE = "pointpillar"
+"""Speeds are given as multiples of this model's."""
+
+HALF = {"cpu": torch.bfloat16}  # a processor's 16 bits; accelerators take float16, as published students would
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """What one model costs on this machine and on any."""
+
+    name: str
+    cost: Mapping[str, Any]  # of counting.count, without layers
+    latency: Mapping[str, LatencyReport]  # by precision, "fp32" and "mixed"
+    peak_memory: int | None  # bytes on the accelerator, fp32
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        times = {precision: _without_card(report) for precision, report in self.latency.items()}
+        return {"model": self.name, "cost": dict(self.cost), "latency": times, "peak_memory": self.peak_memory}
+
+
+def bench_models(
+    names: Sequence[str] = (), device: str = "", frames: int = 3, repeats: int = 10, warmup: int = 3, mixed: bool = True
+) -> dict[str, Any]:
+    """Measure models one after the other on the same simulated full-size sweeps, with fresh weights.
+
+    Args:
+        names: Of the zoo; none means the ten of the published latency table.
+        device: As torch names it; "" is torch's default.
+        frames: Simulated sweeps, used in turn.
+        repeats: Timed passes.
+        warmup: Passes before.
+        mixed: Also time with automatic mixed precision.
+
+    Raises:
+        ConfigError: If a model is unknown or the device is not there.
+    """
+    where = _device(device)
+    models = [zoo.model(name) for name in (names or published.MODELS)]
+    sweeps = simulated_sweeps(frames)
+    batches = [collate([sweep]).points.to(where) for sweep in sweeps]
+    rows = []
+    for model in tqdm(models, desc="bench models", unit="model"):
+        torch.manual_seed(0)
+        network = build(model).to(where).eval()
+        cost = {key: value for key, value in counting.count(model, sweeps).items() if key != "layers"}
+        latency, peak = _latencies(network, batches, where, repeats, warmup, mixed)
+        rows.append(ModelBench(model.name, cost, latency, peak))
+    return {
+        "bench": "models",
+        "simulated": True,
+        "facts": {"sweeps": frames, "repeats": repeats, "warmup": warmup, "batch_size": 1, "weights": "fresh"},
+        "models": [row.to_dict() for row in rows],
+        "hardware": hardware.card(where).to_dict(),
+    }
+
+
+def _device(name: str) -> torch.device:
+    if not name:
+        return torch.empty(0).device
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(f"device '{name}' is not there ({str(error).splitlines()[0]}); see 'python -m kdlib doctor'") from error
+    return device
+
+
+def _latencies(
+    network: Any, batches: Sequence[PointBatch], where: torch.device, repeats: int, warmup: int, mixed: bool
+) -> tuple[dict[str, LatencyReport], int | None]:
+    backend: Any = getattr(torch, where.type, None)
+    counted = hasattr(backend, "max_memory_allocated")
+    if counted:
+        backend.reset_peak_memory_stats(where)
+    found = {"fp32": measure_latency(network, batches, warmup=warmup, repeats=repeats)}
+    peak = int(backend.max_memory_allocated(where)) if counted else None
+    if mixed:
+        with _half(where):
+            found["mixed"] = measure_latency(network, batches, warmup=warmup, repeats=repeats)
+    return found, peak
+
+
+@contextmanager
+def _half(where: torch.device) -> Iterator[None]:
+    with torch.autocast(where.type, dtype=HALF.get(where.type, torch.float16)):
+        yield
+
+
+def _without_card(report: LatencyReport) -> dict[str, Any]:
+    return {key: value for key, value in report.to_dict().items() if key != "hardware"}
+
+
+def page(values: Mapping[str, Any]) -> str:
+    """Return the tables as a page of their own, with the command that makes it."""
+    facts, card = values["facts"], values["hardware"]
+    command = f"python -m kdlib bench models --frames {facts['sweeps']} --repeats {facts['repeats']} --warmup {facts['warmup']}"
+    machine = ", ".join([card["cpu"], f"{card['cores']} cores", *(card["gpus"] or ["no GPU"])])
+    return (
+        "# What the models cost\n\n"
+        f"Made by `{command} --out FILE.json` on {machine}. Counts are the same on every machine, times are not.\n\n"
+        f"{table(values)}\n"
+    )
+
+
+def table(values: Mapping[str, Any]) -> str:
+    """Return the cost table and the latency table as Markdown, published cells beside ours and the reason where they differ."""
+    return "\n".join([*_cost_lines(values), "", *_latency_lines(values)])
+
+
+def _cost_lines(values: Mapping[str, Any]) -> list[str]:
+    facts = values["facts"]
+    lines = [
+        f"Cost per frame; encoders counted on {facts['sweeps']} **simulated** full-size sweeps. G: multiply-accumulates.",
+        "",
+        "| model | parameters | G, correct | G, published convention | of it dense | **G published** "
+        "| M acts, published convention | of it dense | **M acts published** | why they differ |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in values["models"]:
+        cost, theirs = row["cost"], published.MODELS.get(row["model"], published.PublishedModel())
+        giga = [cost["macs"], cost["macs_published_convention"], cost["dense"]["macs_published_convention"]]
+        mega = [cost["acts_published_convention"], cost["dense"]["acts_published_convention"]]
+        cells = [f"`{row['model']}`", f"{cost['params']:,}", *(f"{value / 1e9:.2f}" for value in giga), _cell(theirs.giga_flops)]
+        cells += [*(f"{value / 1e6:.1f}" for value in mega), _cell(theirs.mega_acts), published.WHY.get(row["model"], "")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _latency_lines(values: Mapping[str, Any]) -> list[str]:
+    card, rows = values["hardware"], values["models"]
+    # A processor's card says how many threads; an accelerator's name says it all.
+    machine = card["device"] if card["device"] != card["cpu"] else f"{card['cpu']}, {card['threads']} threads"
+    facts = values["facts"]
+    lines = [
+        f"Latency on **{machine}** (torch {card['versions']['torch']}), batch 1, {facts['weights']} weights, points to boxes, "
+        f"median and 95th percentile of {facts['repeats']} passes in ms; speed as a multiple of `{REFERENCE}`'s, "
+        "published speeds from voxels to boxes.",
+        "",
+        "| model | fp32 p50 | p95 | voxelise | encoder | BEV | head | decode + NMS | speed | mixed p50 | speed "
+        "| published speed, GTX 1060 | GTX 1080 Ti | A100 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        single, half = row["latency"]["fp32"], row["latency"].get("mixed")
+        stages = [single["stages"][name]["p50_ms"] for name in ("voxelise", "encoder", "backbone", "head", "decode")]
+        cells = [
+            f"`{row['model']}`",
+            *(f"{value:.1f}" for value in (single["total"]["p50_ms"], single["total"]["p95_ms"], *stages)),
+        ]
+        cells += [_speed(rows, row, "fp32"), f"{half['total']['p50_ms']:.1f}" if half else "", _speed(rows, row, "mixed")]
+        cells += _published_speeds(row["model"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _speed(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], precision: str) -> str:
+    reference = next((one for one in rows if one["model"] == REFERENCE), None)
+    if reference is None or precision not in row["latency"]:
+        return ""
+    times = [one["latency"][precision]["total"]["p50_ms"] for one in (reference, row)]
+    return f"{times[0] / times[1]:.2f}x"
+
+
+def _published_speeds(name: str) -> list[str]:
+    theirs, reference = published.MODELS.get(name), published.MODELS[REFERENCE].latency_ms
+    if theirs is None:
+        return [""] * len(reference)
+    return [f"{reference[card] / theirs.latency_ms[card]:.2f}x" for card in reference]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"**{value:.1f}**"

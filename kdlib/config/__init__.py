@@ -1,0 +1,50 @@
+"""Every setting, as frozen dataclasses that check themselves; defaults are the published values (spec sections 1 to 9)."""
+
+from __future__ import annotations
+
+from kdlib.config.codec import config_hash, from_dict, lookup, to_dict
+from kdlib.config.distillation import Initialisation, KDConfig, LabelKDConfig, LogitKDConfig, PivotalForm, TeacherNorm
+from kdlib.config.model import (
+    CLASS_NAMES,
+    WAYMO_ANCHORS,
+    AnchorConfig,
+    AnchorHeadConfig,
+    BackboneConfig,
+    DecodeConfig,
+    GridConfig,
+    HeadConfig,
+    ModelConfig,
+    PillarEncoderConfig,
+    TargetConfig,
+    VoxelEncoderConfig,
+)
+from kdlib.config.training import AugmentConfig, EvalConfig, ObjectSamplingConfig, TrainConfig
+
+__all__ = [
+    "AnchorConfig",
+    "AnchorHeadConfig",
+    "AugmentConfig",
+    "BackboneConfig",
+    "CLASS_NAMES",
+    "DecodeConfig",
+    "EvalConfig",
+    "GridConfig",
+    "HeadConfig",
+    "Initialisation",
+    "KDConfig",
+    "LabelKDConfig",
+    "LogitKDConfig",
+    "ModelConfig",
+    "ObjectSamplingConfig",
+    "PillarEncoderConfig",
+    "PivotalForm",
+    "TargetConfig",
+    "TeacherNorm",
+    "TrainConfig",
+    "VoxelEncoderConfig",
+    "WAYMO_ANCHORS",
+    "config_hash",
+    "from_dict",
+    "lookup",
+    "to_dict",
+]

@@ -1,0 +1,89 @@
+"""Configurations in, plain JSON values out, and back again with every unknown or ill-typed key named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from kdlib.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """Rebuild a configuration written by :func:`to_dict`.
+
+    Raises:
+        ConfigError: If a key is unknown or a field is missing; the message names it.
+    """
+    hints = get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    require(not unknown, f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
+    try:
+        return kind(**{key: _rebuild(hints[key], value, f"{kind.__name__}.{key}") for key, value in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"{kind.__name__}: {error}") from error
+
+
+def _rebuild(hint: Any, value: Any, where: str) -> Any:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        require(value in parts, f"{where} must be one of {parts}, not {value!r}")
+        return value
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
+        kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
+        require(len(value) == len(kinds), f"{where} must have {len(kinds)} entries, not {len(value)}")
+        return tuple(_rebuild(inner, v, where) for v, inner in zip(value, kinds))
+    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+        options = [o for o in parts if o is not type(None)]
+        return None if value is None and len(options) < len(parts) else _rebuild(_matching_option(options, value), value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        require(isinstance(value, dict), f"{where} must be an object, not {value!r}")
+        return from_dict(hint, value)
+    if hint in (bool, int, float, str):
+        allowed = (int, float) if hint is float else (hint,)
+        fits = isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+        require(fits, f"{where} must be of type {hint.__name__}, not {value!r}")
+    return value
+
+
+def _matching_option(options: list[Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        for option in options:
+            if dataclasses.is_dataclass(option) and set(value) <= {f.name for f in dataclasses.fields(option)}:
+                return option
+    return options[0]
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """Return an entry of a table of named configurations.
+
+    Raises:
+        ConfigError: If there is none of that name; the message lists those there are.
+    """
+    if name not in table:
+        raise ConfigError(f"unknown {kind} '{name}'; there are: {', '.join(table)}")
+    return table[name]
+
+
+def config_hash(*configs: Any) -> str:
+    """Return 12 hexadecimal digits that change whenever any setting does."""
+    text = json.dumps([to_dict(c) if dataclasses.is_dataclass(c) else c for c in configs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,238 @@
+"""A function and tasks enter, results leave as they come: from this process, a Dask cluster of this machine, or a running one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+import pyarrow as pa
+
+from kdlib.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+
+WORKER_MEMORY = 3 << 29
+"""Bytes, 1.5 GiB: a process that grows beyond is ended. A full-size segment takes less than 1 GB."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_CONNECT, _CLOSE = 20, 10  # seconds
+_LOGGERS = ("distributed", "tornado", "asyncio")
+_SETTINGS = {
+    # Results are a few hundred bytes: nothing to spill, and a paused worker would only look like a hanging one.
+    **{f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")},
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
+    "distributed.comm.timeouts.connect": f"{_CONNECT}s",
+}
+_AGAIN = "finished segments are kept, the same command continues"
+
+
+def worker_count(wanted: int, tasks: int) -> int:
+    """Return how many processes to start: no more than tasks; 0 means all cores, or as many as the free memory can feed.
+
+    Raises:
+        ConfigError: If ``wanted`` is negative.
+    """
+    if wanted < 0:
+        raise ConfigError(f"workers is {wanted}; give a number of processes, or 0 for all cores")
+    if not wanted:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        wanted = min(cores, max(1, psutil.virtual_memory().available // WORKER_MEMORY))
+    return max(1, min(wanted, tasks))
+
+
+def cluster_cores(address: str) -> int:
+    """Return the threads of a running cluster.
+
+    Raises:
+        DataError: If no scheduler answers there, or it has no worker.
+    """
+    with _running(address) as client:
+        return int(sum(client.ncores().values()))
+
+
+def run_tasks(
+    function: Callable[[_T], _R], tasks: Sequence[_T], workers: int, scheduler: str | None = None
+) -> Iterator[tuple[_T, _R]]:
+    """Yield every task with its result, in the order of finishing; no more tasks are under way than there are threads.
+
+    After an error nothing new is started, what is under way is finished and yielded, and then the error is raised.
+
+    Args:
+        function: Importable by name, in a module the workers have too.
+        tasks: Anything that can be pickled.
+        workers: Processes of one thread each; 1 means this process.
+        scheduler: Address of a running Dask scheduler to use instead, such as ``tcp://10.0.0.1:8786``.
+
+    Raises:
+        DataError: Whatever the function raises, or if a process dies or the scheduler is lost.
+    """
+    if scheduler is None and (workers <= 1 or len(tasks) <= 1):
+        for task in tasks:
+            yield task, function(task)
+        return
+    with _running(scheduler) if scheduler else _local(min(workers, len(tasks))) as client:
+        yield from _collect(client, function, tasks)
+
+
+def _on_worker(function: Callable[[_T], _R], task: _T) -> _R:
+    pa.set_cpu_count(1)  # one thread each, or they fight for the cores
+    return function(task)
+
+
+def _collect(client: Client, function: Callable[[_T], _R], tasks: Sequence[_T]) -> Iterator[tuple[_T, _R]]:
+    from distributed import as_completed
+
+    arriving, waiting, failure = as_completed(loop=client.loop), iter(tasks), None
+    flying: dict[Any, tuple[_T, Any]] = {}
+
+    def start() -> None:
+        threads = sum(client.ncores().values())
+        while failure is None and len(flying) < max(1, threads):
+            task = next(waiting, None)
+            if task is None:
+                return
+            future = client.submit(_on_worker, function, task, pure=False)
+            flying[future.key] = task, future
+            arriving.add(future)
+
+    try:
+        with _connected():
+            start()
+        while flying:
+            with _connected():
+                future = next(arriving)
+            task, _ = flying.pop(future.key)
+            problem = _problem(future)
+            if problem is None:
+                yield task, future.result()
+                with _connected():
+                    start()
+            else:  # kept, and raised when the others are done
+                failure = failure or problem
+    finally:
+        left = [future for _, future in flying.values()]
+        if left and client.status == "running":
+            client.cancel(left)
+    if failure is not None:
+        raise failure
+
+
+def _problem(future: Any) -> BaseException | None:
+    from distributed.scheduler import KilledWorker
+
+    if future.status in ("cancelled", "lost"):
+        return _lost()
+    with _connected():
+        error: BaseException | None = future.exception()
+    if isinstance(error, KilledWorker):
+        return DataError(f"a preparing process died, most likely out of memory; run again with fewer workers ({_AGAIN})")
+    if isinstance(error, ModuleNotFoundError):
+        return DataError(f"the workers of the cluster lack {error.name}; install kdlib where they run, in this version")
+    return error
+
+
+def _lost() -> DataError:
+    return DataError(f"the Dask scheduler was lost; start one and run the same command again ({_AGAIN})")
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Turn what a broken connection raises into one sentence."""
+    try:
+        yield
+    except (OSError, asyncio.TimeoutError, CancelledError, StopIteration) as error:
+        raise _lost() from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's remarks about its own workings off the screen."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _LOGGERS]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _local(workers: int) -> Iterator[Client]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    with dask.config.set(_SETTINGS), _quiet():
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                memory_limit=WORKER_MEMORY,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+        except (OSError, RuntimeError, asyncio.TimeoutError) as error:
+            remedy = "call from under \"if __name__ == '__main__':\", or with one worker"
+            raise DataError(f"{workers} processes cannot be started ({error}); {remedy}") from error
+        try:
+            with Client(cluster, set_as_default=False) as client:
+                yield client
+        finally:
+            _close(cluster)
+
+
+def _close(cluster: LocalCluster) -> None:
+    try:
+        cluster.close(timeout=_CLOSE)
+    except asyncio.TimeoutError:  # Dask of 2023 waits for ever for a worker that died and is just being replaced
+        cluster.shutdown_on_close = False
+        for pid in [worker.pid for worker in cluster.workers.values() if worker.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def _running(address: str) -> Iterator[Client]:
+    import dask
+    from distributed import Client
+
+    with dask.config.set(_SETTINGS), _quiet():
+        _knock(address)
+        try:
+            client = Client(address, timeout=_CONNECT, set_as_default=False)
+        except (OSError, asyncio.TimeoutError, ValueError) as error:
+            raise DataError(f"what answers at {address} is no Dask scheduler ({error})") from error
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=_CONNECT)
+            except asyncio.TimeoutError as error:
+                raise DataError(
+                    f"the scheduler at {address} has no workers, or runs another version of Dask; "
+                    f"start some with 'dask worker {address}' from this environment"
+                ) from error
+            yield client
+
+
+def _knock(address: str) -> None:
+    """See whether somebody listens: a Dask client that could not connect would keep the process waiting for a minute."""
+    from distributed.comm.addressing import get_address_host_port, parse_address
+
+    try:
+        if parse_address(address)[0] in ("tcp", "tls"):
+            socket.create_connection(get_address_host_port(address, strict=True), _CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise DataError(f"no Dask scheduler answers at {address} ({error}); start one with 'dask scheduler'") from error

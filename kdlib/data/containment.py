@@ -1,0 +1,87 @@
+"""Points (N, >=3) and boxes (M, 7) enter; which box owns each point, and which boxes collide, leave (numpy)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CELL = 0.5  # metres
+_MARGIN = 0.01  # metres; far more than float32 loses at 80 m
+
+
+def owner_of_points(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return the position (N,) of the first box each point lies in, borders included, -1 for none.
+
+    A map of the cells that boxes touch rules out nearly all points before any is rotated: 170,000 points and 100 boxes take a
+    few milliseconds.
+    """
+    owner = np.full(len(points), -1, np.int32)
+    if not len(boxes) or not len(points):
+        return owner
+    near = _near_boxes(points, boxes)
+    near = near[np.argsort(points[near, 0], kind="stable")]
+    x, y, z = points[near, :3].astype(np.float64).T
+    reach = _reach(boxes)[:, 0]
+    first = np.searchsorted(x, boxes[:, 0] - reach)
+    last = np.searchsorted(x, boxes[:, 0] + reach, side="right")
+    for number in range(len(boxes) - 1, -1, -1):  # backwards, so that the first box has the last word
+        some = slice(first[number], last[number])
+        inside = _inside(x[some], y[some], z[some], boxes[number].astype(np.float64))
+        owner[near[some][inside]] = number
+    return owner
+
+
+def _inside(
+    x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64], box: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    dx, dy = x - box[0], y - box[1]
+    cos, sin = np.cos(box[6]), np.sin(box[6])
+    inside: NDArray[np.bool_] = (
+        (np.abs(dx * cos + dy * sin) <= box[3] / 2)
+        & (np.abs(dy * cos - dx * sin) <= box[4] / 2)
+        & (np.abs(z - box[2]) <= box[5] / 2)
+    )
+    return inside
+
+
+def _reach(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how far (M, 2) boxes reach from their centres along x and y, and a little more."""
+    half, heading = boxes[:, 3:5].astype(np.float64) / 2, boxes[:, 6].astype(np.float64)
+    cos, sin = np.abs(np.cos(heading)), np.abs(np.sin(heading))
+    return np.stack((half[:, 0] * cos + half[:, 1] * sin, half[:, 0] * sin + half[:, 1] * cos), axis=1) + _MARGIN
+
+
+def _near_boxes(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return which points lie in a cell of the ground that some box touches."""
+    reach = _reach(boxes)
+    low, high = boxes[:, :2] - reach, boxes[:, :2] + reach
+    origin = low.min(axis=0) - _CELL  # so that the first and the last row and column belong to no box
+    first, last = (np.floor((corner - origin) / _CELL).astype(np.int64) for corner in (low, high))
+    touched = np.zeros(last.max(axis=0) + 2, np.bool_)
+    for (x0, y0), (x1, y1) in zip(first, last):
+        touched[x0 : x1 + 1, y0 : y1 + 1] = True
+    cell = [
+        np.clip((points[:, axis] - np.float32(origin[axis])) * np.float32(1 / _CELL), 0, touched.shape[axis] - 1)
+        for axis in (0, 1)
+    ]
+    flat = cell[0].astype(np.int32) * np.int32(touched.shape[1]) + cell[1].astype(np.int32)
+    return np.flatnonzero(touched.ravel()[flat])
+
+
+def collisions(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which boxes (M, 7) and (K, 7) overlap seen from above, as (M, K); touching is no overlap.
+
+    Separating axes: two rectangles share no area if and only if a side of one of them has the other one wholly behind it. No
+    area is computed, so none can round to a hair above zero for boxes that lie far apart.
+    """
+    one, other = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
+    dx, dy = other[..., 0] - one[..., 0], other[..., 1] - one[..., 1]
+    turn = one[..., 6] - other[..., 6]
+    cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
+    overlap = np.ones(cos.shape, np.bool_)
+    for box, seen in ((one, other), (other, one)):
+        ahead_x, ahead_y = np.cos(box[..., 6]), np.sin(box[..., 6])
+        along, across = np.abs(dx * ahead_x + dy * ahead_y), np.abs(dy * ahead_x - dx * ahead_y)
+        overlap &= along < (box[..., 3] + seen[..., 3] * cos + seen[..., 4] * sin) / 2
+        overlap &= across < (box[..., 4] + seen[..., 3] * sin + seen[..., 4] * cos) / 2
+    return overlap

@@ -1,0 +1,106 @@
+"""A frame's boxes and points enter, objects of other frames are pasted in where they hit nothing (GT sampling, spec 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.config import ObjectSamplingConfig
+from kdlib.data.containment import collisions, owner_of_points
+from kdlib.data.object_bank import ObjectBank, remedy
+from kdlib.data.store import class_types
+from kdlib.errors import ConfigError, DataError
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """Objects drawn for one frame."""
+
+    rows: NDArray[np.int64]  # (K,) in the bank
+    boxes: Float32  # (K, 7)
+    labels: NDArray[np.int64]  # (K,) 1-based class positions
+
+
+class ObjectSampler:
+    """Draws objects of a bank for frames.
+
+    Args:
+        bank: Where objects come from.
+        class_names: Label n is the n-th of these.
+        config: How many objects of each class a frame is filled up to, and which.
+
+    Raises:
+        ConfigError: If ``config.counts`` has not one number per class, or a class is unknown.
+        DataError: If the bank was built without one of the classes.
+    """
+
+    def __init__(self, bank: ObjectBank, class_names: Sequence[str], config: ObjectSamplingConfig) -> None:
+        if len(config.counts) != len(class_names):
+            raise ConfigError(f"object sampling has counts {config.counts} for the classes {', '.join(class_names)}")
+        missing = [name for name in class_names if name not in bank.class_names]
+        if missing:
+            raise DataError(f"{bank.path} was made without {', '.join(missing)}; delete it and {remedy(bank.path.parent.parent)}")
+        self.bank, self.config = bank, config
+        usable = (bank.counts >= config.min_points) & (bank.difficulty >= 0)
+        self.candidates = tuple(
+            np.flatnonzero(usable & (bank.types == kind)).astype(np.int32) for kind in class_types(class_names)
+        )
+
+    def draw(self, boxes: Float32, labels: NDArray[np.int64], rng: np.random.Generator) -> Pasted:
+        """Draw objects for a frame with boxes (M, 7) and labels (M,), 0 for boxes of no class; see :func:`draw_objects`."""
+        rows, new = draw_objects(self.candidates, self.bank.boxes, self.config.counts, boxes, labels, rng)
+        return Pasted(rows, np.asarray(self.bank.boxes[rows]), new)
+
+    def paste(self, points: Float32, pasted: Pasted) -> Float32:
+        """Return the points (N, 5) of the objects, then those of the frame that are in none of the pasted boxes."""
+        if not len(pasted.rows):
+            return points
+        boxes = pasted.boxes.copy()
+        boxes[:, 3:6] += np.array(self.config.extra_width, np.float32)
+        return np.concatenate((self.bank.points(pasted.rows), points[owner_of_points(points, boxes) < 0]))
+
+
+def draw_objects(
+    candidates: Sequence[NDArray[np.integer]],
+    bank_boxes: Float32,
+    counts: Sequence[int],
+    boxes: Float32,
+    labels: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw what fills a frame up to ``counts`` objects per class; return rows of the bank (K,) and their labels (K,).
+
+    Class by class, as many candidates are drawn as are missing. One that overlaps, seen from above, a box of the frame (of any
+    class), an object accepted before, or another candidate of the same draw is dropped: of two colliding candidates, both.
+
+    The published code walks through one permutation of the bank with a pointer that moves on from frame to frame, so what a
+    frame gets depends on the worker and all frames before it. Here each frame draws without replacement on its own: the same
+    frequencies on average, and a result that depends on the generator alone.
+
+    Args:
+        candidates: Usable rows of the bank for each class.
+        bank_boxes: (n, 7) boxes of the bank.
+        counts: For each class, how many a frame should have; no more are drawn where it has them already.
+        boxes: (M, 7) of the frame, all classes.
+        labels: (M,) 1-based; 0 for a box of none of the classes.
+        rng: Decides.
+    """
+    occupied, rows, new = boxes, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for label, (usable, count) in enumerate(zip(candidates, counts), start=1):
+        missing = min(count - int((labels == label).sum()), len(usable))
+        if missing <= 0:
+            continue
+        drawn = usable[rng.choice(len(usable), missing, replace=False)].astype(np.int64)
+        found = np.asarray(bank_boxes[drawn])
+        among = collisions(found, found)
+        np.fill_diagonal(among, False)
+        free = ~(among.any(axis=1) | collisions(found, occupied).any(axis=1))
+        occupied = np.concatenate((occupied, found[free]))
+        rows.append(drawn[free])
+        new.append(np.full(free.sum(), label))
+    return np.concatenate(rows), np.concatenate(new)

@@ -1,0 +1,177 @@
+"""Anchor boxes and what they should answer: labelled boxes in, one label, box code and direction per anchor out (spec 4.5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdlib.config import AnchorConfig, AnchorHeadConfig, GridConfig
+from kdlib.geometry.boxes import check_boxes
+from kdlib.models.targets import label_of
+
+IGNORED = -1  # label of an anchor that is neither object nor background
+_PAIRS = 2**20  # anchor-box pairs whose IoU is held at once
+
+
+@dataclass(frozen=True)
+class AnchorTargets:
+    """What the anchors of B frames should have answered; N anchors a frame, in the order of :func:`anchor_boxes`."""
+
+    labels: Tensor  # (B, N) int64: 1-based class, 0 background, -1 ignored
+    codes: Tensor  # (B, N, 7) box codes where the label is positive, else zeros
+    directions: Tensor  # (B, N) int64: half of the circle the heading lies in, 0 or 1, where the label is positive
+
+    @property
+    def positive(self) -> Tensor:
+        """Which anchors hold an object (B, N)."""
+        return self.labels > 0
+
+
+def limit_period(value: Tensor, offset: float, period: float) -> Tensor:
+    """Return values in [-offset * period, (1 - offset) * period) (spec 1.1)."""
+    return value - torch.floor(value / period + offset) * period
+
+
+def anchor_boxes(head: AnchorHeadConfig, grid: GridConfig) -> Tensor:
+    """Return the anchors (N, 7) of a map in the order rows, columns, classes, rotations.
+
+    Centres lie at equal distances from one border of the range to the other, both included (``align_center`` False).
+
+    Source: spec 4.5.
+    """
+    columns, rows = (cells // head.stride for cells in grid.grid_size[:2])
+    low, high = grid.point_range[:2], grid.point_range[3:5]
+    x = torch.linspace(low[0], high[0], columns)
+    y = torch.linspace(low[1], high[1], rows)
+    kinds = torch.tensor([(0.0, 0.0, a.bottom + a.size[2] / 2, *a.size, angle) for a in head.anchors for angle in a.rotations])
+    boxes = kinds.expand(rows, columns, -1, -1).clone()
+    boxes[..., 0] = x[None, :, None]
+    boxes[..., 1] = y[:, None, None]
+    return boxes.flatten(0, 2)
+
+
+def class_of_anchor(head: AnchorHeadConfig) -> tuple[int, ...]:
+    """Return, for the anchors of one cell, the position in ``head.anchors`` of each one's class."""
+    return tuple(position for position, anchor in enumerate(head.anchors) for _ in anchor.rotations)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Return the codes (..., 7) of boxes relative to anchors: offsets over the anchor's diagonal and height, log ratios, angle.
+
+    Source: SECOND (Yan et al., 2018); ResidualCoder, spec 4.5.
+    """
+    diagonal = torch.hypot(anchors[..., 3], anchors[..., 4])[..., None]
+    offset = boxes[..., :3] - anchors[..., :3]
+    scale = torch.cat((diagonal, diagonal, anchors[..., 5:6]), dim=-1)
+    ratio = (boxes[..., 3:6].clamp(min=1e-5) / anchors[..., 3:6]).log()
+    return torch.cat((offset / scale, ratio, boxes[..., 6:7] - anchors[..., 6:7]), dim=-1)
+
+
+def decode_codes(codes: Tensor, anchors: Tensor) -> Tensor:
+    """Return the boxes (..., 7) of codes relative to anchors, the inverse of :func:`encode`; headings are not wrapped."""
+    diagonal = torch.hypot(anchors[..., 3], anchors[..., 4])[..., None]
+    scale = torch.cat((diagonal, diagonal, anchors[..., 5:6]), dim=-1)
+    centre = codes[..., :3] * scale + anchors[..., :3]
+    size = codes[..., 3:6].exp() * anchors[..., 3:6]
+    return torch.cat((centre, size, codes[..., 6:7] + anchors[..., 6:7]), dim=-1)
+
+
+def direction_of(heading: Tensor, offset: float) -> Tensor:
+    """Return which half of the circle (0 or 1) headings lie in, counted from ``offset`` radians."""
+    return (limit_period(heading - offset, 0.0, 2 * math.pi) / math.pi).floor().long().clamp(0, 1)
+
+
+def nearest_rectangles(boxes: Tensor) -> Tensor:
+    """Return the axis-aligned rectangles (M, 4: x, y minima, then maxima) nearest to boxes (M, 7).
+
+    A heading within 45 degrees of the x axis keeps length along x, any other puts it along y.
+    """
+    turned = limit_period(boxes[:, 6], 0.5, math.pi).abs() >= math.pi / 4
+    size = torch.where(turned[:, None], boxes[:, [4, 3]], boxes[:, [3, 4]])
+    return torch.cat((boxes[:, :2] - size / 2, boxes[:, :2] + size / 2), dim=1)
+
+
+def rectangle_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Return the IoU (M, K) of axis-aligned rectangles (M, 4) and (K, 4)."""
+    width = (torch.minimum(a[:, None, 2], b[:, 2]) - torch.maximum(a[:, None, 0], b[:, 0])).clamp_(min=0)
+    depth = (torch.minimum(a[:, None, 3], b[:, 3]) - torch.maximum(a[:, None, 1], b[:, 1])).clamp_(min=0)
+    shared = width.mul_(depth)
+    area_a = ((a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]))[:, None]
+    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    return shared / (area_a + area_b - shared).clamp_(min=1e-6)
+
+
+def match(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tensor:
+    """Return for every anchor (N,) of one class the index of its box, -1 for background, -2 for ignored.
+
+    An anchor takes the box it overlaps most if that reaches ``positive_iou``, or if the anchor is the best (ties included) of any
+    box; it is background below ``negative_iou``. Overlap is that of the nearest axis-aligned rectangles seen from above.
+
+    Args:
+        anchors: (N, 7).
+        boxes: (M, 7), all of this class.
+        config: Its thresholds.
+
+    Source: AxisAlignedTargetAssigner; spec 4.5.
+    """
+    if not len(boxes):
+        return torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
+    ours, theirs = nearest_rectangles(anchors), nearest_rectangles(boxes)
+    best = anchors.new_full((len(anchors),), -1.0)
+    which = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
+    forced = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    step = max(_PAIRS // max(len(anchors), 1), 1)
+    for start in range(0, len(boxes), step):  # a million anchors times a hundred boxes would not fit
+        iou = rectangle_iou(theirs[start : start + step], ours)
+        top, index = iou.max(dim=0)
+        better = top > best  # equal overlap stays with the earlier box
+        best, which = torch.where(better, top, best), torch.where(better, index + start, which)
+        peak = iou.amax(dim=1, keepdim=True)
+        forced |= ((iou == peak) & (peak > 0)).any(dim=0)
+    answer = torch.where(best < config.negative_iou, -1, -2)
+    return torch.where(forced | (best >= config.positive_iou), which, answer)
+
+
+def assign_anchors(
+    boxes: Tensor, labels: Tensor, anchors: Tensor, head: AnchorHeadConfig, class_names: tuple[str, ...]
+) -> AnchorTargets:
+    """Return the targets of every anchor, class by class; no sampling. A box that is damaged or empty counts as absent.
+
+    Args:
+        boxes: (B, M, 7) metres and radians.
+        labels: (B, M) 1-based positions in ``class_names``; 0 is padding.
+        anchors: (N, 7) from :func:`anchor_boxes`.
+        head: Classes and thresholds.
+        class_names: The classes in order of their labels.
+
+    Raises:
+        ValueError: If the shapes do not fit, or the head names an unknown class.
+    """
+    check_boxes(boxes)
+    if boxes.dim() != 3 or labels.shape != boxes.shape[:2]:
+        raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
+    kinds = class_of_anchor(head)
+    cells = anchors.view(-1, len(kinds), 7)
+    found = torch.zeros((len(boxes), *cells.shape[:2]), dtype=torch.long, device=boxes.device)
+    codes = anchors.new_zeros((len(boxes), *cells.shape))
+    directions = torch.zeros_like(found)
+    solid = torch.isfinite(boxes).all(dim=2) & (boxes[..., 3:6] > 0).all(dim=2)
+    for position, config in enumerate(head.anchors):
+        label = label_of(config.class_name, class_names)
+        mine = slice(kinds.index(position), kinds.index(position) + len(config.rotations))
+        some = cells[:, mine].reshape(-1, 7)
+        for frame in range(len(boxes)):
+            wanted = boxes[frame, (labels[frame] == label) & solid[frame]].to(some.dtype)
+            which = match(some, wanted, config)
+            hit = which >= 0
+            frame_codes, side = torch.zeros_like(some), torch.zeros_like(which)
+            frame_codes[hit] = encode(wanted[which[hit]], some[hit])
+            side[hit] = direction_of(wanted[which[hit], 6], head.direction_offset)
+            values = torch.where(hit, label, torch.where(which == -1, 0, IGNORED))
+            shape = (len(cells), len(config.rotations))
+            found[frame, :, mine], directions[frame, :, mine] = values.view(shape), side.view(shape)
+            codes[frame, :, mine] = frame_codes.view(*shape, 7)
+    return AnchorTargets(found.flatten(1), codes.flatten(1, 2), directions.flatten(1))

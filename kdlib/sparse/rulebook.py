@@ -1,0 +1,233 @@
+"""Coordinates of active sites and a kernel's geometry in, which input row meets which output row under which weight out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kdlib.errors import ConfigError, DataError
+
+Triple = tuple[int, int, int]  # z, y, x
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel lies over the grid; all triples are z, y, x."""
+
+    kernel: Triple
+    stride: Triple = (1, 1, 1)
+    padding: Triple = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
+
+    def __post_init__(self) -> None:
+        """Check signs."""
+        if min(self.kernel) < 1 or min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
+            raise ConfigError(f"kernel, stride and dilation must be at least 1 and padding at least 0: {self}")
+
+    @property
+    def offsets(self) -> tuple[Triple, ...]:
+        """Position of every weight in the kernel, in the order of its memory."""
+        depth, height, width = self.kernel
+        return tuple(itertools.product(range(depth), range(height), range(width)))
+
+    def output_shape(self, shape: Triple) -> Triple:
+        """Return the grid behind a strided convolution: floor((in + 2 p - d (k - 1) - 1) / s) + 1.
+
+        Raises:
+            ConfigError: If the grid is smaller than the kernel.
+        """
+        sizes = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(shape, self.kernel, self.stride, self.padding, self.dilation)
+        ]
+        if min(sizes) < 1:
+            raise ConfigError(f"a grid of {shape} cells (z, y, x) is too small for {self}")
+        return sizes[0], sizes[1], sizes[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Rulebook:
+    """Which input site meets which output site under which weight; under one weight no site occurs twice on either side."""
+
+    table: Tensor  # (V_out, K) int32: row of the input that meets an output row under a weight, ``sites`` where there is none
+    sites: int  # V_in
+    coords: Tensor  # (V_out, 4) int64 output sites: batch, z, y, x
+    shape: Triple  # output grid
+    mirrored: bool  # outputs are the inputs: whom a site meets under a weight, it is met by under the opposite weight
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Number of pairs of sites under each weight."""
+        return tuple((self.table < self.sites).sum(dim=0).tolist())
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of sites; a convolution multiplies pairs x Cin x Cout times."""
+        return sum(self.counts)
+
+    def meetings(self, weight: int) -> tuple[Tensor, Tensor]:
+        """Return the input rows and the output rows, ascending, that meet under one weight."""
+        column = self.table[:, weight]
+        outputs = (column < self.sites).nonzero()[:, 0]
+        return column[outputs], outputs
+
+
+def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Rulebook:
+    """Return the meetings of a submanifold convolution: outputs are the input sites, in their order.
+
+    Args:
+        coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
+        shape: Cells along z, y, x.
+        batch_size: Number of frames.
+        geometry: Kernel with odd sizes; stride must be 1, padding is always half of what the kernel covers.
+
+    Raises:
+        ConfigError: If the kernel has an even size or a stride, or the grid has too many cells.
+        DataError: If a site is outside the grid or occurs twice.
+    """
+    if any(size % 2 == 0 for size in geometry.kernel) or geometry.stride != (1, 1, 1):
+        raise ConfigError(f"a submanifold kernel has odd sizes and stride 1, not {geometry}")
+    z, y, x = (size // 2 * dilation for size, dilation in zip(geometry.kernel, geometry.dilation))
+    grid = _PaddedGrid(shape, (z, y, x), batch_size)
+    keys, order = _sorted_keys(coords, grid)
+    columns = _search(keys, keys - grid.step((z, y, x)), grid, geometry, weights=math.prod(geometry.kernel) // 2)
+    opposite = columns.flip(0)  # the kernel is symmetric, so the other half is this one read backwards
+    everyone = torch.arange(len(keys), dtype=columns.dtype, device=coords.device)
+    others = torch.full_like(columns, len(keys))
+    for found, column in zip(opposite, others):
+        rows = (found < len(keys)).nonzero()[:, 0]
+        column.index_copy_(0, found.index_select(0, rows).long(), rows.int())
+    table = torch.cat((columns, everyone[None], others)).t().contiguous()
+    if order is None:
+        return Rulebook(table, len(keys), coords, shape, mirrored=True)
+    table = _rows(order)[table]
+    return Rulebook(torch.empty_like(table).index_copy_(0, order, table), len(keys), coords, shape, mirrored=True)
+
+
+def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Rulebook:
+    """Return the meetings of an ordinary sparse convolution: a site is active where its receptive field holds an active input.
+
+    Output sites ascend in batch, z, y, x, whatever the order of the inputs.
+
+    Args:
+        coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
+        shape: Cells along z, y, x.
+        batch_size: Number of frames.
+        geometry: Kernel, stride, padding, dilation.
+
+    Raises:
+        ConfigError: If the grid is smaller than the kernel or has too many cells.
+        DataError: If a site is outside the grid or occurs twice.
+    """
+    reached = geometry.output_shape(shape)
+    grid = _PaddedGrid(shape, geometry.padding, batch_size)
+    keys, order = _sorted_keys(coords, grid)
+    outputs = _reached(coords, shape, reached, geometry)
+    corner = outputs[:, 1:] * outputs.new_tensor(geometry.stride)  # where the receptive field begins, on the padded grid
+    starts = grid.keys(outputs[:, 0], corner)
+    columns = _search(keys, starts, grid, geometry, weights=math.prod(geometry.kernel))
+    table = columns.t().contiguous()
+    return Rulebook(table if order is None else _rows(order)[table], len(keys), outputs, reached, mirrored=False)
+
+
+@dataclass(frozen=True)
+class _PaddedGrid:
+    """Numbers the cells of B grids with their padding, so that a step out of a grid never lands on an active site."""
+
+    shape: Triple
+    border: Triple  # cells added on both sides
+    batch_size: int
+
+    @property
+    def extent(self) -> Triple:
+        z, y, x = (size + 2 * border for size, border in zip(self.shape, self.border))
+        return z, y, x
+
+    def step(self, by: Triple) -> int:
+        """Return how far apart two cells' numbers are."""
+        return (by[0] * self.extent[1] + by[1]) * self.extent[2] + by[2]
+
+    def keys(self, batch: Tensor, padded: Tensor) -> Tensor:
+        """Return the numbers of cells (V, 3), counted from the padded grid's corner."""
+        depth, height, width = self.extent
+        return ((batch * depth + padded[:, 0]) * height + padded[:, 1]) * width + padded[:, 2]
+
+
+def _sorted_keys(coords: Tensor, grid: _PaddedGrid) -> tuple[Tensor, Tensor | None]:
+    """Return every site's number, ascending, and the rows in that order; None if they are in order."""
+    if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
+        raise DataError(f"sites must be (V, 4) int64 batch, z, y, x, not {tuple(coords.shape)} {coords.dtype}")
+    if grid.batch_size * math.prod(grid.extent) >= 1 << 62:
+        raise ConfigError(f"a grid of {grid.shape} cells in {grid.batch_size} frames has too many cells to number")
+    limit = (grid.batch_size, *grid.shape)
+    outside = ((coords < 0) | (coords >= coords.new_tensor(limit))).any(dim=1)
+    if bool(outside.any()):
+        site = coords[outside.nonzero()[0, 0]].tolist()
+        raise DataError(f"site {site} (batch, z, y, x) is outside {grid.batch_size} frames of {grid.shape} cells")
+    keys, order = grid.keys(coords[:, 0], coords[:, 1:] + coords.new_tensor(grid.border)), None
+    if bool((keys[1:] < keys[:-1]).any()):
+        keys, order = keys.sort()
+    same = keys[1:] == keys[:-1]
+    if bool(same.any()):
+        place = same.nonzero()[0, 0]
+        site = coords[place if order is None else order[place]].tolist()
+        raise DataError(f"site {site} (batch, z, y, x) occurs twice; voxelise the points first")
+    return keys, order
+
+
+def _rows(order: Tensor) -> Tensor:
+    """Return the row of every place in an order, and of the place behind the last the number of rows."""
+    return torch.cat((order, order.new_full((1,), len(order)))).int()
+
+
+def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, geometry: Geometry, weights: int) -> Tensor:
+    """Return (weights, V_out) int32: the place among the keys of the cell under each of the first weights, len(keys) if empty.
+
+    Args:
+        keys: (V_in,) ascending.
+        starts: (V_out,) ascending numbers of the first cells of the receptive fields.
+        grid: Their numbering.
+        geometry: Kernel and dilation.
+        weights: How many weights to look at.
+    """
+    columns = torch.empty((weights, len(starts)), dtype=torch.int32, device=keys.device)
+    known = torch.cat((keys, keys.new_full((1,), torch.iinfo(keys.dtype).max)))  # place len(keys) can be looked at
+    nowhere = torch.full_like(starts, len(keys), dtype=torch.int32)
+    side_by_side = geometry.dilation[2] == 1
+    place = hit = columns
+    for weight, (z, y, x) in enumerate(geometry.offsets[:weights]):
+        wanted = starts + grid.step((z * geometry.dilation[0], y * geometry.dilation[1], x * geometry.dilation[2]))
+        if x == 0 or not side_by_side:
+            place = torch.searchsorted(keys, wanted, out_int32=True)
+        else:  # the next cell of the row is in the next place, if this one is there at all
+            place = place + hit
+        hit = known.index_select(0, place) == wanted
+        torch.where(hit, place, nowhere, out=columns[weight])
+    return columns
+
+
+def _reached(coords: Tensor, shape: Triple, reached: Triple, geometry: Geometry) -> Tensor:
+    """Return the output sites, ascending: those whose receptive field holds an input, one axis after the other."""
+    sizes = [*shape]
+    batch, z, y, x = coords.unbind(1)
+    keys = ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
+    for axis in (2, 1, 0):
+        behind = math.prod(sizes[axis + 1 :])
+        rest, inner = keys.div(behind, rounding_mode="floor"), keys % behind
+        outer, place = rest.div(sizes[axis], rounding_mode="floor"), rest % sizes[axis]
+        found = []
+        for offset in range(geometry.kernel[axis]):
+            scaled = place + (geometry.padding[axis] - offset * geometry.dilation[axis])
+            target = scaled.div(geometry.stride[axis], rounding_mode="floor")
+            meets = (target * geometry.stride[axis] == scaled) & (target >= 0) & (target < reached[axis])
+            found.append(((outer * reached[axis] + target) * behind + inner)[meets])
+        keys = torch.cat(found).unique()
+        sizes[axis] = reached[axis]
+    x, rest = keys % reached[2], keys.div(reached[2], rounding_mode="floor")
+    y, rest = rest % reached[1], rest.div(reached[1], rounding_mode="floor")
+    return torch.stack((rest.div(reached[0], rounding_mode="floor"), rest % reached[0], y, x), dim=1)

@@ -1,0 +1,86 @@
+"""A laser's calibration and range images enter, its points leave: what both Waymo formats share (format spec section 4)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.errors import DataError
+from kdlib.types import FloatArray
+from kdlib.waymo.range_image import RangeImageError, as_transform, range_image_to_points, row_inclinations
+
+TOP = 1
+LASER_NAMES = {1: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where one laser sits and how its beams are spread."""
+
+    extrinsic: NDArray[np.float64]  # (4, 4) vehicle from laser
+    lowest: float  # radians
+    highest: float
+    table: NDArray[np.float64] | None  # ascending beam inclinations, None where they are even
+
+
+def calibration(
+    extrinsic: Sequence[float], lowest: float | None, highest: float | None, table: Sequence[float] | None
+) -> Calibration:
+    """Check the numbers of one laser's calibration as a file holds them; limits may lack beside a table, a table beside limits.
+
+    Raises:
+        DataError: If the extrinsic is no transform, or beam inclinations are missing or not finite.
+    """
+    beams = np.array(table, np.float64) if table else None
+    limits = np.array([lowest, highest], np.float64)  # None becomes NaN
+    if not np.isfinite(limits if beams is None else beams).all():
+        raise DataError("beam inclinations are missing or not finite")
+    return Calibration(as_transform(np.array(extrinsic, np.float64)), float(limits[0]), float(limits[1]), beams)
+
+
+def laser_points(
+    returns: Sequence[FloatArray | None],
+    calibration: Calibration,
+    pixel_pose: FloatArray | None,
+    frame_pose: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Return the points (n, 6) of one laser, return 1 before return 2; an absent return is None.
+
+    Raises:
+        RangeImageError: If the first return is absent, shapes disagree, or a valid pixel has no pose.
+    """
+    if returns[0] is None:
+        which = "return 1 is an empty cell" if any(image is not None for image in returns) else "both returns are empty cells"
+        raise RangeImageError(f"{which}; the lidar images were stripped from this file")
+    clouds = []
+    for image in returns:
+        if image is None:
+            continue  # this laser has no second return
+        table = row_inclinations(calibration.table, calibration.lowest, calibration.highest, image.shape[0])
+        clouds.append(range_image_to_points(image, calibration.extrinsic, table, pixel_pose, frame_pose))
+    return np.concatenate(clouds)
+
+
+@contextmanager
+def naming(path: Path, place: str = "") -> Iterator[None]:
+    """Put file and place in front of an error, and the usual remedy behind it where it names none of its own."""
+    try:
+        yield
+    except DataError as error:
+        remedy = "" if "download" in str(error) else "; copy or download the file again"
+        raise type(error)(f"{path}: {place}{error}{remedy}") from error
+
+
+def warn_of_uneven_timing(path: Path, times: Sequence[int], stacklevel: int = 3) -> None:
+    """Warn if frames are not 95 to 105 ms apart, timestamps in microseconds (format spec section 8)."""
+    gaps = np.diff(times) / 1000.0
+    odd = (gaps < 95) | (gaps > 105)
+    if odd.any():
+        message = f"{path}: {int(odd.sum())} frames are not 95 to 105 ms after the one before (the first: {gaps[odd][0]:.1f} ms)"
+        warnings.warn(message, stacklevel=stacklevel)

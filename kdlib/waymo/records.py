@@ -1,0 +1,156 @@
+"""The TFRecord file of a Waymo v1 segment enters, frames in time order leave, streamed (format spec sections 1, 2 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.errors import DataError
+from kdlib.types import FloatArray, Frame, FrameLabels
+from kdlib.waymo import tfrecord
+from kdlib.waymo.frame_proto import context_name, matrix, parse_frame, peek_context_name
+from kdlib.waymo.labels import frame_labels
+from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
+from kdlib.waymo.range_image import RangeImageError, as_transform
+
+_HEAD = 4096  # bytes of a record in which its context name is looked for
+
+
+def segment_name(path: Path) -> str:
+    """Return the context name in the first record; of a file as Waymo writes it only the first few kB are read.
+
+    Raises:
+        DataError: If the file is empty, damaged at its beginning or no file of frames.
+    """
+    record = tfrecord.first(path)
+    with tfrecord.opening(path) as file, naming(path, "the first record "):
+        name = peek_context_name(tfrecord.read(path, file, record, _HEAD))
+    if name is not None:
+        return name
+    with tfrecord.opening(path) as file:
+        payload = tfrecord.read(path, file, record)
+    with naming(path, "the first record "):
+        return context_name(parse_frame(payload))
+
+
+def read_segment(path: Path, segment: str) -> Iterator[Frame]:
+    """Stream the frames of a v1 segment: the same frames, to the last bit, as of its v2 files.
+
+    Points are ordered by ascending laser, inside a laser return 1 before return 2, inside a return by row and column of the range
+    image. Every record's checksum is verified; the file's length is before the first frame. One record is in memory at a time.
+
+    Args:
+        path: The ``.tfrecord`` file.
+        segment: Its context name.
+
+    Raises:
+        DataError: If the file is damaged, its records are not the rising frames of this segment, or its LiDAR was stripped; the
+            message names file, frame and laser.
+    """
+    records = tfrecord.index(path)
+    if not records:
+        raise DataError(f"{path} holds no frame; copy or download it again")
+    times: list[int] = []
+    lasers: tuple[int, ...] | None = None
+    boxes, counted = 0, False
+    with tfrecord.opening(path) as file:
+        for index, record in enumerate(records):
+            payload = tfrecord.read(path, file, record)
+            with naming(path, f"record {index}: "):
+                proto = parse_frame(payload)
+                _check_place(proto, segment, times)
+            times.append(int(proto.timestamp_micros))
+            with naming(path, f"frame {times[-1]}: "):
+                frame, present = _frame(proto, segment, index)
+                if present != (lasers or present):
+                    raise DataError(f"has lasers {list(present)}, the frames before have {list(lasers or ())}")
+            lasers = present
+            boxes += len(proto.laser_labels)
+            counted = counted or any(label.HasField("num_lidar_points_in_box") for label in proto.laser_labels)
+            yield frame
+    if boxes and not counted:
+        raise DataError(f"{path}: none of its {boxes} boxes says how many points it holds; download release 1.2 or later")
+    warn_of_uneven_timing(path, times)
+
+
+def _check_place(proto: Any, segment: str, times: list[int]) -> None:
+    name = context_name(proto)
+    if name != segment:
+        raise DataError(f"is of segment {name}, not of {segment}; one file must hold one segment")
+    if times and proto.timestamp_micros <= times[-1]:
+        raise DataError(
+            f"its time {proto.timestamp_micros} does not come after the {times[-1]} of the record before; "
+            "records must be in time order, each once: download the file again"
+        )
+
+
+def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]]:
+    """Return one frame and its lasers, ascending."""
+    time, pose = int(proto.timestamp_micros), as_transform(np.array(proto.pose.transform, np.float64))
+    lasers = sorted(proto.lasers, key=lambda laser: laser.name)
+    names = tuple(int(laser.name) for laser in lasers)
+    if not any(blob for laser in lasers for blob in _images(laser)):
+        raise DataError("has no lidar images; they were stripped from this release, download one with lidar")
+    if len(set(names)) < len(names):
+        raise DataError(f"has a laser twice: {list(names)}")
+    calibrations = _calibrations(proto.context)
+    clouds = []
+    for name, laser in zip(names, lasers):
+        try:
+            clouds.append(_points(laser, calibrations.get(name), pose))
+        except DataError as error:
+            raise type(error)(f"laser {LASER_NAMES.get(name, name)}: {error}") from error
+    return Frame(segment, index, time, np.concatenate(clouds), pose, _labels(proto.laser_labels, time, pose)), names
+
+
+def _images(laser: Any) -> tuple[bytes, bytes]:
+    return laser.ri_return1.range_image_compressed, laser.ri_return2.range_image_compressed
+
+
+def _calibrations(context: Any) -> dict[int, Calibration]:
+    found: dict[int, Calibration] = {}
+    for row in context.laser_calibrations:
+        if row.name in found:
+            raise DataError(f"has two calibrations of laser {LASER_NAMES.get(row.name, row.name)}")
+        beams = (row.beam_inclination_min, row.beam_inclination_max, list(row.beam_inclinations))
+        found[int(row.name)] = calibration(list(row.extrinsic.transform), *beams)
+    return found
+
+
+def _points(laser: Any, calibration: Calibration | None, pose: NDArray[np.float64]) -> NDArray[np.float32]:
+    if calibration is None:
+        raise RangeImageError("has no calibration")
+    returns: list[FloatArray | None] = [matrix(blob, 4) if blob else None for blob in _images(laser)]
+    pixel_pose = None
+    if laser.name == TOP:
+        blob = laser.ri_return1.range_image_pose_compressed
+        if not blob:
+            raise RangeImageError("has no pose image; its points would be up to a metre off")
+        pixel_pose = matrix(blob, 6)
+    return laser_points(returns, calibration, pixel_pose, pose)
+
+
+def _labels(labels: Any, time: int, pose: NDArray[np.float64]) -> FrameLabels:
+    ids = []
+    for label in labels:
+        try:
+            ids.append(label.id.decode())
+        except UnicodeDecodeError as error:
+            raise DataError(f"an object id is no text: {label.id!r}") from error
+    places = [label.box for label in labels]
+    boxes = [(b.center_x, b.center_y, b.center_z, b.length, b.width, b.height, b.heading) for b in places]
+    speeds = [(label.metadata.speed_x, label.metadata.speed_y, label.metadata.speed_z) for label in labels]
+    return frame_labels(
+        time,
+        pose,
+        ids,
+        np.array(boxes, np.float64),
+        np.array([label.type for label in labels], np.int64),
+        np.array([label.detection_difficulty_level for label in labels], np.int64),
+        np.array([label.num_lidar_points_in_box for label in labels], np.int64),
+        np.array(speeds, np.float64),
+    )

@@ -1,0 +1,102 @@
+"""The folder of a split enters, its segments and their frames leave, whichever of Waymo's two formats lies there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from kdlib.errors import DataError
+from kdlib.types import Frame
+from kdlib.waymo import components, parquet, records, tfrecord
+
+FORMATS = ("v1", "v2")
+"""v1: one TFRecord file per segment. v2: one Parquet file per segment and component."""
+
+
+def detect_format(folder: Path) -> str:
+    """Return "v1" if TFRecord files lie in ``<root>/<split>``, "v2" if folders of components do.
+
+    Raises:
+        DataError: If there is neither, or both.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; point to the one that holds training/ and validation/")
+    record = next(_tfrecords(folder), None)
+    wanted = (*components.REQUIRED, components.LABELS)
+    table = next((path for name in wanted for path in (folder / name).glob("*.parquet") if path.name[0] != "."), None)
+    if record and table:
+        raise DataError(f"{folder} holds both {record.name} (v1) and {table.relative_to(folder)} (v2); move one format elsewhere")
+    if record:
+        return "v1"
+    if table:
+        return "v2"
+    raise DataError(f"{folder} holds no Waymo segments; expected SEGMENT.tfrecord (v1) or {wanted[0]}/SEGMENT.parquet (v2) in it")
+
+
+def list_segments(folder: Path) -> list[str]:
+    """Return the names of all segments of a split, sorted.
+
+    Raises:
+        DataError: If there is none, a component is missing for one (v2), or two files are of the same segment (v1).
+    """
+    if detect_format(folder) == "v2":
+        return components.list_segments(folder)
+    return sorted(_files_by_name(folder))
+
+
+def segment_files(folder: Path, segment: str) -> dict[str, Path]:
+    """Return the files a segment is read from: by component (v2), or the one called "tfrecord" (v1).
+
+    Raises:
+        DataError: If one is missing.
+    """
+    if detect_format(folder) == "v2":
+        return components.segment_files(folder, segment)
+    found = _files_by_name(folder)
+    if segment not in found:
+        raise DataError(f"{folder}: none of its {len(found)} .tfrecord files is of segment {segment}; download it")
+    return {"tfrecord": found[segment]}
+
+
+def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
+    """Stream the frames of a segment in time order, the same ones from either format.
+
+    Points are ordered by ascending laser, inside a laser return 1 before return 2, inside a return by row and column of the range
+    image.
+
+    Args:
+        folder: ``<root>/<split>``.
+        segment: Context name, one of :func:`list_segments`.
+
+    Raises:
+        DataError: If a file is missing, damaged or contradicts itself; the message names file, frame and laser.
+    """
+    if detect_format(folder) == "v2":
+        return parquet.read_segment(folder, segment)
+    return records.read_segment(segment_files(folder, segment)["tfrecord"], segment)
+
+
+def _tfrecords(folder: Path) -> Iterator[Path]:
+    return (path for path in Path(folder).glob("*.tfrecord") if not path.name.startswith("."))
+
+
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """Return the v1 files by the context name in their first record; file names differ between releases."""
+    found: dict[str, Path] = {}
+    for path in sorted(_tfrecords(folder)):
+        with tfrecord.opening(path) as file:
+            state = os.fstat(file.fileno())
+        name = _name(path, state.st_size, state.st_mtime_ns)
+        if name in found:
+            raise DataError(f"{found[name]} and {path} are both of segment {name}; remove one of them")
+        found[name] = path
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _name(path: Path, size: int, modified: int) -> str:
+    """Remember the name in a file for as long as the file is the same one."""
+    return records.segment_name(path)

@@ -1,0 +1,60 @@
+"""The table of costs and latencies: numbers agree with each other, published cells stand where they belong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdlib.bench.models import bench_models, page, table
+from kdlib.errors import ConfigError
+
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    names = ("cp_voxel_xxs", "cp_pillar_demo_v0.64")
+    return bench_models(names, "cpu", frames=1, repeats=2, warmup=0)
+
+
+def test_numbers_agree_with_each_other(measured: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(measured)) == measured
+    assert measured["simulated"] is True and measured["hardware"]["threads"] == torch.get_num_threads()
+    voxel, pillar = measured["models"]
+    assert voxel["cost"]["params"] == 1_012_643 and pillar["cost"]["params"] == 329_123
+    for row in (voxel, pillar):
+        assert set(row["latency"]) == {"fp32", "mixed"} and row["peak_memory"] is None, "no accelerator to ask"
+        for report in row["latency"].values():
+            assert report["repeats"] == 2
+            assert all(stage["p50_ms"] > 0 for stage in report["stages"].values())
+            assert report["total"]["p95_ms"] >= report["total"]["p50_ms"] > 0
+
+
+def test_table_has_published_cells_and_reasons(measured: dict[str, Any]) -> None:
+    text = table(measured)
+    row = next(line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` | 1,012,643"))
+    assert "| 6.53 | **12.0** |" in row and "| 18.5 | **33.1** |" in row and "real Waymo frames" in row
+    assert "**simulated**" in text and "1.83x" in text, "129.12 / 70.44 on the GTX 1060"
+
+
+def test_speeds_are_multiples_of_pointpillar(measured: dict[str, Any]) -> None:
+    voxel, pillar = measured["models"]
+    renamed = {**measured, "models": [voxel, {**pillar, "model": "pointpillar"}]}
+    ratio = pillar["latency"]["fp32"]["total"]["p50_ms"] / voxel["latency"]["fp32"]["total"]["p50_ms"]
+    line = next(line for line in table(renamed).splitlines() if line.startswith("| `cp_voxel_xxs`") and "1.83x" in line)
+    assert f"| {ratio:.2f}x |" in line
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="device 'nowhere' is not there"):
+        bench_models(("cp_voxel_xxs",), "nowhere")
+
+
+def test_the_committed_page_is_that_of_its_numbers() -> None:
+    values = json.loads((REPORTS / "costs.json").read_text())
+    assert (REPORTS / "costs.md").read_text() == page(values)
+    assert len(values["models"]) == 10
