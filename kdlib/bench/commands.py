@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -94,6 +95,9 @@ def sparse(
     out: Out = None,
 ) -> None:
     """Sparse convolution on the processor against spconv's own wheel on a simulated full-size sweep."""
+    # Threads that spin while they wait take the processor from each other on a busy machine: ten times slower, measured. OpenMP
+    # reads this when torch is loaded, which has not happened yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from kdlib.bench.sparse import bench_sparse
 
     _print(bench_sparse(model, rounds), as_json, out)

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from kdlib.config import CLASS_NAMES
 from kdlib.data import points as codec
 from kdlib.data.containment import owner_of_points
+from kdlib.data.progress import watched
 from kdlib.data.segment import read_points, writing
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import DataError
@@ -193,7 +193,7 @@ def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_na
     for index, stored in _objects(split, types, progress):
         parts.append({name: np.asarray(values, _INDEX[name][0]) for name, values in index.items()})
         digest.update(stored.tobytes())
-        stored.tofile(stream)
+        stream.write(stored.tobytes())
         seen += len(stored)
     empty = {name: np.zeros((0, *shape), kind) for name, (kind, shape) in _INDEX.items()}
     arrays = {name: np.concatenate([empty[name], *(part[name] for part in parts)]) for name in _INDEX if name != "segments"}
@@ -220,7 +220,7 @@ def _objects(split: StoreSplit, types: tuple[int, ...], progress: bool) -> Itera
     """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their points."""
     every = np.ones(256, np.int64)
     every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
-    for number in tqdm(range(len(split)), desc="object bank", unit="frame", mininterval=2, disable=not progress):
+    for number in watched(len(split), "object bank", "frame", progress):
         rows = split.box_rows(number)
         kinds = split.types[rows]
         kept = np.flatnonzero(number % every[kinds] == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from tqdm.auto import tqdm
@@ -27,3 +28,11 @@ def progress_bar(total: int, title: str, unit: str, show: bool) -> Any:
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return tqdm(total=total, desc=title, unit=unit, mininterval=2, disable=not show)
     return tqdm(total=total, desc=title, unit=unit, mininterval=30, ncols=100, file=_Lines(sys.stderr), disable=not show)
+
+
+def watched(count: int, title: str, unit: str, show: bool) -> Iterator[int]:
+    """Yield 0 to ``count`` - 1 under a progress bar."""
+    with progress_bar(count, title, unit, show) as bar:
+        for number in range(count):
+            yield number
+            bar.update()

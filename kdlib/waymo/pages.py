@@ -1,7 +1,8 @@
 """A Parquet file enters and passes, or is refused, before Arrow allocates what its metadata and page headers claim.
 
 Arrow believes the sizes a file states: a few flipped bits make it ask for gigabytes, and end the process in some releases. Here
-every claim is held against the bytes that are there. The values inside the pages are Arrow's to check.
+every claim is held against the bytes that are there. What is inside the pages is Arrow's to check; only page checksums, where a
+writer has put them, tell other numbers from the right ones.
 """
 
 from __future__ import annotations

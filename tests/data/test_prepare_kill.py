@@ -184,7 +184,7 @@ def test_killed_at_4_moments_with_two_workers(nursery, undisturbed, tmp_path):
         nursery.start(out, 1 + number // 3)
         assert nursery.wait() == 0
         assert tree(out) == undisturbed
-    assert hits >= 3
+    assert hits >= 2
 
 
 def test_orphaned_workers_end_by_themselves(nursery, tmp_path):
