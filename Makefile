@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+# Threads that wait must not spin: on a busy machine that makes everything many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

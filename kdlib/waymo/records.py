@@ -98,6 +98,9 @@ def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]
     if len(set(names)) < len(names):
         raise DataError(f"has a laser twice: {list(names)}")
     calibrations = _calibrations(proto.context)
+    unseen = set(calibrations) - set(names)
+    if unseen:
+        raise DataError(f"has a calibration but no range images of laser {LASER_NAMES.get(min(unseen), min(unseen))}")
     clouds = []
     for name, laser in zip(names, lasers):
         try:

@@ -4,8 +4,8 @@ The mutants are those of ``mutate.py``, half of them v1 and half v2: bytes of th
 lengths, payloads and matrices with fitting checksums, cells, rows, columns, whole files. What is correct depends on them. Where a
 checksum covers the change (v1) only an error or the unchanged frames are, except for a file cut on the boundary of a record,
 which nothing in the format tells. Where none does, other numbers cannot be told from the right ones: then both frames must be
-there with finite points of the right shape, rigid poses, and boxes that can be; time stamps and poses in v2 are in several files
-and must agree. Rows and columns in another order must give the unchanged frames.
+there with finite points of the right shape, no more than pixels, rigid poses, and boxes that can be; the time stamps of v2 are in
+several files and must be the right ones. Rows and columns in another order must give the unchanged frames.
 
 More of them: ``python tests/waymo/mutate.py tests/goldens/waymo_format FOLDER FIRST COUNT``.
 """

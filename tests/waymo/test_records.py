@@ -304,13 +304,26 @@ def test_contradictions_name_file_frame_and_laser(broken, change, said):
     broken(second, said)
 
 
+def without_laser(rows):
+    kept = [entry for entry in rows if entry.name != 4]
+    del rows[:]
+    rows.extend(kept)
+
+
 def test_a_laser_that_comes_and_goes_is_an_error(broken):
     def remove(frames):
-        kept = [entry for entry in frames[1].lasers if entry.name != 4]
-        del frames[1].lasers[:]
-        frames[1].lasers.extend(kept)
+        without_laser(frames[1].lasers)
+        without_laser(frames[1].context.laser_calibrations)
 
     broken(remove, rf"frame {TIMES[1]}: has lasers \[1, 2, 3, 5\], the frames before have \[1, 2, 3, 4, 5\]")
+
+
+def test_a_calibrated_laser_without_images_is_an_error(broken):
+    def remove(frames):
+        for frame in frames:
+            without_laser(frame.lasers)
+
+    broken(remove, r"has a calibration but no range images of laser SIDE_RIGHT")
 
 
 def test_other_tfrecords_are_not_frames(tmp_path):
