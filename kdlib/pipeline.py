@@ -87,7 +87,8 @@ def prepare_data(run: Run) -> Store:
             simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=_workers(run))
     elif not source.is_dir():
         raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
-    prepare(source, run.data / "store", workers=_workers(run))
+    pasted = any(schedule.augment.objects is not None for schedule in (run.profile.teacher, run.profile.student))
+    prepare(source, run.data / "store", workers=_workers(run), objects=pasted)
     return run.store
 
 
