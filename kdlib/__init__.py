@@ -2,12 +2,13 @@
 
 How the data flows (a module imports only from those above it)::
 
-    Waymo v2 Parquet | simulate
+    Waymo v1 TFRecord | v2 Parquet | simulate
           -> waymo   Frame (numpy)
           -> data    prepared store -> Sample -> Batch (torch)
-          -> voxel   VoxelBatch -> models HeadOutput -> Detections
+          -> voxel   VoxelBatch -> models (voxels through sparse) HeadOutput -> Detections
                                   -> losses, kd: LossTerms -> training
           -> evaluation   tables of boxes -> Waymo metric
+          -> profiling, bench   what it costs and how fast it is
           -> viz     pictures
 
 The notebooks call ``pipeline`` (data, teacher, students), ``explore``, ``comparison`` and ``costs``; ``execute`` runs them
