@@ -6,8 +6,9 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
-# Threads that wait must not spin: on a busy machine that makes everything many times slower.
+# Threads that wait must not spin for long: on a busy machine that makes everything many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -95,9 +95,10 @@ def sparse(
     out: Out = None,
 ) -> None:
     """Sparse convolution on the processor against spconv's own wheel on a simulated full-size sweep."""
-    # Threads that spin while they wait take the processor from each other on a busy machine: ten times slower, measured. OpenMP
-    # reads this when torch is loaded, which has not happened yet.
+    # Threads that spin while they wait take the processor from each other on a busy machine (ten times slower, measured), those
+    # that sleep at once wake up late on a quiet one (a fifth): spin a little. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from kdlib.bench.sparse import bench_sparse
 
     _print(bench_sparse(model, rounds), as_json, out)

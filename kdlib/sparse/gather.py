@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdlib.sparse.rulebook import Rulebook
+from kdlib.sparse.rulebook import Rulebook, Share
 
 _CACHED, _LARGE = 1 << 21, 1 << 26  # elements gathered at a time: what a cache holds; what keeps an accelerator busy
 _BLOCK = 256  # blocks are multiples of this many rows
 _IMAGES = 16  # see _multiply
+_WIDE = 32  # channels from which on shares pay
 
 
 def convolve(features: Tensor, weight: Tensor, book: Rulebook) -> Tensor:
@@ -46,7 +47,7 @@ class _Convolve(torch.autograd.Function):
         """Gather inputs, multiply."""
         ctx.save_for_backward(features, weight)
         ctx.book = book
-        return _gather_multiply(features, weight, book.table)
+        return _gather_multiply(features, weight, book)
 
     @staticmethod
     @once_differentiable
@@ -57,20 +58,26 @@ class _Convolve(torch.autograd.Function):
         gradient = gradient.contiguous()
         to_features = to_weight = None
         if ctx.needs_input_grad[0] and book.mirrored:
-            to_features = _gather_multiply(gradient, weight.flip(1).permute(2, 1, 0).contiguous(), book.table)
+            to_features = _gather_multiply(gradient, weight.flip(1).permute(2, 1, 0), book)
         elif ctx.needs_input_grad[0]:
             to_features = _multiply_scatter(gradient, weight, book)
         if ctx.needs_input_grad[1]:
-            to_weight = _correlate(gradient, features, book.table).view_as(weight).to(weight.dtype)
+            to_weight = _correlate(gradient, features, book).to(weight.dtype)
         return to_features, to_weight, None
 
 
-def _gather_multiply(rows: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+def _gather_multiply(rows: Tensor, weight: Tensor, book: Rulebook) -> Tensor:
     """Return (V_out, Cout): the sum over weights of rows[table] @ weight."""
-    matrix = weight.flatten(1)
-    answer = rows.new_empty((len(table), len(matrix)))
-    for first, gathered in _blocks(rows, table):
-        answer[first : first + len(gathered)] = _multiply(gathered, matrix)
+    padded = _padded(rows)
+    answer = rows.new_empty((len(book.table), len(weight)))
+    for share in _shares(book, rows.shape[1]):
+        matrix = weight[:, share.weights].flatten(1).contiguous()
+        for first, gathered in _blocks(padded, share.table):
+            block = slice(first, first + len(gathered))
+            if share.rows is None:
+                answer[block] = _multiply(gathered, matrix)
+            else:
+                answer.index_copy_(0, share.rows[block], _multiply(gathered, matrix))
     return answer
 
 
@@ -84,33 +91,46 @@ def _multiply_scatter(gradient: Tensor, weight: Tensor, book: Rulebook) -> Tenso
     return answer.to(gradient.dtype)
 
 
-def _correlate(gradient: Tensor, features: Tensor, table: Tensor) -> Tensor:
-    """Return (Cout, K * Cin): the weights' gradient, summed block by block."""
-    wide = _accumulator(gradient.dtype)
-    answer = gradient.new_zeros((gradient.shape[1], table.shape[1] * features.shape[1]), dtype=wide)
-    done = 0
-    for first, gathered in _blocks(features, table):
-        fresh = done - first  # the last block overlaps the one before
-        answer += (gradient[done : first + len(gathered)].t() @ gathered[fresh:]).to(wide)
-        done = first + len(gathered)
+def _correlate(gradient: Tensor, features: Tensor, book: Rulebook) -> Tensor:
+    """Return (Cout, K, Cin): the weights' gradient, summed block by block."""
+    padded, channels = _padded(features), features.shape[1]
+    answer = gradient.new_zeros((gradient.shape[1], book.table.shape[1], channels), dtype=_accumulator(gradient.dtype))
+    for share in _shares(book, channels):
+        theirs = gradient if share.rows is None else gradient.index_select(0, share.rows)
+        part = torch.zeros_like(answer[:, share.weights]).flatten(1)
+        done = 0
+        for first, gathered in _blocks(padded, share.table):
+            fresh = done - first  # the last block overlaps the one before
+            part += (theirs[done : first + len(gathered)].t() @ gathered[fresh:]).to(part.dtype)
+            done = first + len(gathered)
+        answer[:, share.weights] += part.view(len(part), -1, channels)
     return answer
+
+
+def _shares(book: Rulebook, channels: int) -> tuple[Share, ...]:
+    """Return the parts in which to go through a rulebook; for narrow rows, sorting costs more than multiplying zeros."""
+    return book.shares if channels >= _WIDE else (book.whole,)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Return the rows and one of zeros, for those that are not there."""
+    return torch.cat((rows, rows.new_zeros((1, rows.shape[1]))))
 
 
 def _accumulator(kind: torch.dtype) -> torch.dtype:
     return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
 
 
-def _blocks(rows: Tensor, table: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield a block's first output row and its gathered inputs (n, K * C), to be used before the next is asked for.
+def _blocks(padded: Tensor, table: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield a block's first row of the table and its gathered inputs (n, K * C), to be used before the next is asked for.
 
     All blocks have one size, the last begins earlier to fill it: oneDNN compiles a kernel for every new size.
     """
     sites, weights = table.shape
-    channels = rows.shape[1]
-    padded = torch.cat((rows, rows.new_zeros((1, channels))))
-    most = _CACHED if rows.device.type == "cpu" else _LARGE
-    size = min(sites, max(most // max(weights * channels, 1), 1) // _BLOCK * _BLOCK + _BLOCK)
-    buffer = rows.new_empty((size * weights, channels))
+    channels = padded.shape[1]
+    most = _CACHED if padded.device.type == "cpu" else _LARGE
+    size = min(sites // _BLOCK * _BLOCK or sites, max(most // max(weights * channels, 1), 1) // _BLOCK * _BLOCK + _BLOCK)
+    buffer = padded.new_empty((size * weights, channels))
     for first in range(0, sites, max(size, 1)):
         first = min(first, sites - size)
         torch.index_select(padded, 0, table[first : first + size].flatten(), out=buffer)

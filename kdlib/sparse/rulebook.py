@@ -50,6 +50,18 @@ class Geometry:
         return sizes[0], sizes[1], sizes[2]
 
 
+_FEW = 1024  # output sites that are not worth a share of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Output sites that meet inputs under a run of weights only."""
+
+    rows: Tensor | None  # (n,) int64 ascending output rows; None means all, in order
+    weights: slice  # the run
+    table: Tensor  # (n, length of the run) int32, as in the rulebook
+
+
 @dataclass(frozen=True, eq=False)
 class Rulebook:
     """Which input site meets which output site under which weight; under one weight no site occurs twice on either side."""
@@ -59,6 +71,7 @@ class Rulebook:
     coords: Tensor  # (V_out, 4) int64 output sites: batch, z, y, x
     shape: Triple  # output grid
     mirrored: bool  # outputs are the inputs: whom a site meets under a weight, it is met by under the opposite weight
+    planes: int = 1  # how many layers of weights lie above each other along z
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -69,6 +82,36 @@ class Rulebook:
     def pairs(self) -> int:
         """Number of pairs of sites; a convolution multiplies pairs x Cin x Cout times."""
         return sum(self.counts)
+
+    @property
+    def whole(self) -> Share:
+        """All output sites under all weights."""
+        return Share(None, slice(0, self.table.shape[1]), self.table)
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """The output sites by the planes of the kernel, from the lowest to the highest, in which they meet anybody.
+
+        What a LiDAR sees is thin: many sites have no neighbour above or none below, and a third of the kernel or two thirds
+        would multiply zeros.
+        """
+        sites, weights = self.table.shape
+        everything = self.planes - 1  # from the first plane to the last, in the numbers below
+        if self.planes == 1 or sites <= _FEW:
+            return (self.whole,)
+        met = self.table.view(sites, self.planes, -1).amin(dim=2) < self.sites
+        first, last = met.byte().argmax(dim=1), everything - met.flip(1).byte().argmax(dim=1)
+        kind = first * self.planes + last
+        counts = kind.bincount(minlength=self.planes**2).tolist()
+        for number, count in enumerate(counts):
+            if number != everything and 0 < count <= _FEW:
+                kind[kind == number] = everything
+        plane, found = weights // self.planes, []
+        for number in kind.unique().tolist():
+            low, high = divmod(number, self.planes)
+            run, rows = slice(low * plane, (high + 1) * plane), (kind == number).nonzero()[:, 0]
+            found.append(Share(rows, run, self.table[:, run].index_select(0, rows)))
+        return tuple(found)
 
     def meetings(self, weight: int) -> tuple[Tensor, Tensor]:
         """Return the input rows and the output rows, ascending, that meet under one weight."""
@@ -104,9 +147,10 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
         column.index_copy_(0, found.index_select(0, rows).long(), rows.int())
     table = torch.cat((columns, everyone[None], others)).t().contiguous()
     if order is None:
-        return Rulebook(table, len(keys), coords, shape, mirrored=True)
+        return Rulebook(table, len(keys), coords, shape, mirrored=True, planes=geometry.kernel[0])
     table = _rows(order)[table]
-    return Rulebook(torch.empty_like(table).index_copy_(0, order, table), len(keys), coords, shape, mirrored=True)
+    table = torch.empty_like(table).index_copy_(0, order, table)
+    return Rulebook(table, len(keys), coords, shape, mirrored=True, planes=geometry.kernel[0])
 
 
 def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Rulebook:
@@ -132,7 +176,8 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
     starts = grid.keys(outputs[:, 0], corner)
     columns = _search(keys, starts, grid, geometry, weights=math.prod(geometry.kernel))
     table = columns.t().contiguous()
-    return Rulebook(table if order is None else _rows(order)[table], len(keys), outputs, reached, mirrored=False)
+    table = table if order is None else _rows(order)[table]
+    return Rulebook(table, len(keys), outputs, reached, mirrored=False, planes=geometry.kernel[0])
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from kdlib.errors import ConfigError, DataError
 from kdlib.sparse import Geometry, Rulebooks, SparseConv3d, SparseTensor, SubmConv3d
 from kdlib.sparse import gather as gathering
+from kdlib.sparse import rulebook as rulebooks
 
 sizes = st.tuples(*[st.integers(1, 7)] * 3)
 threes = st.tuples(*[st.integers(1, 3)] * 3)
+
+
+@pytest.fixture(autouse=True, scope="module", params=[4, 1024], ids=["many shares", "one share"])
+def few(request):
+    """Scenes as small as these would have one share each; that must make no difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rulebooks, "_FEW", request.param)
+        patch.setattr(gathering, "_WIDE", 1)
+        yield
 
 
 def scene(shape, batch_size=1, channels=3, seed=0, share=0.3, dtype=torch.float64):

@@ -119,3 +119,32 @@ def test_kernels_that_do_not_fit_are_refused():
     for wrong in ({"stride": (0, 1, 1)}, {"padding": (0, -1, 0)}, {"dilation": (1, 1, 0)}):
         with pytest.raises(ConfigError, match="at least"):
             Geometry((3, 3, 3), **wrong)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (5, 1, 3), (3, 1, 1)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_shares_hold_every_meeting_once(kernel, strided):
+    gen = torch.Generator().manual_seed(3)
+    floor = (torch.rand(2, 1, 60, 60, generator=gen) < 0.7).nonzero()  # most sites meet nobody above or below
+    walls = (torch.rand(2, 9, 60, 60, generator=gen) < 0.06).nonzero()
+    coords = torch.cat((floor, walls)).unique(dim=0)
+    build = strided_rulebook if strided else submanifold_rulebook
+    geometry = Geometry(kernel, stride=(2, 1, 1), padding=tuple(k // 2 for k in kernel)) if strided else Geometry(kernel)
+    book = build(coords, (9, 60, 60), 2, geometry)
+    seen, found = [], {}
+    for share in book.shares:
+        assert share.rows is not None and share.table.is_contiguous()
+        assert len(share.rows) > 1024 or share.weights == slice(0, book.table.shape[1]), "small ones join the whole kernel"
+        seen += share.rows.tolist()
+        for place, weight in (share.table < book.sites).nonzero().tolist():
+            found[int(share.rows[place]), share.weights.start + weight] = int(share.table[place, weight])
+    assert sorted(seen) == list(range(len(book.table)))
+    assert found == meetings(book)
+    assert sum(share.table.numel() for share in book.shares) < 0.9 * book.table.numel(), "zeros are left out"
+
+
+def test_few_sites_or_one_plane_are_one_share():
+    for coords, kernel in ((scattered((6, 6, 6), 1, 0), (3, 3, 3)), (scattered((9, 40, 40), 1, 0), (1, 3, 3))):
+        book = submanifold_rulebook(coords, (9, 40, 40), 1, Geometry(kernel))
+        (share,) = book.shares
+        assert share.rows is None and share.table is book.table
