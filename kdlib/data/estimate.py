@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
+from kdlib import jsonfile
 from kdlib.data.cluster import WORKER_MEMORY
 from kdlib.data.object_bank import EVERY
 from kdlib.data.segment import MANIFEST, write_segment, writing
@@ -157,7 +158,7 @@ def estimate(tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int
         DataError: If there is no folder for temporary files.
     """
     everything = [task for some in tasks.values() for task in some]
-    missing = [task for task in everything if not (task.folder / MANIFEST).is_file()]
+    missing = [task for task in everything if not _seems_finished(task.folder)]
     samples = list(_samples(missing))
     typical = _typical(samples)
     frames = {split: sum(_frames(task, typical) for task in some) for split, some in tasks.items()}
@@ -179,6 +180,14 @@ def estimate(tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int
         available_memory=psutil.virtual_memory().available,
         seconds=seconds / workers,
     )
+
+
+def _seems_finished(folder: Path) -> bool:
+    """Look at the manifest only; preparing looks at the files too."""
+    try:
+        return "checksum" in jsonfile.read(folder / MANIFEST)
+    except (DataError, OSError):
+        return False
 
 
 def _frames(task: SegmentTask, typical: _Sample) -> int:

@@ -44,7 +44,8 @@ def encode(points: NDArray[np.float32]) -> NDArray[np.void]:
     stored = np.empty(len(points), POINT)
     for axis, name in enumerate(STEPS):
         stored[name] = counts[:, axis].astype(np.int16)
-    stored["intensity"] = np.rint(255 * np.tanh(np.maximum(points[:, 3], 0))).astype(np.uint8)
+    # In float32 the last bits of a tanh differ between releases of NumPy, and with them the fingerprint of a store.
+    stored["intensity"] = np.rint(255 * np.tanh(np.maximum(points[:, 3], 0), dtype=np.float64)).astype(np.uint8)
     elongation = np.clip(np.rint(points[:, 4] * _ELONGATION), 0, 127).astype(np.uint8)
     stored["elongation_nlz"] = elongation | np.where(points[:, 5] > 0, 128, 0).astype(np.uint8)
     return stored

@@ -170,7 +170,7 @@ def _finished(folder: Path, source: str) -> dict[str, Any] | None:
         manifest = read_manifest(folder)
     except DataError:  # another version or damaged: it is written anew
         return None
-    return manifest if manifest.get("source") == source and "simulated" in manifest else None
+    return manifest if manifest.get("source") == source and "checksum" in manifest else None
 
 
 def _run(out: Path, tasks: Sequence[SegmentTask], workers: int, scheduler: str | None, progress: bool) -> dict[Path, _Done]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from kdlib import jsonfile
 from kdlib.data.cluster import worker_count
 from kdlib.data.object_bank import ObjectBank, bank_path, verify_bank
 from kdlib.data.progress import progress_bar
-from kdlib.data.segment import damage, read_manifest
+from kdlib.data.segment import damage, is_outdated, read_manifest
 from kdlib.data.store import INDEX, Store, fingerprint, read_index
 from kdlib.errors import DataError
 from kdlib.waymo.segments import list_segments
@@ -23,11 +23,15 @@ INTERVAL = 5
 PUBLISHED: Mapping[str, tuple[int, int]] = {"training": (798, 158_081), "validation": (202, 39_987)}
 """Segments and frames of the Waymo Open Dataset, Perception (spec section 0)."""
 
+POINTS_A_SECOND = 2_000_000
+"""What one core prepares, roughly; to say how long a remedy takes."""
+
 KINDS: Mapping[str, str] = {
     "full": "the full split of the Waymo Open Dataset",
     "part": "a part of the Waymo Open Dataset's split",
     "simulated": "SIMULATED data, not the Waymo Open Dataset",
     "uncounted": "a split whose published number of frames is not known",
+    "unknown": "of an older kdlib, which did not note whether they are simulated",
     "other": "NOT the split of the published numbers, it has other counts",
 }
 
@@ -57,11 +61,12 @@ class VerifyReport:
     bytes_read: int
     splits: Mapping[str, SplitCheck]
     damaged: tuple[str, ...]  # sentences; none for a sound store
+    outdated: str = ""  # a sentence, if an older kdlib left too few checksums to tell
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged or missing."""
-        return not self.damaged
+        """Whether nothing is damaged or missing, and checksums cover everything."""
+        return not (self.damaged or self.outdated)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -71,6 +76,7 @@ class VerifyReport:
         lines = [f"{self.store} (fingerprint {self.fingerprint})"]
         lines += [f"  {name}: {check}" for name, check in self.splits.items()]
         lines += [f"damaged: {sentence}" for sentence in self.damaged]
+        lines += [f"outdated: {self.outdated}"] if self.outdated else []
         if self.sound:
             lines.append(f"sound: every checksum was computed again, over {self.bytes_read / 1e9:,.2f} GB")
         return "\n".join(lines)
@@ -105,7 +111,28 @@ def verify(path: Path, source: Path | None = None, workers: int = 0, progress: b
     if not damaged:
         damaged += [f"{path / name}: {check}" for name, check in checks.items() if check.kind == "other"]
     size = sum(file.stat().st_size for folder, _ in folders if folder.is_dir() for file in folder.iterdir())
-    return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged))
+    outdated = _outdated(path, source, [folder for folder, _ in folders])
+    return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged), outdated)
+
+
+def _outdated(path: Path, source: Path | None, folders: Sequence[Path]) -> str:
+    """Say how many segments have manifests without a checksum, and what to do."""
+    points = []
+    for folder in folders:
+        try:
+            manifest = read_manifest(folder)
+        except DataError:  # damaged, as has been said
+            continue
+        if is_outdated(manifest):
+            points.append(manifest["points"])
+    if not points:
+        return ""
+    seconds = max(1, round(sum(points) / len(points) / POINTS_A_SECOND))
+    command = f"python -m kdlib prepare {source or 'SRC'} {path}"
+    return (
+        f"{len(points)} of {len(folders)} segments were prepared by an older kdlib, without a checksum of their manifests; "
+        f"run '{command}' once more: it prepares them anew, about {seconds} s a segment and core"
+    )
 
 
 def _beyond_segments(store: Store) -> Iterator[str]:
@@ -136,7 +163,7 @@ def _absent(source: Path, contents: Mapping[str, Mapping[str, str]]) -> Iterator
 def _check(split: str, folder: Path, segments: Mapping[str, str]) -> SplitCheck:
     """Count from the manifests; segments whose manifest is damaged have been named, and count as no frames."""
     frames: dict[str, int] = {}
-    simulated = False
+    simulated = outdated = False
     for name in sorted(segments):
         try:
             manifest = read_manifest(folder / name)
@@ -144,9 +171,12 @@ def _check(split: str, folder: Path, segments: Mapping[str, str]) -> SplitCheck:
             continue
         frames[name] = manifest["frames"]
         simulated = simulated or bool(manifest.get("simulated"))
+        outdated = outdated or is_outdated(manifest)
     total, wanted = sum(frames.values()), PUBLISHED.get(split)
     if simulated:
         kind = "simulated"
+    elif outdated:
+        kind = "unknown"
     elif wanted is None:
         kind = "uncounted"
     elif len(segments) < wanted[0]:

@@ -122,9 +122,13 @@ def read_columns(path: Path, columns: Sequence[str], segment: str) -> pa.Table:
     """
     wanted = list(dict.fromkeys((SEGMENT, *columns)))
     file = open_file(path, wanted)
+    schema = pa.schema([file.schema_arrow.field(name) for name in wanted])
     with reading(path):
-        batches = list(file.iter_batches(columns=wanted, use_threads=False))  # read() sizes its buffers by columns not asked for
-        table = pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in wanted]))
+        arrays = [pa.chunked_array(list(_chunks(file, field.name)), field.type) for field in schema]
+        for field, array in zip(schema, arrays):
+            if len(array) != len(arrays[0]):
+                raise PageError(f"'{field.name}' has {len(array)} rows, '{wanted[0]}' has {len(arrays[0])}")
+        table = pa.Table.from_arrays(arrays, schema=schema)
         table.validate(full=True)
     with naming(path):
         others = sorted(set(texts(table, SEGMENT)) - {segment})
@@ -146,14 +150,35 @@ def iter_rows(path: Path, columns: Sequence[str], batch_size: int) -> Iterator[d
         for name in columns:
             if not name.startswith("key."):
                 check_lists(file.schema_arrow, name)
-    batches = file.iter_batches(batch_size=batch_size, columns=list(columns))
+    cells = {name: _cells(file, path, name, batch_size) for name in columns}
+    while True:
+        row = {name: cell for name, some in cells.items() if (cell := next(some, None)) is not None}
+        if not row:
+            return
+        with reading(path):
+            if len(row) < len(cells):
+                raise PageError(f"'{min(set(cells) - set(row))}' has fewer rows than '{min(row)}'")
+        yield row
+
+
+def _cells(file: pq.ParquetFile, path: Path, name: str, batch_size: int) -> Iterator[pa.Scalar]:
+    """Stream the cells of one column, a null being a scalar too."""
+    chunks = _chunks(file, name, batch_size)
     while True:
         with reading(path):
-            batch = next(batches, None)
-            if batch is not None:
-                batch.validate()
-        if batch is None:
+            chunk = next(chunks, None)
+            if chunk is not None:
+                chunk.validate()
+        if chunk is None:
             return
-        arrays = {name: batch.column(batch.schema.get_field_index(name)) for name in columns}
-        for row in range(batch.num_rows):
-            yield {name: array[row] for name, array in arrays.items()}
+        yield from chunk
+
+
+def _chunks(file: pq.ParquetFile, name: str, batch_size: int = 65_536) -> Iterator[pa.Array]:
+    """Stream one column by itself.
+
+    A page with too few levels makes a column shorter than its neighbours; asked for several at once, pyarrow 10 does not see it
+    and ends the process. In batches, because ``read()`` sizes its buffers by columns not asked for.
+    """
+    for batch in file.iter_batches(batch_size=batch_size, columns=[name]):
+        yield batch.column(0)

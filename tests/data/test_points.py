@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,6 +68,15 @@ def test_numbers_that_are_not_finite_are_an_error(column, value):
     points[1, column] = value
     with pytest.raises(DataError, match="1 of 3 points hold NaN or infinity"):
         encode(points)
+
+
+def test_intensities_are_the_same_bytes_with_every_numpy():
+    """At every step of the count, where the last bit of a tanh would decide, against the C library's."""
+    steps = np.arctanh((np.arange(255) + 0.5) / 255).astype(np.float32).view(np.int32)
+    values = (steps[:, None] + np.arange(-100, 101, dtype=np.int32)).view(np.float32).ravel()
+    points = np.zeros((len(values), 6), np.float32)
+    points[:, 3] = values
+    np.testing.assert_array_equal(encode(points)["intensity"], [round(255 * math.tanh(value)) for value in values.tolist()])
 
 
 def test_no_points():

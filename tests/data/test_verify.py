@@ -9,6 +9,7 @@ import pytest
 from kdlib import jsonfile
 from kdlib.data import verify as module
 from kdlib.data.object_bank import bank_path
+from kdlib.data.prepare import plan, prepare
 from kdlib.data.store import Store
 from kdlib.data.verify import PUBLISHED, verify
 from kdlib.errors import DataError
@@ -79,6 +80,34 @@ def test_another_segments_content_is_found(copy):
     shutil.rmtree(copy / "training" / "a")
     shutil.copytree(copy / "training" / "b", copy / "training" / "a")
     assert f"{copy / 'training' / 'a' / 'manifest.json'} is not what was written" in verify(copy, progress=False).damaged[0]
+
+
+def test_a_store_of_an_older_kdlib_is_called_so_and_prepared_anew(copy, source):
+    for path in copy.glob("*/*/manifest.json"):
+        manifest = jsonfile.read(path)
+        del manifest["checksum"], manifest["simulated"]  # as they were before manifests had either
+        jsonfile.write(path, manifest)
+    report = verify(copy, source, progress=False)
+    assert not report.sound and report.damaged == ()
+    assert "outdated: 3 of 3 segments were prepared by an older kdlib" in str(report) and "damaged" not in str(report)
+    assert {check.kind for check in report.splits.values()} == {"unknown"}
+    assert f"run 'python -m kdlib prepare {source} {copy}' once more: it prepares them anew, about 1 s a segment" in str(report)
+    assert plan(source, copy).finished == 0
+    prepare(source, copy, progress=False)
+    assert verify(copy, source, progress=False).sound and plan(source, copy).finished == 3
+
+
+def test_damage_in_a_store_of_an_older_kdlib_is_found(copy):
+    folder = copy / "training" / "a"
+    manifest = jsonfile.read(folder / "manifest.json")
+    del manifest["checksum"], manifest["simulated"]
+    jsonfile.write(folder / "manifest.json", manifest)
+    content = bytearray((folder / "points.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "points.npy").write_bytes(content)
+    report = verify(copy, progress=False)
+    assert len(report.damaged) == 1 and "points.npy is not what was written" in report.damaged[0]
+    assert report.outdated.startswith("1 of 3 segments")
 
 
 def test_a_bank_of_other_frames_is_found(copy, store):

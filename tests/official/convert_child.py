@@ -3,7 +3,7 @@
 PYTHON convert_child.py v1|v2 FOLDER SEGMENT RESULT.npz
 
 Arrays of frame f: ``f/points`` (N, 6) x y z intensity elongation nlz by ascending laser, first return before the second one;
-``f/exact`` (N, 3) x y z by the same official code in float64 (v1 only);
+``f/exact`` (N, 3) x y z by the same official code in float64;
 ``f/time``, ``f/pose``, ``f/ids``, ``f/boxes``, ``f/types``, ``f/difficulty``, ``f/num_points``, ``f/speeds`` (world frame).
 """
 
@@ -76,32 +76,40 @@ def frames_v1(folder, segment):
 
 def exact_v1(frame, images, top_pose):
     """frame_utils.convert_range_image_to_cartesian once more, with everything it leaves in float32 in float64."""
+    poses = np.reshape(top_pose.data, top_pose.shape.dims), frame.pose.transform
+    for calibration in sorted(frame.context.laser_calibrations, key=lambda calibration: calibration.name):
+        ends = calibration.beam_inclination_min, calibration.beam_inclination_max
+        for matrix in images[calibration.name]:
+            image = np.reshape(matrix.data, matrix.shape.dims)
+            turns = poses if calibration.name == 1 else (None, None)
+            yield exact(image, calibration.extrinsic.transform, calibration.beam_inclinations, ends, *turns)
+
+
+def exact(image, extrinsic, beams, ends, pixel_pose, frame_pose):
+    """Valid points of one range image, by the functions both formats share, in float64."""
     import tensorflow as tf
     from waymo_open_dataset.utils import range_image_utils, transform_utils
 
     def tensor(values, *shape):
         return tf.reshape(tf.constant(np.array(values), tf.float64), shape)
 
-    places = tensor(top_pose.data, *top_pose.shape.dims)
-    turns = transform_utils.get_rotation_matrix(places[..., 0], places[..., 1], places[..., 2])
-    poses = transform_utils.get_transform(turns, places[..., 3:])[None], tensor(frame.pose.transform, 1, 4, 4)
-    for calibration in sorted(frame.context.laser_calibrations, key=lambda calibration: calibration.name):
-        top = calibration.name == 1
-        for matrix in images[calibration.name]:
-            image = tensor(matrix.data, *matrix.shape.dims)
-            beams = tensor(calibration.beam_inclinations, -1)
-            if not top:
-                ends = tensor((calibration.beam_inclination_min, calibration.beam_inclination_max), 2)
-                beams = range_image_utils.compute_inclination(ends, height=image.shape[0])
-            points = range_image_utils.extract_point_cloud_from_range_image(
-                image[None, ..., 0],
-                tensor(calibration.extrinsic.transform, 1, 4, 4),
-                tf.reverse(beams, axis=[-1])[None],
-                pixel_pose=poses[0] if top else None,
-                frame_pose=poses[1] if top else None,
-                dtype=tf.float64,
-            )
-            yield points[0].numpy()[image[..., 0].numpy() > 0]
+    poses = {}
+    if pixel_pose is not None:
+        places = tensor(pixel_pose, *np.shape(pixel_pose))
+        turns = transform_utils.get_rotation_matrix(places[..., 0], places[..., 1], places[..., 2])
+        poses = {
+            "pixel_pose": transform_utils.get_transform(turns, places[..., 3:])[None],
+            "frame_pose": tensor(frame_pose, 1, 4, 4),
+        }
+    rows = tensor(beams, -1) if len(beams) else range_image_utils.compute_inclination(tensor(ends, 2), height=len(image))
+    points = range_image_utils.extract_point_cloud_from_range_image(
+        tensor(image[..., 0], 1, *image.shape[:2]),
+        tensor(extrinsic, 1, 4, 4),
+        tf.reverse(rows, axis=[-1])[None],
+        **poses,
+        dtype=tf.float64,
+    )
+    return points[0].numpy()[image[..., 0] > 0]
 
 
 def row_v1(label):
@@ -130,7 +138,7 @@ def frames_v2(folder, segment):
     merged = v2.merge(merged, table("lidar_pose"), right_nullable=True)
     boxes = table("lidar_box")
     for time, rows in merged.groupby("key.frame_timestamp_micros", sort=True):
-        clouds = []
+        clouds, doubles = [], []
         for _, row in rows.sort_values("key.laser_name").iterrows():
             lidar, calibration = v2.LiDARComponent.from_dict(row), v2.LiDARCalibrationComponent.from_dict(row)
             frame_pose = v2.VehiclePoseComponent.from_dict(row)
@@ -140,13 +148,25 @@ def frames_v2(folder, segment):
             for image in lidar.range_image_returns:
                 polar = v2.convert_range_image_to_point_cloud(image, calibration, *poses, keep_polar_features=True).numpy()
                 clouds.append(cloud(polar, flags(image.values, image.shape)))
+                doubles.append(exact_v2(image, calibration, *poses))
         here = boxes[boxes["key.frame_timestamp_micros"] == time]
         yield {
             "time": time,
             "pose": np.array(frame_pose.world_from_vehicle.transform).reshape(4, 4),
             "points": np.concatenate(clouds),
+            "exact": np.concatenate(doubles),
             **labels([row_v2(v2.LiDARBoxComponent.from_dict(row)) for _, row in here.iterrows()]),
         }
+
+
+def exact_v2(image, calibration, pixel_pose=None, frame_pose=None):
+    """v2.convert_range_image_to_cartesian once more, in float64."""
+    beams = calibration.beam_inclination
+    poses = None, None
+    if pixel_pose is not None:
+        poses = np.reshape(pixel_pose.values, pixel_pose.shape), frame_pose.world_from_vehicle.transform
+    rows = () if beams.values is None else beams.values
+    return exact(np.reshape(image.values, image.shape), calibration.extrinsic.transform, rows, (beams.min, beams.max), *poses)
 
 
 def row_v2(component):

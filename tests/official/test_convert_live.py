@@ -16,9 +16,13 @@ from kdlib.waymo.frame_proto import matrix, message, pack_matrix, parse_frame
 from kdlib.waymo.segments import read_segment
 
 CHILD = Path(__file__).with_name("convert_child.py")
-# 20 km from the origin, where float32, in which the official code turns points, ends at 1 mm. Near 40 km it comes out more than
-# 1 cm away from its own formula in float64, with which ours is compared to 0.1 mm at both places.
-FAR = np.array((-15_211.0, 12_391.0, 0.0))
+PLACES = {"near": (0.0, 0.0, 0.0), "far": (-25_211.0, 42_391.0, 0.0), "twice as far": (-50_422.0, 84_782.0, 0.0)}
+"""Where in the world the car is put; "far" is where the one released frame that was looked at is (spec section 4)."""
+# The official code adds and turns world coordinates in float32, whose step is 4 mm from 32.8 km on, 8 from 65.5 km on. At "far"
+# its points of 48 simulated TOP images (8 seeds) were 4 to 11 mm, in 3 images more than 10, from what the same code gives in
+# float64; each of its steps alone: the last product up to 8 mm, the inverse 6, the sum 2, the rounding of the frame's pose 2.
+EXACT = 1e-4  # from the official code in float64, anywhere
+SHIPPED = {"near": 1e-4, "far": 1e-2}  # twice as far, float32 is too coarse for any promise but the one below
 SEGMENTS, FRAMES = 2, 3
 
 
@@ -59,30 +63,34 @@ def form(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=["near", "far"])
+@pytest.fixture(scope="module", params=PLACES)
 def converted(form, request, tmp_path_factory, official_python):
-    """Frames as kdlib reads them and arrays as the official package does, by segment; and how far off points may be."""
-    root = tmp_path_factory.mktemp(f"{form}-{request.param}")
+    """Frames as kdlib reads them and arrays as the official package does, by segment; and the place of both."""
+    root = tmp_path_factory.mktemp(f"{form}-{request.param.replace(' ', '-')}")
     names = simulate(root, SEGMENTS, FRAMES, seed=int.from_bytes(form.encode(), "big"), scale="demo", progress=False, format=form)
     folder = root / "training"
     pairs = []
     for name in names:
         origin = next(read_segment(folder, name)).pose[:3, 3]
-        {"v1": moved_v1, "v2": moved_v2}[form](folder, name, (FAR if request.param == "far" else 0.0) - np.round(origin))
+        {"v1": moved_v1, "v2": moved_v2}[form](folder, name, np.array(PLACES[request.param]) - np.round(origin))
         result = root / f"{name}.npz"
         run_child(official_python, CHILD, [form, str(folder), name, str(result)], timeout=300.0)
         with np.load(result) as arrays:
             official = {key: arrays[key] for key in arrays.files}
         pairs.append((list(read_segment(folder, name)), official))
-    return pairs, request.param == "far"
+    return pairs, request.param
 
 
 def of_frame(official, number):
     return {key.partition("/")[2]: value for key, value in official.items() if key.startswith(f"{number}/")}
 
 
+def apart(one, other):
+    return np.abs(one[:, :3].astype(np.float64) - other[:, :3]).max()
+
+
 def test_points_and_features(converted):
-    pairs, far = converted
+    pairs, place = converted
     for frames, official in pairs:
         assert len(frames) == FRAMES
         for frame in frames:
@@ -91,9 +99,14 @@ def test_points_and_features(converted):
             np.testing.assert_array_equal(frame.pose, theirs["pose"])
             assert len(frame.points) > 5_000
             np.testing.assert_array_equal(frame.points[:, 3:], theirs["points"][:, 3:])  # hence the same pixels in the same order
-            assert np.abs(frame.points[:, :3] - theirs["points"][:, :3]).max() <= (1e-2 if far else 1e-4)
-            if "exact" in theirs:  # what the official code means, without its float32: no place makes a difference
-                assert np.abs(frame.points[:, :3] - theirs["exact"]).max() <= 1e-4
+            exact, shipped = apart(frame.points, theirs["exact"]), apart(frame.points, theirs["points"])
+            rounding = apart(theirs["points"], theirs["exact"])  # of the official code alone
+            print(
+                f"{place}: {exact:.2e} m from the official code in float64, {shipped:.2e} as shipped, itself off {rounding:.2e}"
+            )
+            assert exact <= EXACT
+            assert shipped <= rounding + EXACT  # whatever parts us is the official float32
+            assert shipped <= SHIPPED.get(place, rounding + EXACT)
 
 
 def test_labels_velocities_and_difficulty(converted):

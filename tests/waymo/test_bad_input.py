@@ -323,6 +323,31 @@ def test_sizes_a_file_cannot_have_are_not_believed(rewrite, split):
     assert all(str(path) in text and "malloc" not in text for text in errors)
 
 
+def test_a_page_with_too_few_levels_is_named(rewrite, split, broken):
+    """Levels say how many rows a page has; pyarrow 10 believes them, and ended the process for want of the rest."""
+    path = rewrite("vehicle_pose", compression="none", use_dictionary=False, data_page_version="2.0", write_statistics=False)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    chunk = next(group.column(place) for place in range(group.num_columns) if group.column(place).path_in_schema == TIME)
+    content, rows = bytearray(path.read_bytes()), group.num_rows
+    place = content.index(bytes((2 * rows, 1)), chunk.data_page_offset)  # a run of so many levels, all of them 1
+    content[place] = 2 * (rows - 1)
+    path.write_bytes(content)
+    broken(path, "is damaged or no Parquet file .*(has 1 rows, 'key.segment_context_name' has 2|[Ll]evels)")
+
+
+@pytest.mark.parametrize("short", [TIME, f"{IMAGE}.values", f"{IMAGE}.shape"])
+def test_a_column_that_ends_early_is_named(split, broken, monkeypatch, short):
+    """The same among the images, which are streamed."""
+
+    def end_early(file, name, *size):
+        chunks = list(whole(file, name, *size))
+        return iter(chunks[:-1] if name == short and size else chunks)
+
+    whole = components._chunks
+    monkeypatch.setattr(components, "_chunks", end_early)
+    broken(split / "lidar" / f"{SEGMENT}.parquet", f"damaged or no Parquet file .*'{re.escape(short)}' has fewer rows than '")
+
+
 def _all(content, part, start):
     return [match.start() for match in re.finditer(re.escape(part), content) if match.start() >= start]
 
