@@ -177,6 +177,33 @@ def export_checkpoint(
 
 
 @app.command()
+def initialise(
+    student: Annotated[str, typer.Argument(help="A model of the zoo.")],
+    teacher: Annotated[str, typer.Option("--from", help="The model of the zoo it starts from.")],
+    weights: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Write the student's first weights, .safetensors.")] = None,  # noqa: UP045
+    how: Annotated[str, typer.Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
+    layout: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of sparse kernels: spconv2, spconv1 or native; found from the shapes."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which channels of a teacher a student starts from, tensor by tensor; with --out, write them."""
+    from kdlib.kd.start import start
+
+    report = start(student, teacher, weights, out, how, layout)
+    if as_json:
+        _print(report.to_dict())
+    else:
+        print(report.table())
+        print(f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count"))
+
+
+@app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Option(help="Parquet table of predicted boxes.")],
     ground_truth: Annotated[Path, typer.Option(help="Parquet table of annotated boxes.")],

@@ -33,7 +33,9 @@ from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.zoo import Pair
 
 DEMO = zoo.pair("cp_pillar_demo_v0.64_sparsekd")
-KD = KDConfig(LogitKDConfig(weight=3.0, positions="rank"), LabelKDConfig(dedupe_iou=0.5), "running", "none")
+KD = KDConfig(
+    LogitKDConfig(weight=3.0, positions="rank"), LabelKDConfig(dedupe_iou=0.5), teacher_norm="running", initialisation="none"
+)
 JOB = TrainJob(DEMO.student, TrainConfig(), "/store", kd=KD, teacher=TeacherSource(DEMO.teacher, "/t.safetensors"), name="x")
 ALL = (*zoo.MODELS.values(), *zoo.PAIRS.values(), *profiles.PROFILES.values(), JOB, KDConfig(logit=None, label=None))
 

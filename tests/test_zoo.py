@@ -21,7 +21,7 @@ from kdlib.config import (
     VoxelEncoderConfig,
 )
 from kdlib.errors import ConfigError
-from kdlib.kd.slim import slim
+from kdlib.kd.remap import remap
 from kdlib.models.detector import build
 
 # name: half range, pillar, cells, points kept in a pillar
@@ -92,7 +92,7 @@ def test_every_voxel_student_can_be_slimmed_from_where_it_starts(name: str) -> N
     pair = zoo.pair(name)
     with torch.device("meta"):
         source, student = build(pair.initialise_from or pair.teacher).state_dict(), build(pair.student).state_dict()
-    assert {key: value.shape for key, value in slim(source, student).items()} == {k: v.shape for k, v in student.items()}
+    assert {key: value.shape for key, value in remap(source, student).tensors.items()} == {k: v.shape for k, v in student.items()}
 
 
 def test_baselines() -> None:

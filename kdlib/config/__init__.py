@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from kdlib.config.codec import config_hash, from_dict, lookup, to_dict
-from kdlib.config.distillation import Initialisation, KDConfig, LabelKDConfig, LogitKDConfig, PivotalForm, TeacherNorm
+from kdlib.config.distillation import (
+    FeatureForm,
+    FeatureKDConfig,
+    Initialisation,
+    KDConfig,
+    KDScheduleConfig,
+    LabelKDConfig,
+    LogitKDConfig,
+    PivotalForm,
+    TeacherNorm,
+)
 from kdlib.config.model import (
     CLASS_NAMES,
     WAYMO_ANCHORS,
@@ -28,10 +38,13 @@ __all__ = [
     "CLASS_NAMES",
     "DecodeConfig",
     "EvalConfig",
+    "FeatureForm",
+    "FeatureKDConfig",
     "GridConfig",
     "HeadConfig",
     "Initialisation",
     "KDConfig",
+    "KDScheduleConfig",
     "LabelKDConfig",
     "LogitKDConfig",
     "ModelConfig",

@@ -5,9 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-PivotalForm = Literal["all", "confidence", "rank", "center", "gaussian"]
+from kdlib.config.codec import require
+
+PivotalForm = Literal["all", "confidence", "rank", "center", "gaussian", "instances"]  # "instances": GID's choice of boxes
+FeatureForm = Literal["map", "foreground", "rois", "attention", "affinity", "local"]
 TeacherNorm = Literal["running", "batch"]
-Initialisation = Literal["none", "matching", "first"]  # "first": slimmed by the first channels (FNAV2, spec 8.2)
+# "matching" copies equal shapes; the others slim a wider teacher (spec 8): by its first channels ("first" is FNAV2; "first_naive"
+# is FNAV1, which ignores what axes are made of), by the largest norm scales ("bn_scale") or by the sums of weights ("l1", OFA).
+# The "_legacy" ones repeat the original's faults.
+Initialisation = Literal[
+    "none",
+    "matching",
+    "first",
+    "first_naive",
+    "first_legacy",
+    "bn_scale",
+    "bn_scale_signed",
+    "bn_scale_legacy",
+    "l1",
+    "l1_legacy",
+]
 
 
 @dataclass(frozen=True)
@@ -19,7 +36,9 @@ class LogitKDConfig:
     soft: bool = True  # multiply the mask by the teacher's confidence
     threshold: float = 0.0  # teacher confidence a position must exceed
     rank: int = 500  # positions kept when positions == "rank"
-    distance: Literal["mse", "smooth_l1"] = "mse"
+    instances: int = 10  # boxes kept a frame when positions == "instances"
+    distance: Literal["mse", "smooth_l1", "focal"] = "mse"
+    rank_weight: float = 0.0  # of the rank loss over the teacher's ``rank`` most confident entries (spec 7.5 step 6)
     regression_weight: float = 0.0  # needs equal maps of teacher and student
     target: Literal["teacher", "student"] = "teacher"  # grid on which the two maps meet
     align_corners: bool = False  # the original's setting said True and was ignored
@@ -31,8 +50,50 @@ class LabelKDConfig:
 
     thresholds: tuple[float, ...] = (0.6, 0.6, 0.6)  # per class, strict: score > threshold
     teacher_first: bool = True  # order in the merged set
+    score: Literal["class", "iou", "mixed"] = "class"  # compared with the thresholds; "mixed": IoU for the first class (spec 7.4)
     use_truth: bool = True
     dedupe_iou: float | None = None  # drop teacher boxes that overlap a better one of the same class; None keeps all
+
+
+@dataclass(frozen=True)
+class FeatureKDConfig:
+    """Feature distillation on BEV features, or around occupied pillars and voxels for ``local`` (spec 7.7).
+
+    ``map`` is FitNet, ``foreground`` FG, ``rois`` Mimic and with a relation weight GID-F, ``local`` is in the manner of
+    PointDistiller.
+    """
+
+    form: FeatureForm = "map"
+    weight: float = 1.0
+    distance: Literal["mse", "smooth_l1", "cosine"] = "mse"
+    adapter: Literal["none", "1x1", "3x3"] = "1x1"  # from the student's channels to the teacher's; trained, never stored
+    target: Literal["teacher", "student"] = "teacher"  # grid on which the two maps meet
+    align_corners: bool = False
+    rois: Literal["truth", "teacher"] = "truth"
+    roi_score: float = 0.3  # what a teacher's box must exceed to be one of them
+    roi_grid: int = 7  # samples along each side of a box
+    relation_weight: float = 0.0  # of the distances between boxes' features (GID)
+    samples: int = 128  # places a frame for ``local``
+    neighbours: int = 16  # around each place, for ``local``
+
+    def __post_init__(self) -> None:
+        """Check signs."""
+        require(min(self.weight, self.relation_weight) >= 0, f"weights must not be negative: {self}")
+        require(min(self.roi_grid, self.samples, self.neighbours) >= 1, f"roi_grid, samples, neighbours start at 1: {self}")
+
+
+@dataclass(frozen=True)
+class KDScheduleConfig:
+    """How the weights of all distillation terms change over a training; label distillation takes no part."""
+
+    warm_up: float = 0.0  # share of the steps in which they rise linearly from 0
+    decay: float = 0.0  # share of the steps, at the end, in which they fall linearly to ``floor``
+    floor: float = 0.0  # factor at the very end
+
+    def __post_init__(self) -> None:
+        """Check shares."""
+        require(0 <= self.warm_up and 0 <= self.decay and self.warm_up + self.decay <= 1, f"shares must fit into 1: {self}")
+        require(0 <= self.floor <= 1, f"floor must be in [0, 1], not {self.floor}")
 
 
 @dataclass(frozen=True)
@@ -41,5 +102,7 @@ class KDConfig:
 
     logit: LogitKDConfig | None = LogitKDConfig()
     label: LabelKDConfig | None = LabelKDConfig()
+    feature: FeatureKDConfig | None = None
+    schedule: KDScheduleConfig = KDScheduleConfig()
     teacher_norm: TeacherNorm = "batch"  # the original's way; "running" is the textbook's
     initialisation: Initialisation = "matching"

@@ -1,17 +1,17 @@
-"""Initialisation of a student: a student and a teacher's tensors enter, a table of what was copied leaves."""
+"""Initialisation of a student: a student and a teacher's tensors enter, a table of what went where leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
-from kdlib.kd.slim import slim
+from kdlib.kd.remap import Part, Remapped, digest, remap, spell
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,36 @@ class CopyRow:
     student: tuple[int, ...] | None  # shape, None if the student lacks it
     teacher: tuple[int, ...] | None  # shape, None if the teacher lacks it
     copied: bool
+    parts: tuple[Part, ...] = ()  # which entries of its axes were taken, where a way chooses channels
 
     @property
     def reason(self) -> str:
         """Why, in words."""
         if self.copied:
-            return "copied" if self.student == self.teacher else "first channels copied"
+            if all(part.whole for part in self.parts):
+                return "copied"
+            return "channels reordered" if self.student == self.teacher else "narrowed"
         if self.student is None:
             return "only in the teacher"
         if self.teacher is None:
             return "only in the student"
         return "not asked for" if self.student == self.teacher else "shapes differ"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; indices themselves are in the report's groups."""
+        axes = [
+            {"axis": part.axis, "groups": list(part.source.groups), "kept": len(part.kept), "of": part.of}
+            | {"selection": spell(part.kept, part.of), "digest": digest(part.kept)}
+            for part in self.parts
+        ]
+        return {
+            "name": self.name,
+            "teacher": None if self.teacher is None else list(self.teacher),
+            "student": None if self.student is None else list(self.student),
+            "copied": self.copied,
+            "axes": axes,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class CopyReport:
 
     how: Initialisation
     rows: tuple[CopyRow, ...]  # student's order, then what only the teacher has
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # channels the student has of each group, in its order
 
     @property
     def copied(self) -> int:
@@ -54,52 +74,79 @@ class CopyReport:
 
     def __str__(self) -> str:
         """One line with the totals, then one per tensor that was not copied."""
-        slimmed = sum(row.copied and row.student != row.teacher for row in self.rows)
-        narrowed = f", {slimmed} of them by their first channels" if slimmed else ""
-        lines = [f"initialisation '{self.how}': {self.copied} of {self.total} student tensors copied from the teacher{narrowed}"]
         left = [row for row in self.rows if not row.copied] if self.how != "none" else []
-        lines += [f"  {row.name}: {row.reason} (student {row.student}, teacher {row.teacher})" for row in left]
-        return "\n".join(lines)
+        lines = [f"  {row.name}: {row.reason} (student {row.student}, teacher {row.teacher})" for row in left]
+        return "\n".join([self.summary(), *lines])
+
+    def summary(self) -> str:
+        """Return the totals in one line."""
+        changed = {reason: sum(row.reason == reason for row in self.rows) for reason in ("narrowed", "channels reordered")}
+        said = "".join(f", {count} {reason}" for reason, count in changed.items() if count)
+        return f"initialisation '{self.how}': {self.copied} of {self.total} student tensors copied from the teacher{said}"
+
+    def table(self) -> str:
+        """Return one line per tensor: shapes in the teacher and the student, what each axis of channels was taken from, why."""
+        cells = [("tensor", "teacher", "student", "what", "channels")]
+        for row in self.rows:
+            chosen = ", ".join(f"axis {part.axis}: {part}" for part in row.parts)
+            cells.append((row.name, _spelled(row.teacher), _spelled(row.student), row.reason, chosen))
+        widths = [max(len(line[column]) for line in cells) for column in range(4)]
+        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[4]]).rstrip() for line in cells]
+        return "\n".join([*lines, self.summary()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        groups = {name: list(kept) for name, kept in self.groups.items()}
+        rows = [row.to_dict() for row in self.rows]
+        return {"how": self.how, "copied": self.copied, "total": self.total, "tensors": rows, "groups": groups}
 
 
 def initialise(student: nn.Module, teacher_state: Mapping[str, Tensor], how: Initialisation) -> CopyReport:
     """Write teacher tensors into a student and return what was copied.
 
     ``none`` copies nothing. ``matching`` copies each tensor that both have under one name with one shape, which for the pillar
-    family is all of them. ``first`` copies the first channels of every tensor (:mod:`kdlib.kd.slim`), for a student that differs
+    family is all of them. All others choose channels of every tensor (:func:`kdlib.kd.remap.remap`), for a student that differs
     in width alone.
 
     Raises:
-        ConfigError: If the way is unknown, ``matching`` finds nothing to copy, or ``first`` a tensor that it cannot narrow.
+        ConfigError: If the way is unknown, ``matching`` finds nothing to copy, or another a tensor that it cannot narrow; the
+            student is unchanged.
 
-    Source: spec sections 6 and 8.
+    Source: SparseKD section 4.4; spec sections 6 and 8.
     """
     if how not in get_args(Initialisation):
         raise ConfigError(f"unknown initialisation '{how}'; use one of {', '.join(get_args(Initialisation))}")
     own = student.state_dict()
     given = _given(own, teacher_state, how)
-    rows = [CopyRow(n, tuple(t.shape), _shape(teacher_state.get(n)), n in given) for n, t in own.items()]
-    rows += [CopyRow(name, None, tuple(t.shape), False) for name, t in teacher_state.items() if name not in own]
+    rows = [
+        CopyRow(name, tuple(value.shape), _shape(teacher_state.get(name)), name in given.tensors, given.parts.get(name, ()))
+        for name, value in own.items()
+    ]
+    rows += [CopyRow(name, None, tuple(value.shape), False) for name, value in teacher_state.items() if name not in own]
     with torch.no_grad():
-        for name, value in given.items():
+        for name, value in given.tensors.items():
             own[name].copy_(value)
-    return CopyReport(how, tuple(rows))
+    return CopyReport(how, tuple(rows), given.kept)
 
 
-def _given(own: Mapping[str, Tensor], teacher_state: Mapping[str, Tensor], how: Initialisation) -> Mapping[str, Tensor]:
+def _given(own: Mapping[str, Tensor], teacher_state: Mapping[str, Tensor], how: Initialisation) -> Remapped:
     """Return what the student takes over, in the student's shapes."""
     if how == "none":
-        return {}
-    if how == "first":
-        return slim(teacher_state, own)
+        return Remapped({})
+    if how != "matching":
+        return remap(teacher_state, own, how)
     both = {n: v for n, v in teacher_state.items() if n in own and own[n].shape == v.shape}
     if not any(value.is_floating_point() for value in both.values()):
         raise ConfigError(
             f"none of the teacher's {len(teacher_state)} tensors has the name and shape of one of the student's {len(own)}; "
             "is it of the same family?"
         )
-    return both
+    return Remapped(both)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
+
+
+def _spelled(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,25 +11,57 @@ from torch import Tensor
 from kdlib.config import LabelKDConfig
 from kdlib.errors import ConfigError
 from kdlib.geometry.nms import rotated_nms
-from kdlib.geometry.rotated_iou import bev_iou
+from kdlib.geometry.rotated_iou import bev_iou, iou_3d
 from kdlib.types import Detections, GroundTruth
 
+LabelScore = Literal["class", "iou", "mixed"]
 
-def confident(found: Detections, thresholds: Sequence[float]) -> Detections:
-    """Return the detections whose score exceeds the threshold of their class, in float32 and strictly, order kept.
+
+def confident(
+    found: Detections,
+    thresholds: Sequence[float],
+    *,
+    score: LabelScore = "class",
+    annotated: tuple[Tensor, Tensor] | None = None,
+) -> Detections:
+    """Return the detections whose mark exceeds the threshold of their class, in float32 and strictly, order kept.
+
+    The mark is for ``class`` the detection's score; for ``iou`` its largest IoU of volumes with an annotated box of any class;
+    for ``mixed`` that with an annotated box of the first class (vehicles) if it is one itself, else the score.
+
+    Args:
+        found: A frame's detections.
+        thresholds: One per class.
+        score: The kind of mark.
+        annotated: Boxes (M, 7) and labels (M,) of the frame; needed unless ``score`` is ``class``.
 
     Raises:
-        ConfigError: If a label has no threshold.
+        ConfigError: If a label has no threshold or ``score`` is unknown.
+        ValueError: If annotated boxes are missing.
 
-    Source: spec section 7.4.
+    Source: spec section 7.4; goldens of the original show that its ``mixed`` asks for a box of the first class.
     """
     if found.labels.numel() and int(found.labels.max()) > len(thresholds):
         raise ConfigError(
             f"a teacher box has label {int(found.labels.max())} but only {len(thresholds)} classes have a threshold"
         )
-    scores = found.scores.float()
-    limits = scores.new_tensor(list(thresholds))
-    return _take(found, scores > limits[found.labels - 1])
+    if score not in get_args(LabelScore):
+        raise ConfigError(f"unknown label score '{score}'; use one of {', '.join(get_args(LabelScore))}")
+    marks = found.scores.float()
+    if score != "class":
+        if annotated is None:
+            raise ValueError(f"label score '{score}' compares with annotated boxes, and none were given")
+        boxes, labels = annotated
+        overlap = _best_overlap(found.boxes, boxes if score == "iou" else boxes[labels == 1])
+        marks = overlap if score == "iou" else torch.where(found.labels == 1, overlap, marks)
+    limits = marks.new_tensor(list(thresholds))
+    return _take(found, marks > limits[found.labels - 1])
+
+
+def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
+    if not len(others):
+        return boxes.new_zeros(len(boxes), dtype=torch.float32)
+    return iou_3d(boxes.to(others.dtype), others).amax(dim=1).float()
 
 
 def merge_labels(
@@ -75,9 +108,9 @@ def _merge_frame(
 ) -> tuple[Tensor, Tensor]:
     valid = labels > 0
     boxes, labels = boxes[valid], labels[valid]
+    found = confident(found, config.thresholds, score=config.score, annotated=(boxes, labels))
     if not config.use_truth:
         boxes, labels = boxes[:0], labels[:0]
-    found = confident(found, config.thresholds)
     if config.dedupe_iou is not None:
         found = _without_duplicates(found, boxes, labels, config.dedupe_iou)
     room = max(max_objects - len(labels), 0)

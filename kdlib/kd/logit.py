@@ -9,7 +9,10 @@ from torch import Tensor
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
+from kdlib.kd.instances import instance_cells
 from kdlib.kd.pivotal import pivotal_mask
+from kdlib.kd.rank import rank_kd
+from kdlib.kd.roi_grid import Region
 from kdlib.losses.box_regression import gather_codes, masked_l1
 from kdlib.losses.heatmap_focal import clamped_probability
 from kdlib.types import HeadOutput, HeadTargets
@@ -54,16 +57,49 @@ def meet(student: HeadOutput, teacher: HeadOutput, config: LogitKDConfig) -> tup
     return ours, theirs
 
 
+def position_weights(
+    ours: Tensor,
+    theirs: Tensor,
+    heads: tuple[HeadOutput, HeadOutput],
+    targets: HeadTargets | None,
+    config: LogitKDConfig,
+    region: Region | None = None,
+) -> Tensor:
+    """Return the weights (B, H, W) of the positions compared; the arguments are those of :func:`logit_kd` and its result of meet.
+
+    Raises:
+        ConfigError: If what the positions need is missing.
+    """
+    instances = None
+    if config.positions == "instances":
+        if region is None:
+            raise ConfigError("positions 'instances' are boxes in metres, which needs the region that the maps span")
+        instances = instance_cells(ours, theirs, *heads, config.instances, region)
+    return pivotal_mask(theirs, targets, config, instances)
+
+
 def heatmap_kd(student: Tensor, teacher: Tensor, mask: Tensor, distance: str = "mse") -> Tensor:
     """Return ``sum(mask * d) / (sum(mask) + 1e-6)`` of two probability maps (B, C, H, W), d summed over classes.
 
-    Source: spec section 7.5 step 4.
+    ``d`` is the squared error, smooth L1 (beta 1), or for ``focal`` ``-(t - s)^2 * (t ln s + (1 - t) ln(1 - s))``, for
+    probabilities strictly inside (0, 1). That is CenterNet's focal loss carried over to soft targets: at t = 1 it is
+    ``-(1 - s)^2 ln s``, at t = 0 ``-s^2 ln(1 - s)``, and at s = t it is 0. The original's focal type instead cut the teacher's
+    probability into positives and negatives, looked at all positions whatever the mask, and was not 0 for equal maps;
+    ``focal_loss(s, t, positive=...)`` of ``kdlib.losses.heatmap_focal`` is that.
+
+    Source: spec section 7.5 step 4; focal as in Generalized Focal Loss (Li et al., NeurIPS 2020).
     """
-    if distance not in ("mse", "smooth_l1"):
-        raise ConfigError(f"unknown distance '{distance}'; use 'mse' or 'smooth_l1'")
-    measure = F.mse_loss if distance == "mse" else F.smooth_l1_loss
-    apart = measure(student, teacher.detach(), reduction="none").sum(dim=1)
-    return (mask * apart).sum() / (mask.sum() + EPSILON)
+    teacher = teacher.detach()
+    if distance == "mse":
+        apart = F.mse_loss(student, teacher, reduction="none")
+    elif distance == "smooth_l1":
+        apart = F.smooth_l1_loss(student, teacher, reduction="none")
+    elif distance == "focal":
+        # Not F.binary_cross_entropy: autocast refuses it.
+        apart = -(teacher - student).square() * (teacher * student.log() + (1 - teacher) * (1 - student).log())
+    else:
+        raise ConfigError(f"unknown distance '{distance}'; use 'mse', 'smooth_l1' or 'focal'")
+    return (mask * apart.sum(dim=1)).sum() / (mask.sum() + EPSILON)
 
 
 def regression_kd(student: HeadOutput, teacher: HeadOutput, targets: HeadTargets) -> Tensor:
@@ -82,8 +118,9 @@ def logit_kd(
     student_targets: HeadTargets | None,
     teacher_targets: HeadTargets | None,
     config: LogitKDConfig,
+    region: Region | None = None,
 ) -> dict[str, Tensor]:
-    """Return the weighted parts ``kd_heatmap`` and ``kd_box`` of one head; a part with weight 0 is left out.
+    """Return the weighted parts ``kd_heatmap``, ``kd_rank`` and ``kd_box`` of one head; a part with weight 0 is left out.
 
     Args:
         student: Logits and raw maps, with gradient.
@@ -91,6 +128,7 @@ def logit_kd(
         student_targets: From the student's (merged) labels; used when ``config.target`` is "student".
         teacher_targets: From the ground truth on the teacher's grid; used when ``config.target`` is "teacher".
         config: Weights, positions, distance.
+        region: Metres the maps of both span; used by the positions "instances".
 
     Raises:
         ConfigError: If the settings do not fit the maps.
@@ -100,14 +138,26 @@ def logit_kd(
     check_regression(config, _size(student), _size(teacher))
     targets = teacher_targets if config.target == "teacher" else student_targets
     parts: dict[str, Tensor] = {}
-    if config.weight != 0:
+    if config.weight != 0 or config.rank_weight != 0:
         ours, theirs = meet(student, teacher, config)
-        parts["kd_heatmap"] = config.weight * heatmap_kd(ours, theirs, pivotal_mask(theirs, targets, config), config.distance)
+        if config.weight != 0:
+            mask = position_weights(ours, theirs, (student, teacher), targets, config, region)
+            parts["kd_heatmap"] = config.weight * heatmap_kd(ours, theirs, mask, config.distance)
+        if config.rank_weight != 0:
+            parts["kd_rank"] = config.rank_weight * rank_kd(ours, theirs, config.rank)
     if config.regression_weight != 0:
         if targets is None:
             raise ConfigError(f"regression_weight {config.regression_weight} needs targets on the '{config.target}' grid")
         parts["kd_box"] = config.regression_weight * regression_kd(student, teacher, targets)
     return parts
+
+
+def logit_weights(config: LogitKDConfig | None) -> dict[str, float]:
+    """Return the parts a recipe adds to a loss, with their weights."""
+    if config is None:
+        return {}
+    named = {"kd_heatmap": config.weight, "kd_rank": config.rank_weight, "kd_box": config.regression_weight}
+    return {name: weight for name, weight in named.items() if weight != 0}
 
 
 def _size(output: HeadOutput) -> tuple[int, int]:

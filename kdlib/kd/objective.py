@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import KDConfig, ModelConfig
+from kdlib.config import KDConfig
 from kdlib.errors import ConfigError
+from kdlib.kd.adapter import make_adapter
+from kdlib.kd.check import bev_region, check_pair, with_centre_head
+from kdlib.kd.feature import feature_kd, feature_needs, feature_weights
 from kdlib.kd.label import merge_labels
-from kdlib.kd.logit import check_regression, logit_kd, meet
+from kdlib.kd.logit import logit_kd
 from kdlib.kd.norm import unmoved_statistics
-from kdlib.kd.pivotal import check_positions, pivotal_mask
-from kdlib.kd.teacher import Teacher, TeacherAnswer
+from kdlib.kd.report import ActiveTerm, detection_rows, feature_rows, labels_added, logit_rows
+from kdlib.kd.schedule import factor
+from kdlib.kd.teacher import Teacher
+from kdlib.kd.term import PREFIX, Need, StepContext, Term
 from kdlib.kd.watch import ZeroWatch
 from kdlib.losses.detection import detection_loss, detector_loss
-from kdlib.models.anchors import AnchorTargets
-from kdlib.models.detector import CenterPoint, Detector, Prediction
-from kdlib.types import Batch, GroundTruth, HeadOutput, HeadTargets, LossTerms
-
-
-@dataclass(frozen=True)
-class ActiveTerm:
-    """One line of the startup report."""
-
-    name: str
-    weight: float
-    value: float  # weighted, on the batch of the report
-    positions: int | None  # cells (kd_heatmap), boxes or anchors (box, kd_box, direction) it looks at; None for the whole map
-    teacher_labels: int | None  # teacher boxes among its labels; None where labels come from the ground truth alone
+from kdlib.models.detector import Detector
+from kdlib.types import Batch, LossTerms
 
 
 class Plain(nn.Module):
@@ -42,8 +34,11 @@ class Plain(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, batch: Batch) -> LossTerms:
-        """Return the parts ``heatmap`` and ``box``; of an anchor head ``class``, ``box`` and ``direction``."""
+    def forward(self, batch: Batch, progress: float | None = None) -> LossTerms:
+        """Return the parts ``heatmap`` and ``box``; of an anchor head ``class``, ``box`` and ``direction``.
+
+        ``progress`` is there because every objective is called alike; nothing here depends on it.
+        """
         prediction = self.student(batch.points)
         return detector_loss(self.student, prediction.heads, self.student.targets(batch.truth))
 
@@ -52,32 +47,45 @@ class Plain(nn.Module):
         with torch.no_grad(), unmoved_statistics(self.student):
             terms = self(batch)
             targets = self.student.targets(batch.truth)
-        return _detection_rows(terms, targets, self.student, None)
+        return detection_rows(terms, targets, self.student, None)
 
 
 class Distillation(nn.Module):
     """A student, a frozen teacher and the terms between them.
 
     The teacher moves between devices with this module but is no part of it otherwise: ``parameters()``, ``state_dict()`` and
-    ``train()`` reach the student alone.
+    ``train()`` reach the student and what is learned beside it: the adapter of feature distillation, terms that are modules.
 
     Source: SparseKD; spec section 7.
     """
 
-    def __init__(self, student: Detector, teacher: Detector | Teacher, config: KDConfig) -> None:
+    def __init__(
+        self, student: Detector, teacher: Detector | Teacher, config: KDConfig, extra: Sequence[Term] = (), seed: int = 0
+    ) -> None:
         """Take over both, which need centre heads; a plain detector becomes a :class:`Teacher` in the norm mode of the recipe.
 
+        Args:
+            student: To be trained.
+            teacher: To be asked; its parameters are frozen in place.
+            config: Terms of the recipe.
+            extra: Terms of one's own, after those of the recipe.
+            seed: Draws the adapter.
+
         Raises:
-            ConfigError: If recipe, teacher and student do not fit together; the message names the setting.
+            ConfigError: If recipe, terms, teacher and student do not fit together; the message names the setting.
         """
         super().__init__()
         if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
             raise ConfigError("student and teacher share parameters, so freezing one freezes the other; build them apart")
-        learner = _with_centre_head(student, "student")
-        frozen = teacher if isinstance(teacher, Teacher) else Teacher(_with_centre_head(teacher, "teacher"), config.teacher_norm)
-        check_pair(learner, frozen, config)
+        learner = with_centre_head(student, "student")
+        frozen = teacher if isinstance(teacher, Teacher) else Teacher(with_centre_head(teacher, "teacher"), config.teacher_norm)
+        check_pair(learner, frozen, config, extra)
         self.student = learner
         self.config = config
+        self.adapter = make_adapter(learner, frozen.model, config.feature, seed)
+        self.extra = tuple(extra)
+        self.learned = nn.ModuleList(term.value for term in extra if isinstance(term.value, nn.Module))
+        self._asked = _asked(config, extra)
         self._unregistered = (frozen,)  # a tuple hides it from nn.Module
         self._watch = ZeroWatch()
 
@@ -92,132 +100,73 @@ class Distillation(nn.Module):
         self.teacher._apply(fn, *args, **kwargs)
         return self
 
-    def forward(self, batch: Batch) -> LossTerms:
-        """Return the parts ``heatmap``, ``box`` and, where enabled, ``kd_heatmap``, ``kd_box``.
+    def forward(self, batch: Batch, progress: float | None = None) -> LossTerms:
+        """Return the parts ``heatmap``, ``box`` and those of the distillation terms, whose names begin with ``kd_``.
+
+        Args:
+            batch: Points and ground truth.
+            progress: Steps done divided by the steps of the training, for the schedule of the recipe; None for full weights.
 
         Raises:
             ConfigError: If an enabled distillation term was exactly 0 for fifty training steps in a row.
         """
-        terms = self._step(batch)[0]
-        if self.training and torch.is_grad_enabled():
-            self._watch.see({name: value for name, value in terms.parts.items() if name.startswith("kd_")})
+        scale = 1.0 if progress is None else factor(progress, self.config.schedule)
+        terms = self._step(batch, scale)[0]
+        # What the schedule has switched off says nothing about a term.
+        if scale != 0 and self.training and torch.is_grad_enabled():
+            self._watch.see({name: value for name, value in terms.parts.items() if name.startswith(PREFIX)})
         return terms
 
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
-        """Return the active terms with their values on one batch; student and teacher stay as they are."""
+        """Return the active terms with their full values on one batch; student and teacher stay as they are."""
         with torch.no_grad(), unmoved_statistics(self.student):
-            terms, labels, targets, prediction, answer = self._step(batch)
-        added = None
-        if self.config.label is not None:
-            kept = batch.truth.labels if self.config.label.use_truth else batch.truth.labels[:0]
-            added = int((labels.labels > 0).sum()) - int((kept > 0).sum())
-        rows = list(_detection_rows(terms, targets, self.student, added))
-        logit = self.config.logit
-        if logit is not None:
-            marks = answer.targets if logit.target == "teacher" else targets
-            if "kd_heatmap" in terms.parts:
-                cells = 0
-                for number, (ours, theirs) in enumerate(zip(prediction.heads, answer.heads)):
-                    _, probability = meet(ours, theirs, logit)
-                    cells += int((pivotal_mask(probability, marks[number] if marks else None, logit) > 0).sum())
-                rows.append(ActiveTerm("kd_heatmap", logit.weight, float(terms.parts["kd_heatmap"]), cells, None))
-            if "kd_box" in terms.parts:
-                boxes = sum(int(mark.mask.sum()) for mark in marks)
-                rows.append(ActiveTerm("kd_box", logit.regression_weight, float(terms.parts["kd_box"]), boxes, None))
+            terms, context = self._step(batch)
+        rows = list(detection_rows(terms, context.targets, self.student, labels_added(context, self.config.label)))
+        rows += logit_rows(terms, context, self.config.logit, bev_region(self.student.config))
+        rows += feature_rows(terms, context, self.config.feature, self.adapter, bev_region(self.student.config))
+        rows += [ActiveTerm(term.name, term.weight, float(terms.parts[term.name]), None, None) for term in self.extra]
         return tuple(rows)
 
-    def _step(self, batch: Batch) -> _Step:
-        logit, label = self.config.logit, self.config.label
-        answer = self.teacher(batch, targets=_needs_teacher_targets(self.config), boxes=label is not None)
+    def _step(self, batch: Batch, scale: float = 1.0) -> tuple[LossTerms, StepContext]:
+        label = self.config.label
+        answer = self.teacher(batch, **{name: name in self._asked for name in get_args(Need)})
         labels = batch.truth
         if label is not None:
             labels = merge_labels(answer.boxes, batch.truth, label, self.student.head.targets.max_objects)
-        prediction = self.student(batch.points)
-        targets = self.student.targets(labels)
-        parts = dict(detection_loss(prediction.heads, targets, self.student.head).parts)
-        if logit is not None:
-            count = len(prediction.heads)
-            for number, (ours, theirs) in enumerate(zip(prediction.heads, answer.heads)):
-                marks = answer.targets[number] if answer.targets else None
-                for name, value in logit_kd(ours, theirs, targets[number], marks, logit).items():
-                    parts[name] = parts[name] + value / count if name in parts else value / count
-        return LossTerms.total(parts), labels, targets, prediction, answer
+        prediction = self.student(batch.points, sites="sites" in self._asked)
+        context = StepContext(batch, labels, prediction, self.student.targets(labels), answer)
+        parts = dict(detection_loss(prediction.heads, context.targets, self.student.head).parts)
+        learned = {**self._logit(context), **self._features(context), **{term.name: term(context) for term in self.extra}}
+        # At full weight nothing is multiplied, so that a run without a schedule has its bits as before there were any.
+        parts.update(learned if scale == 1 else {name: scale * value for name, value in learned.items()})
+        return LossTerms.total(parts), context
+
+    def _logit(self, context: StepContext) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {}
+        if self.config.logit is None:
+            return parts
+        heads, region = context.prediction.heads, bev_region(self.student.config)
+        for number, (ours, theirs) in enumerate(zip(heads, context.answer.heads)):
+            marks = context.answer.targets[number] if context.answer.targets else None
+            for name, value in logit_kd(ours, theirs, context.targets[number], marks, self.config.logit, region).items():
+                parts[name] = parts[name] + value / len(heads) if name in parts else value / len(heads)
+        return parts
+
+    def _features(self, context: StepContext) -> Mapping[str, Tensor]:
+        if self.config.feature is None or self.adapter is None:
+            return {}
+        return feature_kd(context, self.config.feature, self.adapter, bev_region(self.student.config)).parts
 
 
-_Step = tuple[LossTerms, GroundTruth, tuple[HeadTargets, ...], Prediction[HeadOutput], TeacherAnswer]
-
-
-def _with_centre_head(model: Detector, role: str) -> CenterPoint:
-    """Refuse detectors without heatmaps.
-
-    Raises:
-        ConfigError: Naming the model.
-    """
-    if not isinstance(model, CenterPoint):
-        raise ConfigError(
-            f"{role} '{model.config.name}' has an anchor head; distillation works on centre heatmaps, so train it with Plain "
-            "or take a CenterPoint model"
-        )
-    return model
-
-
-def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig) -> None:
-    """Refuse a recipe that cannot work for a teacher and a student.
-
-    Raises:
-        ConfigError: Naming what does not fit and the remedy.
-    """
-    ours, theirs = student.config, teacher.model.config
-    if teacher.norm != config.teacher_norm:
-        raise ConfigError(f"the recipe asks for teacher norm '{config.teacher_norm}', the given teacher has '{teacher.norm}'")
-    if ours.class_names != theirs.class_names or student.head.heads != teacher.model.head.heads:
-        raise ConfigError(
-            f"student '{ours.name}' has classes {ours.class_names} in heads {student.head.heads}, teacher '{theirs.name}' "
-            f"{theirs.class_names} in {teacher.model.head.heads}; both must be the same"
-        )
-    if _bev_range(ours) != _bev_range(theirs):
-        raise ConfigError(
-            f"student '{ours.name}' sees x, y in {_bev_range(ours)} m, teacher '{theirs.name}' in {_bev_range(theirs)} m; "
-            "give the teacher the student's point_range"
-        )
+def _asked(config: KDConfig, extra: Sequence[Term]) -> frozenset[Need]:
+    """Return what the teacher has to answer besides its heads' maps."""
+    asked: set[Need] = {need for term in extra for need in term.needs}
+    if config.label is not None:
+        asked.add("boxes")
+    if config.feature is not None and feature_weights(config.feature):
+        asked |= feature_needs(config.feature)
     logit = config.logit
-    if config.label is None and (logit is None or logit.weight == logit.regression_weight == 0):
-        raise ConfigError("the recipe has neither logit nor label distillation; train the student with Plain")
-    if logit is not None:
-        check_positions(logit)
-        check_regression(logit, _map_size(ours), _map_size(theirs))
-        if logit.weight < 0 or logit.regression_weight < 0:
-            raise ConfigError(f"weights must not be negative: {logit.weight}, {logit.regression_weight}")
-    if config.label is not None and len(config.label.thresholds) != len(ours.class_names):
-        raise ConfigError(f"{len(config.label.thresholds)} label thresholds for {len(ours.class_names)} classes; they must match")
-
-
-def _needs_teacher_targets(config: KDConfig) -> bool:
-    logit = config.logit
-    if logit is None or logit.target != "teacher":
-        return False
-    return logit.regression_weight != 0 or (logit.weight != 0 and logit.positions in ("center", "gaussian"))
-
-
-def _bev_range(config: ModelConfig) -> tuple[float, ...]:
-    low_x, low_y, _, high_x, high_y, _ = config.grid.point_range
-    return low_x, low_y, high_x, high_y
-
-
-def _map_size(config: ModelConfig) -> tuple[int, int]:
-    columns, rows, _ = config.grid.grid_size
-    return rows // config.head.stride, columns // config.head.stride
-
-
-def _detection_rows(
-    terms: LossTerms, targets: Sequence[HeadTargets | AnchorTargets], model: Detector, added: int | None
-) -> tuple[ActiveTerm, ...]:
-    """Return a row per part of the detection loss; classification looks at the whole map, the others at objects."""
-    objects = sum(int((t.mask if isinstance(t, HeadTargets) else t.positive).sum()) for t in targets)
-    rows = []
-    for name in ("heatmap", "class", "box", "direction"):
-        if name in terms.parts:
-            weight = getattr(model.config.head, f"{name}_weight")
-            whole = name in ("heatmap", "class")
-            rows.append(ActiveTerm(name, weight, float(terms.parts[name]), None if whole else objects, added))
-    return tuple(rows)
+    if logit is not None and logit.target == "teacher":
+        if logit.regression_weight != 0 or (logit.weight != 0 and logit.positions in ("center", "gaussian")):
+            asked.add("targets")
+    return frozenset(asked)

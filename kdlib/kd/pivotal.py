@@ -22,9 +22,15 @@ def check_positions(config: LogitKDConfig) -> None:
         )
     if config.positions == "rank" and config.rank < 1:
         raise ConfigError(f"positions 'rank' needs a rank of at least 1, not {config.rank}")
+    if config.positions == "instances" and config.instances < 1:
+        raise ConfigError(f"positions 'instances' needs at least 1 of them, not {config.instances}")
+    if config.rank_weight != 0 and config.rank < 2:
+        raise ConfigError(f"rank_weight {config.rank_weight} compares entries with each other, so rank must be at least 2")
 
 
-def pivotal_mask(probability: Tensor, targets: HeadTargets | None, config: LogitKDConfig) -> Tensor:
+def pivotal_mask(
+    probability: Tensor, targets: HeadTargets | None, config: LogitKDConfig, instances: Tensor | None = None
+) -> Tensor:
     """Return the weights (B, H, W) of the positions at which the student is to copy the teacher.
 
     Every form keeps only cells whose confidence, the maximum over classes, exceeds ``config.threshold`` (float32, strict):
@@ -32,7 +38,8 @@ def pivotal_mask(probability: Tensor, targets: HeadTargets | None, config: Logit
     - ``all``, ``confidence``: all of those;
     - ``rank``: those among the frame's ``config.rank`` most confident cells;
     - ``center``: those that hold the centre of a target box;
-    - ``gaussian``: those inside a target's Gaussian, weighted by its height if ``config.soft``.
+    - ``gaussian``: those inside a target's Gaussian, weighted by its height if ``config.soft``;
+    - ``instances``: those in the boxes of :func:`kdlib.kd.instances.instance_cells`.
 
     With ``config.soft`` the weight is multiplied by the confidence.
 
@@ -40,9 +47,10 @@ def pivotal_mask(probability: Tensor, targets: HeadTargets | None, config: Logit
         probability: (B, C, H, W) the teacher's, on the grid where the two maps meet.
         targets: On the same grid; needed by ``center`` and ``gaussian``.
         config: Which positions.
+        instances: (B, H, W) cells in instances, 1 or 0; needed by ``instances``.
 
     Raises:
-        ConfigError: If settings contradict each other or targets are missing.
+        ConfigError: If settings contradict each other, or targets or instances are missing.
         ValueError: If the targets lie on another grid.
 
     Source: SparseKD section 4.2; spec section 7.5 step 3.
@@ -58,6 +66,10 @@ def pivotal_mask(probability: Tensor, targets: HeadTargets | None, config: Logit
             mask = mask * _top_cells(confidence, config.rank)
         elif config.positions in ("center", "gaussian"):
             mask = mask * _target_cells(confidence, targets, config)
+        elif config.positions == "instances":
+            if instances is None:
+                raise ConfigError("positions 'instances' need the boxes of both networks, see kdlib.kd.instances")
+            mask = mask * instances
     return mask
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdlib.config import TeacherNorm
 from kdlib.errors import ConfigError
 from kdlib.kd.norm import batch_norms, hidden_statistics
-from kdlib.models.detector import CenterPoint
+from kdlib.models.detector import CenterPoint, Sites
 from kdlib.types import Batch, Detections, HeadOutput, HeadTargets
 
 
@@ -22,6 +22,8 @@ class TeacherAnswer:
     heads: tuple[HeadOutput, ...]  # logits and raw maps
     targets: tuple[HeadTargets, ...]  # from the ground truth alone, one per head; empty if not asked for
     boxes: tuple[Detections, ...]  # decoded without NMS, one per frame; empty if not asked for
+    bev: Tensor | None = None  # (B, C, H, W) what enters the heads; only if asked for
+    sites: Sites | None = None  # what the encoder found in every pillar or voxel; only if asked for
 
 
 class Teacher(nn.Module):
@@ -54,16 +56,20 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, batch: Batch, *, targets: bool = True, boxes: bool = True) -> TeacherAnswer:
-        """Return the answer to a batch, voxelised on the teacher's own grid; ``targets`` and ``boxes`` only on demand.
+    def forward(
+        self, batch: Batch, *, targets: bool = True, boxes: bool = True, bev: bool = False, sites: bool = False
+    ) -> TeacherAnswer:
+        """Return the answer to a batch, voxelised on the teacher's own grid; all but the heads' maps only on demand.
 
         Source: spec section 7.3 step 4.
         """
         self.train()  # also after somebody switched the inner model
         with hidden_statistics(batch_norms(self.model) if self.norm == "batch" else ()):
-            prediction = self.model(batch.points)
+            prediction = self.model(batch.points, sites=sites)
         return TeacherAnswer(
             heads=tuple(prediction.heads),
             targets=tuple(self.model.targets(batch.truth)) if targets else (),
             boxes=tuple(self.model.detect(prediction, nms=False)) if boxes else (),
+            bev=prediction.bev if bev else None,
+            sites=prediction.sites,
         )

@@ -30,12 +30,31 @@ Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
+class Sites:
+    """What an encoder found in every occupied pillar or voxel, before it becomes a map."""
+
+    features: Tensor  # (V, C)
+    coords: Tensor  # (V, 4) int64: batch, z, y, x
+    shape: tuple[int, int, int]  # cells along z, y, x
+    low: tuple[float, ...]  # x, y, z of the grid's corner in metres
+    size: tuple[float, ...]  # x, y, z of a cell in metres
+    batch_size: int
+
+    @property
+    def positions(self) -> Tensor:
+        """Centres (V, 3) of the cells in metres."""
+        low, size = (torch.tensor(values, device=self.coords.device) for values in (self.low, self.size))
+        return low + (self.coords[:, [3, 2, 1]] + 0.5) * size
+
+
+@dataclass(frozen=True)
 class Prediction(Generic[Output]):
     """What a forward pass leaves."""
 
     heads: tuple[Output, ...]
     bev: Tensor  # (B, C, H, W) output of the 2D backbone
     voxels: int  # non-empty pillars or voxels of the batch
+    sites: Sites | None = None  # only if asked for
 
 
 class Detector(nn.Module, ABC):
@@ -89,15 +108,34 @@ class Detector(nn.Module, ABC):
 
     def encode(self, voxels: VoxelBatch) -> Tensor:
         """Return the BEV map (B, C, H, W) that enters the 2D backbone."""
-        with torch.autocast(voxels.features.device.type, enabled=False):
-            features = self.vfe(voxels)  # metres do not fit into 16 bits; their offsets to a pillar's centre would be noise
+        features = self._voxel_features(voxels)
         return self.scatter(features, voxels) if self.backbone_3d is None else self.backbone_3d(features, voxels)
 
-    def forward(self, points: PointBatch) -> Prediction[Any]:
-        """Return the raw answers of every head for a batch of points."""
+    def encode_sites(self, voxels: VoxelBatch) -> tuple[Tensor, Sites]:
+        """Return the same map and the sites it was made of: pillars, or what the 3D backbone leaves before height compression."""
+        features, coords = self._voxel_features(voxels), voxels.coords
+        columns, rows, levels = self.config.grid.grid_size
+        if self.backbone_3d is None:
+            encoded = self.scatter(features, voxels)
+        else:
+            active = self.backbone_3d.activate(features, voxels)
+            encoded, features, coords = self.backbone_3d.compress(active), active.features, active.coords
+            levels, rows, columns = active.spatial_shape
+        low, high = self.config.grid.point_range[:3], self.config.grid.point_range[3:]
+        # The levels that a 3D backbone leaves share the height evenly, to within a voxel or two.
+        size = tuple((b - a) / cells for a, b, cells in zip(low, high, (columns, rows, levels)))
+        return encoded, Sites(features, coords, (levels, rows, columns), low, size, voxels.batch_size)
+
+    def forward(self, points: PointBatch, sites: bool = False) -> Prediction[Any]:
+        """Return the raw answers of every head for a batch of points, on demand with the encoder's sites."""
         voxels = self.voxelize(points)
-        bev = self.backbone_2d(self.encode(voxels))
-        return Prediction(self.dense_head(bev), bev, len(voxels.features))
+        encoded, found = self.encode_sites(voxels) if sites else (self.encode(voxels), None)
+        bev = self.backbone_2d(encoded)
+        return Prediction(self.dense_head(bev), bev, len(voxels.features), found)
+
+    def _voxel_features(self, voxels: VoxelBatch) -> Tensor:
+        with torch.autocast(voxels.features.device.type, enabled=False):
+            return cast(Tensor, self.vfe(voxels))  # metres do not fit into 16 bits; offsets to a pillar's centre would be noise
 
     @abstractmethod
     def targets(self, truth: GroundTruth) -> tuple[Any, ...]:

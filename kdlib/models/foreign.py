@@ -179,6 +179,7 @@ def _heads(names: Mapping[str, Any]) -> set[str]:
 def _detect(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]], path: Path) -> Layout:
     """Return the one layout in which every kernel has the model's shape; kernels that fit in none are left to the coverage."""
     possible: set[Layout] = set(_AXES)
+    fitted = False
     decided: dict[str, Layout] = {}
     for name, shape in kernels.items():
         if name not in found or found[name].dim() != 5:
@@ -187,6 +188,7 @@ def _detect(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]],
         fits = {layout for layout, axes in _AXES.items() if tuple(stored[axis] for axis in axes) == shape}
         if not fits:
             continue
+        fitted = True
         if not possible & fits:
             other, its = next(iter(decided.items()))
             raise DataError(
@@ -196,7 +198,7 @@ def _detect(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]],
         possible &= fits
         if len(fits) == 1:
             decided[name] = next(iter(fits))
-    if len(possible) > 1 and any(name in found for name in kernels):
+    if len(possible) > 1 and fitted:
         raise DataError(
             f"{path}: every sparse kernel is square, so {' and '.join(sorted(possible))} look alike; say which with --layout"
         )

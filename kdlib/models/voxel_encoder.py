@@ -102,10 +102,18 @@ class VoxelBackbone(nn.Module):
 
     def forward(self, features: Tensor, voxels: VoxelBatch) -> Tensor:
         """Turn the features (V, C) of voxels into a BEV map (B, channels, H / 8, W / 8); channel = c * depth + level."""
+        return self.compress(self.activate(features, voxels))
+
+    def activate(self, features: Tensor, voxels: VoxelBatch) -> SparseTensor:
+        """Return the sites that the last stage leaves of the voxels."""
         with torch.autocast(features.device.type, enabled=False):  # metres again: 16 bits place a point to half a metre
             sites = self.conv_input(self.sites(features, voxels))
         for name in ("conv1", "conv2", "conv3", "conv4", "conv_out"):
             sites = self.get_submodule(name)(sites)
+        return sites
+
+    def compress(self, sites: SparseTensor) -> Tensor:
+        """Return the BEV map of the last stage's sites, their height among the channels."""
         # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
         return sites.dense().permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)
 

@@ -83,7 +83,7 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
         print(initialise(student, teacher.state_dict(), job.kd.initialisation), flush=True)
     if job.kd is None or teacher is None:
         return Plain(student)
-    return Distillation(student, teacher, job.kd)
+    return Distillation(student, teacher, job.kd, seed=job.train.seed)
 
 
 def _loader(dataset: FrameDataset, job: TrainJob, first: int) -> DataLoader[Any]:

@@ -24,7 +24,8 @@ class TrainingModule(pl.LightningModule):
         """Prepare for steps ``start`` to ``total - 1`` of one schedule.
 
         Args:
-            objective: Module whose call turns a batch into loss terms; what of it requires a gradient is trained.
+            objective: Module whose call turns a batch, and ``progress`` from 0 on towards 1, into loss terms; what of it requires
+                a gradient is trained.
             config: Optimisation settings.
             total: Optimiser steps of the schedule.
             start: Optimiser steps done before.
@@ -87,7 +88,7 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        terms: LossTerms = self.objective(batch)
+        terms: LossTerms = self.objective(batch, progress=self.step / self.total)  # of steps, so a resumed run sees the same
         self.meter.add(terms, batch.points.batch_size)
         return terms.loss
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,24 @@ def test_golden_of_the_original_with_its_truncation(goldens, name, variant):
             np.testing.assert_allclose(targets.heatmap, stored[f"{variant}_heatmaps"], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("variant, score", [("iou0p5", "iou"), ("mixed", "mixed")])
+def test_golden_of_the_other_marks(goldens, name, variant, score):
+    stored, meta, teacher, truth = read(goldens, name)
+    thresholds = tuple(dict(meta["variants"])[variant]["SCORE_THRESH"])
+    config = LabelKDConfig(thresholds, score=score)
+    merged = merge_labels(teacher, truth, config, legacy=True)
+    want = torch.from_numpy(stored[f"{variant}_merged"])
+    assert torch.equal(merged.boxes, want[..., :7]) and torch.equal(merged.labels, want[..., 7].long())
+    own = [(truth.boxes[b][truth.labels[b] > 0], truth.labels[b][truth.labels[b] > 0]) for b in range(4)]
+    counts = [len(confident(t, thresholds, score=score, annotated=some).labels) for t, some in zip(teacher, own)]
+    assert counts == stored[f"{variant}_ntea"].tolist() and sum(counts) > 0
+    if name == "pillar_v0p64":
+        (targets,) = build(CP_PILLAR_V064).targets(merged)
+        assert torch.equal(targets.mask, torch.from_numpy(stored[f"{variant}_masks"]).bool())
+        assert torch.equal(targets.indices, torch.from_numpy(stored[f"{variant}_inds"]).long())
+
+
 @pytest.mark.parametrize("teacher_first", [True, False])
 def test_b13_ground_truth_is_never_dropped(goldens, teacher_first):
     """498 teacher boxes and 5 annotated ones share 500 slots: the three teacher boxes of lowest score leave."""
@@ -60,6 +79,23 @@ def test_b13_ground_truth_is_never_dropped(goldens, teacher_first):
     kept = merged.boxes[3][:495] if teacher_first else merged.boxes[3][5:]
     best = teacher[3].scores.argsort(descending=True)[:495].sort().values
     assert torch.equal(kept, teacher[3].boxes[best])
+
+
+@pytest.mark.parametrize("teacher_first", [True, False])
+def test_b13_every_annotated_box_has_its_target(goldens, teacher_first):
+    """Past 500 boxes too, each annotated centre is a positive cell of the student's targets; the original loses some."""
+    _, _, teacher, truth = read(goldens, "pillar_v0p64")
+    model = build(CP_PILLAR_V064)
+    (alone,) = model.targets(truth)
+    config = LabelKDConfig((0.6, 0.5, 0.5), teacher_first)
+    missing = {}
+    for legacy in (False, True):
+        (targets,) = model.targets(merge_labels(teacher, truth, config, legacy=legacy))
+        missing[legacy] = 0
+        for frame in range(4):
+            wanted = alone.indices[frame][alone.mask[frame]].tolist()
+            missing[legacy] += len(set(wanted) - set(targets.indices[frame][targets.mask[frame]].tolist()))
+    assert missing[False] == 0 and missing[True] == (3 if teacher_first else 0)
 
 
 def found(scores, labels=None, boxes=None):
@@ -133,3 +169,52 @@ def test_duplicates_stay_by_default_and_leave_on_request():
 def test_frames_must_agree():
     with pytest.raises(ValueError, match="teacher boxes of 2 frames but ground truth of 1"):
         merge_labels([found([0.9])] * 2, truth_of(1), LabelKDConfig())
+
+
+CAR, SHIFTED, TALL = [0.0, 0, 1, 4, 2, 2, 0], [2.0, 0, 1, 4, 2, 2, 0], [0.0, 0, 2, 4, 2, 2, 0]
+
+
+def test_marks_by_hand():
+    """Two boxes shifted by half: a third of the volume in common; lifted by half likewise; no annotation, no overlap."""
+    teacher = found([0.9, 0.1, 0.2, 0.9], [1, 1, 2, 3], torch.tensor([SHIFTED, CAR, TALL, [50.0, 0, 1, 4, 2, 2, 0]]))
+    annotated = torch.tensor([CAR]), torch.tensor([1])
+
+    def kept(score, *thresholds):
+        return confident(teacher, thresholds, score=score, annotated=annotated).scores.tolist()
+
+    assert kept("class", 0.5, 0.5, 0.5) == pytest.approx([0.9, 0.9])
+    assert kept("iou", 0.5, 0.5, 0.5) == pytest.approx([0.1])
+    assert kept("iou", 0.3, 0.3, 0.0) == pytest.approx([0.9, 0.1, 0.2])
+    assert kept("iou", 0.34, 0.34, 0.0) == pytest.approx([0.1])
+    assert kept("mixed", 0.5, 0.1, 0.95) == pytest.approx([0.1, 0.2])
+    none = confident(teacher, (0.0, 0.0, 0.0), score="iou", annotated=(annotated[0][:0], annotated[1][:0]))
+    assert len(none.labels) == 0
+
+
+def test_any_class_of_annotation_counts_for_the_overlap_and_padding_does_not():
+    """With mixed marks a vehicle needs a vehicle."""
+    teacher = found([0.2], [1], torch.tensor([CAR]))
+    truth = GroundTruth(torch.tensor([[CAR, SHIFTED]]), torch.tensor([[2, 0]]))
+    config = LabelKDConfig((0.5, 0.5, 0.5), score="iou", use_truth=False)
+    assert merge_labels([teacher], truth, config).labels.tolist() == [[1]]
+    assert merge_labels([teacher], truth, replace(config, score="mixed")).labels.shape == (1, 0)
+    padded = GroundTruth(truth.boxes, torch.tensor([[0, 2]]))
+    assert merge_labels([teacher], padded, config).labels.shape == (1, 0)
+
+
+def test_marks_need_what_they_compare_with():
+    with pytest.raises(ValueError, match="'iou' compares with annotated boxes, and none were given"):
+        confident(found([0.9]), (0.5,), score="iou")
+    with pytest.raises(ConfigError, match="unknown label score 'best'; use one of class, iou, mixed"):
+        confident(found([0.9]), (0.5,), score="best")
+
+
+@pytest.mark.parametrize("score", ["class", "iou", "mixed"])
+def test_duplicates_leave_after_the_thresholds(score):
+    """A better box that misses its threshold suppresses nobody."""
+    teacher = found([0.9, 0.8], [2, 2], torch.tensor([TALL, CAR]))
+    truth = GroundTruth(torch.tensor([[CAR]]), torch.tensor([[1]]))
+    config = LabelKDConfig((0.5, 0.85 if score == "iou" else 0.7, 0.5), score=score, dedupe_iou=0.5)
+    kept = merge_labels([teacher], truth, config)
+    assert kept.labels.tolist() == [[2, 1]]
+    assert kept.boxes[0, 0, 2] == (1 if score == "iou" else 2)

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from kdlib.config import HeadConfig, LogitKDConfig
+from kdlib.config import HeadConfig, LogitKDConfig, PivotalForm
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
-from kdlib.kd.logit import heatmap_kd, logit_kd
+from kdlib.kd.logit import heatmap_kd, logit_kd, logit_weights
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.losses.detection import detection_loss
+from kdlib.losses.heatmap_focal import focal_loss
 from kdlib.types import HeadOutput, HeadTargets
 
+POSITIONS = get_args(PivotalForm)
+DISTANCES = ("mse", "smooth_l1", "focal")
+REGION = (-5.0, -4.0, 7.0, 4.0)
 MAPS = ("hm", "center", "center_z", "dim", "rot")
 SAME = LogitKDConfig(weight=10.0, regression_weight=0.2)  # cp-voxel-s_sparsekd
 COARSE = LogitKDConfig(weight=7.0)  # the pillar pairs
@@ -152,12 +157,13 @@ def test_hand_value():
     assert set(parts) == {"kd_heatmap"}
 
 
-@pytest.mark.parametrize("form", ["all", "confidence", "rank", "center", "gaussian"])
-@pytest.mark.parametrize("distance", ["mse", "smooth_l1"])
+@pytest.mark.parametrize("form", POSITIONS)
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_teacher_equal_to_student_gives_zero(form, distance):
     student, _, targets, _ = scene()
-    config = LogitKDConfig(positions=form, distance=distance, regression_weight=0.2)
-    assert [p.item() for p in logit_kd(student, student, targets, targets, config).values()] == [0, 0]
+    config = LogitKDConfig(positions=form, distance=distance, rank_weight=1.0, regression_weight=0.2)
+    parts = logit_kd(student, student, targets, targets, config, REGION)
+    assert {name: part.item() for name, part in parts.items()} == {"kd_heatmap": 0, "kd_rank": 0, "kd_box": 0}
 
 
 @pytest.mark.parametrize("target", ["teacher", "student"])
@@ -165,13 +171,81 @@ def test_teacher_equal_to_student_gives_zero(form, distance):
 def test_gradcheck(sizes, target):
     student, teacher, student_targets, teacher_targets = scene(2, *sizes, frames=1)
     weight = 0.2 if sizes[0] == sizes[1] else 0.0
-    config = LogitKDConfig(target=target, regression_weight=weight)
+    config = LogitKDConfig(target=target, rank_weight=1.0, rank=5, regression_weight=weight)
 
     def loss(*maps):
         return sum(logit_kd(HeadOutput(*maps), teacher, student_targets, teacher_targets, config).values())
 
     leaves = [getattr(student, f.name).requires_grad_() for f in fields(HeadOutput)]
     assert torch.autograd.gradcheck(loss, leaves)
+
+
+@pytest.mark.parametrize("form", POSITIONS)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("sizes", [((3, 4), (5, 6)), ((3, 4), (3, 4))])
+def test_gradcheck_of_every_form(sizes, distance, form):
+    student, teacher, student_targets, teacher_targets = scene(2, *sizes, frames=1)
+    config = LogitKDConfig(positions=form, distance=distance, rank=3, instances=2)
+
+    def loss(heatmap):
+        parts = logit_kd(replace(student, heatmap=heatmap), teacher, student_targets, teacher_targets, config, REGION)
+        return parts["kd_heatmap"]
+
+    assert loss(student.heatmap) > 0
+    assert torch.autograd.gradcheck(loss, student.heatmap.requires_grad_())
+
+
+@pytest.mark.parametrize("form", POSITIONS)
+@pytest.mark.parametrize("sizes", [((4, 6), (8, 12)), ((4, 6), (4, 6)), ((5, 4), (3, 7))])
+@pytest.mark.parametrize("target", ["teacher", "student"])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_every_form_on_every_pair_of_grids(form, sizes, target, align_corners):
+    """Value and gradient of one-class heads, with box distillation where it can be."""
+    student, teacher, student_targets, teacher_targets = scene(1, *sizes)
+    leaf = student.heatmap.requires_grad_()
+    config = LogitKDConfig(positions=form, rank=6, target=target, align_corners=align_corners, rank_weight=1.0)
+    if sizes[0] == sizes[1]:
+        config = replace(config, regression_weight=0.2)
+    parts = logit_kd(student, teacher, student_targets, teacher_targets, config, REGION)
+    assert list(parts) == list(logit_weights(config)) and all(part.dim() == 0 and part > 0 for part in parts.values())
+    sum(parts.values()).backward()
+    assert leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_focal_equals_its_formula_cell_by_cell(classes):
+    gen = torch.Generator().manual_seed(3)
+    s, t = (torch.rand(2, classes, 3, 4, generator=gen, dtype=torch.float64) * 0.98 + 0.01 for _ in range(2))
+    mask = torch.rand(2, 3, 4, generator=gen, dtype=torch.float64)
+    top = 0.0
+    for b, c, y, x in np.ndindex(*s.shape):
+        p, q = float(s[b, c, y, x]), float(t[b, c, y, x])
+        top -= float(mask[b, y, x]) * (q - p) ** 2 * (q * np.log(p) + (1 - q) * np.log(1 - p))
+    assert heatmap_kd(s, t, mask, "focal").item() == pytest.approx(top / (float(mask.sum()) + 1e-6), rel=1e-12)
+
+
+def test_focal_by_hand_and_at_its_limits():
+    """t = .5, s = .25: -(1/16)(.5 ln .25 + .5 ln .75); at targets of 0 and 1 it is CenterNet's focal loss, undivided."""
+    s, t, mask = torch.tensor([[[[0.25]]]]), torch.tensor([[[[0.5]]]]), torch.ones(1, 1, 1)
+    assert heatmap_kd(s, t, mask, "focal").item() == pytest.approx(-(np.log(0.25) + np.log(0.75)) / 32, rel=1e-4)
+    gen = torch.Generator().manual_seed(0)
+    s = torch.rand(2, 3, 4, 5, generator=gen, dtype=torch.float64) * 0.98 + 0.01
+    hard = (torch.rand(2, 3, 4, 5, generator=gen) > 0.7).double()
+    everywhere = torch.ones(2, 4, 5, dtype=torch.float64)
+    want = focal_loss(s, hard) * hard.sum() / (everywhere.sum() + 1e-6)
+    assert heatmap_kd(s, hard, everywhere, "focal").item() == pytest.approx(want.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("variant, inverse", [("focal_pos0p6", False), ("focal_pos0p6_inverse", True)])
+def test_golden_of_the_original_focal_type(goldens, variant, inverse):
+    """What the docstring of heatmap_kd says the original's focal type is."""
+    stored, *_ = read(goldens, "same_res")
+    student, teacher = (torch.from_numpy(stored[f"{name}_hm_prob"]) for name in ("stu", "tea"))
+    student.requires_grad_()
+    got = 10 * (focal_loss(teacher, student, positive=0.6) if inverse else focal_loss(student, teacher, positive=0.6))
+    assert got.item() == pytest.approx(float(stored[f"{variant}__kd_hm"]), rel=1e-5)
+    got.backward()
+    np.testing.assert_allclose(student.grad, stored[f"{variant}__kd_grad_hm_prob"], rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_reaches_the_student_only_and_inputs_stay():

@@ -170,6 +170,9 @@ def test_square_kernels_alone_need_a_word(tmp_path: Path) -> None:
         foreign.import_checkpoint(file, square)
     imported = foreign.import_checkpoint(file, square, layout="spconv1")
     assert torch.equal(imported.tensors["kernel"], square.kernel.data)
+    torch.save({"kernel": torch.rand(3, 3, 3, 8, 8)}, file)  # of a wider model: shapes are the matter, not the layout
+    with pytest.raises(DataError, match=r"kernel: model \(4, 3, 3, 3, 4\), file \(8, 3, 3, 3, 8\)"):
+        foreign.import_checkpoint(file, square)
 
 
 class Evil:

@@ -14,13 +14,22 @@ import torch
 from safetensors.torch import load_file
 
 from kdlib import jsonfile, zoo
-from kdlib.config import AugmentConfig, GridConfig, HeadConfig, LabelKDConfig, ModelConfig, PillarEncoderConfig, TrainConfig
+from kdlib.config import (
+    AugmentConfig,
+    FeatureKDConfig,
+    GridConfig,
+    HeadConfig,
+    LabelKDConfig,
+    ModelConfig,
+    PillarEncoderConfig,
+    TrainConfig,
+)
 from kdlib.data.prepare import prepare
 from kdlib.errors import ConfigError, DataError, KdlibError
 from kdlib.models.detector import build
 from kdlib.models.weights import load_weights, read_card, save_weights
 from kdlib.simulate import simulate
-from kdlib.training import loop
+from kdlib.training import checkpoint, loop
 from kdlib.training.checkpoint import CheckpointError
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import TrainingFailed, launch, stop
@@ -124,6 +133,29 @@ def test_resume_is_bit_identical(tmp_path, job, uninterrupted, workers):
     assert not (tmp_path / "weights.safetensors").exists()
     train(tmp_path)
     same_end(tmp_path, uninterrupted)
+
+
+def test_adapters_resume_bit_identically_and_stay_out_of_the_weights(tmp_path, job):
+    feature = FeatureKDConfig("rois", adapter="3x3", roi_grid=3, relation_weight=1.0)
+    adapted = replace(job, kd=replace(KD, feature=feature))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        adapted.write(folder)
+    train(whole)
+    for stop_after in (3, 8, None):
+        train(parts, stop_after=stop_after)
+    same_end(whole, parts)
+    last, again = (checkpoint.read(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
+    kept = {name for name in last if "adapter" in name}
+    moments = {
+        f"optimiser/{moment}/adapter.{name}" for moment in ("step", "exp_avg", "exp_avg_sq") for name in ("weight", "bias")
+    }
+    assert kept == {"weights/adapter.weight", "weights/adapter.bias"} | moments
+    assert all(torch.equal(last[name], again[name]) for name in kept) and not [name for name in last if "teacher" in name]
+    first = loop.build_objective(adapted).adapter
+    assert not torch.equal(last["weights/adapter.weight"], first.weight)
+    assert load_file(whole / "weights.safetensors").keys() == build(STUDENT).state_dict().keys()
+    assert {"kd_feature", "kd_relation"} < {term["name"] for term in jsonfile.read(whole / "result.json")["terms"]}
 
 
 def test_sigkill_and_sigterm_in_the_real_child(tmp_path, job, uninterrupted):

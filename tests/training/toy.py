@@ -24,7 +24,7 @@ JOB = "0123456789ab"
 
 
 class ToyObjective(nn.Module):
-    """Two linear layers, dropout (to need the generator) and a frozen teacher."""
+    """Two linear layers, dropout (to need the generator) and a frozen teacher that counts less from step to step."""
 
     def __init__(self, dropout: float = 0.2, norm: bool = True) -> None:
         super().__init__()
@@ -32,11 +32,14 @@ class ToyObjective(nn.Module):
         self.student = nn.Sequential(nn.Linear(5, 16), middle, nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
         self.teacher = nn.Linear(5, 3).requires_grad_(False)
 
-    def forward(self, batch: Batch) -> LossTerms:
+    def forward(self, batch: Batch, progress: float) -> LossTerms:
         answer = self.student(batch.points.points)
         target = torch.stack((batch.points.points.sum(1), batch.points.points[:, 0].sin(), batch.points.points[:, 1] ** 2), 1)
         return LossTerms.total(
-            {"fit": (answer - target).pow(2).mean(), "kd": 0.1 * (answer - self.teacher(batch.points.points)).pow(2).mean()}
+            {
+                "fit": (answer - target).pow(2).mean(),
+                "kd": (0.1 - 0.05 * progress) * (answer - self.teacher(batch.points.points)).pow(2).mean(),
+            }
         )
 
 

@@ -1,0 +1,200 @@
+"""The tensors of a detector enter, its graph of channels leaves: which group of channels every axis is made of (spec 8.5).
+
+A group is one set of channels, however many tensors have an axis of it: to narrow a network is to choose once per group and cut
+all of its axes alike. Most axes are one group. The others are what makes narrowing hard, and they are all here:
+
+    sums of a stage     each residual block of a stage adds to one map, so all that write into it share a group
+    the BEV map         height compression turns a channel into ``levels`` of them: c * levels + level
+    joined levels       what the 2D backbone hands on is its deblocks' groups behind each other
+    pillar layers       all but the last hand on every slot and their maximum: their group twice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from kdlib.errors import ConfigError
+
+# "legacy" is as SparseKD sees it (spec 8.2, 8.3): levels of the BEV map laid behind each other, nothing known of pillar layers,
+# a group for each layer even where maps are added. "flat" sees no composition at all.
+Wiring = Literal["true", "legacy", "flat"]
+Axes = Mapping[int, "Source"]  # axis of a tensor -> what it is made of; axes that are no channels are missing
+
+_PILLAR_LAYER = "vfe.pfn_layers.{}.linear"
+_CONV_INPUT, _CONV_OUT = "backbone_3d.conv_input.0", "backbone_3d.conv_out.0"
+_STAGES = ("conv_input", "conv1", "conv2", "conv3", "conv4", "conv_out")
+FIRST_2D = "backbone_2d.blocks.0.1.weight"
+_ANCHOR_MAPS = ("conv_cls", "conv_box", "conv_dir_cls")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an axis is made of: the channels of groups laid behind each other."""
+
+    groups: tuple[str, ...]  # none: features of a point, classes, numbers of a box, none of which can be narrowed
+    levels: int = 1  # entries per channel: channel * levels + level
+    flat: bool = False  # narrowed to its first entries, whatever it is made of
+
+    def width(self, widths: Mapping[str, int]) -> int:
+        """Return the axis' length, given the channels of every group."""
+        return sum(widths[group] for group in self.groups) * self.levels
+
+    def entries(self, kept: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]) -> list[int]:
+        """Return which entries of a wide axis are left, given the channels kept of every group and how many there were."""
+        start = 0
+        channels: list[int] = []
+        for group in self.groups:
+            channels += [start + channel for channel in kept[group]]
+            start += widths[group]
+        return [channel * self.levels + level for channel in channels for level in range(self.levels)]
+
+    def __str__(self) -> str:
+        """Name the groups."""
+        return " + ".join(self.groups) + (f" x {self.levels} levels" if self.levels > 1 else "")
+
+
+FIXED = Source(())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer, and the norm that follows it."""
+
+    name: str  # of its tensors, before ``.weight`` and ``.bias``
+    inputs: Source
+    output: str | None  # the group it writes; None: outputs mean something
+    norm: str | None = None
+    transposed: bool = False  # weight is (in, out, ...)
+
+    @property
+    def weight(self) -> str:
+        """Name of its weight."""
+        return f"{self.name}.weight"
+
+    def axes(self, dimensions: int) -> tuple[int, int]:
+        """Return the axes of outputs and inputs of a weight with that many axes.
+
+        Linear (out, in), convolution (out, in, ky, kx), transposed (in, out, ky, kx), sparse (out, kz, ky, kx, in). The sparse
+        layout is always this one here: others are turned when a checkpoint is imported, not guessed from shapes.
+        """
+        if self.transposed:
+            return 1, 0
+        return 0, dimensions - 1 if dimensions == 5 else 1
+
+    def tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Axes]]:
+        """Yield every tensor of the layer and of its norm with what its channel axes are made of."""
+        result = FIXED if self.output is None else Source((self.output,))
+        outputs, inputs = self.axes(state[self.weight].dim())
+        yield self.weight, {outputs: result, inputs: self.inputs}
+        vectors = [f"{self.name}.bias"]
+        if self.norm is not None:
+            vectors += [f"{self.norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+        yield from ((name, {0: result}) for name in vectors if name in state)
+
+
+def layers(state: Mapping[str, Tensor], wiring: Wiring = "true") -> tuple[Layer, ...]:
+    """Return the layers of a detector's state dict in the order data passes through them.
+
+    Args:
+        state: Tensors under the original's names (spec appendix A); of the shapes, only the height of the BEV map is looked at.
+        wiring: How groups are composed.
+
+    Raises:
+        ConfigError: If it is no detector's, or its BEV map is no whole number of levels.
+    """
+    if _PILLAR_LAYER.format(0) + ".weight" in state:
+        encoder, bev = _pillars(state, wiring)
+    elif f"{_CONV_INPUT}.weight" in state:
+        encoder, bev = _voxels(state, wiring)
+    else:
+        raise ConfigError(f"no detector: its tensors include neither {_PILLAR_LAYER.format(0)}.weight nor {_CONV_INPUT}.weight")
+    backbone, joined = _levels(state, bev, wiring)
+    return (*encoder, *backbone, *_head(state, joined))
+
+
+def bev_levels(state: Mapping[str, Tensor]) -> int:
+    """Return how many channels of the BEV map each channel of the encoder becomes: 1 for pillars.
+
+    Raises:
+        ConfigError: If that is no whole number.
+    """
+    if f"{_CONV_OUT}.weight" not in state or FIRST_2D not in state:
+        return 1
+    wide, encoder = state[FIRST_2D].shape[1], state[f"{_CONV_OUT}.weight"].shape[0]
+    if wide % encoder:
+        raise ConfigError(f"{FIRST_2D}: its {wide} inputs are no whole number of levels of the {encoder} outputs of {_CONV_OUT}")
+    return int(wide // encoder)
+
+
+def _pillars(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], Source]:
+    found: list[Layer] = []
+    source, bev = FIXED, FIXED
+    while f"{(name := _PILLAR_LAYER.format(len(found)))}.weight" in state:
+        group = f"pillar layer {len(found)}"
+        found.append(Layer(name, source, group, f"{name.rpartition('.')[0]}.norm"))
+        source, bev = Source((group, group), flat=wiring != "true"), Source((group,))
+    return found, bev
+
+
+def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], Source]:
+    found: list[Layer] = []
+    source, group = FIXED, ""
+    for prefix in _parts(state):
+        short = prefix.partition(".")[2]
+        if f"{prefix}.conv1.weight" in state:
+            inner = f"{short} inside"
+            group = f"{short} sum" if wiring == "legacy" else group
+            found.append(Layer(f"{prefix}.conv1", source, inner, f"{prefix}.bn1"))
+            found.append(Layer(f"{prefix}.conv2", Source((inner,)), group, f"{prefix}.bn2"))
+        else:
+            group = short
+            found.append(Layer(f"{prefix}.0", source, group, f"{prefix}.1"))
+        source = Source((group,))
+    levels = bev_levels(state)
+    return found, Source((group,) * levels) if wiring == "legacy" else Source((group,), levels)
+
+
+def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the blocks of the 3D backbone in order."""
+    for stage in _STAGES:
+        prefix = f"backbone_3d.{stage}"
+        if f"{prefix}.0.weight" in state:
+            yield prefix
+            continue
+        block = 0
+        while any(f"{prefix}.{block}.{first}.weight" in state for first in ("0", "conv1")):
+            yield f"{prefix}.{block}"
+            block += 1
+
+
+def _levels(state: Mapping[str, Tensor], bev: Source, wiring: Wiring) -> tuple[list[Layer], Source]:
+    found: list[Layer] = []
+    joined: list[str] = []
+    while f"{(deblock := f'backbone_2d.deblocks.{len(joined)}')}.0.weight" in state:
+        block, place = f"backbone_2d.blocks.{len(joined)}", 1  # behind the padding; convolution, norm and ReLU from there on
+        while f"{block}.{place}.weight" in state:
+            group = f"blocks.{len(joined)}.{place}"
+            found.append(Layer(f"{block}.{place}", bev, group, f"{block}.{place + 1}"))
+            bev, place = Source((group,)), place + 3
+        found.append(Layer(f"{deblock}.0", bev, f"deblocks.{len(joined)}", f"{deblock}.1", transposed=True))
+        joined.append(f"deblocks.{len(joined)}")
+    return found, Source(tuple(joined), flat=wiring == "flat")
+
+
+def _head(state: Mapping[str, Tensor], joined: Source) -> Iterator[Layer]:
+    anchors = [f"dense_head.{name}" for name in _ANCHOR_MAPS if f"dense_head.{name}.weight" in state]
+    yield from (Layer(name, joined, None) for name in anchors)
+    shared = "dense_head.shared_conv"
+    if f"{shared}.0.weight" not in state:
+        return
+    yield Layer(f"{shared}.0", joined, "shared_conv", f"{shared}.1")
+    first = ".0.0.weight"
+    for name in (n for n in state if n.startswith("dense_head.heads_list.") and n.endswith(first)):
+        branch = name[: -len(first)]
+        group = branch.partition(".")[2]
+        yield Layer(f"{branch}.0.0", Source(("shared_conv",)), group, f"{branch}.0.1")
+        yield Layer(f"{branch}.1", Source((group,)), None)

@@ -1,0 +1,235 @@
+"""A wide teacher's tensors and a narrow student's shapes enter, the student's first tensors leave, and where each came from.
+
+One choice of channels per group of :mod:`kdlib.kd.channels`, which all axes of that group obey: a network narrowed by channels
+that do nothing answers as before, whatever the criterion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kdlib.config import Initialisation
+from kdlib.errors import ConfigError
+from kdlib.kd.channels import FIRST_2D, Axes, Layer, Source, Wiring, bev_levels, layers
+
+Kept = Mapping[str, tuple[int, ...]]  # group -> channels of the teacher, in the student's order
+Score = Callable[[Mapping[str, Tensor], Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
+_COUNTERS = ("global_step", "num_batches_tracked")
+_RUNS = 3  # of indices that are written out
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which entries of one axis of a teacher's tensor the student has."""
+
+    axis: int
+    source: Source
+    kept: tuple[int, ...]  # in the student's order
+    of: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole axis as it was."""
+        return self.kept == tuple(range(self.of))
+
+    def __str__(self) -> str:
+        """Say which, as ``first 24 of 32 (conv2.0)``; long lists are cut short and told apart by a digest."""
+        return f"{spell(self.kept, self.of)} ({self.source})"
+
+
+@dataclass(frozen=True)
+class Remapped:
+    """A student's tensors, and where they are from."""
+
+    tensors: Mapping[str, Tensor]
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)  # by tensor, one for every axis of channels
+    kept: Kept = field(default_factory=dict)
+
+
+def norm_scale(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
+    """Return the scale of the norm behind a layer: how much of its variation each channel hands on."""
+    return teacher[f"{layer.norm}.weight"].double()
+
+
+def absolute_norm_scale(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
+    """Return how large the scale of the norm behind a layer is."""
+    return norm_scale(teacher, layer, inputs).abs()
+
+
+def weight_sum(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
+    """Return the sum of the absolute weights that lead to each output, from the inputs that are kept or from all (None)."""
+    weight = teacher[layer.weight].double().abs()
+    outputs, axis = layer.axes(weight.dim())
+    if inputs is not None:
+        weight = weight.index_select(axis, torch.tensor(inputs, device=weight.device))
+    return weight.transpose(0, outputs).flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How channels are chosen, and how the network they are chosen in is seen."""
+
+    score: Score | None  # the largest are kept, largest first; None keeps the first
+    wiring: Wiring = "true"
+
+
+WAYS: Mapping[Initialisation, Way] = {
+    "first": Way(None),
+    "bn_scale": Way(absolute_norm_scale),
+    "bn_scale_signed": Way(norm_scale),
+    "l1": Way(weight_sum),
+    "first_naive": Way(None, "flat"),
+    "first_legacy": Way(None, "legacy"),
+    "bn_scale_legacy": Way(absolute_norm_scale, "legacy"),
+    "l1_legacy": Way(weight_sum, "legacy"),
+}
+
+
+def remap(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], how: Initialisation = "first") -> Remapped:
+    """Return, for every tensor of the student, its part of the teacher's tensor of that name; nothing is written.
+
+    ``first`` keeps the first channels of every group (FNAV2), ``bn_scale`` those with the largest absolute norm scale (BN_SCALE;
+    ``bn_scale_signed`` goes by the scale itself), ``l1`` those with the largest sum of absolute weights from the inputs that are
+    kept (OFA). Where several layers add to a group, each one's scores are divided by their sum, then added up; inputs about
+    which nothing is decided yet count whole.
+
+    ``first_naive`` keeps the first entries of every axis (FNAV1), which takes joined maps apart at the wrong places. The
+    ``_legacy`` ways repeat SparseKD's faults: a BEV map with its levels behind each other, tensors of equal shape copied as they
+    are, and for the scored ones separate choices where maps are added and sparse weights summed over all inputs. Pillar layers,
+    which it never narrowed, only ``first_legacy`` narrows: the first inputs of each.
+
+    Counters, which are no weights, may be missing on either side.
+
+    Args:
+        teacher: Its state dict, sparse kernels as (out, kz, ky, kx, in).
+        student: Tensors of which only the shapes are used.
+        how: A key of ``WAYS``.
+
+    Raises:
+        ConfigError: If a tensor has no counterpart, is wider than it or differs in more than width; it is named.
+
+    Source: SparseKD section 4.4; spec 8, with what its section 11 says of items 8 to 11.
+    """
+    if how not in WAYS:
+        raise ConfigError(f"'{how}' narrows nothing; use one of {', '.join(WAYS)}")
+    way = WAYS[how]
+    _check_names(teacher, student)
+    if (ours := bev_levels(student)) != (theirs := bev_levels(teacher)):
+        raise ConfigError(f"{FIRST_2D}: the BEV map has {ours} levels in the student, {theirs} in the teacher; make grids equal")
+    order = layers(teacher, way.wiring)
+    axes = {name: found for layer in order for name, found in layer.tensors(teacher)}
+    _check_shapes(teacher, student, axes)
+    wide, narrow = _widths(order, axes, teacher), _widths(order, axes, student)
+    kept = _choose(order, teacher, way, wide, narrow)
+    tensors: dict[str, Tensor] = {}
+    parts: dict[str, tuple[Part, ...]] = {}
+    for name in (name for name in student if name in teacher):
+        found = axes.get(name, {})
+        if way.wiring == "legacy" and teacher[name].shape == student[name].shape:
+            found = {}
+        parts[name] = _parts(name, found, kept, wide, teacher[name], student[name], way)
+        tensors[name] = _cut(teacher[name], parts[name])
+    return Remapped(tensors, parts, kept)
+
+
+def spell(kept: Sequence[int], of: int) -> str:
+    """Return a choice of indices in words: runs of neighbours if they are few, the first ones and a digest if they are many."""
+    count = len(kept)
+    if list(kept) == list(range(count)):
+        return f"all {of}" if count == of else f"first {count} of {of}"
+    starts = [place for place in range(count) if place == 0 or kept[place] != kept[place - 1] + 1]
+    if len(starts) <= _RUNS:
+        runs = [(kept[a], kept[b - 1]) for a, b in zip(starts, [*starts[1:], count])]
+        listed = " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    else:
+        listed = f"{' '.join(map(str, kept[:_RUNS]))} ... #{digest(kept)}"
+    return f"{listed}, {count} of {of}"
+
+
+def digest(kept: Sequence[int]) -> str:
+    """Return 6 hexadecimal digits that differ where choices do."""
+    return hashlib.sha256(" ".join(map(str, kept)).encode()).hexdigest()[:6]
+
+
+def _check_names(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> None:
+    odd = sorted(name for name in set(teacher) ^ set(student) if not name.endswith(_COUNTERS))
+    if odd:
+        side = "student" if odd[0] in teacher else "teacher"
+        raise ConfigError(
+            f"the {side} has no tensor '{odd[0]}': channels can only be chosen of a teacher that differs in width alone"
+        )
+
+
+def _check_shapes(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], axes: Mapping[str, Axes]) -> None:
+    for name in (name for name in student if name in teacher):
+        ours, theirs = tuple(student[name].shape), tuple(teacher[name].shape)
+        if len(ours) != len(theirs):
+            raise ConfigError(f"{name}: student {ours}, teacher {theirs}; channels are chosen along axes, none is added")
+        if name not in axes and not name.endswith(_COUNTERS):
+            raise ConfigError(f"{name}: nothing says what its axes are made of; teach kdlib/kd/channels.py this layer")
+        for axis, (a, b) in enumerate(zip(ours, theirs)):
+            source = axes.get(name, {}).get(axis)
+            fixed = source is None or not source.groups
+            if (fixed and a != b) or a > b:
+                demand = "must be equal" if fixed else "the teacher must be at least as wide"
+                raise ConfigError(f"{name}: axis {axis} has {a} in the student, {b} in the teacher; {demand}")
+
+
+def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the channels of every group; what writes a group says how many, all others must agree."""
+    widths: dict[str, int] = {}
+    for layer in order:
+        if layer.output is not None:
+            weight = state[layer.weight]
+            widths.setdefault(layer.output, weight.shape[layer.axes(weight.dim())[0]])
+    for name, found in axes.items():
+        for axis, source in found.items():
+            if source.groups and source.width(widths) != state[name].shape[axis]:
+                raise ConfigError(f"{name}: axis {axis} has {state[name].shape[axis]}, {source} together {source.width(widths)}")
+    return widths
+
+
+def _choose(
+    order: Sequence[Layer], teacher: Mapping[str, Tensor], way: Way, wide: Mapping[str, int], narrow: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Choose the channels of every group, in the order of the data."""
+    if way.score is None:
+        return {group: tuple(range(narrow[group])) for group in wide}
+    kept: dict[str, tuple[int, ...]] = {}
+    for group in wide:
+        total: Tensor | None = None
+        for layer in (layer for layer in order if layer.output == group):
+            known = bool(layer.inputs.groups) and all(name in kept for name in layer.inputs.groups)
+            known &= way.wiring != "legacy" or teacher[layer.weight].dim() != 5
+            score = way.score(teacher, layer, layer.inputs.entries(kept, wide) if known else None)
+            share = score / score.abs().sum().clamp(min=torch.finfo(score.dtype).tiny)
+            total = share if total is None else total + share
+        assert total is not None
+        kept[group] = tuple(total.argsort(descending=True, stable=True)[: narrow[group]].tolist())
+    return kept
+
+
+def _parts(
+    name: str, axes: Axes, kept: Kept, wide: Mapping[str, int], value: Tensor, student: Tensor, way: Way
+) -> tuple[Part, ...]:
+    parts = []
+    for axis, source in sorted(axes.items()):
+        if not source.groups:
+            continue
+        if source.flat and way.score is not None:
+            raise ConfigError(f"{name}: SparseKD has no rule for the inputs of a pillar layer; choose a way that is not legacy")
+        entries = range(student.shape[axis]) if source.flat else source.entries(kept, wide)
+        parts.append(Part(axis, source, tuple(entries), value.shape[axis]))
+    return tuple(parts)
+
+
+def _cut(value: Tensor, parts: Sequence[Part]) -> Tensor:
+    for part in parts:
+        if not part.whole:
+            value = value.index_select(part.axis, torch.tensor(part.kept, device=value.device))
+    return value

@@ -1,0 +1,78 @@
+"""The place for a distillation term of one's own: what a training step has computed enters, one number leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from kdlib.errors import ConfigError
+from kdlib.kd.teacher import TeacherAnswer
+from kdlib.models.detector import Prediction
+from kdlib.types import Batch, GroundTruth, HeadOutput, HeadTargets
+
+Need = Literal["targets", "boxes", "bev", "sites"]  # the fields of an answer that are computed on demand
+PREFIX = "kd_"  # of every term's name
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What one training step has computed; a term reads it and leaves it as it is."""
+
+    batch: Batch
+    labels: GroundTruth  # what the student is assigned: the batch's own, merged with the teacher's boxes if the recipe says so
+    prediction: Prediction[HeadOutput]  # the student's, with gradient; heatmaps are logits
+    targets: tuple[HeadTargets, ...]  # from ``labels``, on the student's grid, one per head
+    answer: TeacherAnswer  # on the teacher's grid, without gradient
+
+
+@dataclass(frozen=True)
+class Term:
+    """A distillation term: a function of a step, its name in every log and its weight.
+
+    A ``value`` that is a module is trained with the student; like an adapter it enters checkpoints, never the student's weights.
+    """
+
+    name: str  # begins with "kd_"
+    weight: float
+    value: Callable[[StepContext], Tensor]  # one number, unweighted
+    needs: Collection[Need] = ()  # what the teacher is to answer besides its heads' maps
+
+    def __post_init__(self) -> None:
+        """Check name, weight and needs.
+
+        Raises:
+            ConfigError: Naming the term and the remedy.
+        """
+        if not self.name.startswith(PREFIX) or self.name == PREFIX:
+            raise ConfigError(f"the name of term '{self.name}' must begin with '{PREFIX}', like 'kd_{self.name or 'mine'}'")
+        if not self.weight > 0:
+            raise ConfigError(f"term '{self.name}' has weight {self.weight}; give it a positive one or leave the term out")
+        unknown = sorted(set(self.needs) - set(get_args(Need)))
+        if unknown:
+            raise ConfigError(f"term '{self.name}' needs {unknown}; a teacher can answer {', '.join(get_args(Need))}")
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the weighted value on one step.
+
+        Raises:
+            ConfigError: If it is not one number.
+        """
+        value = self.value(context)
+        if value.dim() != 0:
+            raise ConfigError(f"term '{self.name}' returned a tensor of shape {tuple(value.shape)}; reduce it to one number")
+        return self.weight * value
+
+
+def check_terms(terms: Sequence[Term], taken: Collection[str]) -> None:
+    """Refuse terms whose name another term has.
+
+    Raises:
+        ConfigError: Naming the term.
+    """
+    names = [term.name for term in terms]
+    for name in names:
+        if name in taken or names.count(name) > 1:
+            raise ConfigError(f"there is a term '{name}' already; give yours another name")
