@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from kdlib import costs, pipeline, runs
+from kdlib.errors import ConfigError
 from kdlib.pipeline import Run
 
 
@@ -35,6 +36,15 @@ def test_a_runs_models(smoke_run: Run) -> None:
     assert stages == ["voxelise ms", "encoder ms", "backbone ms", "head ms", "decode ms"]
 
 
+def test_cost_performance_ratio() -> None:
+    assert costs.cpr(64.29, 64.29, 114.8, 114.8) == 1.0, "the teacher itself"
+    assert costs.cpr(30.0, 60.0, 10.0, 40.0) == 2.0, "half of the score for a quarter of the cost"
+    assert costs.cpr(64.25, 64.29, 47.8, 114.8) == pytest.approx((64.25 / 64.29) * (114.8 / 47.8))
+    for bad in ((1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.0)):
+        with pytest.raises(ConfigError, match="positive costs"):
+            costs.cpr(*bad)
+
+
 def test_frames_are_spread_over_the_split(smoke_run: Run) -> None:
     model = smoke_run.profile.student_model
     frames = costs.frames_for(smoke_run, model, 3)
@@ -51,6 +61,9 @@ def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.Monkey
     run = pipeline.open_run("smoke", str(tmp_path))
     pipeline.save_result(run, "03_evaluate", {"arms": arms})
     table = pd.DataFrame([{"role": "teacher", "G MACs": 4.0}, {"role": "student", "G MACs": 1.0}])
+    ratios = costs.ratio_table(run, table.assign(**{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}))
+    assert ratios["arm"].tolist() == ["student alone", "full SparseKD"]
+    assert ratios.loc[0].tolist()[1:] == pytest.approx([0.667, 2.667, 1.333, 0.667, 2.0])
     points = costs.accuracy_points(run, table)
     assert [(p.name, p.cost, p.score, p.low, p.high) for p in points] == [
         ("teacher", 4.0, 60.0, 59.0, 61.0),

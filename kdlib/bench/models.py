@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from kdlib import counting, published, zoo
+from kdlib.costs import cpr
 from kdlib.data.collate import collate
 from kdlib.data.sweep import simulated_sweeps
 from kdlib.errors import ConfigError
@@ -126,7 +127,7 @@ def page(values: Mapping[str, Any]) -> str:
 
 def table(values: Mapping[str, Any]) -> str:
     """Return the cost table and the latency table as Markdown, published cells beside ours and the reason where they differ."""
-    return "\n".join([*_cost_lines(values), "", *_latency_lines(values)])
+    return "\n".join([*_cost_lines(values), "", *_latency_lines(values), *_ratio_lines(values)])
 
 
 def _cost_lines(values: Mapping[str, Any]) -> list[str]:
@@ -173,6 +174,33 @@ def _latency_lines(values: Mapping[str, Any]) -> list[str]:
         cells += _published_speeds(row["model"])
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _ratio_lines(values: Mapping[str, Any]) -> list[str]:
+    """Return the cost-performance ratios of the published students whose teacher is in the table too."""
+    macs = {row["model"]: row["cost"]["macs"] for row in values["models"]}
+    lines = []
+    for name, teacher in published.TEACHERS.items():
+        if name not in macs or teacher not in macs:
+            continue
+        student, master = published.MODELS[name], published.MODELS[teacher]
+        theirs = [(student.giga_flops, master.giga_flops), (student.mega_acts, master.mega_acts)]
+        theirs.append((student.latency_ms["GTX 1060"], master.latency_ms["GTX 1060"]))
+        for score, how in ((student.level_2_maph, "alone"), (published.DISTILLED[name], "with SparseKD")):
+            assert score is not None and master.level_2_maph is not None, "every student was published with its score"
+            ratios = [cpr(score, master.level_2_maph, own or 0, whole or 0) for own, whole in theirs]
+            ratios.append(cpr(score, master.level_2_maph, macs[name], macs[teacher]))
+            cells = [f"`{name}` {how}", f"{100 * score / master.level_2_maph:.1f} %", *(f"{ratio:.2f}" for ratio in ratios)]
+            lines.append("| " + " | ".join(cells) + " |")
+    head = [
+        "",
+        "Cost-performance ratio: the share of the teacher's LEVEL_2 mAPH kept over the share of its cost kept. The definition is "
+        "ours; scores are the **published** ones, measured on Waymo by the authors.",
+        "",
+        "| student | mAPH kept | published G | published M acts | published ms, GTX 1060 | our G, correct |",
+        "|---|---|---|---|---|---|",
+    ]
+    return [*head, *lines] if lines else []
 
 
 def _speed(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], precision: str) -> str:

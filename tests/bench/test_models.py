@@ -49,6 +49,19 @@ def test_speeds_are_multiples_of_pointpillar(measured: dict[str, Any]) -> None:
     assert f"| {ratio:.2f}x |" in line
 
 
+def test_cost_performance_ratios_need_the_teacher_in_the_table(measured: dict[str, Any]) -> None:
+    assert "Cost-performance" not in table(measured)
+    voxel, pillar = measured["models"]
+    text = table({**measured, "models": [voxel, {**pillar, "model": "cp_voxel"}]})
+    row = next(line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` with SparseKD"))
+    kept = 59.28 / 64.29
+    counted = kept / (voxel["cost"]["macs"] / pillar["cost"]["macs"])
+    assert row == (
+        f"| `cp_voxel_xxs` with SparseKD | {100 * kept:.1f} % | {kept * 114.8 / 12.0:.2f} | {kept * 101.9 / 33.1:.2f} "
+        f"| {kept * 125.70 / 70.44:.2f} | {counted:.2f} |"
+    )
+
+
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="device 'nowhere' is not there"):
         bench_models(("cp_voxel_xxs",), "nowhere")
