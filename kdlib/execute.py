@@ -18,7 +18,6 @@ from kdlib.errors import ConfigError, KdlibError
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
 WEIGHTS = PROJECT / "data" / "weights"
-CHAIN = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
 
 
 class StageFailed(KdlibError):
@@ -114,15 +113,15 @@ def plan(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage
     Raises:
         ConfigError: If the profile or a parameter is unknown, or a value has the wrong type.
     """
-    shipped = profiles.profile(profile).shipped_teacher
-    declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in CHAIN}
+    chosen = profiles.profile(profile)
+    declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in chosen.chain}
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ConfigError(f"no notebook has a parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
-    teachers = [WEIGHTS / name for name in (shipped, overrides.get("TEACHER", "")) if name]
+    teachers = [WEIGHTS / name for name in (chosen.shipped_teacher, overrides.get("TEACHER", "")) if name]
     stages, upstream = [], source_hash() + "".join(provenance.sha256(path) for path in teachers if path.is_file())
-    for name in CHAIN:
+    for name in chosen.chain:
         source = NOTEBOOKS / f"{name}.ipynb"
         given = {key: _typed(key, overrides[key], default) for key, default in declared[name].items() if key in overrides}
         own = {key: _anchored(key, value) for key, value in given.items()}
@@ -187,6 +186,7 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
         StageFailed: If a notebook failed.
     """
     from kdlib.report import write_run_report
+    from kdlib.report_study import write_study_report
 
     folder = run_folder(profile, out)
     stages = plan(profile, folder, overrides or {})
@@ -199,6 +199,7 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
         start = time.monotonic()
         execute(stage, folder)
         print(f"{stage.name}: done in {time.monotonic() - start:.0f} s", flush=True)
-    write_run_report(folder, profile)
+    write = write_run_report if profiles.profile(profile).study is None else write_study_report
+    write(folder, profile)
     print(f"report: {folder / 'report.html'}", flush=True)
     return folder

@@ -197,7 +197,7 @@ def chosen_teacher(run: Run) -> TeacherWeights:
 def starting_weights(run: Run, teacher: TeacherWeights, schedule: TrainConfig) -> Path:
     """Return what an initialised student starts from: the teacher, or the model its pair names, trained without distillation."""
     source = run.profile.zoo_pair.initialise_from
-    if source is None:
+    if source is None or run.profile.kd.initialisation == "none":
         return teacher.weights
     folder = run.folder / "students" / f"start_{source.name}"
     job = TrainJob(source, schedule, str(run.data / "store"), name=f"{source.name}, to start from")

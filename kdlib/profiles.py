@@ -19,6 +19,15 @@ class SimulatedData:
     seed: int = 1
 
 
+MAIN_LINE = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
+ABLATIONS = (
+    "11_ablate_signals",
+    "12_ablate_initialisation",
+    "13_ablate_teacher_batchnorm",
+    "14_compress_by_width_or_resolution",
+)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way of training the student; all arms share data, schedule and seeds."""
@@ -40,6 +49,16 @@ ARMS: dict[str, Arm] = {
 
 
 @dataclass(frozen=True)
+class StudySettings:
+    """What the ablations vary besides the recipe; the profile's student schedule is the short one."""
+
+    width_pair: str  # in kdlib.zoo.PAIRS: the same teacher, its student as costly as the profile's, but narrow instead of coarse
+    long_epochs: int  # of the long schedule
+    weak_epochs: int  # of the weak teacher's training, otherwise the teacher's schedule
+    arms: tuple[str, ...] = ()  # in kdlib.study.arms; () means all
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything a chain of notebooks needs to know."""
 
@@ -56,6 +75,8 @@ class Profile:
     parallel: int = 1  # training runs side by side
     threads: int = 0  # per training run, 0 = all
     data: str = ""  # folder below data/; "" means the profile's name
+    chain: tuple[str, ...] = MAIN_LINE  # its notebooks, in order
+    study: StudySettings | None = None  # where the chain holds ablations
 
     @property
     def zoo_pair(self) -> zoo.Pair:
@@ -107,6 +128,31 @@ SMOKE = replace(
     seeds=(1, 2),
 )
 
+# The ablations, on the demo's data and with its teacher: many short trainings instead of a few long ones, and every validation
+# frame, because differences are small.
+_STUDY = StudySettings("cp_pillar_demo_w0.5_sparsekd", long_epochs=10, weak_epochs=1)
+STUDY = replace(
+    DEMO,
+    name="study",
+    data="demo",
+    chain=ABLATIONS,
+    student=replace(_DEMO_SCHEDULE, epochs=4, checkpoint_steps=100),
+    evaluation=replace(DEMO.evaluation, interval=1),
+    study=_STUDY,
+)
+
+STUDY_SMOKE = replace(
+    SMOKE,
+    name="study_smoke",
+    data="smoke",
+    chain=ABLATIONS,
+    seeds=(1,),
+    study=replace(
+        _STUDY,
+        arms=("base", "full", "full_running", "narrow_none", "narrow", "narrow_full"),
+    ),
+)
+
 _PUBLISHED = TrainConfig(epochs=30, batch_size=2, interval=5, workers=4, augment=AugmentConfig(objects=ObjectSamplingConfig()))
 
 WAYMO20 = Profile(
@@ -129,13 +175,17 @@ WAYMO100 = replace(
     evaluation=replace(WAYMO20.evaluation, interval=1),
 )
 
-# The voxel family: width instead of resolution. On the demo's data, with a teacher of its own.
+# The voxel family: width instead of resolution. On the demo's data, with a teacher of its own; a step takes ten times as long as
+# one of the pillars, so there are fewer of them, on smaller batches.
 DEMO_VOXEL = replace(
     DEMO,
     name="demo_voxel",
     data="demo",
     pair="cp_voxel_demo_xs_sparsekd",
     shipped_teacher="",
+    teacher=replace(DEMO.teacher, epochs=4, batch_size=2),
+    student=replace(_DEMO_SCHEDULE, epochs=8, batch_size=2, precision="bf16-mixed"),
+    evaluation=replace(DEMO.evaluation, half_width=15.36),
 )
 
 
@@ -146,7 +196,10 @@ def _waymo20_voxel(size: str) -> Profile:
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile
-    for profile in (SMOKE, DEMO, DEMO_VOXEL, WAYMO20, WAYMO100, *(_waymo20_voxel(size) for size in ("s", "xs", "xxs")))
+    for profile in (
+        *(SMOKE, DEMO, DEMO_VOXEL, STUDY, STUDY_SMOKE, WAYMO20, WAYMO100),
+        *(_waymo20_voxel(size) for size in ("s", "xs", "xxs")),
+    )
 }
 
 

@@ -11,10 +11,12 @@ from PIL import Image
 from kdlib import jsonfile
 from kdlib.errors import ConfigError
 from kdlib.execute import PROJECT
+from kdlib.profiles import ABLATIONS
 from kdlib.report import collect
+from kdlib.study.page import publish_study
 from kdlib.viz.canvas import write_bytes
 
-BEGIN, END = "<!-- results of reports/demo/result.json, written by python -m kdlib publish -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results of reports/{profile}/result.json, written by python -m kdlib publish -->", "<!-- end of results -->"
 PICTURES = {
     "00_explore_data": ("bev.png", "scene.png"),
     "02_distill_student": ("pivotal.png", "training.png"),
@@ -56,39 +58,47 @@ def results_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_results(text: str, table: str, name: str) -> str:
-    """Return a document with the table between its two marks.
+def with_results(text: str, table: str, profile: str, name: str) -> str:
+    """Return a document with the table between the two marks of its profile.
 
     Raises:
         ConfigError: If a mark is missing.
     """
-    head, begin, rest = text.partition(BEGIN)
+    opening = BEGIN.format(profile=profile)
+    head, begin, rest = text.partition(opening)
     _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise ConfigError(f"{name} needs the lines '{BEGIN}' and '{END}' around its results")
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+        raise ConfigError(f"{name} needs the lines '{opening}' and '{END}' around its results")
+    return f"{head}{opening}\n{table}\n{END}{tail}"
 
 
 def publish(folder: Path, project: Path = PROJECT) -> Path:
-    """Copy a finished run's numbers and pictures to ``reports/<profile>`` and its table into both READMEs.
+    """Copy a finished run's numbers to ``reports/<profile>``, its table into the READMEs that have a place for it.
+
+    The page of the reports must have one, the main README may. Pictures come along if the page of the reports shows them.
 
     Returns:
-        The folder under ``reports``.
+        The folder under ``reports``; of a run of ablations the page there.
 
     Raises:
         DataError: If the run is not finished.
     """
+    if (folder / ABLATIONS[0] / "result.json").is_file():
+        return publish_study(folder, project, _small)
     results = {"profile": folder.name, **collect(folder)}
     results["profile"] = results["03_evaluate"]["profile"]
     out = project / "reports" / str(results["profile"])
+    shown = (project / "reports" / "README.md").read_text()
     for stage, names in PICTURES.items():
         for name in names:
-            write_bytes(out / f"{stage[:2]}_{name}", _small(folder / stage / name))
+            if f"({out.name}/{stage[:2]}_{name})" in shown:
+                write_bytes(out / f"{stage[:2]}_{name}", _small(folder / stage / name))
     jsonfile.write(out / "result.json", results)
     table = results_table(results)
     for readme in (project / "README.md", project / "reports" / "README.md"):
-        text = with_results(readme.read_text(), table, str(readme))
-        write_bytes(readme, text.encode())
+        text = readme.read_text()
+        if readme.parent != project or BEGIN.format(profile=results["profile"]) in text:
+            write_bytes(readme, with_results(text, table, str(results["profile"]), str(readme)).encode())
     return out
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import jsonfile
+from kdlib.profiles import MAIN_LINE as STAGES
 from kdlib.viz.report import Cover, Picture, Section, Table, Tile, Verdict, write_report
-
-STAGES = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
 
 
 def table_of(records: Sequence[dict[str, Any]], caption: str = "", strong: tuple[int, ...] = ()) -> Table:
@@ -18,9 +17,9 @@ def table_of(records: Sequence[dict[str, Any]], caption: str = "", strong: tuple
     return Table(header, tuple(tuple(row[key] for key in header) for row in records), caption=caption, strong=strong)
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Return the results of all stages of a run by stage name."""
-    return {stage: jsonfile.read(folder / stage / "result.json") for stage in STAGES}
+def collect(folder: Path, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+    """Return the results of a run's stages by stage name."""
+    return {stage: jsonfile.read(folder / stage / "result.json") for stage in stages}
 
 
 def _picture(folder: Path, stage: str, name: str, caption: str) -> tuple[Picture, ...]:

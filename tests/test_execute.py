@@ -26,8 +26,10 @@ def tagged_cells(notebook: Path) -> list[str]:
     return ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ())]
 
 
-def test_the_chain_is_what_lies_in_the_folder() -> None:
-    assert tuple(path.stem for path in NOTEBOOKS) == execute.CHAIN == report.STAGES
+def test_the_chains_are_what_lies_in_the_folder() -> None:
+    assert tuple(path.stem for path in NOTEBOOKS) == (*profiles.MAIN_LINE, *profiles.ABLATIONS)
+    assert {profile.chain for profile in profiles.PROFILES.values()} == {profiles.MAIN_LINE, profiles.ABLATIONS}
+    assert all((profile.study is not None) == (profile.chain == profiles.ABLATIONS) for profile in profiles.PROFILES.values())
 
 
 @every_notebook
@@ -44,7 +46,8 @@ def test_parameters_cell(notebook: Path) -> None:
     declared = execute.declared_parameters(notebook)
     assert list(declared)[:3] == ["PROFILE", "RUN_DIR", "DATA_ROOT"]
     assert all(name == name.upper() for name in declared)
-    assert (declared["PROFILE"], declared["RUN_DIR"], declared["DATA_ROOT"]) == ("demo", "", "")
+    profile = "study" if notebook.stem in profiles.ABLATIONS else "demo"
+    assert (declared["PROFILE"], declared["RUN_DIR"], declared["DATA_ROOT"]) == (profile, "", "")
 
 
 def test_a_name_has_one_type_everywhere() -> None:
@@ -143,6 +146,10 @@ def write_notebook(folder: Path, name: str, *cells: str, parameters: str = TOY +
     return path
 
 
+def set_chain(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setitem(profiles.PROFILES, "smoke", replace(profiles.profile("smoke"), chain=names))
+
+
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A chain of three notebooks; only the second has a parameter M."""
@@ -152,7 +159,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_notebook(folder, "b", GOOD.format(name="b"), parameters=TOY + "N = 1  # n\nM = 0.5  # m")
     write_notebook(folder, "c", GOOD.format(name="c"))
     monkeypatch.setattr(execute, "NOTEBOOKS", folder)
-    monkeypatch.setattr(execute, "CHAIN", ("a", "b", "c"))
+    set_chain(monkeypatch, "a", "b", "c")
     monkeypatch.setattr(report, "write_run_report", lambda folder, profile: folder / "report.html")
     return folder
 
@@ -284,7 +291,7 @@ def test_a_real_kernel_stops_loudly(toys: Path, tmp_path: Path) -> None:
 
 @pytest.mark.notebooks
 def test_a_real_kernel_gets_its_parameters(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "CHAIN", ("a",))
+    set_chain(monkeypatch, "a")
     monkeypatch.chdir(tmp_path)
     write_notebook(toys, "a", GOOD.format(name="a"), "for i in range(20_000): print('noise', i)")
     folder = execute.run_profile("smoke", tmp_path / "run", {"N": "7"})

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from kdlib import jsonfile, published
-from kdlib.execute import CHAIN
+from kdlib.profiles import ABLATIONS
+from kdlib.profiles import MAIN_LINE as CHAIN
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 25  # lines
@@ -34,8 +35,9 @@ def cells(notebook: Path, kind: str) -> list[str]:
 
 @every_notebook
 def test_name_is_a_number_a_verb_and_an_object(notebook: Path) -> None:
-    assert re.fullmatch(r"\d\d_[a-z]+(_[a-z0-9]+)?", notebook.stem)
-    assert notebook.stem[:2] == f"{NOTEBOOKS.index(notebook):02d}"
+    assert re.fullmatch(r"\d\d(_[a-z0-9]+)+", notebook.stem)
+    tens = ABLATIONS if notebook.stem in ABLATIONS else CHAIN  # 00 to 09 the main line, 11 to 19 ablations
+    assert notebook.stem[:2] == f"{tens.index(notebook.stem) + (11 if tens is ABLATIONS else 0):02d}"
 
 
 @every_notebook

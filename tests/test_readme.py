@@ -17,17 +17,24 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "reports/README.md", "notebooks/README.md", "data/README.md")
 
 
+RUNS = sorted(path.parent.name for path in (ROOT / "reports").glob("*/result.json") if path.parent.name != "runs")
+
+
 @pytest.mark.parametrize("page", ["README.md", "reports/README.md"])
-def test_results_are_those_of_the_committed_run(page):
+def test_results_are_those_of_the_committed_runs(page):
     text = (ROOT / page).read_text()
-    result = json.loads((ROOT / "reports/demo/result.json").read_text())
-    block = text.partition(BEGIN)[2].partition(END)[0].strip()
-    assert block == results_table(result)
-    assert with_results(text, block, page) == text
+    shown = re.findall(r"results of reports/(\w+)/result.json", text)
+    assert shown == RUNS if page.startswith("reports") else "demo" in shown
+    for profile in shown:
+        result = json.loads((ROOT / f"reports/{profile}/result.json").read_text())
+        block = text.partition(BEGIN.format(profile=profile))[2].partition(END)[0].strip()
+        assert block == results_table(result)
+        assert with_results(text, block, profile, page) == text
 
 
-def test_the_committed_run_is_simulated_and_names_no_machine():
-    text = (ROOT / "reports/demo/result.json").read_text()
+@pytest.mark.parametrize("profile", RUNS)
+def test_the_committed_run_is_simulated_and_names_no_machine(profile):
+    text = (ROOT / f"reports/{profile}/result.json").read_text()
     assert json.loads(text)["03_evaluate"]["simulated"] is True
     assert not re.findall(r'"/[a-z]+/[^"]*"', text), "absolute paths"
 
