@@ -172,11 +172,23 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Undo what Dask sets for its workers: one thread and an eager malloc, which trainings started later would inherit."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
 def _local(workers: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    with dask.config.set(_SETTINGS), _quiet():
+    with dask.config.set(_SETTINGS), _quiet(), _kept_environment():
         try:
             cluster = LocalCluster(
                 n_workers=workers,

@@ -42,6 +42,12 @@ def test_every_task_comes_back_and_nothing_is_said_of_the_workings(workers, capf
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_environment_is_as_before():
+    before = dict(os.environ)
+    assert dict(run_tasks(operator.neg, [1, 2], 2)) == {1: -1, 2: -2}
+    assert dict(os.environ) == before
+
+
 def test_a_running_cluster_is_used(cluster):
     assert cluster_cores(cluster) == 2
     assert sorted(run_tasks(operator.neg, [1, 2, 3], 1, cluster)) == [(1, -1), (2, -2), (3, -3)]
