@@ -45,7 +45,7 @@ def _equal(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_evaluation_samples_are_the_frames_as_they_are(training):
+def test_d21_evaluation_samples_are_the_frames_as_they_are(training):
     dataset = FrameDataset(training)
     assert len(dataset) == 7 and dataset.frame_ids == [f"a_{n:03d}" for n in range(3)] + [f"b_{n:03d}" for n in range(4)]
     for number in range(7):
@@ -102,7 +102,7 @@ def test_training_shuffles_points(training):
     np.testing.assert_array_equal(plain[np.lexsort(plain.T)], shuffled[np.lexsort(shuffled.T)])
 
 
-def test_samples_depend_on_seed_epoch_and_frame_alone(training):
+def test_d20_samples_depend_on_seed_epoch_and_frame_alone(training):
     make = {"augment": AugmentConfig(), "drop_empty": True, "point_range": RANGE}
     one, other = FrameDataset(training, seed=1, **make), FrameDataset(training, seed=1, **make)
     for key in [(0, 0), (3, 2), (1, 5)]:

@@ -64,7 +64,7 @@ def test_the_bank_is_the_naive_one(split, bank):
         np.testing.assert_array_equal(bank.points([row]), points)
 
 
-def test_vehicles_come_from_every_4th_and_pedestrians_from_every_2nd_frame_of_all_segments_together(split, bank):
+def test_d32_vehicles_come_from_every_4th_and_pedestrians_from_every_2nd_frame_of_all_segments_together(split, bank):
     numbers = {name: n for n, name in enumerate(split.frame_ids())}
     seen = {kind: {numbers[bank.frame_id(row)] for row in np.flatnonzero(bank.types == kind)} for kind in (1, 2, 4)}
     assert seen[1] == {0, 4, 8, 12}
@@ -85,7 +85,7 @@ def test_points_of_several_objects_come_one_after_the_other(bank):
     assert bank.points([]).shape == (0, 5) and bank.points(rows).dtype == np.float32
 
 
-def test_it_is_one_safetensors_file_at_the_place_the_reader_looks(split, bank):
+def test_b14_it_is_one_safetensors_file_at_the_place_the_reader_looks(split, bank):
     path = bank_path(split)
     assert path == build_bank(split, progress=False) == bank.path
     tensors = load_file(path)

@@ -84,7 +84,7 @@ def test_classes_must_agree_in_any_order():
     load(predictions(class_names=both), truth())
 
 
-def test_half_the_frames_is_an_error_with_counts():
+def test_b16_half_the_frames_is_an_error_with_counts():
     half = IDS[:3]
     refused(predictions(half, frame_ids=half), truth(), r"frame 'seg_003' \(and 2 more\) .*never predicted on, 3 of its 6 frames")
     refused(predictions(half), truth(), "only 3 of the 6 frames with boxes in .* have a prediction; .*'frame_ids'")

@@ -151,7 +151,7 @@ def test_perfect_predictions_are_one_flipped_ones_have_no_heading():
     assert all(value == pytest.approx(float(name.endswith("AP")), abs=1e-6) for name, value in turned.metrics.items())
 
 
-def test_no_predictions_are_zero():
+def test_b16_no_predictions_are_zero():
     ids, boxes, types, difficulty = street()
     nothing = predictions_table([], np.zeros((0, 7)), np.zeros(0, int), np.zeros(0))
     result = evaluate_tables(nothing, truth_table(ids, boxes, types, difficulty))

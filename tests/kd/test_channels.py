@@ -61,7 +61,7 @@ def test_a_stage_of_residual_blocks_is_one_group():
     assert all(len(found) == 1 for group, found in writers.items() if group and not group.startswith("conv"))
 
 
-def test_s11_the_originals_sums_are_groups_of_their_own():
+def test_d11_the_originals_sums_are_groups_of_their_own():
     outputs = [layer.output for layer in layers(state("cp_voxel"), "legacy") if layer.output]
     assert len(outputs) == len(set(outputs))
     plain = [layer.output for layer in layers(state("second"))]

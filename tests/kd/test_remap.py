@@ -245,7 +245,7 @@ def test_a_width_of_its_own_for_every_group(data, kind, how, seed):
 
 
 @pytest.mark.parametrize("how", ["first_naive", "first_legacy", "bn_scale_legacy", "l1_legacy"])
-def test_s09_s11_the_faulty_ways_are_other_networks(how):
+def test_d09_d11_the_faulty_ways_are_other_networks(how):
     """The same teacher, the same dead channels: the ablations must not be right by accident."""
     teacher, student = positive_scales(random_model(voxel(1.0))), random_model(voxel(0.5), seed=1)
     silence(teacher, student, anywhere=not how.startswith("first"))
@@ -260,7 +260,7 @@ def test_s09_s11_the_faulty_ways_are_other_networks(how):
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_s08_every_way_gives_every_tensor(how):
+def test_d08_every_way_gives_every_tensor(how):
     """The original's FNAV1 and BN_SCALE raised at once."""
     teacher, student = random_model(voxel(1.0)).state_dict(), build(voxel(0.75)).state_dict()
     found = remap(teacher, student, how).tensors
@@ -285,7 +285,7 @@ def test_where_maps_are_added_the_shares_of_all_layers_count():
     assert list(remap(teacher, build(voxel(0.5)).state_dict(), "bn_scale").kept["conv2.0"]) == want
 
 
-def test_s11_sums_of_weights_go_by_the_inputs_that_are_kept():
+def test_d11_sums_of_weights_go_by_the_inputs_that_are_kept():
     """Dense and sparse alike; the original's ignored the choice for sparse convolutions."""
     teacher, student = random_model(voxel(1.0)).state_dict(), build(voxel(0.5)).state_dict()
     kept = remap(teacher, student, "l1").kept
@@ -300,7 +300,7 @@ def test_s11_sums_of_weights_go_by_the_inputs_that_are_kept():
     assert list(kept["deblocks.1"]) == up.sum((0, 2, 3)).argsort(descending=True)[:8].tolist()
 
 
-def test_s11_the_original_leaves_equal_shapes_unpermuted():
+def test_d11_the_original_leaves_equal_shapes_unpermuted():
     """Its neighbours are reordered all the same: a network of equal width is wired wrongly (spec 8.3)."""
     config = voxel(1.0)
     teacher, student = random_model(config), random_model(replace(config, backbone=replace(config.backbone, width=0.5)), seed=1)
@@ -344,7 +344,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_s09_what_the_published_students_keep(name):
+def test_d09_what_the_published_students_keep(name):
     """Spec 8.2 and 13 item 10: all tensors, their shapes, and the inputs at the two places where channels are composed."""
     source, concatenated, ours, theirs = PUBLISHED[name]
     with torch.device("meta"):
@@ -439,7 +439,7 @@ def test_b03_every_width_from_every_layout(kind, width, layout, tagged, tmp_path
         assert all(found[name].shape == student[name].shape and torch.equal(found[name], want[name]) for name in student)
 
 
-def test_s10_what_is_stored_is_told_from_the_teacher_not_from_the_student():
+def test_d10_what_is_stored_is_told_from_the_teacher_not_from_the_student():
     """Of a student of a quarter of the width nothing but its shapes is looked at: the teacher's kernels keep their axes."""
     teacher = numbered(build(voxel(1.0)))
     name = "backbone_3d.conv4.0.0.weight"

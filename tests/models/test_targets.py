@@ -22,7 +22,7 @@ SPLITS = [
 ]
 
 
-def test_gaussian_by_hand():
+def test_d23_gaussian_by_hand():
     """Spec 13.1."""
     bell = gaussian(2)
     assert bell.shape == (5, 5) and bell.dtype == torch.float32

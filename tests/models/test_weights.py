@@ -99,7 +99,7 @@ def without(path, *names, **added):
     save_file(tensors | added, path)
 
 
-def test_missing_and_unknown_tensors_are_named(tmp_path, model):
+def test_b15_missing_and_unknown_tensors_are_named(tmp_path, model):
     path = tmp_path / "part.safetensors"
     save_weights(path, model, {})
     gone = "backbone_2d.blocks.0.1.weight"

@@ -113,7 +113,7 @@ def test_pillar_encoder_equals_the_published_convention(scan: PointBatch) -> Non
     assert report.parameters == 11 * 32 + 64 * 64 + 2 * (32 + 64)
 
 
-def test_whole_model_is_the_sum_of_its_parts_and_is_left_as_it_was(scan: PointBatch) -> None:
+def test_b10_whole_model_is_the_sum_of_its_parts_and_is_left_as_it_was(scan: PointBatch) -> None:
     model = build(zoo.CP_PILLAR_DEMO).train()
     model.backbone_2d.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
