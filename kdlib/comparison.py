@@ -192,10 +192,6 @@ class Outcome:
             )
         return found
 
-    def title(self, run: Run) -> str:
-        """Return what stands above a chart of the arms."""
-        return "Simulated data, 95 % intervals" if run.profile.simulated is not None else "Waymo, 95 % intervals"
-
     def last_step(self) -> tuple[str, str]:
         """Return the two arms between which the recipe's last part came in: initialised and full, where both were trained."""
         arms = [arm for arm in profiles.ARMS if arm in self.scores.students]

@@ -98,6 +98,10 @@ class Profile:
         """The teacher's configuration, on the student's range."""
         return self.zoo_pair.teacher
 
+    def titled(self, words: str) -> str:
+        """Return the title of a picture, which says so where the data are simulated."""
+        return f"{words} (simulated data)" if self.simulated is not None else words
+
 
 # The students see every tenth frame; the shipped teacher saw all of them.
 _DEMO_SCHEDULE = TrainConfig(epochs=12, batch_size=4, interval=10, workers=0, checkpoint_steps=200)
@@ -116,14 +120,15 @@ DEMO = Profile(
     threads=1,
 )
 
-# Small enough for the tests: every cell runs, no number means anything.
+# Small enough for the tests: every cell runs, no number means anything. A checkpoint after each of the few steps, so that a
+# training that is killed has something to go on from.
 SMOKE = replace(
     DEMO,
     name="smoke",
     simulated=SimulatedData(training_segments=2, validation_segments=2, frames=4),
-    teacher=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2),
+    teacher=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2, checkpoint_steps=1),
     continue_steps=2,
-    student=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2),
+    student=replace(_DEMO_SCHEDULE, epochs=1, interval=1, batch_size=2, checkpoint_steps=1),
     evaluation=EvalConfig(interval=1, batch_size=2, half_width=20.48),
     seeds=(1, 2),
 )

@@ -202,7 +202,8 @@ class Answer:
             for label, one in zip(self.labels(minus="\n− "), self.gains)
         ]
         label = f"points of LEVEL_2 mAPH above {self.base}"
-        return curves.draw_arms(rows, label=label, reference=0, title=self.question.title, path=path)
+        title = self.scores.chapter.run.profile.titled(self.question.title)
+        return curves.draw_arms(rows, label=label, reference=0, title=title, path=path)
 
     def classes(self) -> ScoreTable:
         """Return each difference class by class, APH at both levels."""
