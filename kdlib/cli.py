@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from kdlib import commands
 from kdlib.bench.commands import bench
 from kdlib.errors import KdlibError
 
@@ -224,6 +225,9 @@ def evaluate(
     else:
         print(judged.text())
     raise typer.Exit(1 if judged.comparison and not judged.comparison.agrees else 0)
+
+
+commands.add_to(app)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """The only place that imports open3d for pictures, as a process of its own: a scene's .npz in, a PNG or a window out.
 
-``python -m kdlib.viz.open3d_worker FOLDER`` renders FOLDER/scene.npz (with FOLDER/scene.json) to FOLDER/picture.png;
-``--window`` shows it instead. A crash of the graphics driver kills this process and nobody else.
+``python -m kdlib.viz.open3d_worker FOLDER`` renders FOLDER/scene.npz (with FOLDER/scene.json) to FOLDER/picture.png, or so each
+of FOLDER's folders where it has no scene itself; ``--window`` shows a scene instead. A crash of the graphics driver kills this
+process and nobody else.
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ def _geometry(o3d: Any, arrays: Any, layers: list[dict[str, Any]]) -> tuple[Any,
     return cloud, sets
 
 
-def _render(o3d: Any, arrays: Any, scene: dict[str, Any], path: Path) -> None:
-    rendering = o3d.visualization.rendering
+def _renderer(o3d: Any, size: list[int]) -> Any:
     # Twice the wanted size, halved afterwards: the cheapest smoothing that works on every driver.
-    width, height = (2 * int(side) for side in scene["size"])
-    renderer = rendering.OffscreenRenderer(width, height)
+    width, height = (2 * int(side) for side in size)
+    renderer = o3d.visualization.rendering.OffscreenRenderer(width, height)
     # Black, whatever is asked: without post-processing the background is ignored. The caller lifts it to the wanted colour.
     renderer.scene.set_background(np.array([0.0, 0.0, 0.0, 1.0]))
     renderer.scene.view.set_post_processing(False)  # colours as given, no tone mapping
+    return renderer
+
+
+def _render(o3d: Any, renderer: Any, arrays: Any, scene: dict[str, Any], path: Path) -> None:
+    rendering = o3d.visualization.rendering
+    renderer.scene.clear_geometry()
     cloud, sets = _geometry(o3d, arrays, scene["layers"])
     if len(arrays["points"]):
         renderer.scene.add_geometry("points", cloud, _material(rendering, "defaultUnlit", point_size=2 * scene["point_size"]))
@@ -81,18 +87,21 @@ def _show(o3d: Any, arrays: Any, scene: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Render or show the scene in a folder."""
+    """Render or show the scene in a folder, or render those in its folders: all of one size."""
     folder, window = Path(arguments[0]), "--window" in arguments[1:]
     if not window:
         os.environ["EGL_PLATFORM"] = "surfaceless"  # must be there before the import; no display is needed then
     import open3d as o3d
 
-    scene = json.loads((folder / "scene.json").read_text())
-    with np.load(folder / "scene.npz") as arrays:
-        if window:
-            _show(o3d, arrays, scene)
-        else:
-            _render(o3d, arrays, scene, folder / "picture.png")
+    renderer = None
+    for place in [folder] if (folder / "scene.json").is_file() else sorted(path.parent for path in folder.glob("*/scene.json")):
+        scene = json.loads((place / "scene.json").read_text())
+        with np.load(place / "scene.npz") as arrays:
+            if window:
+                _show(o3d, arrays, scene)
+                continue
+            renderer = renderer or _renderer(o3d, scene["size"])
+            _render(o3d, renderer, arrays, scene, place / "picture.png")
 
 
 if __name__ == "__main__":

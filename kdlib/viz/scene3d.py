@@ -23,6 +23,7 @@ from kdlib.viz.layers import BoxLayer, drawable_points, height_limits, wireframe
 from kdlib.viz.perspective import Camera, Lines, paint
 
 WORKER = (sys.executable, "-m", "kdlib.viz.open3d_worker")
+NO_DISPLAY = "No display (DISPLAY and WAYLAND_DISPLAY are unset)"
 _RINGS = (10, 20, 30, 40, 50, 60, 70)
 
 
@@ -95,6 +96,44 @@ def render_scene(
     return info
 
 
+@dataclass(frozen=True)
+class View:
+    """One picture of a film: a scene and where to look at it from."""
+
+    points: FloatArray  # (N, >=3)
+    layers: Sequence[BoxLayer]
+    camera: Camera
+
+
+def render_views(
+    views: Sequence[View], *, size: tuple[int, int], timeout: float = 300.0, worker: Sequence[str] = WORKER
+) -> tuple[list[NDArray[np.uint8]], RenderInfo]:
+    """Render many scenes, without legends, in one child process; all are painted by matplotlib if it fails on one.
+
+    Returns:
+        The pictures (height, width, 3), and how they came to be.
+
+    Raises:
+        LayerError: If the points of a view have a wrong shape.
+    """
+    clouds = [drawable_points(one.points) for one in views]
+    scenes = [(p, height_colors(p), _scene_lines(p, one.layers), one.camera) for p, one in zip(clouds, views)]
+    with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
+        folders = [Path(name, f"{number:05d}") for number in range(len(views))]
+        for folder, (points, colors, lines, camera) in zip(folders, scenes):
+            folder.mkdir()
+            _hand_over(folder, points, colors, lines, camera, size)
+        trouble = _run_worker([*worker, name], timeout)
+        found = [] if trouble else [_read(folder / "picture.png", size) for folder in folders]
+    images = [image for image, _ in found if image is not None]
+    if len(images) == len(views):
+        return images, RenderInfo("open3d", "")
+    trouble = trouble or next(why for image, why in found if image is None)
+    note = f"Drawn by matplotlib because open3d could not render here: {trouble}."
+    painted = [paint(points, colors, lines, camera, size) for points, colors, lines, camera in scenes]
+    return painted, RenderInfo("matplotlib", note)
+
+
 def open_window(
     points: FloatArray,
     layers: Sequence[BoxLayer],
@@ -109,14 +148,18 @@ def open_window(
         LayerError: If the points have a wrong shape.
     """
     points = drawable_points(points)
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        unset = "No display (DISPLAY and WAYLAND_DISPLAY are unset)"
-        return RenderInfo("none", f"{unset}: use render_scene for a PNG or scene_figure for HTML.")
+    if not has_display():
+        return RenderInfo("none", f"{NO_DISPLAY}: use render_scene for a PNG or scene_figure for HTML.")
     with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
         folder = Path(name)
         _hand_over(folder, points, height_colors(points), _scene_lines(points, layers), camera or Camera(), (1600, 900), title)
         trouble = _run_worker([*worker, str(folder), "--window"], None)
     return RenderInfo("none", f"The open3d window failed: {trouble}.") if trouble else RenderInfo("open3d", "")
+
+
+def has_display() -> bool:
+    """Return whether a window can be opened; only Linux can tell beforehand."""
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def height_colors(points: FloatArray) -> NDArray[np.float64]:
@@ -157,7 +200,7 @@ def _hand_over(
         "size": list(size),
         "title": title,
         "background": palette.rgb(palette.NIGHT),
-        "point_size": size[1] / 500,
+        "point_size": max(size[1] / 500, 1.25),  # less than a pixel and a half is lost in small pictures
         "camera": asdict(camera),
         "layers": [{"rgb": palette.rgb(line.color), "width": line.width * size[1] / 900} for line in lines],
     }

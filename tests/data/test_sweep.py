@@ -16,7 +16,8 @@ def test_kitti_and_nuscenes_columns(tmp_path: Path) -> None:
     np.array([[1, 2, -1.73, 0.5], [3, 4, 0, 0]], "<f4").tofile(kitti)
     np.array([[1, 2, -1.84, 127.5, 31]], "<f4").tofile(nuscenes)
     np.testing.assert_allclose(read_sweep(kitti).points, [[1, 2, 0, np.tanh(0.5), 0], [3, 4, 1.73, 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(read_sweep(nuscenes).points, [[1, 2, 0, np.tanh(0.5), 0]], atol=1e-6)
+    turned = [[2, -1, 0, np.tanh(0.5), 0]]  # nuScenes' sensor has x to the right and y forward
+    np.testing.assert_allclose(read_sweep(nuscenes).points, turned, atol=1e-6)
 
 
 def test_waymo_columns(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_the_two_real_sweeps(shared: Path) -> None:
         ("a.pcd.bin", np.zeros(4, "<f4").tobytes(), "points of 5 float32"),
         ("a.bin", np.full(4, np.nan, "<f4").tobytes(), "not finite"),
         ("a.npy", b"no array", "no array of numbers"),
-        ("a.pcd", b"", "not '.pcd'"),
+        ("a.las", b"", "not '.las'"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -53,9 +54,9 @@ def test_what_is_refused(tmp_path: Path, name: str, content: bytes, message: str
 
 
 def test_arrays_of_another_shape_are_refused(tmp_path: Path) -> None:
-    for array in (np.zeros((3, 3), np.float32), np.zeros(8, np.float32), np.zeros((3, 4), np.int32)):
+    for array in (np.zeros((3, 2), np.float32), np.zeros(8, np.float32), np.zeros((3, 4), np.int32)):
         np.save(tmp_path / "a.npy", array)
-        with pytest.raises(DataError, match=r"needed are floats \(N, 4 or more\)"):
+        with pytest.raises(DataError, match=r"needed are floats \(N, 3 or more\)"):
             read_sweep(tmp_path / "a.npy")
     with pytest.raises(DataError, match="does not exist"):
         read_sweep(tmp_path / "b.npy")

@@ -1,0 +1,177 @@
+"""Scans of other LiDARs: what is assumed is true of the two real sweeps, said aloud, and can be overridden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdlib.data.scans import LAYOUTS, ground_level, read_scan
+from kdlib.errors import ConfigError, DataError
+
+
+def street(height: float, seed: int = 0) -> np.ndarray:
+    """(N, 3) points of a flat road and a few walls, seen from ``height`` metres above the road."""
+    rng = np.random.default_rng(seed)
+    road = np.column_stack((rng.uniform(-30, 30, (3000, 2)), rng.normal(-height, 0.02, 3000)))
+    walls = np.column_stack((rng.uniform(-30, 30, (1500, 2)), rng.uniform(-height, 6 - height, 1500)))
+    return np.concatenate((road, walls)).astype(np.float32)
+
+
+def kitti(folder: Path, name: str = "a.bin", count: int = 4500) -> Path:
+    points = street(1.73)[:count]
+    np.column_stack((points, np.linspace(0, 0.99, len(points)))).astype("<f4").tofile(folder / name)
+    return folder / name
+
+
+def nuscenes(folder: Path, name: str = "a.bin", count: int = 4500) -> Path:
+    points = street(1.84)[:count]
+    rest = np.column_stack((np.arange(len(points)) % 256, np.arange(len(points)) % 32))
+    np.column_stack((points, rest)).astype("<f4").tofile(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("count", [4500, 4499, 20, 40, 41, 7])
+def test_kitti_and_nuscenes_are_told_apart(tmp_path: Path, count: int) -> None:
+    assert read_scan(kitti(tmp_path, count=count)).layout == "kitti"
+    assert read_scan(nuscenes(tmp_path, count=count)).layout == "nuscenes"
+
+
+def test_the_real_sweeps(shared: Path, tmp_path: Path) -> None:
+    for name, layout in (("kitti_000008.bin", "kitti"), ("nuscenes_lidar_top.pcd.bin", "nuscenes")):
+        source = shared / "data" / name
+        scan = read_scan(source)
+        assert scan.layout == layout and abs(ground_level(scan.points[:, :3])) < 0.2
+        hidden = tmp_path / "scan.bin"  # the values alone say which it is
+        hidden.write_bytes(source.read_bytes())
+        assert read_scan(hidden).layout == layout
+        found = read_scan(hidden, layout="xyzi" if layout == "kitti" else layout, height=None)
+        assert abs(ground_level(found.points[:, :3])) < 0.2
+
+
+def test_nuscenes_is_turned_to_look_forward(tmp_path: Path) -> None:
+    file = tmp_path / "a.pcd.bin"
+    np.array([[0, 10, 0, 255, 1], [3, 0, 0, 51, 2]], "<f4").tofile(file)
+    scan = read_scan(file)
+    np.testing.assert_allclose(scan.points[:, :3], [[10, 0, 1.84], [0, -3, 1.84]], atol=1e-6)
+    np.testing.assert_allclose(scan.points[:, 3], np.tanh([1, 0.2]), atol=1e-6)
+    assert any("turned here to x forward" in sentence for sentence in scan.assumptions)
+
+
+@given(st.floats(0.3, 4.0), st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_the_road_is_found(height: float, seed: int) -> None:
+    assert ground_level(street(height, seed).astype(np.float64)) == pytest.approx(-height, abs=0.1)
+
+
+def test_an_unknown_sensor_is_put_above_its_road(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", street(2.5))
+    scan = read_scan(tmp_path / "a.npy")
+    assert scan.layout == "xyz" and abs(ground_level(scan.points[:, :3])) < 0.05
+    assert any("taken for the road" in sentence for sentence in scan.assumptions)
+    assert any("No intensity" in sentence for sentence in scan.assumptions)
+    assert (scan.points[:, 3:] == 0).all()
+    given_height = read_scan(tmp_path / "a.npy", height=3.0)
+    assert ground_level(given_height.points[:, :3]) == pytest.approx(0.5, abs=0.05)
+    assert any("3 m above the road (as given)" in sentence for sentence in given_height.assumptions)
+
+
+def test_columns_of_an_array(tmp_path: Path) -> None:
+    points, file = street(1.84), tmp_path / "a.npy"
+    rest = np.column_stack((np.arange(len(points)) % 256, np.arange(len(points)) % 32)).astype(np.float32)
+    cases = {
+        "waymo": np.column_stack((points, rest, np.ones(len(points), np.float32))),
+        "nuscenes": np.column_stack((points, rest)),
+        "xyzi": np.column_stack((points, rest[:, :1])),
+    }
+    for layout, table in cases.items():
+        np.save(file, table)
+        assert read_scan(file).layout == layout
+    record = np.zeros(50, [("X", "f4"), ("y", "f8"), ("z", "f4"), ("intensity", "u2"), ("name", "S3")])
+    record["z"], record["intensity"] = 2.0, np.arange(50) * 100
+    np.save(file, record)
+    scan = read_scan(file)
+    assert scan.points[-1, 3] == pytest.approx(np.tanh(4900 / 65_535))
+
+
+@pytest.mark.parametrize("ending", [".pcd", ".ply"])
+def test_named_columns(tmp_path: Path, ending: str) -> None:
+    rows = np.array([[5, 0, -2, 128], [6, 1, -2, 255], [np.nan, 0, 0, 7], [7, 0, -2, np.nan]])
+    text = "\n".join(" ".join(map(str, row)) for row in rows)
+    pcd = "FIELDS x y z reflectivity\nSIZE 4 4 4 4\nTYPE F F F F\nWIDTH 4\nHEIGHT 1\nDATA ascii\n"
+    ply = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {c}\n" for c in ("x", "y", "z", "reflectivity"))
+    file = tmp_path / f"a{ending}"
+    file.write_text((pcd if ending == ".pcd" else ply + "end_header\n") + text)
+    scan = read_scan(file)
+    np.testing.assert_allclose(scan.points[:, :3], [[5, 0, 0], [6, 1, 0], [7, 0, 0]])
+    np.testing.assert_allclose(scan.points[:, 3], np.tanh([128 / 255, 1, 0]), atol=1e-6)
+    assert any("1 of 4 points hold NaN" in sentence for sentence in scan.assumptions)
+    np.testing.assert_allclose(read_scan(file, "nuscenes", 2.0).points[1, :3], [1, -6, 0])
+
+
+def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", street(1.8) * 1000)
+    with pytest.raises(DataError, match=r"--scale 0\.001 for millimetres"):
+        read_scan(tmp_path / "a.npy")
+    np.testing.assert_allclose(read_scan(tmp_path / "a.npy", scale=0.001).points[:, :2], street(1.8)[:, :2], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.bin", b"", "not a whole number of points"),
+        ("a.bin", bytes(12), "not a whole number of points"),
+        ("a.bin", np.full(20, -7, "<f4").tobytes(), "say which with --layout"),
+        ("a.bin", np.full(8, np.inf, "<f4").tobytes(), "not finite"),
+        ("a.npy", b"\x93NUMPY", "no array of numbers"),
+        ("a.npy", b"PK\x03\x04", "no array of numbers"),
+        ("a.pcd", b"", "no PCD file"),
+        ("a.ply", b"", "no PLY file"),
+        ("a.pcd", b"FIELDS a b\nSIZE 4 4\nTYPE F F\nWIDTH 1\nDATA ascii\n1 2\n", "no column 'x'; its columns are: a, b"),
+        ("a.pcd", b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nWIDTH 0\nDATA ascii\n", "no finite points"),
+        ("a.laz", b"LASF", "scans are .bin, .npy, .pcd, .ply, not '.laz'"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_scan(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_layouts_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=", ".join(LAYOUTS)):
+        read_scan(kitti(tmp_path), layout="livox")
+    with pytest.raises(DataError, match="5 float32"):
+        read_scan(kitti(tmp_path, count=4), layout="nuscenes")
+    with pytest.raises(DataError, match="does not exist"):
+        read_scan(tmp_path / "none.bin")
+
+
+@given(content=st.binary(max_size=200), ending=st.sampled_from((".bin", ".npy", ".pcd", ".ply")), head=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_rubbish_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str, head: bool) -> None:
+    begin = {".npy": b"\x93NUMPY\x01\x00", ".ply": b"ply\n", ".pcd": b"FIELDS x y z\n"}.get(ending, b"") if head else b""
+    file = tmp_path_factory.getbasetemp() / f"rubbish{ending}"
+    file.write_bytes(begin + content)
+    try:
+        assert read_scan(file).points.shape[1] == 5
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+@given(place=st.integers(0, 127), byte=st.integers(0, 255))
+@settings(max_examples=100, deadline=None)
+def test_a_damaged_array_header(tmp_path_factory: pytest.TempPathFactory, place: int, byte: int) -> None:
+    file = tmp_path_factory.getbasetemp() / "damaged.npy"
+    np.save(file, street(1.7)[:50])
+    content = bytearray(file.read_bytes())
+    content[place] = byte
+    file.write_bytes(bytes(content))
+    try:
+        read_scan(file)
+    except DataError as error:
+        assert "damaged.npy" in str(error)
