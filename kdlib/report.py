@@ -8,6 +8,7 @@ from typing import Any
 
 from kdlib import jsonfile
 from kdlib.profiles import MAIN_LINE as STAGES
+from kdlib.viz.linked import viewer
 from kdlib.viz.report import Cover, Picture, Section, Table, Tile, Verdict, write_report
 
 
@@ -34,6 +35,16 @@ def _scene(folder: Path) -> tuple[Picture, ...]:
     import plotly.io
 
     return (Picture(plotly.io.from_json(path.read_text()), "Drag to turn, scroll to zoom, click the legend to switch a layer."),)
+
+
+def _hardest(results: dict[str, Any], order: str) -> str:
+    return str(results[STAGES[4]].get("hardest", {}).get(order, ""))
+
+
+def _linked(folder: Path) -> str:
+    """Return the two linked 3D views as markup, nothing where notebook 04 left none."""
+    path = folder / "04_visualize_3d" / "pair.json"
+    return viewer(path.read_text()) if path.is_file() else ""
 
 
 def _budget(results: dict[str, Any]) -> str:
@@ -89,8 +100,12 @@ def _sections(folder: Path, results: dict[str, Any]) -> list[Section]:
             "Teacher and student on one frame",
             f"Frame `{results[STAGES[4]]['frame']}`, boxes above a score of {results[STAGES[4]]['threshold']}.",
             _picture(folder, STAGES[4], "comparison.png", "From above.")
+            + _picture(folder, STAGES[4], "browser.png", "Teacher and distilled student, matched with the truth.")
+            + _picture(folder, STAGES[4], "maps.png", "Heat maps, pivotal positions, features, and where distillation acts.")
+            + _picture(folder, STAGES[4], "hurt.png", _hardest(results, "hurt"))
             + _picture(folder, STAGES[4], "scene.png", f"Rendered with {results[STAGES[4]]['renderer']}.")
             + _scene(folder),
+            html=_linked(folder),
         ),
         Section(
             "The teacher",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from matplotlib.figure import Figure
 from kdlib import comparison, explore, pipeline
 from kdlib.errors import ConfigError
 from kdlib.evaluation.tables import predictions_table
+from kdlib.explore.ranking import count
 from kdlib.pipeline import Run
-from kdlib.viz.widgets import View
+from kdlib.viz.widgets import MAPS
 
+BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "heading")
 BOX = np.array([[1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0], [5.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0]])
 
 
@@ -71,7 +75,7 @@ def test_most_improved_frame(smoke_run: Run) -> None:
     truth = comparison.truth(smoke_run)
     ids = smoke_run.store.split("validation").frame_ids()
     here = truth.filter(pa.array(truth.column("frame_id").to_numpy() == ids[5]))
-    boxes = np.stack([here.column(name).to_numpy() for name in explore._BOX], axis=1)
+    boxes = np.stack([here.column(name).to_numpy() for name in BOX_COLUMNS], axis=1)
     kinds = here.column("type").to_numpy()
     perfect = predictions_table([ids[5]] * len(boxes), boxes, kinds, np.full(len(boxes), 0.9), None, ids)
     nothing = predictions_table([], np.zeros((0, 7)), np.zeros(0, np.int64), np.zeros(0), None, ids)
@@ -79,9 +83,70 @@ def test_most_improved_frame(smoke_run: Run) -> None:
     assert explore.most_improved_frame({"teacher": nothing}, truth, smoke_run) in range(8)
 
 
-def test_drawer_draws(smoke_run: Run) -> None:
-    draw = explore.drawer(smoke_run, {"teacher": predicted(smoke_run, 0)})
-    assert isinstance(draw(0, View(frame=0, min_score=0.3)), Figure)
+@pytest.fixture(scope="module")
+def studio(smoke_run: Run) -> explore.Studio:
+    return explore.Studio(smoke_run, threshold=0.1)
+
+
+def test_studio_names_every_model(studio: explore.Studio) -> None:
+    assert list(studio.models) == ["teacher", "alone_seed1", "init_seed1", "full_seed1"]
+    assert studio.models["full_seed1"] == "distilled student, seed 1"
+    view = studio.start(3)
+    assert (view.frame, view.left, view.right, view.min_score) == (3, "teacher", "full_seed1", 0.1)
+    assert studio.name(view).startswith("frame 3: ") and 0 <= studio.start().frame < 8
+
+
+def test_studio_judges_both_sides(studio: explore.Studio) -> None:
+    view = studio.start(2)
+    truth = explore.scene(studio.run, 2).layers[0]
+    for panel in studio.panels(view):
+        found, hits, missed, _ = panel.layers
+        assert len(found) + len(missed) == len(truth) and len(hits) == len(found)
+        assert panel.note.endswith("false alarms") and f"{len(missed)} missed" in panel.note
+    one, _ = studio.panels(replace(view, layers=("misses",), class_name="Vehicle"))
+    assert len(one.layers) == 1 and set(one.layers[0].labels) <= {1}
+    assert isinstance(studio.draw(view), Figure)
+    assert len(json.loads(studio.scene(view))["panels"]) == 2
+
+
+@pytest.mark.parametrize("name", MAPS[1:])
+def test_maps_lie_between_none_and_most(studio: explore.Studio, name: str) -> None:
+    maps = [panel.ground for panel in studio.panels(replace(studio.start(2), map=name))]
+    for ground in maps:
+        assert ground is not None and ground.values.ndim == 2
+        assert 0 <= ground.values.min() and 0 < ground.values.max() <= 1
+
+
+def test_target_map_is_one_at_every_object(studio: explore.Studio) -> None:
+    left, right = studio.panels(replace(studio.start(2), map="KD masks"))
+    assert left.ground is not None and right.ground is not None
+    assert left.ground.name.startswith("target heat map") and right.ground.name.startswith("pull")
+    assert left.ground.values.max() == 1
+
+
+def test_jumps_go_round(studio: explore.Studio) -> None:
+    view, seen = studio.start(0), []
+    for _ in range(9):
+        frame, sentence = studio.jump("hardest", view)
+        seen.append(frame)
+        view = replace(view, frame=frame)
+    assert "objects missed at a score of 0.3" in sentence
+    assert len(set(seen)) > 1 and seen[-1] in seen[:-1], "after the last comes the first"
+    with pytest.raises(ConfigError, match="unknown order 'best'"):
+        studio.jump("best", view)
+
+
+def test_most_missed_comes_first(studio: explore.Studio) -> None:
+    view = replace(studio.start(0), right="alone_seed1")
+    frame, _ = studio.jump("hardest", replace(view, frame=-1))
+    counted = count(studio._table("alone_seed1"), comparison.truth(studio.run), studio.run)
+    assert counted.missed[frame] == counted.missed.max()
+
+
+def test_studios_finds_the_neighbours(smoke_run: Run) -> None:
+    names = list(explore.studios(smoke_run))
+    assert names[0] == smoke_run.folder.name
+    assert isinstance(explore.studios(smoke_run)[names[0]](), explore.Studio)
 
 
 def test_pivotal_weight_lies_where_objects_are(smoke_run: Run) -> None:
@@ -100,8 +165,6 @@ def test_startup_report_names_every_term(smoke_run: Run) -> None:
 
 
 def test_recipe_without_logits_is_said(smoke_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     from kdlib import zoo
 
     pair = smoke_run.profile.zoo_pair

@@ -1,0 +1,100 @@
+"""Trained weights and a validation frame in; heat map, BEV features, pivotal positions and distillation masks out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlib.config import CLASS_NAMES, KDConfig
+from kdlib.errors import ConfigError
+from kdlib.kd.check import bev_region
+from kdlib.kd.label import merge_labels
+from kdlib.kd.logit import meet, position_weights
+from kdlib.models.detector import CenterPoint, Prediction
+from kdlib.types import Batch, GroundTruth, HeadOutput
+from kdlib.viz.pair import GroundMap
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model said about one frame."""
+
+    model: CenterPoint
+    prediction: Prediction[HeadOutput]
+
+
+@torch.inference_mode()
+def ask(model: CenterPoint, batch: Batch) -> Answer:
+    """Return a model's raw answer; its stored statistics are used, so that it depends on this frame alone."""
+    return Answer(model.eval(), model(batch.points))
+
+
+def heat_map(answer: Answer, class_name: str | None = None) -> GroundMap:
+    """Return the largest probability of a centre over the classes, or that of one."""
+    maps = torch.cat([head.heatmap[0] for head in answer.prediction.heads]).sigmoid()
+    one = maps.amax(dim=0) if class_name is None else maps[CLASS_NAMES.index(class_name)]
+    return GroundMap(one.numpy(), f"{class_name.lower() if class_name else 'centre'} probability")
+
+
+def feature_map(answer: Answer) -> GroundMap:
+    """Return the mean magnitude over the channels of what enters the head, 1 where it is largest."""
+    return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features")
+
+
+def pivotal_positions(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
+    """Return the weights of the logit term, on the grid where the two heat maps meet.
+
+    Raises:
+        ConfigError: If the recipe has no logit term.
+    """
+    return _scaled(_weights(teacher, student, batch, kd)[0].amax(dim=0), "weight of pivotal positions")
+
+
+def label_mask(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
+    """Return the heat map the student is told to draw: the truth's Gaussians and those of the teacher's boxes."""
+    labels = _labels(teacher, student, batch, kd)
+    target = torch.cat([one.heatmap[0] for one in student.model.targets(labels)]).amax(dim=0)
+    name = "target heat map" if kd.label is None else "target heat map with the teacher's boxes"
+    return GroundMap(target.numpy(), name)
+
+
+def pull_mask(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
+    """Return where the logit term pulls: its weights times the squared difference of the probabilities, summed over classes.
+
+    Raises:
+        ConfigError: If the recipe has no logit term.
+    """
+    weights, apart = _weights(teacher, student, batch, kd)
+    return _scaled((weights * apart).sum(dim=0), "pull of logit distillation")
+
+
+@torch.inference_mode()
+def _weights(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> tuple[Tensor, Tensor]:
+    """Return weights and squared differences (heads, H, W)."""
+    if kd.logit is None:
+        raise ConfigError("this recipe has no logit distillation, so it has no pivotal positions; choose another map")
+    marks = teacher.model.targets(batch.truth)
+    if kd.logit.target == "student":
+        marks = student.model.targets(_labels(teacher, student, batch, kd))
+    weights, apart = [], []
+    for own, other, targets in zip(student.prediction.heads, teacher.prediction.heads, marks):
+        ours, theirs = meet(own, other, kd.logit)
+        region = bev_region(student.model.config)
+        weights.append(position_weights(ours, theirs, (own, other), targets, kd.logit, region)[0])
+        apart.append((ours - theirs).square().sum(dim=1)[0])
+    return torch.stack(weights), torch.stack(apart)
+
+
+def _labels(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundTruth:
+    if kd.label is None:
+        return batch.truth
+    found = teacher.model.detect(teacher.prediction, nms=False)
+    return merge_labels(found, batch.truth, kd.label, student.model.head.targets.max_objects)
+
+
+def _scaled(values: Tensor, name: str) -> GroundMap:
+    array = values.numpy().astype(np.float64)
+    return GroundMap(array / max(float(array.max(initial=0.0)), 1e-9), name)

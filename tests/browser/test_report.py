@@ -1,0 +1,97 @@
+"""The report as a reader meets it: opened from disk without any network, its 3D views turned with the mouse."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdlib import explore
+from kdlib.pipeline import Run
+from kdlib.viz import interactive, linked
+from kdlib.viz.report import Cover, Picture, Section, write_report
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def report(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chapter of a report that notebook 04 fills, made from a smoke run."""
+    studio = explore.Studio(smoke_run, threshold=0.1)
+    view = studio.start(0)
+    scene = explore.scene(smoke_run, 0)
+    figure = interactive.scene_figure(scene.points, scene.layers, point_budget=2000)
+    pictures = (Picture(studio.draw(view), "From above."), Picture(figure, "Drag to turn."))
+    section = Section("Teacher and student", "", pictures, html=linked.viewer(studio.scene(view)))
+    return write_report(tmp_path_factory.mktemp("report") / "report.html", [section], cover=Cover(simulated=True))
+
+
+def seen(element: Any) -> np.ndarray:
+    with Image.open(io.BytesIO(element.screenshot())) as image:
+        return np.asarray(image.convert("RGB"), float)
+
+
+def drag(page: Any, element: Any) -> None:
+    box = element.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 90, y + 25, steps=6)
+    page.mouse.up()
+
+
+def turned(page: Any, element: Any) -> bool:
+    """Drag across a view, and say whether it then shows something else."""
+    element.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    before = seen(element)
+    assert before.std() > 3, "nothing is drawn"
+    drag(page, element)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        page.wait_for_timeout(300)
+        if (np.abs(seen(element) - before).max(axis=-1) > 20).mean() > 0.005:
+            return True
+    return False
+
+
+def test_report_opens_without_network_and_turns(report: Path, page: Any, tmp_path: Path) -> None:
+    asked: list[str] = []
+    errors: list[str] = []
+    page.context.set_offline(True)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("requestfailed", lambda request: errors.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(report.as_uri(), wait_until="commit")
+    page.wait_for_selector(".scene canvas")
+    views = page.locator(".kdlib-linked canvas")
+    assert views.count() == 2
+    other = seen(views.nth(1))
+    assert turned(page, views.nth(0)), "the linked view does not turn"
+    assert np.abs(seen(views.nth(1)) - other).max() > 20, "the other view does not follow"
+    page.screenshot(path=tmp_path / "report.png", full_page=True)
+    assert turned(page, page.locator(".scene .js-plotly-plot")), "the plotly scene does not turn"
+    assert not errors
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_page_of_the_pair_stands_alone(smoke_run: Run, page: Any, tmp_path: Path) -> None:
+    studio = explore.Studio(smoke_run, threshold=0.1)
+    path = linked.save_viewer(studio.scene(studio.start(0)), tmp_path / "pair.html", title="<pair>")
+    page.context.set_offline(True)
+    page.goto(path.as_uri())
+    page.wait_for_selector(".kdlib-linked[data-shown]")
+    assert page.title() == "<pair>"
+    canvas = page.locator("canvas").first
+    before = seen(canvas)
+    page.get_by_role("button", name="above").click()
+    page.wait_for_timeout(300)
+    assert np.abs(seen(canvas) - before).max() > 20
+    page.get_by_role("button", name="ground truth").click()
+    assert page.locator("button.off").count() == 1
