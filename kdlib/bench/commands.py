@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -12,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from kdlib.bench.table import Outcome
 
-bench = typer.Typer(help="Measure speed and memory on this machine, beside what kdlib replaces.", no_args_is_help=True)
+bench = typer.Typer(help="Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Out = Annotated[Optional[Path], typer.Option(help="Also write the JSON object to this file.")]  # noqa: UP045
@@ -27,6 +28,72 @@ def _print(outcome: Outcome, as_json: bool, out: Path | None) -> None:
     if out is not None:
         jsonfile.write(out, values)
     print(json.dumps(values, indent=2) if as_json else text(outcome))
+
+
+def _typed(out: Path) -> str:
+    """Return the command as it was typed, so that a page says how to make it again; the page itself without its folder."""
+    words = [out.name if word == str(out) else word for word in sys.argv[1:]]
+    return " ".join(["python -m kdlib", *words])
+
+
+Page = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Also write the table to this Markdown file, and the JSON object beside it."),
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Timed turns, after warm-up; medians count.")]
+Compile = Annotated[bool, typer.Option(help="Also measure torch.compile, whose warm-up takes minutes.")]
+
+
+@bench.callback(invoke_without_command=True)
+def bare(context: typer.Context, as_json: Json = False, out: Page = None) -> None:
+    """Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed."""
+    if context.invoked_subcommand is None:
+        speed(as_json=as_json, out=out)
+
+
+@bench.command()
+def speed(
+    rounds: Rounds = 15,
+    store: Annotated[Optional[Path], typer.Option(help="Prepared store. Default: a small simulated one.")] = None,  # noqa: UP045
+    teacher: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The demo teacher's weights. Default: those shipped; fresh ones, which find no boxes, without them."),
+    ] = None,
+    compile_too: Compile = True,
+    as_json: Json = False,
+    out: Page = None,
+) -> None:
+    """Ratios that matter: operators against loops, distillation against its parts, loader against training, settings."""
+    from kdlib import jsonfile
+    from kdlib.bench.speed import bench_speed, shipped_teacher
+    from kdlib.bench.table import page
+
+    outcome = bench_speed(rounds, store=store, teacher=teacher or shipped_teacher(), compile_too=compile_too)
+    if out is not None:
+        jsonfile.write_bytes(out.with_suffix(".md"), page(outcome, _typed(out)).encode())
+    _print(outcome, as_json, None if out is None else out.with_suffix(".json"))
+
+
+@bench.command()
+def steps(
+    pair: Annotated[str, typer.Option(help="A pair of the zoo.")] = "cp_pillar_demo_v0.64_sparsekd",
+    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")] = "",
+    rounds: Rounds = 15,
+    store: Annotated[Optional[Path], typer.Option(help="Prepared store. Default: a small simulated one.")] = None,  # noqa: UP045
+    batch: Annotated[int, typer.Option(min=1, help="Frames of a batch.")] = 4,
+    compile_too: Compile = True,
+    as_json: Json = False,
+    out: Page = None,
+) -> None:
+    """Training samples per second alone and distilled, and peak memory: fp32, bf16 and compiled."""
+    from kdlib import jsonfile
+    from kdlib.bench.table import page
+    from kdlib.bench.training import bench_training
+
+    outcome = bench_training(pair, device, rounds, store, batch, compile_too)
+    if out is not None:
+        jsonfile.write_bytes(out.with_suffix(".md"), page(outcome, _typed(out)).encode())
+    _print(outcome, as_json, None if out is None else out.with_suffix(".json"))
 
 
 @bench.command()
@@ -70,6 +137,7 @@ def models(
     repeats: Annotated[int, typer.Option(min=1, help="Timed passes.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Passes before.")] = 3,
     mixed: Annotated[bool, typer.Option(help="Also with automatic mixed precision.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Also with backbone and heads compiled by torch.")] = False,
     as_json: Json = False,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -80,7 +148,7 @@ def models(
     from kdlib import jsonfile
     from kdlib.bench.models import bench_models, page, table
 
-    values = bench_models(name or (), device, frames, repeats, warmup, mixed)
+    values = bench_models(name or (), device, frames, repeats, warmup, mixed, compiled)
     if out is not None:
         jsonfile.write(out, values)
         jsonfile.write_bytes(out.with_suffix(".md"), page(values).encode())

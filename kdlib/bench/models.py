@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from kdlib import counting, published, zoo
+from kdlib.bench.settings import compile_dense
 from kdlib.costs import cpr
 from kdlib.data.collate import collate
 from kdlib.data.sweep import simulated_sweeps
@@ -32,7 +32,7 @@ class ModelBench:
 
     name: str
     cost: Mapping[str, Any]  # of counting.count, without layers
-    latency: Mapping[str, LatencyReport]  # by precision, "fp32" and "mixed"
+    latency: Mapping[str, LatencyReport]  # "fp32", "mixed", "bf16" where that is not the mixed one, "compiled" (fp32)
     peak_memory: int | None  # bytes on the accelerator, fp32
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +42,13 @@ class ModelBench:
 
 
 def bench_models(
-    names: Sequence[str] = (), device: str = "", frames: int = 3, repeats: int = 10, warmup: int = 3, mixed: bool = True
+    names: Sequence[str] = (),
+    device: str = "",
+    frames: int = 3,
+    repeats: int = 10,
+    warmup: int = 3,
+    mixed: bool = True,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure models one after the other on the same simulated full-size sweeps, with fresh weights.
 
@@ -53,11 +59,12 @@ def bench_models(
         repeats: Timed passes.
         warmup: Passes before.
         mixed: Also time with automatic mixed precision.
+        compiled: Also time with backbone and heads compiled.
 
     Raises:
         ConfigError: If a model is unknown or the device is not there.
     """
-    where = _device(device)
+    where = find_device(device)
     models = [zoo.model(name) for name in (names or published.MODELS)]
     sweeps = simulated_sweeps(frames)
     batches = [collate([sweep]).points.to(where) for sweep in sweeps]
@@ -66,7 +73,7 @@ def bench_models(
         torch.manual_seed(0)
         network = build(model).to(where).eval()
         cost = {key: value for key, value in counting.count(model, sweeps).items() if key != "layers"}
-        latency, peak = _latencies(network, batches, where, repeats, warmup, mixed)
+        latency, peak = _latencies(network, batches, where, repeats, warmup, mixed, compiled)
         rows.append(ModelBench(model.name, cost, latency, peak))
     return {
         "bench": "models",
@@ -77,7 +84,12 @@ def bench_models(
     }
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return a device by torch's name for it; "" is torch's default.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
     if not name:
         return torch.empty(0).device
     try:
@@ -89,24 +101,28 @@ def _device(name: str) -> torch.device:
 
 
 def _latencies(
-    network: Any, batches: Sequence[PointBatch], where: torch.device, repeats: int, warmup: int, mixed: bool
+    network: Any, batches: Sequence[PointBatch], where: torch.device, repeats: int, warmup: int, mixed: bool, compiled: bool
 ) -> tuple[dict[str, LatencyReport], int | None]:
     backend: Any = getattr(torch, where.type, None)
     counted = hasattr(backend, "max_memory_allocated")
     if counted:
         backend.reset_peak_memory_stats(where)
-    found = {"fp32": measure_latency(network, batches, warmup=warmup, repeats=repeats)}
+
+    def measure() -> LatencyReport:
+        return measure_latency(network, batches, warmup=warmup, repeats=repeats)
+
+    found = {"fp32": measure()}
     peak = int(backend.max_memory_allocated(where)) if counted else None
     if mixed:
-        with _half(where):
-            found["mixed"] = measure_latency(network, batches, warmup=warmup, repeats=repeats)
+        usual = HALF.get(where.type, torch.float16)
+        kinds = {"mixed": usual, **({} if usual == torch.bfloat16 else {"bf16": torch.bfloat16})}
+        for name, kind in kinds.items():
+            with torch.autocast(where.type, dtype=kind):
+                found[name] = measure()
+    if compiled:  # last: it cannot be undone
+        compile_dense(network)
+        found["compiled"] = measure()
     return found, peak
-
-
-@contextmanager
-def _half(where: torch.device) -> Iterator[None]:
-    with torch.autocast(where.type, dtype=HALF.get(where.type, torch.float16)):
-        yield
 
 
 def _without_card(report: LatencyReport) -> dict[str, Any]:
@@ -127,7 +143,7 @@ def page(values: Mapping[str, Any]) -> str:
 
 def table(values: Mapping[str, Any]) -> str:
     """Return the cost table and the latency table as Markdown, published cells beside ours and the reason where they differ."""
-    return "\n".join([*_cost_lines(values), "", *_latency_lines(values), *_ratio_lines(values)])
+    return "\n".join([*_cost_lines(values), "", *_latency_lines(values), *_further_lines(values), *_ratio_lines(values)])
 
 
 def _cost_lines(values: Mapping[str, Any]) -> list[str]:
@@ -173,6 +189,19 @@ def _latency_lines(values: Mapping[str, Any]) -> list[str]:
         cells += [_speed(rows, row, "fp32"), f"{half['total']['p50_ms']:.1f}" if half else "", _speed(rows, row, "mixed")]
         cells += _published_speeds(row["model"])
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _further_lines(values: Mapping[str, Any]) -> list[str]:
+    """Return bf16, compiled and peak memory side by side, where any of them was measured."""
+    names = [name for name in ("fp32", "bf16", "compiled") if any(name in row["latency"] for row in values["models"])]
+    if len(names) == 1 and all(row["peak_memory"] is None for row in values["models"]):
+        return []
+    lines = ["", f"| model | {' | '.join(f'{name} p50' for name in names)} | peak memory, MB |", "|---" * (len(names) + 2) + "|"]
+    for row in values["models"]:
+        times = [f"{row['latency'][name]['total']['p50_ms']:.1f}" if name in row["latency"] else "" for name in names]
+        peak = "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.0f}"
+        lines.append("| " + " | ".join([f"`{row['model']}`", *times, peak]) + " |")
     return lines
 
 

@@ -79,6 +79,33 @@ def text(outcome: Outcome) -> str:
     return "\n".join([*lines, *outcome.notes])
 
 
+def page(outcome: Outcome, command: str) -> str:
+    """Return the table as a Markdown page with the command that makes it and the card of the machine."""
+    words = {True: "met", False: "**missed**", None: ""}
+    card = outcome.hardware
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    rows = [
+        f"| {line.title} | {_number(line.value)} {line.unit} | {line.target} | {words[line.met]} | `{line.key}` |"
+        for line in outcome.lines
+    ]
+    return "\n".join(
+        [
+            f"# What is fast on this machine: bench {outcome.name}\n",
+            f"Made by `{command}` from **simulated** data; times are medians, taken in turns after warm-up.\n",
+            f"- device: {card['device']}, {card['threads']} threads",
+            f"- processor: {card['cpu']}, {card['cores']} cores, {card['memory_gb']} GB, {card['system']}",
+            f"- GPUs: {', '.join(card['gpus']) or 'none'}",
+            f"- versions: {versions}",
+            *(f"- {name}: {value}" for name, value in outcome.facts.items()),
+            "\n| measured | value | target | | key in JSON |\n|---|---:|---|---|---|",
+            *rows,
+            "",
+            *(f"- {note}" for note in outcome.notes),
+            "",
+        ]
+    )
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "not measured"

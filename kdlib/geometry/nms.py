@@ -38,36 +38,41 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) 
     # Block by block in order of rank: what the best have covered is never compared again.
     while len(order) and count < post:
         ranked = boxes[order]
-        conflict = _conflicts(ranked, iou)
-        alive = _settle(conflict[:, : len(conflict)])
-        kept.append(order[: len(conflict)][alive])
+        size = min(_BLOCK, len(order))
+        better, worse = _conflicts(ranked, size, iou)
+        alive = _settle(better, worse, size)
+        kept.append(order[:size][alive])
         count += len(kept[-1])
-        covered = conflict[alive].any(dim=0)
-        order = order[len(conflict) :][~covered[len(conflict) :]]
+        standing = torch.ones(len(order), dtype=torch.bool, device=order.device)
+        standing[:size] = False
+        standing[worse[alive[better]]] = False
+        order = order[standing]
     return torch.cat(kept)[:post] if kept else order[:0]
 
 
-def _conflicts(ranked: Tensor, iou: float) -> Tensor:
-    """Return which of the first boxes would suppress which worse ones, as bool (block, M)."""
-    head = ranked[:_BLOCK]
-    first, second = near_pairs(head, ranked)
+def _conflicts(ranked: Tensor, size: int, iou: float) -> tuple[Tensor, Tensor]:
+    """Return pairs of ranks: which of the first ``size`` boxes would suppress which worse ones."""
+    first, second = near_pairs(ranked[:size], ranked)
     worse = first < second
     first, second = first[worse], second[worse]
-    overlap = paired_overlap(head[first], ranked[second])
-    area = ranked[:, 3].double() * ranked[:, 4].double()
-    conflict = torch.zeros((len(head), len(ranked)), dtype=torch.bool, device=ranked.device)
-    conflict[first, second] = overlap > iou * (area[first] + area[second] - overlap)
-    return conflict
+    one, other = ranked[first], ranked[second]
+    overlap = paired_overlap(one, other)
+    both = one[:, 3].double() * one[:, 4].double() + other[:, 3].double() * other[:, 4].double()
+    conflict = overlap > iou * (both - overlap)
+    return first[conflict], second[conflict]
 
 
-def _settle(conflict: Tensor) -> Tensor:
-    """Return which boxes (n,) stand when a fallen one suppresses nobody; conflict (n, n) points from better to worse.
+def _settle(better: Tensor, worse: Tensor, size: int) -> Tensor:
+    """Return which of the first ``size`` boxes stand when a fallen one suppresses nobody.
 
     Every sweep settles at least the best unsettled box, and a sweep that changes nothing is the answer.
     """
-    alive = torch.ones(len(conflict), dtype=torch.bool, device=conflict.device)
+    inside = worse < size
+    better, worse = better[inside], worse[inside]
+    alive = torch.ones(size, dtype=torch.bool, device=better.device)
     while True:
-        after = ~conflict[alive].any(dim=0)
+        after = torch.ones_like(alive)
+        after[worse[alive[better]]] = False
         if torch.equal(after, alive):
             return alive
         alive = after

@@ -14,6 +14,7 @@ from kdlib import zoo
 from kdlib.config import GridConfig
 from kdlib.errors import DataError
 from kdlib.types import PointBatch
+from kdlib.voxel import voxelize as voxelize_module
 from kdlib.voxel.voxelize import voxelize
 
 
@@ -44,14 +45,17 @@ def loop(clouds, grid):
     return coords, voxels
 
 
+@pytest.mark.parametrize("table", [0, 2**22], ids=["by sorting", "with a table"])
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 30), st.lists(st.integers(0, 80), min_size=1, max_size=3))
-def test_equals_a_loop_over_points(seed, max_points, max_voxels, sizes):
+def test_equals_a_loop_over_points(table, seed, max_points, max_voxels, sizes):
     rng = np.random.default_rng(seed)
     grid = GridConfig((-2.0, -3.0, -1.0, 2.0, 3.0, 1.0), (0.5, 1.0, 1.0), max_points, max_voxels)
     clouds = [rng.uniform(-4, 4, (n, 5)).round(1) for n in sizes]
     coords, voxels = loop(clouds, grid)
-    found = voxelize(batch_of(*clouds), grid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voxelize_module, "_TABLE", table)
+        found = voxelize(batch_of(*clouds), grid)
     assert found.coords.tolist() == [list(map(int, c)) for c in coords]
     assert found.num_points.tolist() == [len(v) for v in voxels]
     for slots, expected in zip(found.features.numpy(), voxels):
@@ -101,3 +105,9 @@ def test_nan_names_the_frame():
 def test_empty_scan():
     found = voxelize(batch_of(np.zeros((0, 5)), np.zeros((0, 5))), zoo.CP_PILLAR_DEMO.grid)
     assert found.features.shape == (0, 20, 5) and found.batch_size == 2
+
+
+def test_points_whose_sum_overflows_are_finite():
+    cloud = [(0.1, 0.1, 0.1, 3e38, 0.0), (0.2, 0.1, 0.1, 3e38, 0.0)]
+    found = voxelize(batch_of(cloud), GridConfig((-2.0, -3.0, -1.0, 2.0, 3.0, 1.0), (0.5, 1.0, 1.0), 4, 10))
+    assert found.num_points.tolist() == [2]
