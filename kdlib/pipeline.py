@@ -11,7 +11,7 @@ from typing import Any
 from kdlib import jsonfile, profiles, runs, zoo
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.prepare import prepare
-from kdlib.data.store import Store
+from kdlib.data.store import INDEX, Store
 from kdlib.errors import ConfigError
 from kdlib.execute import PROJECT, WEIGHTS, run_folder
 from kdlib.profiles import Profile
@@ -85,6 +85,8 @@ def prepare_data(run: Run) -> Store:
         counts = {"training": made.training_segments, "validation": made.validation_segments}
         for offset, (split, count) in enumerate(counts.items()):
             simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=_workers(run))
+    elif (run.data / "store" / INDEX).is_file() and not source.is_dir():
+        return run.store  # frames of another dataset, or the licensed files are on another machine
     elif not source.is_dir():
         raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
     pasted = any(schedule.augment.objects is not None for schedule in (run.profile.teacher, run.profile.student))

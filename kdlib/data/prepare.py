@@ -93,12 +93,15 @@ def prepare(
     _announce(estimate(tasks, out.resolve(), threads, banks), out, progress, force)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        with _only_one(out):
+        with only_one(out):
             begun = time.monotonic()
             done = _run(out, [task for some in tasks.values() for task in some], threads, scheduler, progress)
             speed = sum(one.manifest["frames"] for one in done.values() if not one.kept) / (time.monotonic() - begun)
-            manifests = {split: _manifests(out / split, some, done) for split, some in tasks.items()}
-            contents = _write_index(out, manifests)
+            manifests = {
+                split: merged(out / split, {task.segment: done[task.folder].manifest for task in some})
+                for split, some in tasks.items()
+            }
+            contents = write_index(out, manifests)
             paths = [build_bank(Store.open(out).split(split), progress=progress) for split in present if split in banks]
     return PrepareReport(
         store=str(out),
@@ -175,20 +178,24 @@ def _finished(folder: Path, source: str) -> dict[str, Any] | None:
 
 def _run(out: Path, tasks: Sequence[SegmentTask], workers: int, scheduler: str | None, progress: bool) -> dict[Path, _Done]:
     done: dict[Path, _Done] = {}
-    _remove_leftovers(out)
+    remove_leftovers(out)
     try:
         with progress_bar(len(tasks), "prepare", "segment", progress) as bar:
             for task, result in run_tasks(prepare_segment, tasks, workers, scheduler):
                 done[task.folder] = result
                 bar.update()
     finally:
-        _remove_leftovers(out)  # of workers that were ended in the middle
+        remove_leftovers(out)  # of workers that were ended in the middle
     return done
 
 
-def _manifests(folder: Path, tasks: Sequence[SegmentTask], done: Mapping[Path, _Done]) -> list[Mapping[str, Any]]:
-    """Return the manifests of a split, those of segments an earlier call took from elsewhere included."""
-    found = {task.segment: done[task.folder].manifest for task in tasks}
+def merged(folder: Path, written: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the manifests of a split: those just written, and those of segments an earlier call took from elsewhere.
+
+    Raises:
+        DataError: If an earlier segment is damaged, or simulated ones would stand beside others.
+    """
+    found = dict(written)
     index = folder.parent / INDEX
     known = jsonfile.read(index) if index.is_file() else {}
     if known.get("version") == STORE_VERSION:
@@ -204,8 +211,8 @@ def _manifests(folder: Path, tasks: Sequence[SegmentTask], done: Mapping[Path, _
     return [found[name] for name in sorted(found)]
 
 
-def _write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
-    """Write store.json last: without it, or with changed segments, the store does not open."""
+def write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
+    """Write store.json last and return what it lists: without it, or with changed segments, the store does not open."""
     contents: dict[str, dict[str, str]] = {}
     if (out / INDEX).is_file():
         index = jsonfile.read(out / INDEX)
@@ -221,8 +228,12 @@ def _write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold a lock on the store; it ends with the process, however that ends."""
+def only_one(out: Path) -> Iterator[None]:
+    """Hold a lock on the store; it ends with the process, however that ends.
+
+    Raises:
+        DataError: If another process holds it.
+    """
     with (out / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,7 +242,7 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def _remove_leftovers(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what a killed call left; nobody else writes, the lock is ours."""
     for left in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
         if left.is_dir():

@@ -197,7 +197,7 @@ def test_a_file_where_the_store_should_be_is_an_error(source, out):
 
 def test_two_calls_at_once_are_refused(source, out):
     out.mkdir()
-    with module._only_one(out), pytest.raises(DataError, match="is being prepared by another process"):
+    with module.only_one(out), pytest.raises(DataError, match="is being prepared by another process"):
         prepare(source, out, progress=False)
 
 

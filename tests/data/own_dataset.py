@@ -1,0 +1,26 @@
+"""A dataset of one's own: KITTI-like scans with a text file of boxes beside each, one folder a drive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdlib.data.own import own_frame, store_frames
+from kdlib.data.scans import read_scan
+from kdlib.types import Frame
+
+
+def frames(folder: Path) -> Iterator[Frame]:
+    """Yield the frames of every drive; a line of a text file is: class x y z length width height heading."""
+    for drive in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for number, path in enumerate(sorted(drive.glob("*.bin"))):
+            lines = [line.split() for line in path.with_suffix(".txt").read_text().splitlines()]
+            boxes = [[float(value) for value in line[1:]] for line in lines]
+            scan = read_scan(path, layout="kitti")
+            yield own_frame(drive.name, number, scan.points, boxes, [line[0] for line in lines])
+
+
+def convert(folder: Path, out: Path) -> None:
+    """Store training and validation drives."""
+    for split in ("training", "validation"):
+        store_frames(frames(folder / split), out / "store", split)
