@@ -40,8 +40,8 @@ def heat_map(answer: Answer, class_name: str | None = None) -> GroundMap:
 
 
 def feature_map(answer: Answer) -> GroundMap:
-    """Return the mean magnitude over the channels of what enters the head, 1 where it is largest."""
-    return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features")
+    """Return the mean magnitude over the channels of what enters the head, 1 at the 99th percentile: a few cells stand far out."""
+    return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features", 99)
 
 
 def pivotal_positions(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
@@ -95,6 +95,6 @@ def _labels(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> Gro
     return merge_labels(found, batch.truth, kd.label, student.model.head.targets.max_objects)
 
 
-def _scaled(values: Tensor, name: str) -> GroundMap:
+def _scaled(values: Tensor, name: str, percentile: float = 100) -> GroundMap:
     array = values.numpy().astype(np.float64)
-    return GroundMap(array / max(float(array.max(initial=0.0)), 1e-9), name)
+    return GroundMap(np.clip(array / max(float(np.percentile(array, percentile)), 1e-9), 0, 1), name)
