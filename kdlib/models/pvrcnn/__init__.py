@@ -1,0 +1,1 @@
+"""Points and the maps of a first stage in, refined boxes out: PV-RCNN++ (spec 4.6)."""
