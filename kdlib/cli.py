@@ -100,23 +100,34 @@ def prepare(
 
 
 @app.command()
-def train(run_dir: Annotated[Path, typer.Argument(help="Run folder with its job.json.")]) -> None:
+def train(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder with its job.json.")],
+    devices: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves."),
+    ] = None,
+) -> None:
     """Train one model; what the notebooks start as a child process. Continues from the newest checkpoint."""
-    from kdlib.training.loop import train as fit
+    from kdlib.training.supervise import train as fit
 
-    fit(run_dir)
+    fit(run_dir, devices)
 
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Argument(help="smoke, demo, waymo20 or waymo100")],
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; default reports/runs/PROFILE.")] = None,  # noqa: UP045
+    profile: Annotated[list[str], typer.Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several.")],
+    out: Annotated[Optional[Path], typer.Option(help="Run folder (of several: their folder); default reports/runs.")] = None,  # noqa: UP045
     parameter: Annotated[Optional[list[str]], typer.Option("-p", help="NAME=VALUE for the notebooks.")] = None,  # noqa: UP045
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to train on, one training on each.")] = 0,
+    scheduler: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="ADDRESS", help="A running Dask cluster on the same file system to train on, instead."),
+    ] = None,
 ) -> None:
-    """Run the notebooks of a profile headlessly and write one report; finished stages are kept."""
-    from kdlib import execute
+    """Run the notebooks of profiles headlessly and write a report of each; finished stages are kept."""
+    from kdlib import batch, execute
 
-    execute.run_profile(profile, out, execute.parse_overrides(parameter or []))
+    batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
 
 
 @app.command()

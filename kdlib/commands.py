@@ -89,7 +89,38 @@ def fly(
     print(made.text())
 
 
+def status(
+    runs: Annotated[Optional[Path], typer.Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,  # noqa: UP045
+    watch: Annotated[Optional[float], typer.Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Say of all runs (default: reports/runs) what is done, at work, failed and waiting; write it as a page, too."""
+    from kdlib.status.show import show
+
+    show(runs, out, watch, as_json)
+
+
+def history(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a training.")],
+    csv: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Write one table of all trainings.")] = None,  # noqa: UP045
+    tensorboard: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'."),
+    ] = None,
+) -> None:
+    """Write the losses, learning rates and speeds of a run's trainings as CSV or for TensorBoard."""
+    from kdlib import tracking
+
+    if csv is None and tensorboard is None:
+        raise typer.BadParameter("say where to: --csv FILE, --tensorboard DIR, or both")
+    if csv is not None:
+        print(f"{tracking.write_csv(run, csv)} lines written to {csv}")
+    if tensorboard is not None:
+        print(f"{tracking.write_tensorboard(run, tensorboard)} scalars written to {tensorboard}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Give an application these verbs."""
-    for verb in (view, fly, export):
+    for verb in (view, fly, export, status, history):
         app.command()(verb)

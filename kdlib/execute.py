@@ -5,19 +5,20 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlib import jsonfile, profiles, provenance
+from kdlib import jsonfile, occupancy, profiles, provenance, runlog
 from kdlib.errors import ConfigError, KdlibError
+from kdlib.runlog import RunLog
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
 WEIGHTS = PROJECT / "data" / "weights"
+RUN = "run.json"  # what a run folder is to hold: profile and stages
 
 
 class StageFailed(KdlibError):
@@ -137,8 +138,8 @@ def is_done(stage: Stage, folder: Path) -> bool:
     return jsonfile.is_complete(home, stage.key) and (home / "result.json").is_file()
 
 
-def execute(stage: Stage, folder: Path) -> None:
-    """Run one notebook through papermill into the run folder and mark it complete.
+def execute(stage: Stage, folder: Path, log: RunLog) -> None:
+    """Run one notebook through papermill into the run folder and mark it complete; what it prints goes to the log.
 
     Raises:
         StageFailed: If a cell raised, the kernel died, or the last cell did not write ``result.json``.
@@ -160,7 +161,7 @@ def execute(stage: Stage, folder: Path) -> None:
             parameters=dict(stage.parameters),
             kernel_name="python3",
             progress_bar=False,
-            stdout_file=sys.stdout,
+            stdout_file=log,
             cwd=str(folder),
             extra_arguments=["--log-level=ERROR"],
         )
@@ -168,7 +169,9 @@ def execute(stage: Stage, folder: Path) -> None:
         raise StageFailed(
             f"{stage.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue} (see {executed})"
         ) from error
-    except DeadKernelError as error:
+    except RuntimeError as error:
+        if not isinstance(error, DeadKernelError) and "Kernel died" not in str(error):  # the latter while it starts
+            raise
         raise StageFailed(f"{stage.name}: its kernel died, perhaps for want of memory (see {executed})") from error
     if not result.is_file():
         raise StageFailed(f"{stage.name} ended without writing {result}; its last cell must call save_result")
@@ -184,22 +187,28 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).
         StageFailed: If a notebook failed.
+        FolderBusy: If another process runs in this folder.
     """
     from kdlib.report import write_run_report
     from kdlib.report_study import write_study_report
 
     folder = run_folder(profile, out)
     stages = plan(profile, folder, overrides or {})
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
-        if is_done(stage, folder):
-            print(f"{stage.name}: kept from an earlier run", flush=True)
-            continue
-        print(f"{stage.name}: running", flush=True)
-        start = time.monotonic()
-        execute(stage, folder)
-        print(f"{stage.name}: done in {time.monotonic() - start:.0f} s", flush=True)
-    write = write_run_report if profiles.profile(profile).study is None else write_study_report
-    write(folder, profile)
-    print(f"report: {folder / 'report.html'}", flush=True)
+    with occupancy.hold(folder), runlog.opened(folder) as log:
+        jsonfile.write(folder / RUN, {"profile": profile, "stages": [stage.name for stage in stages]})
+        for stage in stages:
+            if is_done(stage, folder):
+                log.say(f"{stage.name}: kept from an earlier run")
+                continue
+            log.say(f"{stage.name}: running")
+            start = time.monotonic()
+            try:
+                execute(stage, folder, log)
+            except StageFailed as error:
+                log.say(f"{stage.name}: failed, {error}")
+                raise
+            log.say(f"{stage.name}: done in {time.monotonic() - start:.0f} s")
+        write = write_run_report if profiles.profile(profile).study is None else write_study_report
+        write(folder, profile)
+        log.say(f"report: {folder / 'report.html'}")
     return folder

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kdlib.errors import DataError
 
 COMPLETE = "complete.json"
@@ -30,6 +32,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what :func:`write_bytes` leaves in a folder when its process is killed; only processes that are gone count."""
+    left = []
+    for path in Path(folder).glob(".*.tmp"):
+        writer = path.name.split(".")[-2]
+        if path.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+            path.unlink(missing_ok=True)
+            left.append(path)
+    return left
 
 
 def write(path: Path, values: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdlib import jsonfile, profiles, runs, zoo
+from kdlib import jsonfile, occupancy, profiles, runs, zoo
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.prepare import prepare
 from kdlib.data.store import INDEX, Store
@@ -16,6 +16,7 @@ from kdlib.errors import ConfigError
 from kdlib.execute import PROJECT, WEIGHTS, run_folder
 from kdlib.profiles import Profile
 from kdlib.simulate import simulate
+from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
 
@@ -80,18 +81,26 @@ def prepare_data(run: Run) -> Store:
         DataError: If real Waymo files are wanted and not there.
     """
     source = run.data / "waymo"
-    made = run.profile.simulated
-    if made is not None:
-        counts = {"training": made.training_segments, "validation": made.validation_segments}
-        for offset, (split, count) in enumerate(counts.items()):
-            simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=_workers(run))
-    elif (run.data / "store" / INDEX).is_file() and not source.is_dir():
-        return run.store  # frames of another dataset, or the licensed files are on another machine
-    elif not source.is_dir():
+    if run.profile.simulated is None and not source.is_dir():
+        if (run.data / "store" / INDEX).is_file():
+            return run.store  # frames of another dataset, or the licensed files are on another machine
         raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
     pasted = any(schedule.augment.objects is not None for schedule in (run.profile.teacher, run.profile.student))
-    prepare(source, run.data / "store", workers=_workers(run), objects=pasted)
+    with occupancy.turn(run.data):
+        _simulate(run, source)
+        prepare(
+            source, run.data / "store", workers=_workers(run), objects=pasted, scheduler=os.environ.get(places.SCHEDULER) or None
+        )
     return run.store
+
+
+def _simulate(run: Run, source: Path) -> None:
+    made = run.profile.simulated
+    if made is None:
+        return
+    counts = {"training": made.training_segments, "validation": made.validation_segments}
+    for offset, (split, count) in enumerate(counts.items()):
+        simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=_workers(run))
 
 
 def _workers(run: Run) -> int:

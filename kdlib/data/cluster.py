@@ -58,7 +58,7 @@ def cluster_cores(address: str) -> int:
     Raises:
         DataError: If no scheduler answers there, or it has no worker.
     """
-    with _running(address) as client:
+    with connect(address) as client:
         return int(sum(client.ncores().values()))
 
 
@@ -82,7 +82,7 @@ def run_tasks(
         for task in tasks:
             yield task, function(task)
         return
-    with _running(scheduler) if scheduler else _local(min(workers, len(tasks))) as client:
+    with connect(scheduler) if scheduler else _local(min(workers, len(tasks))) as client:
         yield from _collect(client, function, tasks)
 
 
@@ -218,7 +218,12 @@ def _close(cluster: LocalCluster) -> None:
 
 
 @contextmanager
-def _running(address: str) -> Iterator[Client]:
+def connect(address: str) -> Iterator[Client]:
+    """Connect to a running cluster.
+
+    Raises:
+        DataError: If no scheduler answers there, or it has no worker.
+    """
     import dask
     from distributed import Client
 

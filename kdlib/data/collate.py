@@ -9,6 +9,16 @@ import torch
 
 from kdlib.types import Batch, GroundTruth, PointBatch, Sample
 
+_FEATURES = 5  # of a point of a Sample
+
+
+def collate_share(samples: Sequence[Sample]) -> Batch:
+    """Collate one rank's share of a batch, which may be no frame at all."""
+    if samples:
+        return collate(samples)
+    points = PointBatch(torch.zeros(0, _FEATURES), torch.zeros(0, dtype=torch.int64), 0, ())
+    return Batch(points, GroundTruth(torch.zeros(0, 0, 7), torch.zeros(0, 0, dtype=torch.int64)))
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Concatenate points with their batch index and pad boxes with zeros to the frame that has most of them (spec 2.5).

@@ -23,12 +23,13 @@ _ORDER = 2**32 - 1  # keeps the stream of the order apart from the stream of any
 class StepSampler(_Sampler):
     """A batch sampler over all epochs of a run; batch n is the same whether the run began at step 0 or was resumed at n.
 
-    Each epoch is one permutation. With several ranks it is first padded with its own beginning to a multiple of ``world``, so
-    that all ranks do the same number of steps; the last batch of an epoch may be smaller (nothing is dropped, spec 2.6).
+    Each epoch is one permutation; its last batch may be smaller (nothing is dropped, spec 2.6). Several ranks share every batch:
+    rank r takes its frames r, r + world, and so on, so that together they see what one process would. The ranks' shares of a
+    smaller batch differ by at most a frame; of one with fewer frames than ranks, some get none.
 
     Args:
         length: Samples of the dataset.
-        batch_size: Samples per batch and rank.
+        batch_size: Samples per batch, over all ranks.
         epochs: Epochs of the whole run.
         seed: Order of the samples.
         start_step: Global step to begin with.
@@ -36,7 +37,7 @@ class StepSampler(_Sampler):
         world: Number of processes.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or the ranks cannot share a batch evenly.
     """
 
     def __init__(
@@ -46,21 +47,21 @@ class StepSampler(_Sampler):
             raise ConfigError(f"cannot sample {length} frames in batches of {batch_size} over {epochs} epochs with seed {seed}")
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} of {world} processes does not exist")
+        check_shares(batch_size, world)
         self._length, self._batch_size, self._epochs, self._seed = length, batch_size, epochs, seed
         self._rank, self._world = rank, world
-        self._per_rank = -(-length // world)
         if not 0 <= start_step <= self.total_steps:
             raise ConfigError(f"start step {start_step} is outside the run of {self.total_steps} steps")
         self._start_step = start_step
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one epoch on one rank."""
-        return -(-self._per_rank // self._batch_size)
+        """Batches of one epoch."""
+        return -(-self._length // self._batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Batches of the whole run on one rank."""
+        """Batches of the whole run."""
         return self.steps_per_epoch * self._epochs
 
     def __len__(self) -> int:
@@ -72,10 +73,23 @@ class StepSampler(_Sampler):
             order = self._order(number)
             for step in range(first, self.steps_per_epoch):
                 batch = order[step * self._batch_size : (step + 1) * self._batch_size]
-                yield [(number, int(index)) for index in batch]
+                yield [(number, int(index)) for index in batch[self._rank :: self._world]]
             first = 0
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        order = np.random.default_rng([self._seed, epoch, _ORDER]).permutation(self._length)
-        padded = np.resize(order, self._per_rank * self._world)  # np.resize repeats from the beginning
-        return padded[self._rank :: self._world].astype(np.int64)
+        return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(self._length).astype(np.int64)
+
+
+def check_shares(batch_size: int, world: int) -> None:
+    """Refuse a batch that processes cannot share evenly.
+
+    Raises:
+        ConfigError: Naming both numbers and the nearest that work.
+    """
+    if batch_size % world:
+        fits = [number for number in range(1, batch_size + 1) if batch_size % number == 0]
+        raise ConfigError(
+            f"a batch of {batch_size} frames cannot be shared evenly by {world} processes; batch_size counts the frames of all "
+            f"processes together, so use {' or '.join(str(n) for n in fits[-4:])} processes, "
+            f"or a batch_size divisible by {world}"
+        )

@@ -40,7 +40,7 @@ def heat_map(answer: Answer, class_name: str | None = None) -> GroundMap:
 
 
 def feature_map(answer: Answer) -> GroundMap:
-    """Return the mean magnitude over the channels of what enters the head, 1 at the 99th percentile: a few cells stand far out."""
+    """Return the mean magnitude over the channels of what enters the head, 1 from the 99th percentile on: few cells stand out."""
     return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features", 99)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlib import ranks
 from kdlib.config import FeatureKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
@@ -82,7 +83,7 @@ def map_distance(student: Tensor, teacher: Tensor, distance: str, mask: Tensor |
     Source: FitNets (Romero et al., ICLR 2015); FG as in SparseKD; spec section 7.7 mode raw.
     """
     apart = channel_distance(student, teacher, distance)
-    return apart.mean() if mask is None else (mask * apart).sum() / (mask.sum() + EPSILON)
+    return ranks.mean(apart) if mask is None else (mask * apart).sum() / (ranks.total(mask.sum()) + EPSILON)
 
 
 def foreground(targets: Sequence[HeadTargets]) -> Tensor:
@@ -104,7 +105,7 @@ def roi_distance(student: Tensor, teacher: Tensor, valid: Tensor, distance: str)
     Source: Mimic (Li et al., CVPR 2017) as in SparseKD; spec section 7.7 mode rois.
     """
     apart = channel_distance(student, teacher, distance, dim=2).flatten(2).mean(dim=2)
-    return (apart * valid).sum() / valid.sum().clamp(min=1)
+    return (apart * valid).sum() / ranks.total(valid.sum()).clamp(min=1)
 
 
 def relations(pooled: Tensor, valid: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def relation_distance(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor
     Source: spec section 7.7.
     """
     apart = F.smooth_l1_loss(relations(student, valid), relations(teacher.detach(), valid), reduction="none")
-    return (apart.sum(dim=(1, 2)) / valid.sum(dim=1).clamp(min=1).square()).mean()
+    return ranks.mean(apart.sum(dim=(1, 2)) / valid.sum(dim=1).clamp(min=1).square())
 
 
 def affinity(pooled: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def boxes_of_interest(truth: GroundTruth, found: Sequence[Detections], config: F
         if len(found) != len(truth.boxes):
             raise ValueError(f"teacher boxes of {len(found)} frames but ground truth of {len(truth.boxes)}")
         kept = [one.boxes[one.scores > config.roi_score].to(truth.boxes.dtype) for one in found]
-        longest = max(len(some) for some in kept)
+        longest = max((len(some) for some in kept), default=0)
         boxes = torch.stack([F.pad(some, (0, 0, 0, longest - len(some))) for some in kept])
         valid = torch.arange(longest, device=boxes.device) < boxes.new_tensor([len(some) for some in kept])[:, None]
     return boxes, valid & (boxes[..., 3:5] > 0).all(dim=-1)

@@ -23,6 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from kdlib import ranks
 from kdlib.config import FeatureKDConfig
 from kdlib.kd.distance import EPSILON, channel_distance, wide
 from kdlib.models.detector import Sites
@@ -90,7 +91,10 @@ def local_kd(student: Sites, teacher: Sites, config: FeatureKDConfig, adapter: n
         share = importance[centres] / importance[centres].sum().clamp(min=EPSILON)
         frames.append((share * apart).sum())
         places += len(centres)
-    return torch.stack(frames).mean(), places
+    if not frames:  # a rank without a frame: nothing to add, but the adapter keeps its place in the graph
+        none = known.nonzero()[:0, 0]
+        return ranks.mean(adapter(edges(student.features, none, none[:, None])).flatten()), 0
+    return ranks.mean(torch.stack(frames)), places
 
 
 def _keys(coords: Tensor, shape: tuple[int, int, int], flat: bool) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib import ranks
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
@@ -99,7 +100,7 @@ def heatmap_kd(student: Tensor, teacher: Tensor, mask: Tensor, distance: str = "
         apart = -(teacher - student).square() * (teacher * student.log() + (1 - teacher) * (1 - student).log())
     else:
         raise ConfigError(f"unknown distance '{distance}'; use 'mse', 'smooth_l1' or 'focal'")
-    return (mask * apart.sum(dim=1)).sum() / (mask.sum() + EPSILON)
+    return (mask * apart.sum(dim=1)).sum() / (ranks.total(mask.sum()) + EPSILON)
 
 
 def regression_kd(student: HeadOutput, teacher: HeadOutput, targets: HeadTargets) -> Tensor:

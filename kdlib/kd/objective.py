@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from kdlib import ranks
 from kdlib.config import KDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.adapter import make_adapter
@@ -40,7 +41,7 @@ class Plain(nn.Module):
         ``progress`` is there because every objective is called alike; nothing here depends on it.
         """
         prediction = self.student(batch.points)
-        return detector_loss(self.student, prediction.heads, self.student.targets(batch.truth))
+        return _of_all_ranks(detector_loss(self.student, prediction.heads, self.student.targets(batch.truth)))
 
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
         """Return the active terms with their values on one batch; the student stays as it is."""
@@ -111,7 +112,7 @@ class Distillation(nn.Module):
             ConfigError: If an enabled distillation term was exactly 0 for fifty training steps in a row.
         """
         scale = 1.0 if progress is None else factor(progress, self.config.schedule)
-        terms = self._step(batch, scale)[0]
+        terms = _of_all_ranks(self._step(batch, scale)[0])
         # What the schedule has switched off says nothing about a term.
         if scale != 0 and self.training and torch.is_grad_enabled():
             self._watch.see({name: value for name, value in terms.parts.items() if name.startswith(PREFIX)})
@@ -156,6 +157,10 @@ class Distillation(nn.Module):
         if self.config.feature is None or self.adapter is None:
             return {}
         return feature_kd(context, self.config.feature, self.adapter, bev_region(self.student.config)).parts
+
+
+def _of_all_ranks(terms: LossTerms) -> LossTerms:
+    return LossTerms.total(ranks.whole(terms.parts)) if ranks.several() else terms
 
 
 def _asked(config: KDConfig, extra: Sequence[Term]) -> frozenset[Need]:

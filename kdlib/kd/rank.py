@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdlib import ranks
+
 EPSILON = 1e-6
 
 
@@ -25,7 +27,7 @@ def rank_kd(student: Tensor, teacher: Tensor, rank: int) -> Tensor:
     ours, theirs = student.flatten(1), teacher.detach().flatten(1)
     best = theirs.topk(min(rank, theirs.shape[1]), dim=1, sorted=False).indices
     given, wanted = _shares(ours.gather(1, best)), _shares(theirs.gather(1, best))
-    return (wanted * (wanted.log() - given.log())).mean()
+    return ranks.mean(wanted * (wanted.log() - given.log()))
 
 
 def _shares(values: Tensor) -> Tensor:

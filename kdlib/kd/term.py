@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from kdlib import ranks
 from kdlib.errors import ConfigError
 from kdlib.kd.teacher import TeacherAnswer
 from kdlib.models.detector import Prediction
@@ -33,6 +34,7 @@ class Term:
     """A distillation term: a function of a step, its name in every log and its weight.
 
     A ``value`` that is a module is trained with the student; like an adapter it enters checkpoints, never the student's weights.
+    In a training by several processes it sees this rank's frames alone and is taken to be a mean over them.
     """
 
     name: str  # begins with "kd_"
@@ -63,6 +65,10 @@ class Term:
         value = self.value(context)
         if value.dim() != 0:
             raise ConfigError(f"term '{self.name}' returned a tensor of shape {tuple(value.shape)}; reduce it to one number")
+        if ranks.several():
+            frames = context.batch.points.batch_size
+            share = frames / ranks.over(frames, value)
+            value = share * (value if frames else value.nan_to_num())  # the mean over no frame may be no number
         return self.weight * value
 
 

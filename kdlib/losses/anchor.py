@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib import ranks
 from kdlib.config import AnchorHeadConfig
 from kdlib.models.anchor_head import AnchorOutput
 from kdlib.models.anchors import IGNORED, AnchorTargets
@@ -49,7 +50,7 @@ def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadCo
     """
     if output.classes.shape[:2] != targets.labels.shape:
         raise ValueError(f"answers of {tuple(output.classes.shape[:2])} anchors, targets of {tuple(targets.labels.shape)}")
-    frames = len(targets.labels)
+    frames = ranks.over(len(targets.labels), output.classes)
     positive = targets.positive
     logits = _wide(output.classes)
     share = positive.sum(dim=1).clamp(min=1).to(logits.dtype).reciprocal()  # (B,)

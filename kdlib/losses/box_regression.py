@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdlib import ranks
 from kdlib.errors import DataError
 from kdlib.types import HeadOutput, HeadTargets
 
@@ -37,7 +38,7 @@ def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     used = mask.bool().unsqueeze(2)
     # Empty slots may hold anything, NaN included: it is replaced before it meets the gradient, where NaN * 0 would stay NaN.
     distance = (codes - torch.where(used, wanted, torch.zeros_like(wanted))).abs() * used
-    return distance.sum(dim=(0, 1)) / mask.sum().clamp(min=1)
+    return distance.sum(dim=(0, 1)) / ranks.total(mask.sum()).clamp(min=1)
 
 
 def require_finite(targets: HeadTargets) -> None:

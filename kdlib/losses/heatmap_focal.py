@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdlib import ranks
+
 PROBABILITY_FLOOR = 1e-4
 
 
@@ -53,7 +55,7 @@ def focal_loss(
     count = hit
     if mask is not None:
         loss, count = loss * mask.unsqueeze(1), hit * mask.unsqueeze(1)
-    positives = count.sum()
+    positives = ranks.total(count.sum())
     return loss.sum() / torch.where(positives > 0, positives, torch.ones_like(positives))
 
 

@@ -84,7 +84,7 @@ class AnchorHead(nn.Module):
 
 def _per_anchor(maps: Tensor, numbers: int) -> Tensor:
     """Turn maps (B, A * numbers, H, W) into (B, H * W * A, numbers)."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), maps.shape[1:].numel() // numbers, numbers)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import BackboneConfig
+from kdlib.models.norm import BatchNorm2d
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+def _norm(channels: int) -> BatchNorm2d:
+    return BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def _block(inputs: int, channels: int, stride: int, layers: int) -> nn.Sequential:

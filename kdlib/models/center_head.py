@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from kdlib.config import HeadConfig
+from kdlib.models.norm import BatchNorm2d
 from kdlib.types import HeadOutput
 
 _REGRESSION = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}
@@ -14,7 +15,7 @@ _HEATMAP_BIAS = -2.19  # a prior of 0.1 on every cell
 
 
 def _branch(shared: int, outputs: int) -> nn.Sequential:
-    first = nn.Sequential(nn.Conv2d(shared, shared, 3, padding=1), nn.BatchNorm2d(shared), nn.ReLU())
+    first = nn.Sequential(nn.Conv2d(shared, shared, 3, padding=1), BatchNorm2d(shared), nn.ReLU())
     return nn.Sequential(first, nn.Conv2d(shared, outputs, 3, padding=1))
 
 
@@ -47,7 +48,7 @@ class CenterHead(nn.Module):
         """Build the heads."""
         super().__init__()
         shared = config.shared_channels
-        self.shared_conv = nn.Sequential(nn.Conv2d(inputs, shared, 3, padding=1), nn.BatchNorm2d(shared), nn.ReLU())
+        self.shared_conv = nn.Sequential(nn.Conv2d(inputs, shared, 3, padding=1), BatchNorm2d(shared), nn.ReLU())
         self.heads_list = nn.ModuleList(SeparateHead(shared, len(names)) for names in config.heads)
 
     def forward(self, bev: Tensor) -> tuple[HeadOutput, ...]:

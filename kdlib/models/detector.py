@@ -104,7 +104,7 @@ class Detector(nn.Module, ABC):
         canvas = features.new_zeros((pillars.batch_size * rows * columns, features.shape[1]))
         canvas = canvas.index_copy(0, index, features)
         # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
-        return canvas.view(pillars.batch_size, rows, columns, -1).permute(0, 3, 1, 2)
+        return canvas.view(pillars.batch_size, rows, columns, features.shape[1]).permute(0, 3, 1, 2)
 
     def encode(self, voxels: VoxelBatch) -> Tensor:
         """Return the BEV map (B, C, H, W) that enters the 2D backbone."""

@@ -13,7 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from kdlib import ranks
 from kdlib.config import GridConfig, PillarEncoderConfig
+from kdlib.models.norm import joint_norm
 from kdlib.types import VoxelBatch
 
 _EXTRA = 6  # offsets to the mean of the points and to the pillar's centre
@@ -33,7 +35,10 @@ class WeightedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
         """Normalise; statistics of the batch are weighted, stored ones are used as they are."""
-        if weight is None or not (self.training or self.running_mean is None):
+        of_batch = self.training or self.running_mean is None
+        if of_batch and ranks.several():
+            return joint_norm(self, rows, weight)
+        if weight is None or not of_batch:
             return super().forward(rows)
         if not len(rows):
             return rows * self.weight + self.bias  # nothing to learn from, but the parameters keep their place in the graph

@@ -76,4 +76,4 @@ class SparseTensor:
         index = ((batch * levels + z) * rows + y) * columns + x
         grid = self.features.new_zeros((self.batch_size * levels * rows * columns, self.features.shape[1]))
         grid = grid.index_copy(0, index, self.features)
-        return grid.view(self.batch_size, levels, rows, columns, -1).permute(0, 4, 1, 2, 3)
+        return grid.view(self.batch_size, levels, rows, columns, self.features.shape[1]).permute(0, 4, 1, 2, 3)

@@ -25,7 +25,8 @@ from kdlib.config import TrainConfig
 from kdlib.errors import ConfigError
 from kdlib.training import checkpoint as store
 from kdlib.training import history
-from kdlib.training.checkpoint import Checkpoint
+from kdlib.training.checkpoint import Checkpoint, CheckpointError
+from kdlib.training.distributed import ALONE, Processes, held_back_termination, let_termination_in
 from kdlib.training.history import Meter
 from kdlib.training.module import TrainingModule
 from kdlib.training.rundir import RunDir
@@ -90,10 +91,17 @@ class _Recorder(pl.Callback):
     """After each optimiser step: history, checkpoint, and the question whether to stop."""
 
     def __init__(
-        self, run: RunDir, job: str, config: TrainConfig, per_epoch: int, stop_after: int | None, resumed: Checkpoint | None
+        self,
+        run: RunDir,
+        job: str,
+        config: TrainConfig,
+        per_epoch: int,
+        stop_after: int | None,
+        resumed: Checkpoint | None,
+        processes: Processes,
     ) -> None:
         self.run, self.job, self.config, self.per_epoch, self.stop_after = run, job, config, per_epoch, stop_after
-        self.resumed = resumed
+        self.resumed, self.processes = resumed, processes
         notes = resumed.notes if resumed else {}
         self.seconds_before = float(notes.get("seconds", 0.0))
         self.samples = int(notes.get("samples", 0))
@@ -101,7 +109,7 @@ class _Recorder(pl.Callback):
         self.seen = resumed.step if resumed else 0
         self.terminated = False
         self.begun = self.mark = time.monotonic()
-        self.marked_samples = 0
+        self.marked_samples = self.fresh = 0  # of all ranks since the last line; of this rank since the last step
 
     @property
     def seconds(self) -> float:
@@ -115,6 +123,7 @@ class _Recorder(pl.Callback):
             raise ConfigError("precision 16-mixed needs a GPU; use bf16-mixed or 32-true here")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._terminate)  # Lightning puts the earlier handler back when it ends
+            let_termination_in()
         if self.resumed is not None:
             trainer.precision_plugin.load_state_dict(dict(self.resumed.notes.get("precision", {})))
         self.begun = self.mark = time.monotonic()
@@ -128,12 +137,15 @@ class _Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        self.samples += batch.points.batch_size
-        self.marked_samples += batch.points.batch_size
+        self.fresh += batch.points.batch_size
         step = pl_module.step
         if step == self.seen:
             return  # still accumulating
         self.seen = step
+        terminated, samples = self.processes.sums(self.terminated, self.fresh)  # SIGTERM to one rank stops all at one step
+        self.terminated, self.fresh = bool(terminated), 0
+        self.samples += int(samples)
+        self.marked_samples += int(samples)
         last = step == pl_module.total
         if last or step % max(1, pl_module.total // LINES) == 0:
             self._line(pl_module, step)
@@ -144,6 +156,9 @@ class _Recorder(pl.Callback):
             trainer.should_stop = True
 
     def _line(self, module: TrainingModule, step: int) -> None:
+        if not self.processes.first:
+            module.meter = Meter()
+            return
         now = time.monotonic()
         self.last = {
             "step": step,
@@ -161,6 +176,8 @@ class _Recorder(pl.Callback):
         self.mark, self.marked_samples = now, 0
 
     def _checkpoint(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        if not self.processes.first:
+            return
         notes = {
             "meter": module.meter.state(),  # raises where the loss is no number, so no checkpoint holds broken weights
             "seconds": self.seconds,
@@ -199,13 +216,13 @@ def _deterministic(where: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = fill
 
 
-def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder) -> pl.Trainer:
+def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder, processes: Processes) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     return pl.Trainer(
         accelerator="auto",
-        devices=1,
+        **processes.trainer_options(),
         max_epochs=1,  # the loader runs through all epochs
         max_steps=steps,
         precision=config.precision,
@@ -231,6 +248,7 @@ def fit(
     total: int,
     per_epoch: int,
     stop_after: int | None = None,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Train an objective up to step ``total``, from the newest checkpoint of this job if there is one.
 
@@ -243,24 +261,29 @@ def fit(
         total: Optimiser steps of the schedule.
         per_epoch: Batches of one pass over the data.
         stop_after: Save and return after this step, for tests and time limits.
+        processes: The ranks of this training, of which this is one; the loader makes this one's share of every batch. The first
+            alone writes.
 
     Raises:
-        CheckpointError: If the folder's checkpoints belong to another job, or the disk is full.
+        CheckpointError: If the folder's checkpoints belong to another job, the disk is full, or ranks see different folders.
         Diverged: If the loss became NaN or infinite.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     resumed = store.latest(run.checkpoints, job)
     start = resumed.step if resumed else 0
+    if not processes.same(start):
+        raise CheckpointError(f"{run.checkpoints} differs between the ranks; put the run folder on a file system they share")
     meter = Meter(resumed.notes["meter"]) if resumed else None
     module = TrainingModule(objective.train(), config, total, start, meter)
     if resumed is not None:
         module.load_state(resumed.tensors)
         print(f"going on from step {start} of {total}", flush=True)
-    history.rewind(run.history, start)
-    recorder = _Recorder(run, job, config, per_epoch, stop_after, resumed)
+    if processes.first:
+        history.rewind(run.history, start)
+    recorder = _Recorder(run, job, config, per_epoch, stop_after, resumed, processes)
     if start < total and not (stop_after is not None and start >= stop_after):
-        trainer = _trainer(config, run, total - start, recorder)
-        with _deterministic(trainer.strategy.root_device):
+        trainer = _trainer(config, run, total - start, recorder, processes)
+        with _deterministic(trainer.strategy.root_device), held_back_termination(processes):
             trainer.fit(module, train_dataloaders=loader(start * config.accumulate))
     return Outcome(
         step=recorder.seen,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +15,12 @@ import psutil
 from kdlib import jsonfile
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.training.job import TrainJob
+from kdlib.training.places import Child, Places, places
 from kdlib.training.rundir import RunDir, worker
 
 CHILD = (sys.executable, "-m", "kdlib", "train")
 LOG_LINES = 15
 POLL_SECONDS = 0.2
-# glibc hands large blocks back to the kernel and gets them zeroed again at every step, a tenth of a step's time on a CPU.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
 
 
 class TrainingFailed(KdlibError):
@@ -52,16 +49,25 @@ class _Watched:
     run: RunDir
     key: str
     label: str
-    child: subprocess.Popen[bytes] | None = None
+    child: Child | None = None
     log_start: int = 0
     shown: float = field(default=-1e9)  # when its last progress line was printed
     shown_step: int = -1
 
     def running(self) -> bool:
         """Return whether a process is at work, ours or one found at work."""
-        if self.child is not None and self.child.poll() is None:
-            return True
+        if self.child is not None and (self.child.poll() is None or self.child.lost):
+            return not self.child.lost
         return worker(self.run) is not None
+
+    def start(self, where: Places, command: Sequence[str]) -> bool:
+        """Start a child; False if there is no room for it now."""
+        self.log_start = self.run.log.stat().st_size if self.run.log.is_file() else 0
+        self.child = where.start(self.run, command)
+        return self.child is not None
+
+    def ending(self) -> str:
+        return self.child.ending() if self.child else "ended without finishing"
 
     def complete(self) -> bool:
         return jsonfile.is_complete(self.run.path, self.key)
@@ -76,27 +82,6 @@ def log_tail(path: Path, lines: int = LOG_LINES, start: int = 0) -> str:
         stream.seek(max(start, size - 20_000))
         text = stream.read().decode(errors="replace").rstrip()
     return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"
-
-
-def _environment(threads: int) -> dict[str, str]:
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
-    limits = {name: str(threads) for name in ("KDLIB_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {}
-    return {**_MALLOC, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **limits}
-
-
-def _start(watched: _Watched, command: Sequence[str], threads: int) -> None:
-    """Start a child in a session of its own: the end of a notebook or terminal does not reach it."""
-    with watched.run.log.open("ab") as log:
-        watched.log_start = log.tell()
-        watched.child = subprocess.Popen(
-            (*command, str(watched.run.path)),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=_environment(threads),
-        )
 
 
 def progress_line(label: str, line: dict[str, Any]) -> str:
@@ -120,18 +105,14 @@ def _show(watched: _Watched, every: float, began: float, echo: Callable[[str], N
         echo(progress_line(watched.label, lines[-1]))
 
 
-def _failure(watched: _Watched, others: int) -> TrainingFailed:
-    child = watched.child
-    if child is None or child.returncode is None:
-        how = "ended"
-    elif child.returncode < 0:
-        how = f"was killed by {signal.Signals(-child.returncode).name}"
-    else:
-        how = f"ended with code {child.returncode}"
-    rest = f" {others} other runs go on in the background." if others else ""
+def _failure(failed: Sequence[_Watched], count: int) -> TrainingFailed:
+    first = failed[0]
+    others = f" So did {', '.join(watched.label for watched in failed[1:])}." if failed[1:] else ""
+    well = count - len(failed)
+    rest = f" The other {well} trainings are finished." if well > 1 else " The other training is finished." if well else ""
     return TrainingFailed(
-        f"training in {watched.run.path} {how} without finishing; a new start goes on from its last checkpoint.{rest} "
-        f"Last lines of {watched.run.log}:\n{log_tail(watched.run.log, start=watched.log_start)}"
+        f"training in {first.run.path} {first.ending()}; a new start goes on from its last checkpoint.{others}{rest} "
+        f"Last lines of {first.run.log}:\n{log_tail(first.run.log, start=first.log_start)}"
     )
 
 
@@ -145,32 +126,48 @@ def _result(watched: _Watched, reused: bool) -> RunResult:
     return RunResult(watched.run.path, complete, reused, jsonfile.read(watched.run.result) if complete else {})
 
 
+def _begin(
+    queue: list[_Watched], room: int, where: Places, command: Sequence[str], echo: Callable[[str], None]
+) -> list[_Watched]:
+    """Take as many runs from the queue as there is room for: those found at work are followed, the others started."""
+    begun: list[_Watched] = []
+    while queue and len(begun) < room:
+        watched = queue[0]
+        if watched.running():
+            echo(f"{watched.label}: already in training, following it")
+        elif watched.start(where, command):
+            place = watched.child.place if watched.child else ""
+            echo(f"{watched.label}: starting" + (f" on {place}" if place else ""))
+        else:
+            break
+        begun.append(queue.pop(0))
+    return begun
+
+
 def _follow(
-    queue: list[_Watched], parallel: int, start: Callable[[_Watched], None], every: float, echo: Callable[[str], None]
-) -> None:
+    queue: list[_Watched], where: Places, command: Sequence[str], every: float, echo: Callable[[str], None]
+) -> list[_Watched]:
+    """Bring all runs to their end and return those that failed, which keeps no other from finishing."""
     began = time.monotonic()
     active: list[_Watched] = []
+    failed: list[_Watched] = []
     while queue or active:
-        while queue and len(active) < parallel:
-            watched = queue.pop(0)
-            if watched.running():
-                echo(f"{watched.label}: already in training, following it")
-            else:
-                echo(f"{watched.label}: starting")
-                start(watched)
-            active.append(watched)
+        active += _begin(queue, where.limit - len(active), where, command, echo)
         for watched in list(active):
             running = watched.running()  # asked before complete(): the mark is the last thing a child writes
             _show(watched, every, began, echo)
             if running:
                 continue
             active.remove(watched)
-            if not watched.complete():
-                raise _failure(watched, len(active))
-            steps = jsonfile.read(watched.run.result).get("steps", "?")
-            echo(f"{watched.label}: done, {steps} steps")
-        if active:
+            if watched.complete():
+                steps = jsonfile.read(watched.run.result).get("steps", "?")
+                echo(f"{watched.label}: done, {steps} steps")
+            else:
+                echo(f"{watched.label}: {watched.ending()}")
+                failed.append(watched)
+        if queue or active:
             time.sleep(POLL_SECONDS)
+    return failed
 
 
 def launch(
@@ -189,7 +186,7 @@ def launch(
 
     Args:
         run_dirs: Folders with their ``job.json``.
-        parallel: Children at a time.
+        parallel: Children at a time; as many as there are GPUs or workers where the environment names those, see ``places``.
         threads: torch and OpenMP threads of each child; 0 leaves them all.
         follow: Wait and show progress; False returns at once and needs ``parallel`` to cover all folders.
         every: Seconds between two progress lines of a run, at least.
@@ -198,7 +195,7 @@ def launch(
 
     Raises:
         ConfigError: If a job, store or weight file is missing or wrong; nothing was started then.
-        TrainingFailed: If a child ended without finishing; the message ends with its log.
+        TrainingFailed: If a child ended without finishing, once all others have ended; the message ends with its log.
     """
     say = echo or _print
     folders = [Path(folder).resolve() for folder in run_dirs]
@@ -212,14 +209,15 @@ def launch(
         if watched.run.path in done:
             say(f"{watched.label}: finished earlier, kept")
     waiting = [watched for watched in all_runs if watched.run.path not in done]
-    if follow:
-        _follow(list(waiting), parallel, lambda w: _start(w, command, threads), every, say)
-    else:
-        if len(waiting) > parallel:
-            raise ConfigError(f"{len(waiting)} runs but parallel={parallel}: without follow nobody would start the others")
-        for watched in waiting:
-            if not watched.running():
-                _start(watched, command, threads)
+    if not waiting:
+        return [_result(watched, reused=True) for watched in all_runs]
+    with places(parallel, threads) as where:
+        if not follow:
+            if len(waiting) > where.limit:
+                raise ConfigError(f"{len(waiting)} runs but parallel={where.limit}: without follow nobody would start the others")
+            _begin(list(waiting), len(waiting), where, command, lambda line: None)
+        elif failed := _follow(list(waiting), where, command, every, say):
+            raise _failure(failed, len(all_runs))
     return [_result(watched, watched.run.path in done) for watched in all_runs]
 
 

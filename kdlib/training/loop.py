@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdlib import jsonfile, provenance
-from kdlib.data.collate import collate
+from kdlib.data.collate import collate_share
 from kdlib.data.dataset import FrameDataset
-from kdlib.data.sampler import StepSampler
+from kdlib.data.sampler import StepSampler, check_shares
 from kdlib.data.store import Store, StoreSplit
 from kdlib.errors import ConfigError
 from kdlib.kd.initialise import initialise
@@ -25,11 +26,11 @@ from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.detector import AnchorDetector, CenterPoint, build
 from kdlib.models.weights import load_weights, read_weights, save_weights
 from kdlib.training import preflight
+from kdlib.training.distributed import ALONE, Processes, here, ignore_termination, joined
 from kdlib.training.fit import Outcome, fit, schedule_length, seed_everything
 from kdlib.training.job import TrainJob
 from kdlib.training.rundir import RunDir, claim
-
-TERMINATED = 143  # the shell's code for SIGTERM
+from kdlib.training.supervise import TERMINATED
 
 
 def limit_threads() -> None:
@@ -86,14 +87,16 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
     return Distillation(student, teacher, job.kd, seed=job.train.seed)
 
 
-def _loader(dataset: FrameDataset, job: TrainJob, first: int) -> DataLoader[Any]:
+def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ALONE) -> DataLoader[Any]:
     config = job.train
-    sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first)
+    share = {"rank": processes.rank, "world": processes.world}
+    sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=collate_share,
         num_workers=config.workers,
+        worker_init_fn=ignore_termination,
         generator=torch.Generator().manual_seed(config.seed),  # so that starting a loader draws nothing from torch's own
     )
 
@@ -149,6 +152,7 @@ def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, outcome: O
 def train(run_dir: Path, *, stop_after: int | None = None) -> None:
     """Train the job of a run folder to its end, from the newest checkpoint if there is one; a finished run is left alone.
 
+    Under torchrun or srun this is one rank of several; they share every batch, so that the weights are those of one process.
     SIGTERM (or ``stop_after`` steps) saves a checkpoint; the same call later goes on from it, to the same weights bit for bit
     on a CPU with the same number of threads.
 
@@ -161,37 +165,56 @@ def train(run_dir: Path, *, stop_after: int | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     limit_threads()
     run = RunDir(Path(run_dir).resolve())
+    processes = here()
+    with joined(processes), contextlib.ExitStack() as held:
+        # The first rank looks before the others begin: what is wrong is said once.
+        begin = processes.first and _open(run, held)
+        if any(processes.sums(begin)):
+            _train(run, processes, stop_after)
+
+
+def _open(run: RunDir, held: contextlib.ExitStack) -> bool:
+    """Claim a run folder and check what its job needs; False if it is complete."""
+    job = TrainJob.read(run.path)
+    if jsonfile.is_complete(run.path, job.hash()):
+        print(f"{run.path} is complete, nothing to do", flush=True)
+        return False
+    held.enter_context(claim(run))
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    for line in preflight.check(job, Store.open(Path(job.store)).split(job.split), run).warnings:
+        print(f"warning: {line}", flush=True)
+    return True
+
+
+def _train(run: RunDir, processes: Processes, stop_after: int | None) -> None:
     job = TrainJob.read(run.path)
     key = job.hash()
-    if jsonfile.is_complete(run.path, key):
-        print(f"{run.path} is complete, nothing to do", flush=True)
-        return
-    with claim(run):
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        split = Store.open(Path(job.store)).split(job.split)
-        for line in preflight.check(job, split, run).warnings:
-            print(f"warning: {line}", flush=True)
-        dataset = open_dataset(job, split)
-        per_epoch = -(-len(dataset) // job.train.batch_size)
-        total = schedule_length(per_epoch * job.train.epochs, job.train, job.max_steps)
-        seed_everything(job.train.seed)
-        objective = build_objective(job)
-        terms = _report(objective, _loader(dataset, job, 0))
-        print(f"{job.name or job.model.name}: {len(dataset)} frames, {total} steps of {job.train.batch_size} frames", flush=True)
-        outcome = fit(
-            objective,
-            lambda first: _loader(dataset, job, first),
-            run,
-            job.train,
-            key,
-            total=total,
-            per_epoch=per_epoch,
-            stop_after=stop_after,
-        )
-        if outcome.terminated and not outcome.done:
-            print(f"stopped at step {outcome.step} of {total}; start again to go on from there", flush=True)
-            raise SystemExit(TERMINATED)
-        if outcome.done:
-            facts = {"dataset": dataset.split.fingerprint, "frames": len(dataset), "terms": terms}
-            _finish(run, job, key, objective.student, outcome, facts)
-            print(f"done: {outcome.step} steps in {outcome.seconds:.0f} s", flush=True)
+    check_shares(job.train.batch_size, processes.world)
+    dataset = open_dataset(job)
+    per_epoch = -(-len(dataset) // job.train.batch_size)
+    total = schedule_length(per_epoch * job.train.epochs, job.train, job.max_steps)
+    seed_everything(job.train.seed)
+    objective = build_objective(job)
+    terms = _report(objective, _loader(dataset, job, 0)) if processes.first else []
+    among = f", shared by {processes.world} processes" if processes.several else ""
+    print(
+        f"{job.name or job.model.name}: {len(dataset)} frames, {total} steps of {job.train.batch_size} frames{among}", flush=True
+    )
+    outcome = fit(
+        objective,
+        lambda first: _loader(dataset, job, first, processes),
+        run,
+        job.train,
+        key,
+        total=total,
+        per_epoch=per_epoch,
+        stop_after=stop_after,
+        processes=processes,
+    )
+    if outcome.terminated and not outcome.done:
+        print(f"stopped at step {outcome.step} of {total}; start again to go on from there", flush=True)
+        raise SystemExit(TERMINATED)
+    if outcome.done and processes.first:
+        facts = {"dataset": dataset.split.fingerprint, "frames": len(dataset), "terms": terms}
+        _finish(run, job, key, objective.student, outcome, facts)
+        print(f"done: {outcome.step} steps in {outcome.seconds:.0f} s", flush=True)

@@ -9,6 +9,7 @@ import torch
 from lightning import pytorch as pl
 from torch import Tensor, nn
 
+from kdlib import ranks
 from kdlib.config import TrainConfig
 from kdlib.training.history import Meter
 from kdlib.training.optim import OneCycleAdam
@@ -87,10 +88,12 @@ class TrainingModule(pl.LightningModule):
         return batch.to(device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        terms: LossTerms = self.objective(batch, progress=self.step / self.total)  # of steps, so a resumed run sees the same
-        self.meter.add(terms, batch.points.batch_size)
-        return terms.loss
+        """Return the loss of one batch; with several ranks, times their number, since their gradients will be averaged."""
+        with ranks.together():
+            # Progress is of steps, so a resumed run sees the same.
+            terms: LossTerms = self.objective(batch, progress=self.step / self.total)
+            self.meter.add(terms, batch.points.batch_size)
+            return ranks.count() * terms.loss if ranks.several() else terms.loss
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

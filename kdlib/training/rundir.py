@@ -102,6 +102,8 @@ def claim(run: RunDir) -> Iterator[None]:
             )
         me = psutil.Process()
         jsonfile.write(run.owner, {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+        for home in (run.path, run.checkpoints):  # left half-written by whoever was killed here
+            jsonfile.sweep(home)
     try:
         yield
     finally:

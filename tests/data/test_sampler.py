@@ -30,12 +30,19 @@ def test_every_epoch_sees_every_frame_once(sizes):
 
 
 @given(sizes=sizes, world=st.integers(1, 4))
-def test_ranks_share_an_epoch_in_equal_parts(sizes, world):
-    length, batch, epochs, seed = sizes
-    parts = [list(StepSampler(length, batch, epochs, seed, rank=rank, world=world)) for rank in range(world)]
-    assert len({tuple(len(some) for some in part) for part in parts}) == 1
-    seen = [pair for part in parts for some in part for pair in some if pair[0] == 0]
-    assert {index for _, index in seen} == set(range(length)) and len(seen) < length + world
+def test_ranks_share_every_batch(sizes, world):
+    length, share, epochs, seed = sizes
+    whole = list(StepSampler(length, share * world, epochs, seed))
+    parts = [list(StepSampler(length, share * world, epochs, seed, rank=rank, world=world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for batch, shares in zip(whole, zip(*parts)):
+        assert sorted(pair for some in shares for pair in some) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_that_ranks_cannot_share_is_an_error():
+    with pytest.raises(ConfigError, match=r"6 frames cannot be shared evenly by 4 processes.*use 1 or 2 or 3 or 6 processes"):
+        StepSampler(10, 6, 1, 0, rank=0, world=4)
 
 
 def test_orders_differ_between_epochs_and_seeds():

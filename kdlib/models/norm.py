@@ -1,0 +1,114 @@
+"""BatchNorm over the batch of all processes: a rank's share of the rows enters, normalised as one process would have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdlib import ranks
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's layer, with statistics over all ranks inside :func:`kdlib.ranks.together`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise maps (B, C, H, W)."""
+        if (self.training or self.running_mean is None) and ranks.several():
+            return joint_norm(self, input)
+        return super().forward(input)
+
+
+def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return rows (R, C) or maps (B, C, H, W) normalised by the statistics of all ranks, which a layer in training remembers.
+
+    A rank may have fewer rows than others, or none. One collective forward, one backward.
+
+    Args:
+        layer: Holds scale, shift and what is remembered.
+        rows: This rank's share.
+        weight: (R,) how many equal rows a row stands for; None for one each.
+    """
+    rows = rows.contiguous() if rows.dim() == 2 else rows
+    normalised, mean, variance, count = _Joint.apply(rows, weight, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
+    if layer.training and layer.running_mean is not None and layer.running_var is not None:
+        assert layer.num_batches_tracked is not None
+        seen = count > 0  # a batch without rows teaches nothing
+        momentum = (layer.momentum or 0.0) * seen.to(count.dtype)
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum.to(layer.running_mean.dtype))
+        layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum.to(layer.running_var.dtype))
+        layer.num_batches_tracked.add_(seen)
+    return normalised  # type: ignore[no-any-return]
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """Return one value per channel (C,) in the shape and at least the type that meet rows or maps."""
+    return values.to(_wide(like).dtype).view(1, -1, *(1,) * (like.dim() - 2))
+
+
+def _axes(rows: Tensor) -> list[int]:
+    return [axis for axis in range(rows.dim()) if axis != 1]
+
+
+def _statistics(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """Return count, mean and sum of squares around the mean of this rank's rows, one behind the other: (1 + 2C,) in 64 bits."""
+    channels = rows.shape[1]
+    if not rows.numel():
+        return rows.new_zeros(1 + 2 * channels, dtype=torch.float64)
+    values = _wide(rows)
+    share = 1 if weight is None else weight[:, None]
+    count = values.new_tensor(rows.numel() // channels) if weight is None else weight.sum()
+    mean = (share * values).sum(_axes(rows)) / count
+    squares = (share * (values - _spread(mean, rows)).square()).sum(_axes(rows))
+    return torch.cat((count[None], mean, squares)).double()
+
+
+def _combine(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return count, mean and variance over all ranks from the rows of :func:`_statistics`.
+
+    Source: Chan, Golub and LeVeque, 1983: no large squares are subtracted from each other.
+    """
+    counts = found[:, :1]
+    means, squares = found[:, 1:].chunk(2, dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(dim=0) / count.clamp(min=1)
+    variance = (squares + counts * (means - mean).square()).sum(dim=0) / count.clamp(min=1)
+    return count, mean, variance
+
+
+class _Joint(torch.autograd.Function):
+    """The normalisation with its derivative, which goes through the statistics to the rows of every rank."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count, mean, variance = _combine(ranks.gathered(_statistics(rows, weight)))
+        inverse = (variance + eps).rsqrt()
+        centred = _wide(rows) - _spread(mean, rows)
+        ctx.save_for_backward(rows, weight, scale, mean, inverse, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        normalised = torch.addcmul(_spread(shift, rows), centred, _spread(scale.double() * inverse, rows))
+        # Half precision leaves as it came, as in torch's own layer; weighted rows leave in 32 bits, as they do in one process.
+        return normalised.to(rows.dtype) if weight is None else normalised, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        rows, weight, scale, mean, inverse, count = ctx.saved_tensors
+        values, gradient = _wide(rows), _wide(gradient)
+        centred = values - _spread(mean, rows)
+        sums = torch.stack((gradient.sum(_axes(rows)), (gradient * centred).sum(_axes(rows)))).double()
+        with ranks.together():  # the backward pass runs outside of the block in which the forward pass did
+            shifts, slopes = ranks.total(sums) / count.clamp(min=1)
+        through = _spread(shifts, rows) + centred * _spread(slopes * inverse.square(), rows)
+        if weight is not None:
+            through = weight[:, None] * through
+        found = (gradient - through) * _spread(scale.double() * inverse, rows)
+        return found.to(rows.dtype), None, (sums[1] * inverse).to(scale.dtype), sums[0].to(scale.dtype), None

@@ -1,0 +1,232 @@
+"""Where trainings run: a run folder goes in, a child to wait for comes out; here, on GPUs, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kdlib import jsonfile
+from kdlib.data.cluster import connect
+from kdlib.errors import DataError
+from kdlib.training.rundir import RunDir
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+# How a driver tells its notebooks: where a training runs is no part of what is trained, so these are no parameters.
+GPUS = "KDLIB_GPUS"  # ids as the driver of the GPUs knows them, comma-separated
+SCHEDULER = "KDLIB_SCHEDULER"  # address of a Dask scheduler
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+# glibc hands large blocks back to the kernel and gets them zeroed again at every step, a tenth of a step's time on a CPU.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
+_LOOK = 2.0  # seconds between two looks at a cluster's workers
+
+
+class Child(Protocol):
+    """A training that was started."""
+
+    place: str  # shown when it starts, "" where there is only one
+    lost: bool  # nobody can say any more what became of it
+
+    def poll(self) -> int | None:
+        """Return its exit code, None while it runs."""
+
+    def ending(self) -> str:
+        """Say in words how it ended, where that was too early."""
+
+
+class Places(Protocol):
+    """Where trainings can run."""
+
+    @property
+    def limit(self) -> int:
+        """How many trainings may run at a time."""
+
+    def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
+        """Start a command (to which the folder is added) in a free place; None if all are taken, perhaps by other drivers."""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return a child's environment: this package, unbuffered output, at most so many threads (0 sets no limit)."""
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
+    limits = {name: str(threads) for name in ("KDLIB_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {}
+    return {**_MALLOC, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **limits}
+
+
+def spawn(
+    run: RunDir, command: Sequence[str], variables: dict[str, str], keep_open: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, printing to the run's log: the end of a notebook or terminal does not reach it."""
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            (*command, str(run.path)),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=variables,
+            pass_fds=keep_open,
+        )
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "ended"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+class Process:
+    """A child on this machine."""
+
+    lost = False
+
+    def __init__(self, child: subprocess.Popen[bytes], place: str = "") -> None:
+        self._child, self.place = child, place
+
+    def poll(self) -> int | None:
+        """See :class:`Child`."""
+        return self._child.poll()
+
+    def ending(self) -> str:
+        """See :class:`Child`."""
+        return f"{_ending(self._child.returncode)} without finishing"
+
+
+class Processor:
+    """This machine's processor, or whatever accelerator a training finds by itself."""
+
+    def __init__(self, limit: int, threads: int) -> None:
+        self.limit, self._threads = limit, threads
+
+    def start(self, run: RunDir, command: Sequence[str]) -> Child:
+        """See :class:`Places`; who keeps to the limit is never refused."""
+        return Process(spawn(run, command, environment(self._threads)))
+
+
+class Gpus:
+    """GPUs of this machine, one training on each.
+
+    A lock that the training itself holds says that its GPU is taken: it ends with the training, however that ends, and holds
+    against the trainings of other drivers and for those whose driver was killed.
+    """
+
+    def __init__(self, ids: Sequence[str], threads: int) -> None:
+        self._ids = tuple(ids)
+        self._threads = threads or max(1, (os.cpu_count() or 1) // len(ids))
+        self._locks = Path(tempfile.gettempdir()) / f"kdlib-{os.getuid()}"
+        self._locks.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def limit(self) -> int:
+        """One training for each GPU."""
+        return len(self._ids)
+
+    def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
+        """See :class:`Places`."""
+        for name in self._ids:
+            with (self._locks / f"gpu_{name.replace('/', '_')}").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                child = spawn(run, command, {**environment(self._threads), VISIBLE: name}, (lock.fileno(),))
+                return Process(child, f"GPU {name}")
+        return None
+
+
+class Remote:
+    """A child that a worker of a Dask cluster started."""
+
+    def __init__(self, cluster: Cluster, worker: str, future: Future[Any]) -> None:
+        self._cluster, self.worker, self._future = cluster, worker, future
+        self._code: int | None = None
+        self.place, self.lost = worker, False
+
+    def poll(self) -> int | None:
+        """See :class:`Child`."""
+        if self._code is None and self._future.done():
+            self.lost = self._future.status != "finished"
+            self._code = 1 if self.lost else int(self._future.result())
+        if self._code is None and self.worker not in self._cluster.workers():
+            self.lost, self._code = True, 1
+            self._future.cancel()
+        return self._code
+
+    def ending(self) -> str:
+        """See :class:`Child`."""
+        return f"lost its Dask worker {self.worker}" if self.lost else f"{_ending(self._code)} without finishing"
+
+
+def train_here(run_dir: str, arguments: Sequence[str], threads: int) -> int:
+    """Train in a run folder from a Dask worker, with the worker's own Python, and return the exit code."""
+    run = RunDir(Path(run_dir))
+    child = spawn(run, (sys.executable, *arguments), environment(threads))
+    code = child.wait()
+    # Another machine cannot see that the process is gone: where it was killed, its claim is taken back here.
+    with contextlib.suppress(DataError):
+        if jsonfile.read(run.owner).get("pid") == child.pid:
+            run.owner.unlink(missing_ok=True)
+    return code
+
+
+class Cluster:
+    """The workers of a Dask cluster that sees the same files, one training on each; a worker's environment chooses its GPU."""
+
+    def __init__(self, client: Client, threads: int) -> None:
+        self._client, self._threads = client, threads
+        self._started: list[Remote] = []
+        self._known: frozenset[str] = frozenset()
+        self._looked = -1e9
+
+    def workers(self) -> frozenset[str]:
+        """Return the addresses of the workers there are."""
+        if time.monotonic() - self._looked > _LOOK:
+            try:
+                self._known, self._looked = frozenset(self._client.ncores()), time.monotonic()
+            except (OSError, asyncio.TimeoutError, CancelledError, AttributeError) as error:
+                raise DataError("the Dask scheduler was lost; trainings go on, and the same command finds them") from error
+        return self._known
+
+    @property
+    def limit(self) -> int:
+        """One training for each worker."""
+        return max(1, len(self.workers()))
+
+    def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
+        """See :class:`Places`."""
+        busy = {child.worker for child in self._started if child.poll() is None}
+        for worker in sorted(self.workers() - busy):
+            task: tuple[Any, ...] = (train_here, str(run.path), tuple(command[1:]), self._threads)
+            future = self._client.submit(*task, workers=[worker], allow_other_workers=False, pure=False)
+            self._started.append(Remote(self, worker, future))
+            return self._started[-1]
+        return None
+
+
+@contextlib.contextmanager
+def places(parallel: int, threads: int) -> Iterator[Places]:
+    """Give the places that the environment names: a cluster, GPUs, or else ``parallel`` processes of ``threads`` threads.
+
+    Raises:
+        DataError: If no scheduler answers, or it has no worker.
+    """
+    if os.environ.get(SCHEDULER):
+        with connect(os.environ[SCHEDULER]) as client:
+            yield Cluster(client, threads)
+    elif os.environ.get(GPUS):
+        yield Gpus(os.environ[GPUS].split(","), threads)
+    else:
+        yield Processor(parallel, threads)
