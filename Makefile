@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	    "or name another interpreter: make PYTHON=python3.12" >&2; exit 1; }
 	@if [ -e $@ ] && [ "$$(cat $@)" != "$(CURDIR)" ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); fi
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[cpu,dev,browser,export,tensorboard]'
 	@echo "$(CURDIR)" > $@
 
 ifneq ($(shell cat $(OFFICIAL_STAMP) 2>/dev/null && $(OFFICIAL)/bin/python -c '' 2>/dev/null || echo broken),$(CURDIR))

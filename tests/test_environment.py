@@ -68,7 +68,7 @@ def declared() -> dict[str, list[Requirement]]:
     text = (ROOT / "pyproject.toml").read_text()
     blocks = {"": re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1]}
     extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    blocks |= dict(re.findall(r"^(\w+) = \[(.*)\]$", extras, re.M))
+    blocks |= dict(re.findall(r"^(\w+) = \[(.*?)\]$", extras, re.M | re.S))
     return {extra: [Requirement(item) for item in re.findall(r'"([^"]+)"', block)] for extra, block in blocks.items()}
 
 

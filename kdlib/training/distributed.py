@@ -26,8 +26,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy
 
 from kdlib.errors import ConfigError
-from kdlib.training.supervise import LOST, SUPERVISOR, check_devices, from_torchrun, srun_tasks
+from kdlib.training.supervise import LOST, SUPERVISOR, TERMINATED, check_devices, from_torchrun, srun_tasks
 
+_SETTLE_SECONDS = 0.3
 _LOST_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection closed", "connection was closed", "socket closed")
 
 
@@ -131,14 +132,35 @@ def joined(processes: Processes) -> Iterator[None]:
                 os.environ.setdefault("MASTER_ADDR", place.main_address)
                 os.environ.setdefault("MASTER_PORT", str(place.main_port))
                 dist.init_process_group(rank=processes.rank, world_size=processes.world)  # gloo, and nccl where there are GPUs
-            yield
-            processes.sums(0)  # whoever leaves first would look lost to the others
-            dist.destroy_process_group()
+            try:
+                yield
+            except SystemExit as ending:
+                if ending.code == TERMINATED:  # which all ranks do together
+                    _part()
+                raise
+            _part()
         except RuntimeError as error:
             if not any(sign in str(error).lower() for sign in _LOST_SIGNS):
                 raise
             print(f"rank {processes.rank} of {processes.world} lost another rank and ends", file=sys.stderr, flush=True)
             os._exit(LOST)  # without farewells to a group that is no more
+
+
+def settle() -> None:
+    """Let gloo's threads finish with the tensors of past collectives, for which they need the interpreter for a moment.
+
+    A fork in that moment leaves a child that hangs. Taking the group down then hangs, too: it joins the threads with the
+    interpreter held.
+    """
+    time.sleep(_SETTLE_SECONDS)
+
+
+def _part() -> None:
+    last = torch.zeros(1)
+    dist.all_reduce(last)  # whoever leaves first would look lost to the others
+    settle()
+    dist.destroy_process_group()
+    del last  # not before: the group's threads would have to free it
 
 
 @contextlib.contextmanager

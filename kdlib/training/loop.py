@@ -26,7 +26,7 @@ from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.detector import AnchorDetector, CenterPoint, build
 from kdlib.models.weights import load_weights, read_weights, save_weights
 from kdlib.training import preflight
-from kdlib.training.distributed import ALONE, Processes, here, ignore_termination, joined
+from kdlib.training.distributed import ALONE, Processes, here, ignore_termination, joined, settle
 from kdlib.training.fit import Outcome, fit, schedule_length, seed_everything
 from kdlib.training.job import TrainJob
 from kdlib.training.rundir import RunDir, claim
@@ -87,11 +87,20 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
     return Distillation(student, teacher, job.kd, seed=job.train.seed)
 
 
+class _SharedLoader(DataLoader[Any]):
+    """A loader that forks its workers while no thread of the process group is at work."""
+
+    def __iter__(self) -> Any:
+        settle()
+        return super().__iter__()
+
+
 def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ALONE) -> DataLoader[Any]:
     config = job.train
     share = {"rank": processes.rank, "world": processes.world}
     sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
-    return DataLoader(
+    kind = _SharedLoader if torch.distributed.is_initialized() else DataLoader
+    return kind(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate_share,

@@ -17,7 +17,7 @@ PATIENCE = 120_000  # milliseconds; only a busy machine needs more than a few se
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, or the one KDLIB_CHROMIUM names, drawing 3D in software."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
     binary = os.environ.get("KDLIB_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
     if binary is None:
         pytest.skip("needs Chromium: apt-get install chromium, or set KDLIB_CHROMIUM to a browser's path")

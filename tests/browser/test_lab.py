@@ -90,6 +90,18 @@ def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise AssertionError(f"JupyterLab did not answer within two minutes:\n{log.read_text()[-3000:]}")
 
 
+def run_all(page: Any) -> None:
+    """Run every cell, not before the kernel answers: what is sent to it earlier may be lost."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click("li[data-command='runmenu:run-all']")
+    try:
+        page.wait_for_selector(".kdlib-picture")
+    except sync_api.TimeoutError as late:  # what the reader would see says more than that something is not there
+        raise AssertionError("\n".join(page.locator(".jp-Cell-outputArea").all_inner_texts())[-3000:]) from late
+
+
 def changed(page: Any, before: str) -> str:
     """Wait until the picture from above is another one, and return it."""
     script = "old => { const i = document.querySelector('.kdlib-picture'); return i && i.naturalWidth > 300 && i.src !== old; }"
@@ -108,9 +120,7 @@ def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, 
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}/lab/tree/{NAME}", wait_until="commit")
     page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-    page.click("li[data-command='runmenu:run-all']")
-    page.wait_for_selector(".kdlib-picture")
+    run_all(page)
     first = changed(page, "")
 
     slider = page.locator(".widget-slider", has_text="frame").locator(".noUi-handle")

@@ -143,7 +143,7 @@ def job(tmp_path_factory) -> TrainJob:
     root = tmp_path_factory.mktemp("data")
     simulate(root / "waymo", segments=1, frames=5, seed=3, scale="demo", workers=1, progress=False)
     prepare(root / "waymo", root / "store", workers=1, progress=False, splits=("training",), objects=False)
-    schedule = TrainConfig(epochs=60, batch_size=2, interval=1, workers=1, checkpoint_steps=1000, seed=5)
+    schedule = TrainConfig(epochs=30, batch_size=2, interval=1, workers=1, checkpoint_steps=1000, seed=5)
     return TrainJob(TINY, schedule, str(root / "store"), name="tiny")
 
 
@@ -197,14 +197,14 @@ def test_termination_and_resume_through_the_command_line(tmp_path, job, one_thre
     ranks[1].terminate()  # one rank alone: all save and end
     assert ended(child, tmp_path) != 0
     assert newest(tmp_path).step >= stopped + 5
-    assert f"going on from step {stopped} of 180" in (tmp_path / "train.log").read_text()
+    assert f"going on from step {stopped} of 90" in (tmp_path / "train.log").read_text()
 
     children = [start(tmp_path, "-m", "kdlib", "train", str(tmp_path), environment=srun(task, 2)) for task in range(2)]
     assert [ended(child, tmp_path) for child in children] == [0, 0]
     result = jsonfile.read(tmp_path / "result.json")
-    assert result["steps"] == 180 and result["samples"] == 300 and result["frames"] == 5
+    assert result["steps"] == 90 and result["samples"] == 150 and result["frames"] == 5
     lines = jsonfile.read_lines(tmp_path / "history.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, 181))
+    assert [line["step"] for line in lines] == list(range(1, 91))
 
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path, job, monkeypatch):
