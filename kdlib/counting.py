@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kdlib import zoo
+from kdlib import published, zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.data.sweep import read_sweep, simulated_sweeps
 from kdlib.models.detector import AnchorDetector, CenterPoint, build
+from kdlib.models.pvrcnn.detector import PVRCNN
 from kdlib.models.voxel_encoder import STRIDE
-from kdlib.profiling.cost import CostReport, measure_dense_cost, measure_encoder_cost
+from kdlib.profiling.cost import CostReport, measure_dense_cost, measure_encoder_cost, measure_second_stage_cost
 from kdlib.types import Sample
 
 Detector = CenterPoint | AnchorDetector
@@ -34,6 +35,15 @@ def dense_report(network: Detector) -> CostReport:
     columns, rows, _ = network.config.grid.grid_size
     stride = 1 if network.backbone_3d is None else STRIDE
     return measure_dense_cost(network, (1, _bev_channels(network), rows // stride, columns // stride))
+
+
+def second_report(network: Detector) -> CostReport | None:
+    """Return what a second stage costs per frame with all the key points it may pick and the published RoIs; None without one."""
+    return measure_second_stage_cost(network, _keypoints(network), published.PROPOSALS) if isinstance(network, PVRCNN) else None
+
+
+def _keypoints(network: Detector) -> int:
+    return network.second.abstraction.keypoints if isinstance(network, PVRCNN) else 0
 
 
 def _bev_channels(network: Detector) -> int:
@@ -61,14 +71,21 @@ def count(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
     dense = dense_report(network)
     reports = [measure_encoder_cost(network, collate([sweep]).points) for sweep in sweeps]
     sparse = {key: sum(_totals(report)[key] for report in reports) / len(reports) for key in _totals(dense)}
+    second = second_report(network)
     total = {key: value + sparse[key] for key, value in _totals(dense).items()}
     layers = [_mean_row([report.rows[position].to_dict() for report in reports]) for position in range(len(reports[0].rows))]
     layers += [row.to_dict() for row in dense.rows]
     parameters = sum(p.numel() for p in network.parameters())
+    refined: dict[str, Any] = {}
+    if second is not None:
+        total = {key: value + _totals(second)[key] for key, value in total.items()}
+        layers += [row.to_dict() for row in second.rows]
+        refined = {"second_stage": {**_totals(second), "keypoints": _keypoints(network), "rois": published.PROPOSALS}}
     return {
         "params": parameters,
         **total,
         "dense": _totals(dense),
+        **refined,
         "sparse": {**sparse, "frames": len(reports), "voxels": sum(_voxels(network, sweep) for sweep in sweeps) / len(sweeps)},
         "layers": layers,
     }
@@ -97,7 +114,11 @@ def show(values: Mapping[str, Any]) -> None:
     console = Console()
     console.print(f"[bold]{values['model']}[/bold]: {values['params']:,} parameters, encoder counted on {values['counted_on']}")
     table = Table("part", "G MACs", "G, published convention", "M acts")
-    for part, numbers in (("total", values), ("dense", values["dense"]), ("encoder", values["sparse"])):
+    parts = [("total", values), ("dense", values["dense"]), ("encoder", values["sparse"])]
+    if "second_stage" in values:
+        second = values["second_stage"]
+        parts.append((f"second stage, {second['keypoints']} key points, {second['rois']} RoIs", second))
+    for part, numbers in parts:
         cells = (numbers["macs"] / 1e9, numbers["macs_published_convention"] / 1e9, numbers["acts"] / 1e6)
         table.add_row(part, *(f"{cell:,.3f}" for cell in cells))
     console.print(table)

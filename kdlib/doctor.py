@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 Status = Literal["ok", "warn", "fail"]
 
-INSTALL = "make clean && make test, or pip install -c .ci/constraints.txt -e '.[cpu,dev]'"
+INSTALL = "make clean && make test, or pip install -c .ci/constraints.txt -e '.[cpu,dev,browser,export,tensorboard]'"
 GPU_INSTALL = "conda env create -f environment.yml"
 
 

@@ -208,7 +208,8 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
                 log.say(f"{stage.name}: failed, {error}")
                 raise
             log.say(f"{stage.name}: done in {time.monotonic() - start:.0f} s")
-        write = write_run_report if profiles.profile(profile).study is None else write_study_report
+        ablations = profiles.profile(profile).study is not None or profiles.profile(profile).cross is not None
+        write = write_study_report if ablations else write_run_report
         write(folder, profile)
         log.say(f"report: {folder / 'report.html'}")
     return folder

@@ -27,6 +27,8 @@ ABLATIONS = (
     "14_compress_by_width_or_resolution",
 )
 
+CROSS_STAGE = ("07_cross_stage",)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -59,6 +61,16 @@ class StudySettings:
 
 
 @dataclass(frozen=True)
+class CrossStageSettings:
+    """How a teacher of two stages is made; the schedule of a first stage from scratch is the profile's ``teacher``."""
+
+    teacher: TrainConfig  # the schedule of both stages, or of the second where the first is frozen
+    seeds: tuple[int, ...]  # of that training; the first one's detector teaches
+    above_first: bool  # it begins with a trained first stage; False trains both at once from nothing, as published
+    borrow: str = ""  # the profile whose teacher, on the same data, is that first stage where it was trained already
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything a chain of notebooks needs to know."""
 
@@ -77,6 +89,7 @@ class Profile:
     data: str = ""  # folder below data/; "" means the profile's name
     chain: tuple[str, ...] = MAIN_LINE  # its notebooks, in order
     study: StudySettings | None = None  # where the chain holds ablations
+    cross: CrossStageSettings | None = None  # where the teacher has two stages
 
     @property
     def zoo_pair(self) -> zoo.Pair:
@@ -199,11 +212,43 @@ def _waymo20_voxel(size: str) -> Profile:
     return replace(WAYMO20, name=f"waymo20_voxel_{size}", pair=f"cp_voxel_{size}_sparsekd", teacher=schedule, student=schedule)
 
 
+# Across stages: a second stage above the voxel teacher, and that teacher's own architecture as the student.
+_SECOND_STAGE = replace(DEMO_VOXEL.teacher, epochs=1, weight_decay=0.001)
+DEMO_CROSS_STAGE = replace(
+    DEMO_VOXEL,
+    name="demo_cross_stage",
+    pair="cp_voxel_demo_from_pv_rcnn_pp_demo",
+    student=replace(DEMO_VOXEL.student, epochs=1, interval=3),
+    chain=CROSS_STAGE,
+    cross=CrossStageSettings(_SECOND_STAGE, seeds=(1, 2, 3), above_first=True, borrow="demo_voxel"),
+)
+
+SMOKE_CROSS_STAGE = replace(
+    DEMO_CROSS_STAGE,
+    name="smoke_cross_stage",
+    data="smoke",
+    simulated=SMOKE.simulated,
+    teacher=SMOKE.teacher,
+    student=SMOKE.student,
+    evaluation=replace(SMOKE.evaluation, interval=2, half_width=15.36),
+    seeds=(1,),
+    cross=CrossStageSettings(replace(SMOKE.teacher, weight_decay=0.001), seeds=(1,), above_first=True),
+)
+
+WAYMO20_CROSS_STAGE = replace(
+    WAYMO20,
+    name="waymo20_cross_stage",
+    pair="cp_voxel_from_pv_rcnn_pp",
+    chain=CROSS_STAGE,
+    cross=CrossStageSettings(replace(_PUBLISHED, learning_rate=0.01, weight_decay=0.001), seeds=(1,), above_first=False),
+)
+
 PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
         *(SMOKE, DEMO, DEMO_VOXEL, STUDY, STUDY_SMOKE, WAYMO20, WAYMO100),
         *(_waymo20_voxel(size) for size in ("s", "xs", "xxs")),
+        *(DEMO_CROSS_STAGE, SMOKE_CROSS_STAGE, WAYMO20_CROSS_STAGE),
     )
 }
 

@@ -11,7 +11,7 @@ from PIL import Image
 from kdlib import jsonfile
 from kdlib.errors import ConfigError
 from kdlib.execute import PROJECT
-from kdlib.profiles import ABLATIONS
+from kdlib.profiles import ABLATIONS, CROSS_STAGE
 from kdlib.report import collect
 from kdlib.study.page import publish_study
 from kdlib.viz.canvas import write_bytes
@@ -83,7 +83,7 @@ def publish(folder: Path, project: Path = PROJECT) -> Path:
     Raises:
         DataError: If the run is not finished.
     """
-    if (folder / ABLATIONS[0] / "result.json").is_file():
+    if any((folder / name / "result.json").is_file() for name in (ABLATIONS[0], CROSS_STAGE[0])):
         return publish_study(folder, project, _small)
     results = {"profile": folder.name, **collect(folder)}
     results["profile"] = results["03_evaluate"]["profile"]

@@ -1,4 +1,4 @@
-"""The results and pictures of a run's ablations in; one ``result.json`` and one self-contained ``report.html`` out."""
+"""The results and pictures of ablations, or of a teacher of two stages, in; ``result.json`` and ``report.html`` out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from kdlib import jsonfile, profiles
 from kdlib.report import collect, table_of
 from kdlib.viz.report import Cover, Picture, Section, Tile, write_report
 
-_TILES = {"strong teacher": "teacher", "initialisation alone": "", "full SparseKD": "student"}  # arm -> role
+_TILES = {  # arm -> role
+    "strong teacher": "teacher",
+    "initialisation alone": "",
+    "first stage alone": "",
+    "both stages": "teacher",
+    "full SparseKD": "student",
+}
 
 
 def _cover(results: dict[str, Any], profile: str) -> Cover:
@@ -27,11 +33,10 @@ def _cover(results: dict[str, Any], profile: str) -> Cover:
         **{key: value for key, value in first["card"].items() if isinstance(value, str)},
         **first["card"]["versions"],
     }
-    subtitle = (
-        f"Ablations '{profile}': {first['frames']} training frames, seeds {seeds}, {evaluation['frames']} validation frames."
-    )
+    subtitle = f"Run '{profile}': {first['frames']} training frames, seeds {seeds}, {evaluation['frames']} validation frames."
+    title = first.get("title", "what helps a small student")
     return Cover(
-        title="What helps a small student", subtitle=subtitle, simulated=first["simulated"], tiles=tuple(tiles), card=card
+        title=title[0].upper() + title[1:], subtitle=subtitle, simulated=first["simulated"], tiles=tuple(tiles), card=card
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from kdlib import jsonfile, profiles, zoo
-from kdlib.config import ModelConfig
+from kdlib.config import DecodeConfig, ModelConfig, RefinedConfig, TwoStageConfig
 from kdlib.errors import ConfigError
 from kdlib.execute import WEIGHTS
 from kdlib.models.detector import AnchorDetector, CenterPoint, build
@@ -40,13 +41,23 @@ class Trained:
         Raises:
             DataError: If the weights cannot be read or are another model's.
         """
-        model, decode = self.model, self.model.head.decode
-        threshold = decode.score_threshold if score is None else min(score, decode.score_threshold)
-        decode = replace(decode, score_threshold=threshold, nms_iou=decode.nms_iou if overlap is None else overlap)
-        model = replace(model, head=replace(model.head, decode=decode))
+        model = self.model
+        if isinstance(model, TwoStageConfig):  # its first stage's boxes are nobody's answer
+            refined = _loosened(model.second.refined, score, overlap)
+            model = replace(model, second=replace(model.second, refined=refined))
+        else:
+            model = replace(model, head=replace(model.head, decode=_loosened(model.head.decode, score, overlap)))
         network = build(model).eval()
         load_weights(self.weights, network)
         return network
+
+
+_Decode = TypeVar("_Decode", DecodeConfig, RefinedConfig)
+
+
+def _loosened(decode: _Decode, score: float | None, overlap: float | None) -> _Decode:
+    threshold = decode.score_threshold if score is None else min(score, decode.score_threshold)
+    return replace(decode, score_threshold=threshold, nms_iou=decode.nms_iou if overlap is None else overlap)
 
 
 def find(source: str, weights: Path | None = None, arm: str | None = None) -> Trained:

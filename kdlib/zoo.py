@@ -16,6 +16,14 @@ from kdlib.config import (
     LogitKDConfig,
     ModelConfig,
     PillarEncoderConfig,
+    PointHeadConfig,
+    PoolKind,
+    RefinedConfig,
+    RoiHeadConfig,
+    SecondStageConfig,
+    SetAbstractionConfig,
+    TwoStageConfig,
+    VectorPoolConfig,
     VoxelEncoderConfig,
     lookup,
 )
@@ -89,6 +97,43 @@ def _demo_voxel(name: str, encoder: float, backbone: float, shared: int) -> Mode
 CP_VOXEL_DEMO = _demo_voxel("cp_voxel_demo", 0.5, 0.25, 16)
 CP_VOXEL_DEMO_XS = _demo_voxel("cp_voxel_demo_xs", 0.25, 0.125, 8)
 
+# The teacher across stages (spec 4.6): CP-Voxel with a second stage.
+PV_RCNN_PP = TwoStageConfig(
+    name="pv_rcnn_pp", grid=CP_VOXEL.grid, encoder=CP_VOXEL.encoder, backbone=CP_VOXEL.backbone, head=CP_VOXEL.head
+)
+
+
+def _demo_pool(kind: PoolKind, reduced: int, radii: tuple[float, ...], channels: int, limit: int) -> VectorPoolConfig:
+    cells = ((2, 2, 2),) * len(radii)
+    return VectorPoolConfig(kind, reduced, cells, radii, 16, (channels, channels), (2 * channels,), limit)
+
+
+# The demo's second stage is as narrow as its first and leaves that as it is, so that what it adds can be told.
+PV_RCNN_PP_DEMO = TwoStageConfig(
+    name="pv_rcnn_pp_demo",
+    grid=CP_VOXEL_DEMO.grid,
+    encoder=CP_VOXEL_DEMO.encoder,
+    backbone=CP_VOXEL_DEMO.backbone,
+    head=CP_VOXEL_DEMO.head,
+    second=SecondStageConfig(
+        abstraction=SetAbstractionConfig(
+            keypoints=512,
+            raw=_demo_pool("local_interpolation", 2, (0.2, 0.4), 16, 1000),
+            levels=(
+                _demo_pool("local_interpolation", 16, (0.6, 1.2), 32, 1000),
+                _demo_pool("local_interpolation", 16, (1.2, 2.4), 32, 1000),
+            ),
+            fused=48,
+        ),
+        points=PointHeadConfig(channels=(64, 64)),
+        rois=RoiHeadConfig(
+            grid=4, pool=_demo_pool("voxel_random_choice", 16, (0.8, 1.6), 32, 32), shared=(128, 128), branches=(128, 128)
+        ),
+        refined=RefinedConfig(nms_iou=0.5),  # after so short a training two boxes of one object overlap less
+        first_stage="frozen",
+    ),
+)
+
 # The baselines of the latency table (spec 4.5).
 SECOND = replace(
     CP_VOXEL,
@@ -104,7 +149,7 @@ MODELS: dict[str, ModelConfig] = {
         *(CP_PILLAR, CP_PILLAR_V04, CP_PILLAR_V048, CP_PILLAR_V064),
         *(CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064, CP_PILLAR_DEMO_W05),
         *(CP_VOXEL, CP_VOXEL_S, CP_VOXEL_XS, CP_VOXEL_XXS, CP_VOXEL_DEMO, CP_VOXEL_DEMO_XS),
-        *(SECOND, POINTPILLAR),
+        *(SECOND, POINTPILLAR, PV_RCNN_PP, PV_RCNN_PP_DEMO),
     )
 }
 
@@ -114,7 +159,7 @@ class Pair:
     """A teacher, a student and the recipe between them."""
 
     name: str
-    teacher: ModelConfig
+    teacher: ModelConfig | TwoStageConfig
     student: ModelConfig
     kd: KDConfig
     initialise_from: ModelConfig | None = None  # whose trained weights the student starts from; None: the teacher's
@@ -142,6 +187,12 @@ def _voxel_pair(
     return Pair(name, teacher, student, kd, initialise_from)
 
 
+def _cross_stage_pair(name: str, teacher: ModelConfig, student: ModelConfig) -> Pair:
+    # Heatmaps of the teacher's first stage, boxes of its second; the student starts from whatever has its names and shapes.
+    kd = KDConfig(LogitKDConfig(weight=15.0, regression_weight=0.2), LabelKDConfig(thresholds=(0.6, 0.6, 0.6)))
+    return Pair(name, teacher, student, kd)
+
+
 PAIRS: dict[str, Pair] = {
     pair.name: pair
     for pair in (
@@ -154,6 +205,8 @@ PAIRS: dict[str, Pair] = {
         _voxel_pair("cp_voxel_xs_sparsekd", CP_VOXEL, CP_VOXEL_XS, 15.0),
         _voxel_pair("cp_voxel_xxs_sparsekd", CP_VOXEL, CP_VOXEL_XXS, 15.0, initialise_from=CP_VOXEL_XS),  # XS trained without KD
         _voxel_pair("cp_voxel_demo_xs_sparsekd", CP_VOXEL_DEMO, CP_VOXEL_DEMO_XS, 15.0),
+        _cross_stage_pair("cp_voxel_from_pv_rcnn_pp", PV_RCNN_PP, CP_VOXEL),
+        _cross_stage_pair("cp_voxel_demo_from_pv_rcnn_pp_demo", PV_RCNN_PP_DEMO, CP_VOXEL_DEMO),
     )
 }
 

@@ -169,5 +169,21 @@ def test_hash_is_twelve_digits_and_stable() -> None:
     assert value != config_hash(TrainConfig(), DEMO.student, "text")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cp_pillar", "3356d76e6fee"),
+        ("cp_pillar_demo", "9b1f566e5a3a"),
+        ("cp_voxel_xs", "63f43fef99e5"),
+        ("cp_voxel_demo", "f909ba6e8d0a"),
+        ("second", "6ce1b4927834"),
+        ("pointpillar", "99122bb02b48"),
+    ],
+)
+def test_hashes_outlive_new_kinds_of_models(name: str, value: str) -> None:
+    """Finished trainings are known by them: what one model gains must not make all others strangers."""
+    assert config_hash(zoo.model(name)) == value
+
+
 def test_profile_and_pair_are_configurations_too() -> None:
     assert {type(config) for config in ALL} >= {Profile, Pair, ModelConfig, TrainJob}

@@ -12,6 +12,7 @@ import torch
 from kdlib import counting, published, zoo
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
+from kdlib.profiling.cost import CostError, measure_second_stage_cost
 from kdlib.types import Sample
 
 # parameters; dense part: G in the published convention, G of true multiply-accumulates, M activations (spec 4.4, 10.2, errata)
@@ -63,6 +64,41 @@ def test_totals_with_the_published_pillar_counts(pillars: int, size: int, giga: 
     assert values["sparse"]["voxels"] == pillars
     assert values["macs_published_convention"] / 1e9 == pytest.approx(giga, rel=1e-3)
     assert values["acts_published_convention"] / 1e6 == pytest.approx(mega, rel=1e-3)
+
+
+def test_a_second_stage_completes_the_published_figures() -> None:
+    network = counting.ghost(zoo.model("pv_rcnn_pp"))
+    found = counting.second_report(network)
+    assert found is not None and counting.second_report(counting.ghost(zoo.model("cp_voxel"))) is None
+    first = published.MODELS["cp_voxel"]
+    both = published.CROSS_STAGE["pv_rcnn_pp"]
+    assert first.giga_flops + found.published_macs / 1e9 == pytest.approx(both.giga_flops, rel=1e-3)
+    assert first.mega_acts + found.published_acts / 1e6 == pytest.approx(both.mega_acts, rel=1e-3)
+
+
+def test_a_second_stage_costs_so_much_per_key_point_and_roi() -> None:
+    """Spec 10.2: 0.7314 M multiply-accumulates and 6,107 activations per key point, 49.92 M and 457,736 per RoI."""
+    network = counting.ghost(zoo.model("pv_rcnn_pp"))
+    base, points, rois = (measure_second_stage_cost(network, *sizes) for sizes in ((100, 10), (200, 10), (100, 11)))
+    assert points.published_macs - base.published_macs == pytest.approx(100 * 731_400, rel=1e-4)
+    assert points.published_acts - base.published_acts == 100 * 6_107
+    assert rois.published_macs - base.published_macs == pytest.approx(49.92e6, rel=1e-4)
+    assert rois.published_acts - base.published_acts == 457_736
+    assert base.parameters == 525_300 + 206_081 + 7_607_496
+
+
+def test_a_total_holds_both_stages() -> None:
+    sweep = Sample("frame", np.zeros((1, 5), np.float32), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
+    one, both = (counting.count(zoo.model(name), [sweep]) for name in ("cp_voxel_demo", "pv_rcnn_pp_demo"))
+    for key in ("macs", "macs_published_convention", "acts"):
+        assert both[key] == one[key] + both["second_stage"][key] and both["dense"] == one["dense"]
+        assert sum(row[key.replace("macs_published_convention", "published_macs")] for row in both["layers"]) == both[key]
+    assert (both["second_stage"]["keypoints"], both["second_stage"]["rois"]) == (512, published.PROPOSALS)
+
+
+def test_without_a_second_stage_there_is_none_to_count() -> None:
+    with pytest.raises(CostError, match="no second stage"):
+        measure_second_stage_cost(counting.ghost(zoo.model("cp_voxel_demo")), 1, 1)
 
 
 def test_sparse_part_equals_brute_force_and_the_mean_of_frames() -> None:

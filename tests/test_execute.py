@@ -27,8 +27,8 @@ def tagged_cells(notebook: Path) -> list[str]:
 
 
 def test_the_chains_are_what_lies_in_the_folder() -> None:
-    assert tuple(path.stem for path in NOTEBOOKS) == (*profiles.MAIN_LINE, *profiles.ABLATIONS)
-    assert {profile.chain for profile in profiles.PROFILES.values()} == {profiles.MAIN_LINE, profiles.ABLATIONS}
+    assert tuple(path.stem for path in NOTEBOOKS) == (*profiles.MAIN_LINE, *profiles.CROSS_STAGE, *profiles.ABLATIONS)
+    assert {profile.chain for profile in profiles.PROFILES.values()} == {profiles.MAIN_LINE, profiles.CROSS_STAGE, profiles.ABLATIONS}
     assert all((profile.study is not None) == (profile.chain == profiles.ABLATIONS) for profile in profiles.PROFILES.values())
 
 
@@ -46,7 +46,7 @@ def test_parameters_cell(notebook: Path) -> None:
     declared = execute.declared_parameters(notebook)
     assert list(declared)[:3] == ["PROFILE", "RUN_DIR", "DATA_ROOT"]
     assert all(name == name.upper() for name in declared)
-    profile = "study" if notebook.stem in profiles.ABLATIONS else "demo"
+    profile = next(name for name in ("demo", "study", "demo_cross_stage") if notebook.stem in profiles.profile(name).chain)
     assert (declared["PROFILE"], declared["RUN_DIR"], declared["DATA_ROOT"]) == (profile, "", "")
 
 

@@ -58,6 +58,7 @@ LAYERS = (
     "counting",
     "costs",
     "study",
+    "cross_stage",
     "imports",
     "bench",
     "publish",

@@ -17,7 +17,7 @@ from kdlib.data.sweep import simulated_sweeps
 from kdlib.errors import ConfigError
 from kdlib.models.detector import build
 from kdlib.profiling import hardware
-from kdlib.profiling.latency import LatencyReport, measure_latency
+from kdlib.profiling.latency import SECOND_STAGES, LatencyReport, measure_latency
 from kdlib.types import PointBatch
 
 REFERENCE = "pointpillar"
@@ -53,7 +53,7 @@ def bench_models(
     """Measure models one after the other on the same simulated full-size sweeps, with fresh weights.
 
     Args:
-        names: Of the zoo; none means the ten of the published latency table.
+        names: Of the zoo; none means the ten of the published latency table and the teacher of two stages.
         device: As torch names it; "" is torch's default.
         frames: Simulated sweeps, used in turn.
         repeats: Timed passes.
@@ -65,7 +65,7 @@ def bench_models(
         ConfigError: If a model is unknown or the device is not there.
     """
     where = find_device(device)
-    models = [zoo.model(name) for name in (names or published.MODELS)]
+    models = [zoo.model(name) for name in (names or (*published.MODELS, *published.CROSS_STAGE))]
     sweeps = simulated_sweeps(frames)
     batches = [collate([sweep]).points.to(where) for sweep in sweeps]
     rows = []
@@ -156,13 +156,21 @@ def _cost_lines(values: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in values["models"]:
-        cost, theirs = row["cost"], published.MODELS.get(row["model"], published.PublishedModel())
+        cost, theirs = row["cost"], _figures(row["model"])
         giga = [cost["macs"], cost["macs_published_convention"], cost["dense"]["macs_published_convention"]]
         mega = [cost["acts_published_convention"], cost["dense"]["acts_published_convention"]]
         cells = [f"`{row['model']}`", f"{cost['params']:,}", *(f"{value / 1e9:.2f}" for value in giga), _cell(theirs.giga_flops)]
-        cells += [*(f"{value / 1e6:.1f}" for value in mega), _cell(theirs.mega_acts), published.WHY.get(row["model"], "")]
+        cells += [*(f"{value / 1e6:.1f}" for value in mega), _cell(theirs.mega_acts), _why(row["model"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _figures(name: str) -> published.PublishedModel:
+    return {**published.MODELS, **published.CROSS_STAGE}.get(name, published.PublishedModel())
+
+
+def _why(name: str) -> str:
+    return {**published.WHY, **published.CROSS_STAGE_WHY}.get(name, "")
 
 
 def _latency_lines(values: Mapping[str, Any]) -> list[str]:
@@ -193,7 +201,18 @@ def _latency_lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def _further_lines(values: Mapping[str, Any]) -> list[str]:
-    """Return bf16, compiled and peak memory side by side, where any of them was measured."""
+    """Return the stages only some models have, then bf16, compiled and peak memory, where any of them was measured."""
+    lines = []
+    for row in values["models"]:
+        single = row["latency"]["fp32"]
+        further = {name: times["p50_ms"] for name, times in single["stages"].items() if name in SECOND_STAGES}
+        if further:
+            parts = ", ".join(f"{name} {time:.1f}" for name, time in further.items())
+            lines += ["", f"`{row['model']}` has a second stage between head and decode; of its fp32 p50, in ms: {parts}."]
+    return [*lines, *_precision_lines(values)]
+
+
+def _precision_lines(values: Mapping[str, Any]) -> list[str]:
     names = [name for name in ("fp32", "bf16", "compiled") if any(name in row["latency"] for row in values["models"])]
     if len(names) == 1 and all(row["peak_memory"] is None for row in values["models"]):
         return []
@@ -241,10 +260,8 @@ def _speed(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], precision:
 
 
 def _published_speeds(name: str) -> list[str]:
-    theirs, reference = published.MODELS.get(name), published.MODELS[REFERENCE].latency_ms
-    if theirs is None:
-        return [""] * len(reference)
-    return [f"{reference[card] / theirs.latency_ms[card]:.2f}x" for card in reference]
+    theirs, reference = _figures(name).latency_ms, published.MODELS[REFERENCE].latency_ms
+    return [f"{reference[card] / theirs[card]:.2f}x" if card in theirs else "" for card in reference]
 
 
 def _cell(value: float | None) -> str:

@@ -28,7 +28,17 @@ from kdlib.config.model import (
     TargetConfig,
     VoxelEncoderConfig,
 )
+from kdlib.config.pvrcnn import PoolKind, SetAbstractionConfig, VectorPoolConfig
 from kdlib.config.training import AugmentConfig, EvalConfig, ObjectSamplingConfig, TrainConfig
+from kdlib.config.two_stage import (
+    FirstStage,
+    PointHeadConfig,
+    RefinedConfig,
+    RoiHeadConfig,
+    RoiSamplingConfig,
+    SecondStageConfig,
+    TwoStageConfig,
+)
 
 __all__ = [
     "AnchorConfig",
@@ -40,6 +50,7 @@ __all__ = [
     "EvalConfig",
     "FeatureForm",
     "FeatureKDConfig",
+    "FirstStage",
     "GridConfig",
     "HeadConfig",
     "Initialisation",
@@ -51,9 +62,18 @@ __all__ = [
     "ObjectSamplingConfig",
     "PillarEncoderConfig",
     "PivotalForm",
+    "PointHeadConfig",
+    "PoolKind",
+    "RefinedConfig",
+    "RoiHeadConfig",
+    "RoiSamplingConfig",
+    "SecondStageConfig",
+    "SetAbstractionConfig",
     "TargetConfig",
     "TeacherNorm",
     "TrainConfig",
+    "TwoStageConfig",
+    "VectorPoolConfig",
     "VoxelEncoderConfig",
     "WAYMO_ANCHORS",
     "config_hash",

@@ -38,6 +38,8 @@ def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig, extra: 
         ConfigError: Naming what does not fit and the remedy.
     """
     ours, theirs = student.config, teacher.model.config
+    if not student.learns_heads:
+        raise ConfigError(f"the first stage of student '{ours.name}' is frozen: nothing to distil into; set it to 'trained'")
     if teacher.norm != config.teacher_norm:
         raise ConfigError(f"the recipe asks for teacher norm '{config.teacher_norm}', the given teacher has '{teacher.norm}'")
     if ours.class_names != theirs.class_names or student.head.heads != teacher.model.head.heads:

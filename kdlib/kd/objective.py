@@ -17,12 +17,13 @@ from kdlib.kd.feature import feature_kd, feature_needs, feature_weights
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import logit_kd
 from kdlib.kd.norm import unmoved_statistics
-from kdlib.kd.report import ActiveTerm, detection_rows, feature_rows, labels_added, logit_rows
+from kdlib.kd.report import ActiveTerm, detection_rows, feature_rows, further_rows, labels_added, logit_rows
 from kdlib.kd.schedule import factor
 from kdlib.kd.teacher import Teacher
 from kdlib.kd.term import PREFIX, Need, StepContext, Term
 from kdlib.kd.watch import ZeroWatch
-from kdlib.losses.detection import detection_loss, detector_loss
+from kdlib.losses.detection import detection_loss, detector_loss, further_loss
+from kdlib.losses.term import LossPart
 from kdlib.models.detector import Detector
 from kdlib.types import Batch, LossTerms
 
@@ -38,17 +39,25 @@ class Plain(nn.Module):
     def forward(self, batch: Batch, progress: float | None = None) -> LossTerms:
         """Return the parts ``heatmap`` and ``box``; of an anchor head ``class``, ``box`` and ``direction``.
 
-        ``progress`` is there because every objective is called alike; nothing here depends on it.
+        A second stage adds its own; where the first is frozen they are all there is. ``progress`` is there because every
+        objective is called alike; nothing here depends on it.
         """
-        prediction = self.student(batch.points)
-        return _of_all_ranks(detector_loss(self.student, prediction.heads, self.student.targets(batch.truth)))
+        return _of_all_ranks(self._step(batch)[0])
 
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
         """Return the active terms with their values on one batch; the student stays as it is."""
         with torch.no_grad(), unmoved_statistics(self.student):
-            terms = self(batch)
+            terms, further = self._step(batch)
             targets = self.student.targets(batch.truth)
-        return detection_rows(terms, targets, self.student, None)
+        return detection_rows(terms, targets, self.student, None) + further_rows(terms, further)
+
+    def _step(self, batch: Batch) -> tuple[LossTerms, tuple[LossPart, ...]]:
+        prediction = self.student(batch.points, truth=batch.truth)
+        parts: dict[str, Tensor] = {}
+        if self.student.learns_heads:
+            parts.update(detector_loss(self.student, prediction.heads, self.student.targets(batch.truth)).parts)
+        further = further_loss(self.student, prediction)
+        return LossTerms.total({**parts, **_weighted(further)}), further
 
 
 class Distillation(nn.Module):
@@ -123,6 +132,7 @@ class Distillation(nn.Module):
         with torch.no_grad(), unmoved_statistics(self.student):
             terms, context = self._step(batch)
         rows = list(detection_rows(terms, context.targets, self.student, labels_added(context, self.config.label)))
+        rows += further_rows(terms, further_loss(self.student, context.prediction))
         rows += logit_rows(terms, context, self.config.logit, bev_region(self.student.config))
         rows += feature_rows(terms, context, self.config.feature, self.adapter, bev_region(self.student.config))
         rows += [ActiveTerm(term.name, term.weight, float(terms.parts[term.name]), None, None) for term in self.extra]
@@ -134,9 +144,10 @@ class Distillation(nn.Module):
         labels = batch.truth
         if label is not None:
             labels = merge_labels(answer.boxes, batch.truth, label, self.student.head.targets.max_objects)
-        prediction = self.student(batch.points, sites="sites" in self._asked)
+        prediction = self.student(batch.points, sites="sites" in self._asked, truth=labels)
         context = StepContext(batch, labels, prediction, self.student.targets(labels), answer)
         parts = dict(detection_loss(prediction.heads, context.targets, self.student.head).parts)
+        parts.update(_weighted(further_loss(self.student, prediction)))
         learned = {**self._logit(context), **self._features(context), **{term.name: term(context) for term in self.extra}}
         # At full weight nothing is multiplied, so that a run without a schedule has its bits as before there were any.
         parts.update(learned if scale == 1 else {name: scale * value for name, value in learned.items()})
@@ -157,6 +168,11 @@ class Distillation(nn.Module):
         if self.config.feature is None or self.adapter is None:
             return {}
         return feature_kd(context, self.config.feature, self.adapter, bev_region(self.student.config)).parts
+
+
+def _weighted(parts: Sequence[LossPart]) -> dict[str, Tensor]:
+    """Return parts by name, times their weights."""
+    return {part.name: part.weight * part.value for part in parts}
 
 
 def _of_all_ranks(terms: LossTerms) -> LossTerms:

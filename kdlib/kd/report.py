@@ -12,6 +12,7 @@ from kdlib.kd.feature import feature_kd, feature_weights
 from kdlib.kd.logit import logit_weights, meet, position_weights
 from kdlib.kd.roi_grid import Region
 from kdlib.kd.term import StepContext
+from kdlib.losses.term import LossPart
 from kdlib.models.anchors import AnchorTargets
 from kdlib.models.detector import Detector
 from kdlib.types import HeadTargets, LossTerms
@@ -42,6 +43,11 @@ def detection_rows(
             whole = name in ("heatmap", "class")
             rows.append(ActiveTerm(name, weight, float(terms.parts[name]), None if whole else objects, added))
     return tuple(rows)
+
+
+def further_rows(terms: LossTerms, parts: Sequence[LossPart]) -> tuple[ActiveTerm, ...]:
+    """Return a row per part of the loss beside those of the heads."""
+    return tuple(ActiveTerm(part.name, part.weight, float(terms.parts[part.name]), int(part.positions), None) for part in parts)
 
 
 def labels_added(context: StepContext, label: LabelKDConfig | None) -> int | None:

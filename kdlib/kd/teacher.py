@@ -65,7 +65,7 @@ class Teacher(nn.Module):
         """
         self.train()  # also after somebody switched the inner model
         with hidden_statistics(batch_norms(self.model) if self.norm == "batch" else ()):
-            prediction = self.model(batch.points, sites=sites)
+            prediction = self.model(batch.points, sites=sites, boxes=boxes)
         return TeacherAnswer(
             heads=tuple(prediction.heads),
             targets=tuple(self.model.targets(batch.truth)) if targets else (),

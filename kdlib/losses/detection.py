@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from kdlib.config import HeadConfig
+from kdlib.config import HeadConfig, TwoStageConfig
 from kdlib.losses.anchor import anchor_loss
 from kdlib.losses.box_regression import gather_codes, masked_l1, require_finite
 from kdlib.losses.heatmap_focal import heatmap_focal_loss
-from kdlib.models.detector import AnchorDetector, CenterPoint, Detector
+from kdlib.losses.second_stage import second_stage_loss
+from kdlib.losses.term import LossPart
+from kdlib.models.detector import AnchorDetector, CenterPoint, Detector, Prediction
+from kdlib.models.pvrcnn.detector import TwoStagePrediction
 from kdlib.types import HeadOutput, HeadTargets, LossTerms
 
 
@@ -26,6 +29,15 @@ def detector_loss(model: Detector, outputs: Sequence[Any], targets: Sequence[Any
     if isinstance(model, AnchorDetector):
         return anchor_loss(outputs[0], targets[0], model.head)
     raise TypeError(f"no loss for a {type(model).__name__}")
+
+
+def further_loss(model: Detector, prediction: Prediction[Any]) -> tuple[LossPart, ...]:
+    """Return the parts of a detector's loss beside those of its heads: none with one stage, four with two."""
+    if isinstance(prediction, TwoStagePrediction) and isinstance(model.config, TwoStageConfig):
+        if prediction.second is None:
+            raise ValueError("the second stage did not run: no boxes were asked for")
+        return second_stage_loss(prediction.second, model.config.second)
+    return ()
 
 
 def detection_loss(outputs: Sequence[HeadOutput], targets: Sequence[HeadTargets], head: HeadConfig) -> LossTerms:

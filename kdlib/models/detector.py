@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig, PillarEncoderConfig
+from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig, PillarEncoderConfig, TwoStageConfig
 from kdlib.errors import ConfigError, DataError
 from kdlib.models.anchor_head import AnchorHead, AnchorOutput
 from kdlib.models.anchors import AnchorTargets, assign_anchors
@@ -65,6 +65,11 @@ class Detector(nn.Module, ABC):
 
     global_step: Tensor
     dense_head: nn.Module
+
+    @property
+    def learns_heads(self) -> bool:
+        """Whether a training moves what the heads answer."""
+        return True
 
     def __init__(self, config: ModelConfig) -> None:
         """Build the network up to the head with fresh weights.
@@ -119,15 +124,27 @@ class Detector(nn.Module, ABC):
             encoded = self.scatter(features, voxels)
         else:
             active = self.backbone_3d.activate(features, voxels)
-            encoded, features, coords = self.backbone_3d.compress(active), active.features, active.coords
-            levels, rows, columns = active.spatial_shape
+            return self.backbone_3d.compress(active), self._sites(active.features, active.coords, active.spatial_shape, voxels)
+        return encoded, self._sites(features, coords, (levels, rows, columns), voxels)
+
+    def _sites(self, features: Tensor, coords: Tensor, shape: tuple[int, int, int], voxels: VoxelBatch) -> Sites:
+        levels, rows, columns = shape
         low, high = self.config.grid.point_range[:3], self.config.grid.point_range[3:]
         # The levels that a 3D backbone leaves share the height evenly, to within a voxel or two.
         size = tuple((b - a) / cells for a, b, cells in zip(low, high, (columns, rows, levels)))
-        return encoded, Sites(features, coords, (levels, rows, columns), low, size, voxels.batch_size)
+        return Sites(features, coords, shape, low, size, voxels.batch_size)
 
-    def forward(self, points: PointBatch, sites: bool = False) -> Prediction[Any]:
-        """Return the raw answers of every head for a batch of points, on demand with the encoder's sites."""
+    def forward(
+        self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
+    ) -> Prediction[Any]:
+        """Return the raw answers of every head for a batch of points.
+
+        Args:
+            points: Of B frames.
+            sites: Whether the encoder's sites are wanted.
+            boxes: Whether :meth:`detect` will be asked; what only serves boxes may be left out otherwise.
+            truth: The labels of a training step, for detectors that choose by them what they learn from. One stage ignores both.
+        """
         voxels = self.voxelize(points)
         encoded, found = self.encode_sites(voxels) if sites else (self.encode(voxels), None)
         bev = self.backbone_2d(encoded)
@@ -230,8 +247,13 @@ def _check(config: ModelConfig) -> None:
 
 def build(config: ModelConfig) -> CenterPoint | AnchorDetector:
     """Return a detector with fresh weights, laid out for fast convolutions."""
-    kind = CenterPoint if isinstance(config.head, HeadConfig) else AnchorDetector
-    model: CenterPoint | AnchorDetector = kind(config)
+    from kdlib.models.pvrcnn.detector import PVRCNN  # which builds on this module
+
+    model: CenterPoint | AnchorDetector
+    if isinstance(config, TwoStageConfig):
+        model = PVRCNN(config)
+    else:
+        model = CenterPoint(config) if isinstance(config.head, HeadConfig) else AnchorDetector(config)
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -202,7 +202,13 @@ def _detect(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]],
         raise DataError(
             f"{path}: every sparse kernel is square, so {' and '.join(sorted(possible))} look alike; say which with --layout"
         )
-    return next(iter(possible))
+    return next(iter(possible)) if fitted else max(_AXES, key=lambda layout: _agreement(found, kernels, layout))
+
+
+def _agreement(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]], layout: Layout) -> int:
+    """Return how many axes of the kernels are as long as the model's: if none fits, the nearest says most."""
+    pairs = ((found[name].shape, shape) for name, shape in kernels.items() if name in found and found[name].dim() == 5)
+    return sum(stored[axis] == size for stored, shape in pairs for axis, size in zip(_AXES[layout], shape))
 
 
 def _converted(value: Tensor, own: Tensor, name: str, path: Path) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -106,11 +107,20 @@ class VoxelBackbone(nn.Module):
 
     def activate(self, features: Tensor, voxels: VoxelBatch) -> SparseTensor:
         """Return the sites that the last stage leaves of the voxels."""
+        return self.stages(features, voxels)[0]
+
+    def stages(
+        self, features: Tensor, voxels: VoxelBatch, strides: Collection[int] = ()
+    ) -> tuple[SparseTensor, dict[int, SparseTensor]]:
+        """Return the sites of the last stage, and of those stages before it whose strides (1, 2, 4 or 8) are asked for."""
         with torch.autocast(features.device.type, enabled=False):  # metres again: 16 bits place a point to half a metre
             sites = self.conv_input(self.sites(features, voxels))
-        for name in ("conv1", "conv2", "conv3", "conv4", "conv_out"):
+        kept = {}
+        for number, name in enumerate(("conv1", "conv2", "conv3", "conv4")):
             sites = self.get_submodule(name)(sites)
-        return sites
+            if 2**number in strides:
+                kept[2**number] = sites
+        return self.conv_out(sites), kept
 
     def compress(self, sites: SparseTensor) -> Tensor:
         """Return the BEV map of the last stage's sites, their height among the channels."""

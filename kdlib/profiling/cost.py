@@ -170,6 +170,43 @@ def measure_encoder_cost(model: Any, points: PointBatch) -> CostReport:
     return CostReport(tuple(rows.values()), sum(_parameters(part) for _, part in parts), points.batch_size)
 
 
+def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostReport:
+    """Count a second stage without computing it: it works row by row, so its cost depends on how many rows there are alone.
+
+    Args:
+        model: A detector of two stages: children ``pfe``, ``point_head`` and ``roi_head``.
+        keypoints: Of a frame.
+        rois: Refined in a frame.
+
+    Raises:
+        CostError: If a child is missing or a layer with parameters has no counting rule.
+    """
+    parts = ("pfe", "point_head", "roi_head")
+    for part in parts:
+        if not isinstance(getattr(model, part, None), nn.Module):
+            raise CostError(f"{type(model).__name__} has no part '{part}', so there is no second stage to count")
+    rows: dict[str, CostRow] = {}
+    parameters = 0
+    cells = int(model.config.second.rois.grid) ** 3
+    for part in parts:
+        ghost = copy.deepcopy(getattr(model, part)).to("meta").eval()
+        parameters += _parameters(ghost)
+        for name, layer, count in _counted(part, ghost):
+            length = rois if part == "roi_head" else keypoints
+            if name.startswith("roi_head.roi_grid_pool_layer."):
+                length = rois * cells
+            given = torch.empty((length, _inputs(layer)), device="meta")
+            with torch.no_grad():
+                cost = count(layer, (given,), layer(given))
+            rows[name] = CostRow(name, type(layer).__name__, sum(p.numel() for p in layer.parameters(recurse=False)), cost)
+    return CostReport(tuple(rows.values()), parameters, 1)
+
+
+def _inputs(layer: Any) -> int:
+    """Return how many numbers a row has that enters a layer."""
+    return int(next(getattr(layer, name) for name in ("in_features", "in_channels", "num_features") if hasattr(layer, name)))
+
+
 def measure_dense_cost(model: nn.Module, bev_shape: tuple[int, int, int, int]) -> CostReport:
     """Count what lies behind the BEV map (``backbone_2d``, ``dense_head``) without computing it: on tensors with a shape only.
 

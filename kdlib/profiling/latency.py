@@ -2,7 +2,9 @@
 
 The stages are cut where data passes from one child of the model to the next, so their sum is the whole: ``voxelise`` (up to
 ``vfe``), ``encoder`` (``vfe`` and the scatter onto the BEV map), ``backbone`` (``backbone_2d``), ``head`` (``dense_head``) and
-``decode`` (maps to boxes, with NMS). Counting (:mod:`kdlib.profiling.cost`) is a run of its own: its hooks take time.
+``decode`` (maps to boxes, with NMS). A detector of two stages has four more between ``head`` and ``decode``: ``proposals`` (maps
+to RoIs), ``keypoints`` (``pfe``), ``points`` (``point_head``) and ``refine`` (``roi_head``). Counting
+(:mod:`kdlib.profiling.cost`) is a run of its own: its hooks take time.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
 
 STAGES = ("voxelise", "encoder", "backbone", "head", "decode")
+SECOND_STAGES = ("proposals", "keypoints", "points", "refine")
 _ENTRANCES = ("vfe", "backbone_2d", "dense_head")  # children whose call ends the stage before it
+_SECOND_ENTRANCES = ("pfe", "point_head", "roi_head")
 
 
 class LatencyError(KdlibError):
@@ -148,15 +152,24 @@ class LatencyReport:
         }
 
 
+def _stages(model: nn.Module) -> tuple[str, ...]:
+    """Return the stages of a model, in order."""
+    second = SECOND_STAGES if hasattr(model, _SECOND_ENTRANCES[0]) else ()
+    return (*STAGES[:-1], *second, STAGES[-1])
+
+
 @contextmanager
 def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]:
     handles = []
+    two = hasattr(model, _SECOND_ENTRANCES[0])
     try:
-        for name in _ENTRANCES:
+        for name in (*_ENTRANCES, *(_SECOND_ENTRANCES if two else ())):
             child = getattr(model, name, None)
             if not isinstance(child, nn.Module):
                 raise LatencyError(f"{type(model).__name__} has no part '{name}', so its stages cannot be told apart")
             handles.append(child.register_forward_pre_hook(lambda *_: marks.append(clock.mark())))
+            if two and name == _ENTRANCES[-1]:  # decoding and NMS of the first stage come before the second one's first part
+                handles.append(child.register_forward_hook(lambda *_: marks.append(clock.mark())))
         yield
     finally:
         for handle in handles:
@@ -171,7 +184,7 @@ def _once(model: Any, points: PointBatch, clock: Clock, marks: list[Any]) -> lis
     model.detect(prediction)
     marks.append(clock.mark())
     clock.settle()
-    if len(marks) != len(STAGES) + 1:
+    if len(marks) != len(_stages(model)) + 1:
         raise LatencyError(f"the parts {_ENTRANCES} were called {len(marks) - 3} times in one pass, expected once each")
     return [clock.milliseconds(a, b) for a, b in itertools.pairwise(marks)]
 
@@ -210,5 +223,5 @@ def measure_latency(
             measured = _once(model, batches[turn % len(batches)], clock, marks)
             if turn >= warmup:
                 times.append(measured)
-    stages = tuple(StageLatency(name, column) for name, column in zip(STAGES, zip(*times)))
+    stages = tuple(StageLatency(name, column) for name, column in zip(_stages(model), zip(*times)))
     return LatencyReport(stages, sizes.pop(), warmup, card(device))

@@ -14,6 +14,7 @@ HEADINGS = {
     "12_ablate_initialisation": "Where the student starts",
     "13_ablate_teacher_batchnorm": "The teacher's batch norm",
     "14_compress_by_width_or_resolution": "By width or by resolution",
+    "07_cross_stage": "Both stages, and the student they taught",
 }
 _READING = """\
 How to read it: a row compares an arm with its own base, same student, data, seeds and number of samples. Intervals are paired
@@ -45,7 +46,8 @@ def study_page(results: Mapping[str, Any]) -> str:
     """
     profile = results["profile"]
     stages = {name: values for name, values in results.items() if name != "profile"}
-    lines = [f"# The {profile.replace('_', ' ')}: what helps a small student", "", *_opening(profile, stages), ""]
+    title = next(iter(stages.values())).get("title", "what helps a small student")
+    lines = [f"# The {profile.replace('_', ' ')}: {title}", "", *_opening(profile, stages), ""]
     for stage, values in stages.items():
         lines += [f"## {HEADINGS[stage]}", "", f"Notebook `{stage}`.", ""]
         for part in values["parts"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import jsonfile
-from kdlib.config import Initialisation, KDConfig, ModelConfig, TrainConfig, config_hash, from_dict, to_dict
+from kdlib.config import Initialisation, KDConfig, ModelConfig, TrainConfig, TwoStageConfig, config_hash, from_dict, to_dict
 from kdlib.errors import ConfigError
 from kdlib.provenance import sha256
 from kdlib.training.rundir import RunDir, worker
@@ -21,7 +21,7 @@ _NEUTRAL: dict[str, Any] = {"workers": 0, "checkpoint_steps": 1}
 class TeacherSource:
     """A teacher on disk."""
 
-    model: ModelConfig
+    model: ModelConfig | TwoStageConfig
     weights: str  # safetensors file
 
 
@@ -29,7 +29,7 @@ class TeacherSource:
 class TrainJob:
     """Everything that decides the weights a training run ends with."""
 
-    model: ModelConfig
+    model: ModelConfig | TwoStageConfig
     train: TrainConfig
     store: str  # folder of the prepared store
     split: str = "training"

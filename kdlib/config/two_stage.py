@@ -1,0 +1,115 @@
+"""What a detector of two stages has beside its first one; defaults are those of PV-RCNN++ (spec 4.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kdlib.config.codec import require
+from kdlib.config.model import HeadConfig, ModelConfig, VoxelEncoderConfig
+from kdlib.config.pvrcnn import SetAbstractionConfig, VectorPoolConfig
+
+FirstStage = Literal["trained", "frozen"]
+"""Whether a training moves the first stage too, as published, or leaves it as it is, BatchNorm statistics included."""
+
+
+@dataclass(frozen=True)
+class PointHeadConfig:
+    """The head that tells key points on objects from others."""
+
+    channels: tuple[int, ...] = (256, 256)
+    margin: float = 0.2  # metres that a box is longer, wider and higher for its surroundings to be left out
+    weight: float = 1.0  # of its loss
+
+
+@dataclass(frozen=True)
+class RoiHeadConfig:
+    """The head that refines RoIs."""
+
+    grid: int = 6  # points along each side of a RoI
+    pool: VectorPoolConfig = VectorPoolConfig()
+    shared: tuple[int, ...] = (256, 256)
+    branches: tuple[int, ...] = (256, 256)  # of each of the two answers
+    dropout: float = 0.3
+    class_weight: float = 1.0
+    box_weight: float = 1.0
+    corner_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check counts and shares."""
+        require(self.grid > 0, f"the grid of a RoI needs points along each side, not {self.grid}")
+        require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+        require(min(*self.shared, *self.branches) > 0, f"channels must be positive, not {self.shared} and {self.branches}")
+
+
+@dataclass(frozen=True)
+class RoiSamplingConfig:
+    """Which RoIs a training step refines, and what each should answer."""
+
+    rois: int = 128  # per frame
+    foreground: float = 0.5  # share of them, at most, that lie on objects
+    foreground_iou: float = 0.55  # IoU of volumes with an object of the RoI's class, from which on a RoI lies on it
+    easy_iou: float = 0.1  # below it a background is an easy one
+    hard: float = 0.8  # share of hard ones among the background, at most
+    score_iou: tuple[float, float] = (0.25, 0.75)  # between these the wanted confidence rises from 0 to 1
+
+    def __post_init__(self) -> None:
+        """Check counts and thresholds."""
+        require(self.rois > 0, f"rois must be positive, not {self.rois}")
+        require(0 <= self.foreground <= 1 and 0 <= self.hard <= 1, f"shares must be in [0, 1]: {self}")
+        require(0 <= self.easy_iou <= self.foreground_iou <= 1, f"0 <= easy_iou <= foreground_iou <= 1 fails: {self}")
+        require(0 <= self.score_iou[0] < self.score_iou[1] <= 1, f"score_iou must rise within [0, 1], not {self.score_iou}")
+
+
+@dataclass(frozen=True)
+class RefinedConfig:
+    """From refined boxes to detections."""
+
+    score_threshold: float = 0.1  # score >= threshold
+    nms_iou: float = 0.7
+    nms_pre: int = 4096
+    nms_post: int = 500
+
+
+@dataclass(frozen=True)
+class SecondStageConfig:
+    """Key points around the first stage's boxes, and boxes refined from them."""
+
+    abstraction: SetAbstractionConfig = SetAbstractionConfig()
+    points: PointHeadConfig = PointHeadConfig()
+    rois: RoiHeadConfig = RoiHeadConfig()
+    sampling: RoiSamplingConfig = RoiSamplingConfig()
+    refined: RefinedConfig = RefinedConfig()
+    first_stage: FirstStage = "trained"
+
+    def __post_init__(self) -> None:
+        """Check that what is pooled can be folded."""
+        fused, folded = self.abstraction.fused, self.rois.pool.reduced
+        require(fused % folded == 0, f"{fused} channels of a key point cannot be folded into {folded}; give a multiple")
+
+
+@dataclass(frozen=True)
+class TwoStageConfig(ModelConfig):
+    """A voxel detector with a centre head, and a second stage that refines its boxes: PV-RCNN++."""
+
+    second: SecondStageConfig = SecondStageConfig()
+
+    def __post_init__(self) -> None:
+        """Check that the second stage can stand on the first."""
+        super().__post_init__()
+        encoder = self.encoder
+        require(
+            isinstance(encoder, VoxelEncoderConfig) and isinstance(self.head, HeadConfig),
+            f"'{self.name}': a second stage needs voxels and a centre head below it",
+        )
+        assert isinstance(encoder, VoxelEncoderConfig)
+        config = self.second.abstraction
+        widths = [("points", encoder.point_features - 3, config.raw)]
+        for stride, level in zip(config.strides, config.levels):
+            require(stride in (1, 2, 4, 8), f"the 3D backbone has stages of stride 1, 2, 4 and 8, not {stride}")
+            widths.append((f"stage of stride {stride}", encoder.channels[stride.bit_length()], level))
+        for what, channels, pool in widths:
+            require(
+                channels % pool.reduced == 0,
+                f"'{self.name}': {channels} channels of the {what} cannot be folded into {pool.reduced}; change reduced",
+            )

@@ -1,0 +1,132 @@
+"""A point batch enters, head maps of the first stage and refined boxes of the second leave: PV-RCNN++ (spec 4.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.config import ModelConfig, TwoStageConfig
+from kdlib.errors import ConfigError
+from kdlib.models.detector import CenterPoint, Prediction
+from kdlib.models.pvrcnn.point_head import PointHead, point_labels
+from kdlib.models.pvrcnn.roi_head import RoiHead
+from kdlib.models.pvrcnn.roi_targets import RoiTargets, sample_rois
+from kdlib.models.pvrcnn.rois import Rois, refined
+from kdlib.models.pvrcnn.set_abstraction import VoxelSetAbstraction
+from kdlib.models.voxel_encoder import VoxelBackbone
+from kdlib.types import Detections, GroundTruth, HeadOutput, PointBatch
+
+SECOND = ("pfe", "point_head", "roi_head")  # children of the second stage
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a second stage answers."""
+
+    points: Tensor  # (K, 3) key points
+    frame: Tensor  # (K,) of each key point
+    point_logits: Tensor  # (K,) of lying on an object
+    rois: Rois
+    logits: Tensor  # (R,) confidence
+    codes: Tensor  # (R, 7) refined boxes relative to the RoIs
+    roi_targets: RoiTargets | None = None  # where labels were given
+    point_labels: Tensor | None = None  # (K,) 1 on an object, 0 off, -1 near one; where labels were given
+
+
+@dataclass(frozen=True)
+class TwoStagePrediction(Prediction[HeadOutput]):
+    """What a forward pass of both stages leaves."""
+
+    second: Refinement | None = None  # None if no boxes were asked for
+
+
+class PVRCNN(CenterPoint):
+    """CP-Voxel with a second stage: ``pfe``, ``point_head`` and ``roi_head`` beside its tensors' names."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build both stages with fresh weights.
+
+        Raises:
+            ConfigError: If the stages do not fit together, or the configuration has no second one; the message names the setting.
+        """
+        super().__init__(config)
+        if not isinstance(config, TwoStageConfig) or self.backbone_3d is None:
+            raise ConfigError(f"'{config.name}' has no second stage; use build()")
+        self.second = config.second
+        # The order of the original's state dict.
+        behind = {name: self._modules.pop(name) for name in ("backbone_2d", "dense_head")}
+        self.pfe = VoxelSetAbstraction(config.second.abstraction, config.grid, self.backbone_3d.channels)
+        for name, module in behind.items():
+            self.add_module(name, module)
+        self.point_head = PointHead(config.second.points, self.pfe.channels)
+        self.roi_head = RoiHead(config.second.rois)
+        if not self.learns_heads:
+            for _, module in self._first():
+                module.requires_grad_(False)
+
+    @property
+    def learns_heads(self) -> bool:
+        """Whether a training moves the first stage."""
+        return self.second.first_stage == "trained"
+
+    def train(self, mode: bool = True) -> PVRCNN:
+        """Set the training mode; a frozen first stage keeps its statistics."""
+        super().train(mode)
+        if not self.learns_heads:
+            for _, module in self._first():
+                module.train(False)
+        return self
+
+    def _first(self) -> list[tuple[str, nn.Module]]:
+        return [(name, module) for name, module in self.named_children() if name not in SECOND]
+
+    def forward(
+        self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
+    ) -> TwoStagePrediction:
+        """Return the raw answers of both stages.
+
+        Args:
+            points: Of B frames.
+            sites: Whether the encoder's sites are wanted.
+            boxes: Whether boxes will be; without them the second stage does not run.
+            truth: Labels of a training step: RoIs are sampled and their targets come along. Drawn from torch's own generator,
+                whose state is in every checkpoint.
+        """
+        voxels = self.voxelize(points)
+        backbone = cast(VoxelBackbone, self.backbone_3d)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_heads):
+            last, levels = backbone.stages(self._voxel_features(voxels), voxels, self.second.abstraction.strides)
+            encoded = backbone.compress(last)
+            bev = self.backbone_2d(encoded)
+            heads = self.dense_head(bev)
+        found = self._sites(last.features, last.coords, last.spatial_shape, voxels) if sites else None
+        plain = Prediction(heads, bev, len(voxels.features), found)
+        second = None
+        if boxes:
+            with torch.no_grad():
+                proposals = super().detect(plain)
+            rois, targets = Rois.of(proposals), None
+            if truth is not None:
+                rois, targets = sample_rois(proposals, truth, self.second.sampling, torch.default_generator)
+            keys = self.pfe(points, encoded, levels, rois.per_frame)
+            logits = self.point_head(keys.before)
+            labels = None
+            if truth is not None:
+                labels = point_labels(keys.xyz, keys.frame, truth, self.second.points.margin)
+            confidence, codes = self.roi_head(keys, logits.sigmoid(), rois)
+            second = Refinement(keys.xyz, keys.frame, logits, rois, confidence, codes, targets, labels)
+        return TwoStagePrediction(plain.heads, plain.bev, plain.voxels, plain.sites, second)
+
+    def detect(self, prediction: Prediction[Any], nms: bool = True) -> list[Detections]:
+        """Return the refined boxes of every frame.
+
+        Raises:
+            ValueError: If the forward pass was told that nobody wants boxes.
+        """
+        if not isinstance(prediction, TwoStagePrediction) or prediction.second is None:
+            raise ValueError("the second stage did not run: no boxes were asked for")
+        second = prediction.second
+        return refined(second.rois, second.logits, second.codes, self.second.refined, nms)

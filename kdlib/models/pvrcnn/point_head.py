@@ -1,0 +1,52 @@
+"""Features of key points in, logits of lying on an object out, with the labels these should have had (spec 4.6)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.config import PointHeadConfig
+from kdlib.geometry.boxes import points_in_boxes
+from kdlib.models.pvrcnn.vector_pool import RowNorm
+from kdlib.types import GroundTruth
+
+IGNORED = -1
+
+
+class PointHead(nn.Module):
+    """Tells key points on objects from others (``point_head`` in a state dict)."""
+
+    def __init__(self, config: PointHeadConfig, inputs: int) -> None:
+        """Build for features of that width."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for outputs in config.channels:
+            layers += [nn.Linear(inputs, outputs, bias=False), RowNorm(outputs), nn.ReLU()]
+            inputs = outputs
+        self.cls_layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (K,), at least float32, of features (K, C)."""
+        logits = cast(Tensor, self.cls_layers(features))[:, 0]
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+@torch.no_grad()
+def point_labels(xyz: Tensor, frame: Tensor, truth: GroundTruth, margin: float) -> Tensor:
+    """Return what key points should answer (K,) int64: 1 in a box, -1 around one, else 0.
+
+    Args:
+        xyz: (K, 3) metres.
+        frame: (K,) of each point.
+        truth: Boxes of all frames.
+        margin: Metres that a box is longer, wider and higher, its surroundings included.
+    """
+    labels = torch.zeros_like(frame)
+    for number, (boxes, kinds) in enumerate(zip(truth.boxes, truth.labels)):
+        rows, own = (frame == number).nonzero()[:, 0], boxes[kinds > 0]
+        larger = torch.cat((own[:, :3], own[:, 3:6] + margin, own[:, 6:]), dim=1)
+        inside, around = (points_in_boxes(xyz[rows], some).any(dim=1) for some in (own, larger))
+        labels[rows] = torch.where(inside, 1, torch.where(around, IGNORED, 0))
+    return labels

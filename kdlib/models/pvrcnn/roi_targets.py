@@ -1,0 +1,90 @@
+"""Proposals and labelled boxes in; a choice of RoIs out, with what the second stage should answer about each (spec 4.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdlib.config import RoiSamplingConfig
+from kdlib.geometry.rotated_iou import iou_3d
+from kdlib.models.pvrcnn.rois import Rois
+from kdlib.types import Detections, GroundTruth
+
+
+@dataclass(frozen=True)
+class RoiTargets:
+    """The answers wanted about R RoIs."""
+
+    overlap: Tensor  # (R,) IoU of volumes with the best object of the RoI's class
+    boxes: Tensor  # (R, 7) of that object; of the RoI itself where its class has none
+    confidence: Tensor  # (R,) in [0, 1]
+    positive: Tensor  # (R,) bool, whether the box is to be learned
+
+
+@torch.no_grad()
+def sample_rois(
+    proposals: Sequence[Detections], truth: GroundTruth, config: RoiSamplingConfig, generator: torch.Generator
+) -> tuple[Rois, RoiTargets]:
+    """Choose RoIs among each frame's proposals, some on objects and some not, and match each with an object of its class.
+
+    Frames with proposals give ``config.rois`` each: foreground without repetition as far as it goes, background with. A frame
+    without proposals gives none; the original gives copies of a box of no size instead.
+
+    Args:
+        proposals: One entry per frame.
+        truth: Boxes of the same frames.
+        config: Numbers and thresholds.
+        generator: Of random numbers, on the host: the choice is the same on every device.
+
+    Source: ProposalTargetLayer of OpenPCDet; spec 4.6.
+    """
+    chosen, overlaps, boxes = [], [], []
+    for number, found in enumerate(proposals):
+        valid = truth.labels[number] > 0
+        overlap, matched = match(found, truth.boxes[number][valid], truth.labels[number][valid])
+        rows = choose(overlap, config, generator)
+        chosen.append(Detections(found.boxes[rows], found.scores[rows], found.labels[rows]))
+        overlaps.append(overlap[rows])
+        boxes.append(matched[rows])
+    overlap = torch.cat(overlaps)
+    low, high = config.score_iou
+    confidence = ((overlap - low) / (high - low)).clamp(0, 1)
+    return Rois.of(chosen), RoiTargets(overlap, torch.cat(boxes), confidence, overlap > config.foreground_iou)
+
+
+def match(found: Detections, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each detection the largest IoU (M,) with a box (K, 7) of its class, and that box (M, 7), else its own."""
+    if not len(boxes):
+        return torch.zeros_like(found.scores), found.boxes
+    overlap = iou_3d(found.boxes, boxes.to(found.boxes.dtype))
+    same = found.labels[:, None] == labels
+    best, index = torch.where(same, overlap, torch.full_like(overlap, -1)).max(dim=1)
+    known = best >= 0
+    return best.clamp(min=0), torch.where(known[:, None], boxes.to(found.boxes.dtype)[index], found.boxes)
+
+
+def choose(overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator) -> Tensor:
+    """Return rows of ``config.rois`` proposals with these overlaps (M,), foreground first; none of none."""
+    if not len(overlap):
+        return torch.zeros(0, dtype=torch.int64, device=overlap.device)
+    foreground = (overlap >= config.foreground_iou).nonzero()[:, 0]
+    easy = (overlap < config.easy_iou).nonzero()[:, 0]
+    hard = ((overlap >= config.easy_iou) & (overlap < config.foreground_iou)).nonzero()[:, 0]
+    if not len(easy) and not len(hard):
+        return _drawn(foreground, config.rois, generator)
+    count = min(round(config.rois * config.foreground), len(foreground))
+    order = torch.randperm(len(foreground), generator=generator)[:count].to(overlap.device)
+    rest = config.rois - count
+    difficult = min(int(rest * config.hard), len(hard)) if len(easy) else rest
+    parts = (foreground[order], _drawn(hard, difficult if len(hard) else 0, generator))
+    return torch.cat((*parts, _drawn(easy, rest - len(parts[1]), generator)))
+
+
+def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw rows with repetition."""
+    if not count:
+        return rows[:0]
+    return rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]
