@@ -28,7 +28,11 @@ def tagged_cells(notebook: Path) -> list[str]:
 
 def test_the_chains_are_what_lies_in_the_folder() -> None:
     assert tuple(path.stem for path in NOTEBOOKS) == (*profiles.MAIN_LINE, *profiles.CROSS_STAGE, *profiles.ABLATIONS)
-    assert {profile.chain for profile in profiles.PROFILES.values()} == {profiles.MAIN_LINE, profiles.CROSS_STAGE, profiles.ABLATIONS}
+    assert {profile.chain for profile in profiles.PROFILES.values()} == {
+        profiles.MAIN_LINE,
+        profiles.CROSS_STAGE,
+        profiles.ABLATIONS,
+    }
     assert all((profile.study is not None) == (profile.chain == profiles.ABLATIONS) for profile in profiles.PROFILES.values())
 
 

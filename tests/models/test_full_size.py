@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,12 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
 from kdlib.kd.objective import Distillation, Plain
-from kdlib.models.detector import build
+from kdlib.models.detector import CenterPoint, build
 from kdlib.simulate import simulate
 from kdlib.types import Batch
 
-RECIPE = zoo.pair("cp_pillar_v0.64_sparsekd")
 PAIRS = [pair for name, pair in zoo.PAIRS.items() if "demo" not in name]
-PAIRS.append(replace(RECIPE, name="cp_pillar_by_itself", teacher=zoo.CP_PILLAR, student=zoo.CP_PILLAR))
+MODELS = [model for name, model in zoo.MODELS.items() if "demo" not in name]
 MEMORY = 8.0  # GB, of one step of a voxel model
 # A process of its own, for its memory: store, model or pair; prints the loss and the process's highest memory in GB.
 STEP = """
@@ -75,27 +73,34 @@ def test_one_distillation_step(frame, pair):
     assert all(part.isfinite() and float(part.detach()) > 0 for part in terms.parts.values())
     for parameter_name, parameter in step.student.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-    for model in (step.student, step.teacher.model):
-        columns, rows = (cells // model.head.stride for cells in model.config.grid.grid_size[:2])
-        with torch.inference_mode():
-            prediction = model.eval()(frame.points)
-            (found,) = model.detect(prediction)
-        assert prediction.heads[0].heatmap.shape == (1, 3, rows, columns) and found.boxes.shape[1] == 7
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_one_step_of_a_baseline(frame):
+@pytest.mark.parametrize("config", MODELS, ids=lambda model: model.name)
+def test_one_frames_boxes(frame, config):
     torch.manual_seed(0)
-    model = build(zoo.SECOND)
+    model = build(config).eval()
+    with torch.inference_mode():
+        prediction = model(frame.points)
+        (found,) = model.detect(prediction)
+    assert found.boxes.shape[1] == 7 and found.boxes.isfinite().all()
+    if isinstance(model, CenterPoint):
+        columns, rows = (cells // model.head.stride for cells in config.grid.grid_size[:2])
+        assert prediction.heads[0].heatmap.shape == (1, 3, rows, columns)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("config", [zoo.SECOND, zoo.CP_PILLAR], ids=lambda model: model.name)  # that are in no pair's student
+def test_one_plain_step(frame, config):
+    torch.manual_seed(0)
+    model = build(config)
     terms = Plain(model)(frame)
     terms.loss.backward()
     assert all(part.isfinite() and float(part.detach()) > 0 for part in terms.parts.values())
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-    with torch.inference_mode():
-        (found,) = model.eval().detect(model(frame.points))
-    assert found.boxes.shape[1] == 7
 
 
 @pytest.mark.slow
