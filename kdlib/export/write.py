@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdlib import jsonfile
+from kdlib.config import TwoStageConfig
 from kdlib.data.collate import collate
 from kdlib.data.sweep import simulated_sweeps
 from kdlib.errors import ConfigError, KdlibError
@@ -79,12 +80,14 @@ def export(trained: Trained, out: Path, frames: int = 2) -> Exported:
         frames: Simulated frames on which both are compared; 0 compares nothing.
 
     Raises:
-        ConfigError: If the ending is another.
+        ConfigError: If the ending is another, or the detector has a second stage.
         ExportError: If a package is missing, or the file's answers differ from the network's by more than ``TOLERANCE``.
     """
     out = Path(out)
     if out.suffix not in ENDINGS:
         raise ConfigError(f"{out}: exports are {' or '.join(ENDINGS)}, not '{out.suffix}'")
+    if isinstance(trained.model, TwoStageConfig):
+        raise ConfigError(f"'{trained.model.name}' has a second stage, which no exported graph can hold; export its student")
     missing = [name for name in _NEEDED if out.suffix == ".onnx" and importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"writing {out} needs {' and '.join(missing)}: pip install {' '.join(_NEEDED)}, or export to .pt2")

@@ -176,6 +176,8 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     one = trained("pillar student", tmp_path)
     with pytest.raises(ConfigError, match=r"\.onnx or \.pt2, not '\.pb'"):
         export(one, tmp_path / "a.pb")
+    with pytest.raises(ConfigError, match="'pv_rcnn_pp_demo' has a second stage"):
+        export(replace(one, model=zoo.PV_RCNN_PP_DEMO), tmp_path / "a.pt2")
     with monkeypatch.context() as patch:
         patch.setattr(write, "_NEEDED", ("no_such_package",))
         with pytest.raises(ExportError, match=r"needs no_such_package: pip install no_such_package, or export to \.pt2"):
