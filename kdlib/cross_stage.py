@@ -29,11 +29,15 @@ from kdlib.viz import palette
 from kdlib.viz.curves import Estimate
 
 FIRST, TEACHER = "first", "teacher"
-TITLES = {FIRST: "first stage alone", TEACHER: "both stages"} | {name: arm.title for name, arm in profiles.ARMS.items()}
+TITLES = {FIRST: "first stage alone", TEACHER: "two-stage teacher"} | {name: arm.title for name, arm in profiles.ARMS.items()}
 COLORS = {FIRST: palette.SERIES[1], TEACHER: palette.role("teacher").color, "full": palette.role("student").color}
 CONTRASTS = ((TEACHER, FIRST), ("full", "init"), ("full", "alone"), ("full", FIRST))
 CLASSES = ("Vehicle", "Pedestrian", "Cyclist")
 Key = tuple[str, int]  # arm, seed
+_READING = "the teacher is compared with the first stage it stands on; students share model, data, seeds and number of samples."
+_CAUTION = """\
+The student is the teacher's first stage
+again: initialised from it, it starts where that one ended. The teacher of the first seed taught all students."""
 
 
 def settings_of(run: Run) -> CrossStageSettings:
@@ -85,7 +89,7 @@ def train_teachers(run: Run, first: TeacherWeights | None, epochs: int = 0) -> d
             replace(schedule, seed=seed),
             str(run.data / "store"),
             init_weights=None if first is None else str(first.weights),
-            name=f"both stages, seed {seed}",
+            name=f"two-stage teacher, seed {seed}",
         )
         for seed in settings.seeds
     }
@@ -251,6 +255,8 @@ def result(
             terms += [{"arm": TITLES[arm], **term} for term in values["terms"]]
     return {
         "title": "a teacher of two stages",
+        "reading": _READING,
+        "caution": _CAUTION,
         "metric": METRIC,
         "seeds": sorted({seed for _, seed in students}),
         "frames": next(iter(students.values())).values["frames"],

@@ -13,7 +13,7 @@ _TILES = {  # arm -> role
     "strong teacher": "teacher",
     "initialisation alone": "",
     "first stage alone": "",
-    "both stages": "teacher",
+    "two-stage teacher": "teacher",
     "full SparseKD": "student",
 }
 

@@ -60,12 +60,12 @@ def marked(test: Any) -> Any:
 def test_what_is_handed_over(finished: Finished) -> None:
     values = finished.result
     assert (values["profile"], values["simulated"], values["seeds"]) == ("smoke_cross_stage", True, [1])
-    assert [row["arm"] for row in values["scores"]][:2] == ["first stage alone", "both stages"]
+    assert [row["arm"] for row in values["scores"]][:2] == ["first stage alone", "two-stage teacher"]
     assert all(0 <= row["LEVEL_2 mAPH"] <= 100 for row in values["scores"])
     by_arm: dict[str, set[str]] = {}
     for term in values["terms"]:
         by_arm.setdefault(term["arm"], set()).add(term["name"])
-    assert by_arm["both stages"] == {"point", "roi_class", "roi_box", "roi_corner"}, "a frozen first stage has no loss"
+    assert by_arm["two-stage teacher"] == {"point", "roi_class", "roi_box", "roi_corner"}, "a frozen first stage has no loss"
     assert by_arm["student alone"] == {"heatmap", "box"}
     assert by_arm["full SparseKD"] >= {"heatmap", "box", "kd_heatmap", "kd_box"}
     (part,) = values["parts"]
@@ -97,7 +97,7 @@ def test_report_page_and_publication(finished: Finished, tmp_path: Path) -> None
     assert "A teacher of two stages" in report and "simulated" in report.lower()
     (tmp_path / "reports").mkdir()
     page = publish(finished.folder, tmp_path).read_text()
-    assert "# The smoke cross stage: a teacher of two stages" in page and "| both stages |" in page
+    assert "# The smoke cross stage: a teacher of two stages" in page and "| two-stage teacher |" in page
 
 
 @marked

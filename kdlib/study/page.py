@@ -17,9 +17,12 @@ HEADINGS = {
     "07_cross_stage": "Both stages, and the student they taught",
 }
 _READING = """\
-How to read it: a row compares an arm with its own base, same student, data, seeds and number of samples. Intervals are paired
+How to read it: {reading} Intervals are paired
 bootstrap intervals of 95 % over {units} validation {unit}s and the seeds: both arms get the same draw. Where an interval includes
-0, the sentence says that no difference is shown, which does not mean that there is none. Many rows are compared, so one in twenty
+0, the sentence says that no difference is shown, which does not mean that there is none. {caution}"""
+_ABLATION = "a row compares an arm with its own base, same student, data, seeds and number of samples."
+_MANY = """\
+Many rows are compared, so one in twenty
 may leave 0 out by chance. Weights of single signals are not tuned: each starts at the value of the published logit term."""
 
 
@@ -76,7 +79,7 @@ def _opening(profile: str, stages: Mapping[str, Any]) -> list[str]:
         f"{data} Seeds {seeds}; {first['frames']} training frames; {evaluation['frames']} validation frames of other segments. "
         f"Trained on {hardware['cpu']}, {hardware['cores']} cores.",
         "",
-        _READING.format(**first["comparison"]),
+        _READING.format(reading=first.get("reading", _ABLATION), caution=first.get("caution", _MANY), **first["comparison"]),
         "",
         "```bash",
         f"python -m kdlib run {profile}",
