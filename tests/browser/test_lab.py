@@ -91,15 +91,13 @@ def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def run_all(page: Any) -> None:
-    """Run every cell, not before the kernel answers: what is sent to it earlier may be lost."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
+    """Run every cell, not before the kernel is there: JupyterLab would ask for one instead."""
+    page.locator("#jp-main-statusbar").get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click("li[data-command='runmenu:run-all']")
-    try:
-        page.wait_for_selector(".kdlib-picture")
-    except sync_api.TimeoutError as late:  # what the reader would see says more than that something is not there
-        raise AssertionError("\n".join(page.locator(".jp-Cell-outputArea").all_inner_texts())[-3000:]) from late
+    page.wait_for_selector(".kdlib-picture, .jp-Dialog")
+    asked = page.locator(".jp-Dialog").all_inner_texts()
+    assert not asked, f"JupyterLab asks: {asked}"
 
 
 def changed(page: Any, before: str) -> str:
