@@ -118,7 +118,8 @@ def _ground(ax: Axes, ground: GroundMap, extent: Extent) -> None:
     bar = figure.add_axes((box.x0 + box.width - 0.95 / wide, 0.47 / high, 0.9 / wide, 0.09 / high))
     bar.imshow(np.linspace(0, 1, 64)[None], _MAP, aspect="auto")
     bar.set(xticks=(), yticks=())
-    bar.spines[:].set(visible=True, linewidth=0.5)
+    for spine in bar.spines.values():
+        spine.set(visible=True, linewidth=0.5)
     style: dict[str, Any] = {"fontsize": 8, "va": "center", "transform": figure.transFigure}
     bar.text(box.x0 + box.width - 1.03 / wide, 0.515 / high, f"{ground.name}, none to most", ha="right", **style)
 
