@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from kdlib import jsonfile
 
 if TYPE_CHECKING:
     from kdlib.pipeline import Run
@@ -61,3 +67,36 @@ def smoke_run(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     budget = {"steps": 4, "samples": 8, "frames": 8, "epochs": 1}
     pipeline.save_result(run, "02_distill_student", {"budget": budget, "students": rows})
     return run
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A run of a chain of notebooks, as a process of its own."""
+
+    folder: Path
+    command: tuple[str, ...]
+    cwd: Path
+    printed: str
+
+    def again(self) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(self.command, cwd=self.cwd, env=environment, capture_output=True, text=True, check=False)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        return jsonfile.read(self.folder / stage / "result.json")
+
+
+@pytest.fixture(scope="session")
+def headless(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Chain]:
+    """``f(profile, out, **parameters)``: ``kdlib run`` on the smoke data, from a folder far from the project."""
+
+    def execute(profile: str, out: str, **parameters: Any) -> Chain:
+        root = tmp_path_factory.mktemp("headless")
+        given = [f"{name}={value}" for name, value in {"DATA_ROOT": smoke_data, "RESAMPLES": 50, **parameters}.items()]
+        options = [word for value in given for word in ("-p", value)]
+        command = (sys.executable, "-m", "kdlib", "run", profile, "--out", out, *options)
+        done = Chain(root / out, command, root, "").again()
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return Chain(root / out, command, root, done.stdout)
+
+    return execute

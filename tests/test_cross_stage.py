@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdlib import cross_stage, jsonfile, pipeline, profiles, zoo
+from kdlib import cross_stage, pipeline, profiles, zoo
 from kdlib.config import TwoStageConfig
 from kdlib.errors import ConfigError, DataError
 from kdlib.models.weights import read_card
@@ -24,31 +21,10 @@ from kdlib.publish import publish
 STAGE = "07_cross_stage"
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The smoke run."""
-
-    folder: Path
-    command: tuple[str, ...]
-    printed: str
-
-    def again(self) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(self.command, cwd=self.folder.parent, env=environment, capture_output=True, text=True, check=False)
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return jsonfile.read(self.folder / STAGE / "result.json")
-
-
 @pytest.fixture(scope="module")
-def finished(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    root = tmp_path_factory.mktemp("cross")
-    parameters = ("-p", f"DATA_ROOT={smoke_data}", "-p", "RESAMPLES=50")
-    command = (sys.executable, "-m", "kdlib", "run", "smoke_cross_stage", "--out", "across", *parameters)
-    done = Finished(root / "across", command, "").again()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Finished(root / "across", command, done.stdout)
+def finished(headless: Any) -> Any:
+    """``python -m kdlib run smoke_cross_stage``."""
+    return headless("smoke_cross_stage", "across")
 
 
 def marked(test: Any) -> Any:
@@ -57,8 +33,8 @@ def marked(test: Any) -> Any:
 
 
 @marked
-def test_what_is_handed_over(finished: Finished) -> None:
-    values = finished.result
+def test_what_is_handed_over(finished: Any) -> None:
+    values = finished.result(STAGE)
     assert (values["profile"], values["simulated"], values["seeds"]) == ("smoke_cross_stage", True, [1])
     assert [row["arm"] for row in values["scores"]][:2] == ["first stage alone", "two-stage teacher"]
     assert all(0 <= row["LEVEL_2 mAPH"] <= 100 for row in values["scores"])
@@ -78,7 +54,7 @@ def test_what_is_handed_over(finished: Finished) -> None:
 
 
 @marked
-def test_the_first_stage_is_below_and_at_the_start_of_all(finished: Finished) -> None:
+def test_the_first_stage_is_below_and_at_the_start_of_all(finished: Any) -> None:
     from safetensors.torch import load_file
 
     weights = {
@@ -92,7 +68,7 @@ def test_the_first_stage_is_below_and_at_the_start_of_all(finished: Finished) ->
 
 
 @marked
-def test_report_page_and_publication(finished: Finished, tmp_path: Path) -> None:
+def test_report_page_and_publication(finished: Any, tmp_path: Path) -> None:
     report = (finished.folder / "report.html").read_text()
     assert "A teacher of two stages" in report and "simulated" in report.lower()
     (tmp_path / "reports").mkdir()
@@ -101,7 +77,7 @@ def test_report_page_and_publication(finished: Finished, tmp_path: Path) -> None
 
 
 @marked
-def test_a_second_call_does_no_work_twice_and_a_lost_notebook_retrains_nothing(finished: Finished) -> None:
+def test_a_second_call_does_no_work_twice_and_a_lost_notebook_retrains_nothing(finished: Any) -> None:
     trained = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("weights.safetensors")}
     assert len(trained) == 5
     done = finished.again()
@@ -113,7 +89,7 @@ def test_a_second_call_does_no_work_twice_and_a_lost_notebook_retrains_nothing(f
 
 
 @marked
-def test_the_notebook_has_no_errors_and_no_flood(finished: Finished) -> None:
+def test_the_notebook_has_no_errors_and_no_flood(finished: Any) -> None:
     notebook = json.loads((finished.folder / f"{STAGE}.ipynb").read_text())
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     assert outputs and all(output["output_type"] != "error" for output in outputs)

@@ -351,7 +351,7 @@ def timeline(data: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(KILLS > 0, reason="the long form was asked for")
+@pytest.mark.skipif(KILLS > 0, reason="KDLIB_KILLS asks for the long form; unset it for this short one")
 def test_killed_by_all_kinds_in_turn(timeline: Timeline, data: Callable[[Path], Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     names = [*VICTIMS, *VICTIMS]

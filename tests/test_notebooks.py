@@ -5,12 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -70,33 +66,10 @@ def test_nothing_executed_is_kept(notebook: Path) -> None:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The smoke run."""
-
-    folder: Path
-    command: tuple[str, ...]
-    cwd: Path
-    printed: str
-
-    def again(self) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(self.command, cwd=self.cwd, env=environment, capture_output=True, text=True, check=False)
-
-    def result(self, stage: str) -> dict[str, Any]:
-        return jsonfile.read(self.folder / stage / "result.json")
-
-
 @pytest.fixture(scope="module")
-def chain(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """``python -m kdlib run smoke`` from a folder that has nothing to do with the project; all later tests look at it."""
-    root = tmp_path_factory.mktemp("chain")
-    values = {"DATA_ROOT": smoke_data, "TEACHER": "shipped", "SEEDS": "1,2", "REPEATS": 2, "RESAMPLES": 50}
-    parameters = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
-    command = (sys.executable, "-m", "kdlib", "run", "smoke", "--out", "a run", *parameters)
-    done = Chain(root / "a run", command, root, "").again()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Chain(root / "a run", command, root, done.stdout)
+def chain(headless: Any) -> Any:
+    """``python -m kdlib run smoke``; all later tests look at it."""
+    return headless("smoke", "a run", TEACHER="shipped", SEEDS="1,2", REPEATS=2)
 
 
 PROMISED = {
@@ -115,7 +88,7 @@ def marked(test: Any) -> Any:
 
 
 @marked
-def test_every_stage_hands_over_what_it_promised(chain: Chain) -> None:
+def test_every_stage_hands_over_what_it_promised(chain: Any) -> None:
     assert set(PROMISED) == set(CHAIN)
     for stage, keys in PROMISED.items():
         values = chain.result(stage)
@@ -129,7 +102,7 @@ def test_every_stage_hands_over_what_it_promised(chain: Chain) -> None:
 
 
 @marked
-def test_training_went_on_from_the_shipped_teacher(chain: Chain) -> None:
+def test_training_went_on_from_the_shipped_teacher(chain: Any) -> None:
     values = chain.result("01_train_teacher")
     assert (values["origin"], values["model"]) == ("shipped", "cp_pillar_demo")
     assert values["weights"] == "data/weights/cp_pillar_demo.safetensors"
@@ -137,7 +110,7 @@ def test_training_went_on_from_the_shipped_teacher(chain: Chain) -> None:
 
 
 @marked
-def test_students_share_one_budget_and_have_finite_losses(chain: Chain) -> None:
+def test_students_share_one_budget_and_have_finite_losses(chain: Any) -> None:
     values = chain.result("02_distill_student")
     assert [(row["arm"], row["seed"]) for row in values["students"]] == [
         (arm, seed) for seed in (1, 2) for arm in ("alone", "init", "full")
@@ -151,7 +124,7 @@ def test_students_share_one_budget_and_have_finite_losses(chain: Chain) -> None:
 
 
 @marked
-def test_scores_are_probabilities_and_the_teacher_can_see(chain: Chain) -> None:
+def test_scores_are_probabilities_and_the_teacher_can_see(chain: Any) -> None:
     values = chain.result("03_evaluate")
     found = [values["metrics"]["teacher"], *(m for arm in ("alone", "init", "full") for m in values["metrics"][arm].values())]
     assert len(found) == 7
@@ -162,7 +135,7 @@ def test_scores_are_probabilities_and_the_teacher_can_see(chain: Chain) -> None:
 
 
 @marked
-def test_costs_are_counted(chain: Chain) -> None:
+def test_costs_are_counted(chain: Any) -> None:
     values = chain.result("05_measure_cost")
     teacher, student = values["costs"]
     assert (teacher["role"], student["role"]) == ("teacher", "student")
@@ -171,7 +144,7 @@ def test_costs_are_counted(chain: Chain) -> None:
 
 
 @marked
-def test_pictures_show_something(chain: Chain) -> None:
+def test_pictures_show_something(chain: Any) -> None:
     pictures = {
         "00_explore_data": ("bev", "scene"),
         "01_train_teacher": ("training",),
@@ -200,7 +173,7 @@ def addresses(page: str) -> list[str]:
 
 
 @marked
-def test_report_stands_alone_and_says_what_it_is(chain: Chain) -> None:
+def test_report_stands_alone_and_says_what_it_is(chain: Any) -> None:
     page = (chain.folder / "report.html").read_text()
     assert addresses(page) == []
     assert "Simulated data" in page and "Content-Security-Policy" in page
@@ -212,7 +185,7 @@ def test_report_stands_alone_and_says_what_it_is(chain: Chain) -> None:
 
 
 @marked
-def test_executed_notebooks_have_static_pictures_and_no_flood(chain: Chain) -> None:
+def test_executed_notebooks_have_static_pictures_and_no_flood(chain: Any) -> None:
     for stage in CHAIN:
         path = chain.folder / f"{stage}.ipynb"
         assert path.stat().st_size < 8e6
@@ -226,7 +199,7 @@ def test_executed_notebooks_have_static_pictures_and_no_flood(chain: Chain) -> N
 
 
 @marked
-def test_a_second_call_does_no_work_twice(chain: Chain) -> None:
+def test_a_second_call_does_no_work_twice(chain: Any) -> None:
     watched = [path for path in chain.folder.rglob("*") if path.is_file() and path.parent != chain.folder]
     before = {path: path.stat().st_mtime_ns for path in watched}
     start = time.monotonic()
@@ -239,5 +212,5 @@ def test_a_second_call_does_no_work_twice(chain: Chain) -> None:
 
 
 @marked
-def test_nothing_is_written_elsewhere(chain: Chain) -> None:
+def test_nothing_is_written_elsewhere(chain: Any) -> None:
     assert [path.name for path in chain.cwd.iterdir()] == ["a run"]

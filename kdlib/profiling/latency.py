@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import KdlibError
+from kdlib.models.pvrcnn.detector import SECOND
 from kdlib.profiling.hardware import HardwareCard, card
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
@@ -28,7 +29,6 @@ from kdlib.types import PointBatch
 STAGES = ("voxelise", "encoder", "backbone", "head", "decode")
 SECOND_STAGES = ("proposals", "keypoints", "points", "refine")
 _ENTRANCES = ("vfe", "backbone_2d", "dense_head")  # children whose call ends the stage before it
-_SECOND_ENTRANCES = ("pfe", "point_head", "roi_head")
 
 
 class LatencyError(KdlibError):
@@ -154,16 +154,16 @@ class LatencyReport:
 
 def _stages(model: nn.Module) -> tuple[str, ...]:
     """Return the stages of a model, in order."""
-    second = SECOND_STAGES if hasattr(model, _SECOND_ENTRANCES[0]) else ()
+    second = SECOND_STAGES if hasattr(model, SECOND[0]) else ()
     return (*STAGES[:-1], *second, STAGES[-1])
 
 
 @contextmanager
 def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]:
     handles = []
-    two = hasattr(model, _SECOND_ENTRANCES[0])
+    two = hasattr(model, SECOND[0])
     try:
-        for name in (*_ENTRANCES, *(_SECOND_ENTRANCES if two else ())):
+        for name in (*_ENTRANCES, *(SECOND if two else ())):
             child = getattr(model, name, None)
             if not isinstance(child, nn.Module):
                 raise LatencyError(f"{type(model).__name__} has no part '{name}', so its stages cannot be told apart")

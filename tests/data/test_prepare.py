@@ -171,7 +171,7 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(source, out):
     assert not _litter(out) and not (out / "training" / "a").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: run the tests as another user")
 def test_a_read_only_folder_is_one_sentence(source, out):
     out.mkdir()
     out.chmod(0o500)

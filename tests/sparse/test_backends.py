@@ -142,7 +142,7 @@ def test_accelerators_get_the_first_that_works(monkeypatch, caplog):
 
 def test_a_wheel_for_processors_is_not_taken_for_a_gpu(spconv):
     if not sys.modules["spconv.cppconstants"].CPU_ONLY_BUILD:
-        pytest.skip("the installed spconv was built for CUDA")
+        pytest.skip("needs the spconv for processors, the installed one was built for CUDA: pip install spconv==2.3.8")
     assert not backends._works_on_accelerators("spconv")
 
 

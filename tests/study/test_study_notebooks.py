@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,29 +13,10 @@ from kdlib import jsonfile
 from kdlib.profiles import ABLATIONS
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The smoke run."""
-
-    folder: Path
-    command: tuple[str, ...]
-    printed: str
-
-    def again(self) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(self.command, cwd=self.folder.parent, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
-def chain(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """``python -m kdlib run study_smoke`` from a folder that has nothing to do with the project."""
-    root = tmp_path_factory.mktemp("study")
-    values = {"DATA_ROOT": smoke_data, "REPEATS": 2, "RESAMPLES": 50}
-    parameters = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
-    command = (sys.executable, "-m", "kdlib", "run", "study_smoke", "--out", "a study", *parameters)
-    done = Chain(root / "a study", command, "").again()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Chain(root / "a study", command, done.stdout)
+def chain(headless: Any) -> Any:
+    """``python -m kdlib run study_smoke``."""
+    return headless("study_smoke", "a study", REPEATS=2)
 
 
 def marked(test: Any) -> Any:
@@ -49,7 +25,7 @@ def marked(test: Any) -> Any:
 
 
 @marked
-def test_every_notebook_hands_over_what_the_report_needs(chain: Chain) -> None:
+def test_every_notebook_hands_over_what_the_report_needs(chain: Any) -> None:
     for stage in ABLATIONS:
         values = jsonfile.read(chain.folder / stage / "result.json")
         assert (values["profile"], values["simulated"], values["seeds"]) == ("study_smoke", True, [1])
@@ -67,19 +43,19 @@ def test_every_notebook_hands_over_what_the_report_needs(chain: Chain) -> None:
 
 
 @marked
-def test_the_estimate_stands_before_the_first_training(chain: Chain) -> None:
+def test_the_estimate_stands_before_the_first_training(chain: Any) -> None:
     estimate = chain.printed.index("study: 6 trainings to do, 0 kept from earlier; about ")
     assert estimate < chain.printed.index(": starting")
 
 
 @marked
-def test_shared_arms_are_trained_once(chain: Chain) -> None:
+def test_shared_arms_are_trained_once(chain: Any) -> None:
     assert len(list((chain.folder / "students").iterdir())) == 6 == chain.printed.count(": starting")
     assert "base, seed 1: finished earlier, kept" in chain.printed
 
 
 @marked
-def test_report_shows_every_picture(chain: Chain) -> None:
+def test_report_shows_every_picture(chain: Any) -> None:
     page = (chain.folder / "report.html").read_text()
     results = [jsonfile.read(chain.folder / stage / "result.json") for stage in ABLATIONS]
     assert page.count("data:image/png;base64,") == sum(len(part["pictures"]) for r in results for part in r["parts"]) == 13
@@ -87,7 +63,7 @@ def test_report_shows_every_picture(chain: Chain) -> None:
 
 
 @marked
-def test_executed_notebooks_have_no_errors_and_no_flood(chain: Chain) -> None:
+def test_executed_notebooks_have_no_errors_and_no_flood(chain: Any) -> None:
     for stage in ABLATIONS:
         cells = json.loads((chain.folder / f"{stage}.ipynb").read_text())["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", ())]
@@ -96,7 +72,7 @@ def test_executed_notebooks_have_no_errors_and_no_flood(chain: Chain) -> None:
 
 
 @marked
-def test_a_second_call_does_no_work_twice_and_a_lost_stage_retrains_nothing(chain: Chain) -> None:
+def test_a_second_call_does_no_work_twice_and_a_lost_stage_retrains_nothing(chain: Any) -> None:
     (chain.folder / ABLATIONS[3] / "result.json").unlink()
     weights = {path: path.stat().st_mtime_ns for path in chain.folder.rglob("*.safetensors")}
     tables = {path: path.stat().st_mtime_ns for path in chain.folder.rglob("*.parquet")}
