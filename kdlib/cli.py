@@ -6,28 +6,29 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from kdlib import commands
-from kdlib.bench.commands import bench
 from kdlib.errors import KdlibError
+from kdlib.tools.bench.commands import bench
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Weights = Annotated[Path | None, typer.Option(help="A .safetensors file instead of the model's own.")]
+Arm = Annotated[str | None, typer.Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
 
 
 def _print(values: Any) -> None:
     print(json.dumps(values, indent=2))
 
 
-@app.command()
-def doctor(as_json: Json = False) -> None:
+@app.command("doctor")
+def _doctor(as_json: Json = False) -> None:
     """Say what this machine can do, what is missing, and the exact remedy."""
-    from kdlib import doctor as examination
+    from kdlib.tools import doctor as examination
 
     checks = examination.checks()
     if as_json:
@@ -37,8 +38,8 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
-@app.command()
-def simulate(
+@app.command("simulate")
+def _simulate(
     out: Annotated[Path, typer.Option(help="Folder for the Waymo files; they go to OUT/SPLIT.")],
     segments: Annotated[int, typer.Option(min=1, help="Number of segments.")],
     frames: Annotated[int, typer.Option(min=1, help="Frames per segment, 10 a second.")],
@@ -55,16 +56,16 @@ def simulate(
     print(f"{len(names)} simulated segments of {frames} frames in {out / split}")
 
 
-@app.command()
-def prepare(
+@app.command("prepare")
+def _prepare(
     source: Annotated[Path, typer.Argument(help="Waymo folder, v1 or v2, holding training/ and validation/.")],
-    out: Annotated[Optional[Path], typer.Argument(help="Folder of the prepared store.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Argument(help="Folder of the prepared store.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes, 1 GB each; 0 means all cores.")] = 0,
     scheduler: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="ADDRESS", help="A running Dask cluster on the same file system, instead."),
     ] = None,
-    split: Annotated[Optional[list[str]], typer.Option(help="Repeat; default: training and validation.")] = None,  # noqa: UP045
+    split: Annotated[list[str] | None, typer.Option(help="Repeat; default: training and validation.")] = None,
     objects: Annotated[bool, typer.Option(help="Also collect training objects, for pasting into other frames.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it will take: disk, memory, time.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Begin even if the disk seems too small.")] = False,
@@ -75,7 +76,7 @@ def prepare(
 ) -> None:
     """Turn Waymo files into the store training reads; continues where an interrupted call stopped."""
     if verify:
-        from kdlib.data.verify import verify as check
+        from kdlib.tools.server.verify import verify as check
 
         checked = check(out or source, source if out else None, workers, progress=not as_json)
         _print(checked.to_dict()) if as_json else print(checked)
@@ -99,11 +100,11 @@ def prepare(
     _print(report.to_dict()) if as_json else print(report)
 
 
-@app.command()
-def train(
+@app.command("train")
+def _train(
     run_dir: Annotated[Path, typer.Argument(help="Run folder with its job.json.")],
     devices: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves."),
     ] = None,
 ) -> None:
@@ -113,42 +114,43 @@ def train(
     fit(run_dir, devices)
 
 
-@app.command()
-def run(
+@app.command("run")
+def _run(
     profile: Annotated[list[str], typer.Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several.")],
-    out: Annotated[Optional[Path], typer.Option(help="Run folder (of several: their folder); default reports/runs.")] = None,  # noqa: UP045
-    parameter: Annotated[Optional[list[str]], typer.Option("-p", help="NAME=VALUE for the notebooks.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Run folder (of several: their folder); default reports/runs.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for the notebooks.")] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to train on, one training on each.")] = 0,
     scheduler: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="ADDRESS", help="A running Dask cluster on the same file system to train on, instead."),
     ] = None,
 ) -> None:
     """Run the notebooks of profiles headlessly and write a report of each; finished stages are kept."""
-    from kdlib import batch, execute
+    from kdlib.lab import execute
+    from kdlib.tools.server import batch
 
     batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
 
 
-@app.command()
-def publish(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+@app.command("publish")
+def _publish(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Copy a finished run's numbers and pictures into reports/ and its table into the READMEs."""
-    from kdlib.publish import publish as copy
+    from kdlib.lab.publish import publish as copy
 
     print(f"published to {copy(run_dir.resolve())}")
 
 
-@app.command()
-def profile(
+@app.command("profile")
+def _profile(
     model: Annotated[str, typer.Argument(help="A model of the zoo.")],
     frame: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option(help="Sweep to count sparse layers on (.npy, .bin, .pcd.bin); repeat. Default: a simulated one."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Count parameters, multiply-accumulates (both conventions) and activations, per layer and in total."""
-    from kdlib import counting
+    from kdlib.profiling import counting
 
     values = counting.profile(model, frame or [])
     if as_json:
@@ -158,54 +160,54 @@ def profile(
 
 
 @app.command("import-checkpoint")
-def import_checkpoint(
+def _import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A .pth of OpenPCDet or SparseKD, or a bare state dict.")],
     model: Annotated[str, typer.Option(help="The model of the zoo it was trained as.")],
-    out: Annotated[Optional[Path], typer.Option(help="Default: FILE with the ending .safetensors.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Default: FILE with the ending .safetensors.")] = None,
     layout: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Of sparse kernels: spconv2, spconv1 or native; found from the shapes."),
     ] = None,
-    rename: Annotated[Optional[list[str]], typer.Option(help="OLD=NEW beginnings of names; repeat.")] = None,  # noqa: UP045
-    drop: Annotated[Optional[list[str]], typer.Option(help="Beginning of names to leave out; repeat.")] = None,  # noqa: UP045
+    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW beginnings of names; repeat.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Beginning of names to leave out; repeat.")] = None,
 ) -> None:
     """Turn another code base's checkpoint into weights of ours, exactly or not at all, and say what went where."""
-    from kdlib.imports import import_file
+    from kdlib.tools.checkpoints.convert import import_file
 
     print(import_file(file, model, out, layout=layout, rename=rename or [], drop=drop or []))
 
 
 @app.command("export-checkpoint")
-def export_checkpoint(
+def _export_checkpoint(
     weights: Annotated[Path, typer.Argument(help="Weights of ours, .safetensors.")],
     out: Annotated[Path, typer.Argument(help="The .pth to write.")],
     model: Annotated[str, typer.Option(help="The model of the zoo they belong to.")],
     layout: Annotated[str, typer.Option(help="Of sparse kernels: spconv2, spconv1 or native.")] = "spconv2",
 ) -> None:
     """Write our weights as a checkpoint that OpenPCDet and SparseKD load."""
-    from kdlib.imports import export_file
+    from kdlib.tools.checkpoints.convert import export_file
 
     print(export_file(weights, model, out, layout=layout))
 
 
-@app.command()
-def initialise(
+@app.command("initialise")
+def _initialise(
     student: Annotated[str, typer.Argument(help="A model of the zoo.")],
     teacher: Annotated[str, typer.Option("--from", help="The model of the zoo it starts from.")],
     weights: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes."),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Write the student's first weights, .safetensors.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Write the student's first weights, .safetensors.")] = None,
     how: Annotated[str, typer.Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
     layout: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Of sparse kernels: spconv2, spconv1 or native; found from the shapes."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Say which channels of a teacher a student starts from, tensor by tensor; with --out, write them."""
-    from kdlib.kd.start import start
+    from kdlib.tools.checkpoints.start import start
 
     report = start(student, teacher, weights, out, how, layout)
     if as_json:
@@ -215,18 +217,18 @@ def initialise(
         print(f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count"))
 
 
-@app.command()
-def evaluate(
+@app.command("evaluate")
+def _evaluate(
     predictions: Annotated[Path, typer.Option(help="Parquet table of predicted boxes.")],
     ground_truth: Annotated[Path, typer.Option(help="Parquet table of annotated boxes.")],
     official: Annotated[bool, typer.Option("--official", help="Also run Waymo's own metric; print both side by side.")] = False,
-    python: Annotated[Optional[Path], typer.Option(help="The Python that has it; default .venv-official.")] = None,  # noqa: UP045
-    export: Annotated[Optional[Path], typer.Option(help="Write the leaderboard's Objects file, .bin.")] = None,  # noqa: UP045
+    python: Annotated[Path | None, typer.Option(help="The Python that has it; default .venv-official.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the leaderboard's Objects file, .bin.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Score predictions with the Waymo detection metric: AP and APH per class, level and range."""
-    from kdlib.evaluation.judge import judge
+    from kdlib.tools.judge.judge import judge
 
     judged = judge(
         predictions, ground_truth, workers=workers or os.cpu_count() or 1, official=official, python=python, export=export
@@ -238,7 +240,116 @@ def evaluate(
     raise typer.Exit(1 if judged.comparison and not judged.comparison.agrees else 0)
 
 
-commands.add_to(app)
+@app.command("view")
+def _view(
+    scan: Annotated[Path, typer.Argument(help="A scan: .bin (KITTI, nuScenes, Waymo), .npy, .pcd or .ply.")],
+    model: Annotated[
+        str, typer.Option(help="Folder of a run or training, .safetensors file, or model of the zoo.")
+    ] = "cp_pillar_demo",
+    weights: Weights = None,
+    arm: Arm = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="kitti, nuscenes, waymo, xyz or xyzi: columns, axes, sensor height; found from the file."),
+    ] = None,
+    height: Annotated[float | None, typer.Option(help="Of the sensor above the road, metres.")] = None,
+    scale: Annotated[float, typer.Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
+    score: Annotated[float, typer.Option(help="Boxes at or above it are shown.")] = 0.3,
+    overlap: Annotated[
+        float, typer.Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")
+    ] = 0.2,
+    out: Annotated[Path | None, typer.Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
+    window: Annotated[
+        bool | None,
+        typer.Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Detect in a scan of your own; print the boxes and what was assumed, show both in a window or a picture."""
+    from kdlib.tools.scans.view import view as look
+
+    seen = look(
+        scan,
+        model,
+        weights=weights,
+        arm=arm,
+        layout=layout,
+        height=height,
+        scale=scale,
+        score=score,
+        overlap=overlap,
+        out=out,
+        window=window,
+    )
+    _print(seen.to_dict()) if as_json else print(seen.text())
+
+
+@app.command("export")
+def _export(
+    model: Annotated[str, typer.Argument(help="Folder of a run or training, .safetensors file, or model of the zoo.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 of torch.export; its .json goes beside.")],
+    weights: Weights = None,
+    arm: Arm = None,
+    frames: Annotated[int, typer.Option(min=0, help="Simulated frames on which file and network are compared.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Write a detector as ONNX or torch.export: pillar models from pillars to boxes, of voxel models the 2D half."""
+    from kdlib.tools.export.write import export as write
+    from kdlib.tools.scans.trained import find
+
+    written = write(find(model, weights, arm), out, frames)
+    _print(written.to_dict()) if as_json else print(written.text())
+
+
+@app.command("fly")
+def _fly(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run with teacher and students; it is only read.")],
+    out: Annotated[Path, typer.Option(help="The film, .gif.")] = Path("fly.gif"),
+    data: Annotated[Path | None, typer.Option(help="Folder with the run's store; default data/PROFILE.")] = None,
+    segment: Annotated[str | None, typer.Option(help="Beginning of its name; default: the one with most objects.")] = None,
+    arm: Arm = None,
+    score: Annotated[float, typer.Option(help="Boxes at or above it are drawn.")] = 0.3,
+    images: Annotated[int, typer.Option(min=1, help="Pictures in the film, ten a second.")] = 40,
+    limit: Annotated[float, typer.Option(help="Megabytes the file may have; the pictures shrink to fit.")] = 1.5,
+) -> None:
+    """Film a validation segment of a run: teacher left, student right, ground truth in both, the camera moving."""
+    from kdlib.tools.scans.fly import fly as make
+
+    made = make(run_dir, out, data=data, segment=segment, arm=arm, score=score, images=images, limit=int(1e6 * limit))
+    print(made.text())
+
+
+@app.command("status")
+def _status(
+    runs: Annotated[Path | None, typer.Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
+    watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say of all runs (default: reports/runs) what is done, at work, failed and waiting; write it as a page, too."""
+    from kdlib.tools.server.status.show import show
+
+    show(runs, out, watch, as_json)
+
+
+@app.command("history")
+def _history(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a training.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one table of all trainings.")] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'."),
+    ] = None,
+) -> None:
+    """Write the losses, learning rates and speeds of a run's trainings as CSV or for TensorBoard."""
+    from kdlib.tools.server import tracking
+
+    if csv is None and tensorboard is None:
+        raise typer.BadParameter("say where to: --csv FILE, --tensorboard DIR, or both")
+    if csv is not None:
+        print(f"{tracking.write_csv(run, csv)} lines written to {csv}")
+    if tensorboard is not None:
+        print(f"{tracking.write_tensorboard(run, tensorboard)} scalars written to {tensorboard}")
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdlib import jsonfile
+from kdlib import records
 
 if TYPE_CHECKING:
-    from kdlib.pipeline import Run
+    from kdlib.lab.pipeline import Run
 
 TESTS = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DATA_ROOT of the smoke profile: simulated Waymo files and the store prepared from them. Not to be changed."""
-    from kdlib import pipeline
+    from kdlib.lab import pipeline
 
     root = tmp_path_factory.mktemp("smoke")
     run = pipeline.open_run("smoke", str(root / "run"), str(root / "data"))
@@ -51,8 +51,8 @@ def smoke_run(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     """A smoke run as notebooks 00 to 02 leave it, but nobody was trained. Not to be changed."""
     import torch
 
-    from kdlib import pipeline
-    from kdlib.models.detector import build
+    from kdlib.lab import pipeline
+    from kdlib.models.build import build
     from kdlib.models.weights import save_weights
 
     run = pipeline.open_run("smoke", str(tmp_path_factory.mktemp("run")), str(smoke_data))
@@ -83,7 +83,7 @@ class Chain:
         return subprocess.run(self.command, cwd=self.cwd, env=environment, capture_output=True, text=True, check=False)
 
     def result(self, stage: str) -> dict[str, Any]:
-        return jsonfile.read(self.folder / stage / "result.json")
+        return records.read_json(self.folder / stage / "result.json")
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,12 @@ import pytest
 import torch
 from typer.main import get_command
 
-from kdlib import cli, doctor, execute, jsonfile, pipeline
+from kdlib import cli, records
 from kdlib.data.store import Store, ground_truth_table
+from kdlib.lab import execute, pipeline
+from kdlib.lab.pipeline import Run
 from kdlib.models.weights import read_weights
-from kdlib.pipeline import Run
+from kdlib.tools import doctor
 from kdlib.training.job import TrainJob
 
 VERBS = sorted(get_command(cli.app).commands)
@@ -298,10 +300,10 @@ def job(run: Run, folder: Path, **changes: object) -> TrainJob:
 
 def test_job_that_makes_no_sense(call: Callable[..., Answer], smoke_run: Run, tmp_path: Path) -> None:
     job(smoke_run, tmp_path)
-    values = jsonfile.read(tmp_path / "job.json")
-    jsonfile.write(tmp_path / "job.json", {**values, "epochs": 3})
+    values = records.read_json(tmp_path / "job.json")
+    records.write_json(tmp_path / "job.json", {**values, "epochs": 3})
     call("train", tmp_path).refused("TrainJob", "epochs", "max_steps")
-    jsonfile.write(tmp_path / "job.json", {**values, "train": {**values["train"], "epochs": "three"}})
+    records.write_json(tmp_path / "job.json", {**values, "train": {**values["train"], "epochs": "three"}})
     call("train", tmp_path).refused("TrainConfig.epochs", "three")
     (tmp_path / "job.json").write_text('{"model": {')
     call("train", tmp_path).refused("job.json", "not JSON")
@@ -321,9 +323,9 @@ def test_store_of_another_version_or_damaged(
 ) -> None:
     store = Path(shutil.copytree(smoke_data / "store", tmp_path / "store"))
     job(smoke_run, tmp_path / "run", store=str(store))
-    index = jsonfile.read(store / "store.json")
+    index = records.read_json(store / "store.json")
     if damage == "version":
-        jsonfile.write(store / "store.json", {**index, "version": 99})
+        records.write_json(store / "store.json", {**index, "version": 99})
     elif damage == "index":
         (store / "store.json").write_text("{")
     else:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from kdlib import profiles, zoo
+from kdlib import zoo
 from kdlib.config import (
     BackboneConfig,
     DecodeConfig,
@@ -28,7 +28,8 @@ from kdlib.config import (
     to_dict,
 )
 from kdlib.errors import ConfigError
-from kdlib.profiles import Profile
+from kdlib.lab import profiles
+from kdlib.lab.profiles import Profile
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.zoo import Pair
 

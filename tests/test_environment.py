@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from kdlib.evaluation.official import OfficialError, find_python
+from kdlib.tools.judge.official import OfficialError, find_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "3.10"

@@ -25,9 +25,9 @@ import numpy as np
 import psutil
 import pytest
 
-from kdlib import jsonfile
-from kdlib.occupancy import FOLDER
-from kdlib.profiles import MAIN_LINE
+from kdlib import records
+from kdlib.lab.occupancy import FOLDER
+from kdlib.lab.profiles import MAIN_LINE
 
 VICTIMS = ("child", "driver", "kernel", "tree")
 KILLS = int(os.environ.get("KDLIB_KILLS", "0"))  # of each kind; 0 is the short form
@@ -199,7 +199,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Every result and every trained weight of a run; and the steps of each history, which must have no gap."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("result.json")):
-        found[str(path.relative_to(folder))] = bare(jsonfile.read(path), folder)
+        found[str(path.relative_to(folder))] = bare(records.read_json(path), folder)
     for path in sorted(folder.rglob("weights.safetensors")):
         found[str(path.relative_to(folder))] = tensors(path)
     for path in sorted(folder.rglob("history.jsonl")):

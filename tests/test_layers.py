@@ -1,8 +1,9 @@
-"""Who may import whom: data flows one way through the package, and light parts stay light."""
+"""Who may import whom: walls between the rooms of the package, no circle anywhere, and light parts that stay light."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -12,89 +13,53 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "kdlib"
-
-# A module imports from its own entry and from those above it.
-LAYERS = (
-    "errors",
-    "types",
-    "config",
-    "zoo",
-    "jsonfile",
-    "provenance",
-    "ranks",
-    "geometry",
-    "waymo",
-    "simulate",
-    "data",
-    "voxel",
-    "sparse",
-    "models",
-    "losses",
-    "kd",
-    "training",
-    "evaluation",
-    "profiling",
-    "viz",
-    "doctor",
-    "runs",
-    "profiles",
-    "occupancy",
-    "runlog",
-    "report",
-    "report_study",
-    "execute",
-    "batch",
-    "status",
-    "tracking",
-    "pipeline",
-    "trained",
-    "export",
-    "comparison",
-    "explore",
-    "view",
-    "fly",
-    "published",
-    "counting",
-    "costs",
-    "study",
-    "cross_stage",
-    "imports",
-    "bench",
-    "publish",
-    "commands",
-    "cli",
-    "__main__",
-)
-NUMPY_ONLY = ("errors", "config", "zoo", "jsonfile", "provenance", "waymo", "simulate", "doctor", "profiles")
-HEAVY = ("torch", "tensorflow", "open3d", "lightning", "pandas", "pyarrow", "matplotlib", "plotly", "scipy", "dask")
-FORBIDDEN = ("tensorflow", "waymo_open_dataset", "pickle", "cloudpickle")  # in any module, even inside a function
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted((ROOT / "kdlib").rglob("*.py"))
+}
+ROOMS = {
+    *("types", "errors", "zoo", "records", "config", "models", "kd", "waymo", "data", "metric", "training"),  # the thin package
+    *("simulate", "viz", "profiling", "lab", "tools", "cli", "__main__"),
+}
+METHOD = ("types", "errors", "zoo", "records", "config", "models", "kd")
+THIN = (*METHOD, "waymo", "data", "metric", "training")
+# Rooms on the left import nothing of those on the right, not even inside a function.
+WALLS = {
+    "the thin package stands without what grew around it": (THIN, ("simulate", "viz", "profiling", "lab", "tools", "cli")),
+    "models and distillation know no data": (METHOD, ("waymo", "data", "metric", "training")),
+    "models know no distillation": (("models", "config", "types", "errors", "records"), ("kd",)),
+    "the metric and the data train nothing": (("waymo", "data", "metric"), ("training", "kd")),
+    "pictures and costs take finished results": (("simulate", "viz", "profiling"), ("metric", "training", "lab", "tools", "cli")),
+    "notebooks reach no tool": (("lab",), ("tools", "cli")),
+    "nothing but __main__ starts the command line": (("tools",), ("cli",)),
+}
+NUMPY_ONLY = ("errors", "config", "zoo", "records", "waymo", "simulate", "tools.doctor", "lab.profiles")
+HEAVY = {"numpy", "torch", "tensorflow", "open3d", "lightning", "pandas", "pyarrow", "matplotlib", "plotly", "scipy", "dask"}
+FORBIDDEN = {"tensorflow", "waymo_open_dataset", "pickle", "cloudpickle"}  # in any module, even inside a function
 OFFICIAL = "official_child"  # except there: scripts for the Python that has Waymo's own package, run by path, imported by nobody
-
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-def dotted(file: Path) -> str:
-    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    return name.removesuffix(".__init__")
-
-
-def layer_of(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module a tree imports, wherever the statement stands; ``from kdlib import runs`` counts as ``kdlib.runs``."""
+    """Every module a tree imports, wherever the statement stands; ``from kdlib import records`` counts as ``kdlib.records``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import"
-            if node.module == "kdlib":
-                yield from (f"kdlib.{alias.name}" for alias in node.names)
-            else:
-                yield node.module or ""
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module or ""
+
+
+IMPORTS = {name: set(imports(ast.parse(file.read_text()))) for name, file in MODULES.items()}
+
+
+def is_in(module: str, rooms: tuple[str, ...]) -> bool:
+    return any(module == f"kdlib.{room}" or module.startswith(f"kdlib.{room}.") for room in rooms)
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -104,61 +69,64 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(child.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("file", MODULES, ids=dotted)
-def test_imports_come_from_above(file: Path) -> None:
-    own = layer_of(dotted(file))
-    assert own in ("", *LAYERS), f"{dotted(file)} has no place in the layers: give it one in {Path(__file__).name}"
-    for name in imports(ast.parse(file.read_text())):
-        if name.split(".")[0] != "kdlib":
-            continue
-        wanted = layer_of(name)
-        if wanted in ("", "__version__"):
-            continue
-        assert own, f"kdlib/__init__.py imports {name}"
-        assert wanted in LAYERS, f"{dotted(file)} imports {name}, which is in no layer"
-        assert LAYERS.index(wanted) <= LAYERS.index(own), f"{dotted(file)} imports {name} from a layer below it"
+def test_the_package_has_the_agreed_rooms() -> None:
+    assert {name.split(".")[1] for name in MODULES if "." in name} == ROOMS
 
 
-@pytest.mark.parametrize("file", [file for file in MODULES if file.stem != OFFICIAL], ids=dotted)
-def test_tensorflow_and_pickle_are_never_imported(file: Path) -> None:
-    names = set(imports(ast.parse(file.read_text())))
-    assert not {name.split(".")[0] for name in names} & set(FORBIDDEN)
-    assert not [name for name in names if name.endswith(f".{OFFICIAL}")]
+@pytest.mark.parametrize("wall", WALLS)
+def test_walls_hold(wall: str) -> None:
+    importers, forbidden = WALLS[wall]
+    broken = {
+        f"{module} imports {name}"
+        for module, names in IMPORTS.items()
+        if is_in(module, importers)
+        for name in names
+        if is_in(name, forbidden)
+    }
+    assert not broken
 
 
-@pytest.mark.parametrize("file", [file for file in MODULES if file.stem == OFFICIAL], ids=dotted)
-def test_scripts_for_the_official_python_need_nothing_of_kdlib(file: Path) -> None:
-    names = {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
-    assert not names & {"kdlib", "pickle", "cloudpickle"}
+def test_only_main_imports_the_command_line() -> None:
+    assert {module for module, names in IMPORTS.items() if "kdlib.cli" in names} == {"kdlib.__main__"}
 
 
-def test_notebooks_do_not_import_tensorflow() -> None:
+def test_no_import_runs_in_a_circle() -> None:
+    """Also none through a function; a package's ``__init__`` counts for those that import it."""
+    graph = {module: {name for name in names if name in MODULES and name != module} for module, names in IMPORTS.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_tensorflow_and_pickle_are_never_imported() -> None:
+    for module, names in IMPORTS.items():
+        assert not [name for name in names if name.endswith(f".{OFFICIAL}")], module
+        if module.endswith(f".{OFFICIAL}"):
+            assert not packages(names) & {"kdlib", "pickle", "cloudpickle"}, module
+        else:
+            assert not packages(names) & FORBIDDEN, module
+
+
+def test_notebooks_import_neither_tensorflow_nor_tools() -> None:
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(file.read_text())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        names = imports(ast.parse("\n".join(line for line in code.splitlines() if not line.lstrip().startswith("%"))))
-        assert not {name.split(".")[0] for name in names} & set(FORBIDDEN), file.name
+        names = set(imports(ast.parse("\n".join(line for line in code.splitlines() if not line.lstrip().startswith("%")))))
+        assert not packages(names) & FORBIDDEN, file.name
+        assert not [name for name in names if is_in(name, ("tools", "cli"))], file.name
 
 
-@pytest.mark.parametrize("file", [m for m in MODULES if layer_of(dotted(m)) in NUMPY_ONLY], ids=dotted)
-def test_numpy_only_parts_do_not_name_torch(file: Path) -> None:
-    assert "torch" not in {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
+def test_numpy_only_parts_do_not_name_torch() -> None:
+    assert not [module for module, names in IMPORTS.items() if is_in(module, NUMPY_ONLY) and "torch" in packages(names)]
 
 
-def test_the_package_itself_is_light() -> None:
-    assert not loaded_after("import kdlib") & {*HEAVY, "numpy"}
+def test_package_and_command_line_start_light() -> None:
+    assert not loaded_after("import kdlib, kdlib.cli") & HEAVY
 
 
-def test_the_command_line_starts_light() -> None:
-    assert not loaded_after("import kdlib.cli") & {*HEAVY, "numpy"}
-
-
-@pytest.mark.parametrize("part", ["waymo", "simulate"])
-def test_reading_and_simulating_do_not_load_torch(part: str) -> None:
-    names = [dotted(file) for file in MODULES if layer_of(dotted(file)) == part]
+def test_reading_and_simulating_do_not_load_torch() -> None:
+    names = [name for name in MODULES if is_in(name, ("waymo", "simulate"))]
     assert not loaded_after("import " + ", ".join(names)) & {"torch", "tensorflow"}
 
 
 def test_no_part_loads_tensorflow() -> None:
-    names = [dotted(file) for file in MODULES if file.name != "__main__.py"]
+    names = [name for name in MODULES if not name.endswith("__main__")]
     assert "tensorflow" not in loaded_after("import " + ", ".join(names))

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdlib import jsonfile, published
-from kdlib.profiles import ABLATIONS, CROSS_STAGE
-from kdlib.profiles import MAIN_LINE as CHAIN
+from kdlib import records
+from kdlib.lab.profiles import ABLATIONS, CROSS_STAGE
+from kdlib.lab.profiles import MAIN_LINE as CHAIN
+from kdlib.profiling import published
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 25  # lines
@@ -95,9 +96,9 @@ def test_every_stage_hands_over_what_it_promised(chain: Any) -> None:
         assert keys <= set(values), stage
         assert (values["profile"], values["simulated"]) == ("smoke", True)
         assert set(values["card"]) >= {"versions", "commit", "hardware"}
-        assert (chain.folder / stage / jsonfile.COMPLETE).is_file()
+        assert (chain.folder / stage / records.COMPLETE).is_file()
         assert f"{stage}: done in" in chain.printed
-    whole = jsonfile.read(chain.folder / "result.json")
+    whole = records.read_json(chain.folder / "result.json")
     assert set(whole) == {"profile", *CHAIN}
 
 

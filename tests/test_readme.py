@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from kdlib import published, zoo
+from kdlib import zoo
 from kdlib.cli import app
-from kdlib.publish import BEGIN, END, results_table, with_results
+from kdlib.lab.publish import BEGIN, END, results_table, with_results
+from kdlib.profiling import published
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "reports/README.md", "notebooks/README.md", "data/README.md")

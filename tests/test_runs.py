@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kdlib import jsonfile, provenance
-from kdlib.runs import is_complete, mark_complete, read_history, save_result
+from kdlib import records
+from kdlib.records import is_complete, mark_complete, read_history, write_result
 
 
 def test_result_carries_its_card(tmp_path):
-    path = save_result(tmp_path / "stage", {"mAPH": 0.5}, config_hash="abc", seed=3)
-    values = jsonfile.read(path)
+    path = write_result(tmp_path / "stage", {"mAPH": 0.5}, config_hash="abc", seed=3)
+    values = records.read_json(path)
     assert values["mAPH"] == 0.5
     card = values["card"]
     assert card["config_hash"] == "abc" and card["seed"] == 3
@@ -19,10 +19,10 @@ def test_result_carries_its_card(tmp_path):
 
 
 def test_bad_value_keeps_the_earlier_result(tmp_path):
-    path = save_result(tmp_path, {"a": 1})
+    path = write_result(tmp_path, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
-        save_result(tmp_path, {"a": float("inf")})
-    assert jsonfile.read(path)["a"] == 1
+        write_result(tmp_path, {"a": float("inf")})
+    assert records.read_json(path)["a"] == 1
 
 
 def test_marks(tmp_path):
@@ -37,9 +37,9 @@ def test_history_by_folder_or_file(tmp_path):
 
 def test_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
-    assert provenance.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert records.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_commit_is_a_hash_or_empty():
-    text = provenance.commit().rstrip("+")
+    text = records.commit().rstrip("+")
     assert text == "" or len(text) == 40

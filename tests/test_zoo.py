@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdlib import profiles, zoo
+from kdlib import zoo
 from kdlib.config import (
     AnchorHeadConfig,
     AugmentConfig,
@@ -22,7 +22,8 @@ from kdlib.config import (
 )
 from kdlib.errors import ConfigError
 from kdlib.kd.remap import remap
-from kdlib.models.detector import build
+from kdlib.lab import profiles
+from kdlib.models.build import build
 
 # name: half range, pillar, cells, points kept in a pillar
 FAMILY = {

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.data.cluster import WORKER_MEMORY
 from kdlib.data.object_bank import EVERY
 from kdlib.data.segment import MANIFEST, write_segment, writing
@@ -185,7 +185,7 @@ def estimate(tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int
 def _seems_finished(folder: Path) -> bool:
     """Look at the manifest only; preparing looks at the files too."""
     try:
-        return "checksum" in jsonfile.read(folder / MANIFEST)
+        return "checksum" in records.read_json(folder / MANIFEST)
     except (DataError, OSError):
         return False
 

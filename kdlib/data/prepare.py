@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
 from kdlib.data.estimate import Estimate, SegmentTask, check_homes, estimate, survey
 from kdlib.data.object_bank import build_bank
@@ -27,6 +25,7 @@ from kdlib.data.summary import PrepareReport, SplitReport
 from kdlib.errors import DataError
 from kdlib.waymo.components import reading
 from kdlib.waymo.segments import read_segment, segment_files
+from kdlib.waymo.simulated import is_simulated
 
 SPLITS = ("training", "validation")
 OBJECT_SPLITS = ("training",)
@@ -133,7 +132,7 @@ def prepare_segment(task: SegmentTask) -> _Done:
     kept = manifest is not None
     if manifest is None:
         frames = read_segment(task.source, task.segment)
-        manifest = write_segment(frames, task.folder, source, simulated=_is_simulated(files), expected=task.frames)
+        manifest = write_segment(frames, task.folder, source, simulated=is_simulated(files), expected=task.frames)
     unit = 1 if sys.platform == "darwin" else 1024
     return _Done(manifest, kept, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
@@ -154,16 +153,6 @@ def _present(source: Path, splits: Sequence[str]) -> list[str]:
 
 def _threads(tasks: Mapping[str, Sequence[SegmentTask]], workers: int, scheduler: str | None) -> int:
     return cluster_cores(scheduler) if scheduler else worker_count(workers, sum(map(len, tasks.values())))
-
-
-def _is_simulated(files: Mapping[str, Path]) -> bool:
-    from kdlib.simulate.writer import PARAMETERS
-    from kdlib.simulate.writer_v1 import written_frames
-
-    if "tfrecord" in files:
-        return bool(written_frames(files["tfrecord"])[1])
-    with reading(files["lidar"]):
-        return PARAMETERS in (pq.read_metadata(files["lidar"]).metadata or {})
 
 
 def _finished(folder: Path, source: str) -> dict[str, Any] | None:
@@ -197,7 +186,7 @@ def merged(folder: Path, written: Mapping[str, Mapping[str, Any]]) -> list[Mappi
     """
     found = dict(written)
     index = folder.parent / INDEX
-    known = jsonfile.read(index) if index.is_file() else {}
+    known = records.read_json(index) if index.is_file() else {}
     if known.get("version") == STORE_VERSION:
         for name in known["splits"].get(folder.name, {}):
             if name not in found:
@@ -215,15 +204,15 @@ def write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]])
     """Write store.json last and return what it lists: without it, or with changed segments, the store does not open."""
     contents: dict[str, dict[str, str]] = {}
     if (out / INDEX).is_file():
-        index = jsonfile.read(out / INDEX)
+        index = records.read_json(out / INDEX)
         if index.get("version") == STORE_VERSION:
             contents.update(index["splits"])
     for split, some in manifests.items():
         contents[split] = {manifest["segment"]: manifest["content"] for manifest in some}
     check_homes(out, contents)
     values = {"format": "kdlib-store", "version": STORE_VERSION, "fingerprint": fingerprint(contents), "splits": contents}
-    if not (out / INDEX).is_file() or jsonfile.read(out / INDEX) != values:
-        jsonfile.write(out / INDEX, values)
+    if not (out / INDEX).is_file() or records.read_json(out / INDEX) != values:
+        records.write_json(out / INDEX, values)
     return contents
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.data import points as codec
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Frame
@@ -178,7 +178,7 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> di
         "content": digest.hexdigest(),
     }
     manifest["checksum"] = _checksum(manifest)
-    jsonfile.write(folder / MANIFEST, manifest)
+    records.write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -240,7 +240,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     remedy = "run 'python -m kdlib prepare' again"
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} is missing or incomplete; {remedy}")
-    manifest = jsonfile.read(folder / MANIFEST)
+    manifest = records.read_json(folder / MANIFEST)
     if manifest.get("version") != STORE_VERSION:
         found = manifest.get("version")
         raise DataError(f"{folder} was written as version {found}, this is {STORE_VERSION}; delete the store and {remedy}")

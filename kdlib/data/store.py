@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.config import CLASS_NAMES
 from kdlib.data import points as codec
 from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, read_manifest, read_points
@@ -50,7 +50,7 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
     """
     if not (path / INDEX).is_file():
         raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
-    index = jsonfile.read(path / INDEX)
+    index = records.read_json(path / INDEX)
     if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
         found = index.get("version")
         raise DataError(f"{path} is a store of version {found}, this is version {STORE_VERSION}; delete it and prepare again")
@@ -71,7 +71,7 @@ class Store:
     def open(path: Path | str) -> Store:
         """Open a store after checking that every segment is there, whole and of this version.
 
-        Sizes are compared; :mod:`~kdlib.data.verify` computes checksums.
+        Sizes are compared; :mod:`~kdlib.tools.server.verify` computes checksums.
 
         Raises:
             DataError: If there is no store, it is of another version, or a segment is missing, changed or truncated.

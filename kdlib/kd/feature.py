@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib import ranks
 from kdlib.config import FeatureKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
@@ -23,6 +22,7 @@ from kdlib.kd.distance import EPSILON, channel_distance, wide
 from kdlib.kd.local import local_kd
 from kdlib.kd.roi_grid import Region, roi_grid_pool
 from kdlib.kd.term import Need, StepContext
+from kdlib.models import ranks
 from kdlib.types import Detections, GroundTruth, HeadTargets
 
 # The settings a form reads, besides those that all read.

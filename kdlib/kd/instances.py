@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdlib.geometry.boxes import points_in_boxes
-from kdlib.geometry.nms import rotated_nms
 from kdlib.kd.distance import wide
 from kdlib.kd.roi_grid import Region
-from kdlib.losses.box_regression import gather_codes
+from kdlib.models.geometry.boxes import points_in_boxes
+from kdlib.models.geometry.nms import rotated_nms
+from kdlib.models.losses.box_regression import gather_codes
 from kdlib.types import HeadOutput
 
 OVERLAP = 0.3  # bird's-eye IoU above which two boxes are one instance, as in the paper

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kdlib.config import LabelKDConfig
 from kdlib.errors import ConfigError
-from kdlib.geometry.nms import rotated_nms
-from kdlib.geometry.rotated_iou import bev_iou, iou_3d
+from kdlib.models.geometry.nms import rotated_nms
+from kdlib.models.geometry.rotated_iou import bev_iou, iou_3d
 from kdlib.types import Detections, GroundTruth
 
 LabelScore = Literal["class", "iou", "mixed"]

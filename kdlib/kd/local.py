@@ -23,9 +23,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kdlib import ranks
 from kdlib.config import FeatureKDConfig
 from kdlib.kd.distance import EPSILON, channel_distance, wide
+from kdlib.models import ranks
 from kdlib.models.detector import Sites
 
 _TIE = 1e-3  # of a cell: centres on a border belong to the upper cell, whatever rounding says

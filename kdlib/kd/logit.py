@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib import ranks
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
@@ -14,8 +13,9 @@ from kdlib.kd.instances import instance_cells
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.kd.rank import rank_kd
 from kdlib.kd.roi_grid import Region
-from kdlib.losses.box_regression import gather_codes, masked_l1
-from kdlib.losses.heatmap_focal import clamped_probability
+from kdlib.models import ranks
+from kdlib.models.losses.box_regression import gather_codes, masked_l1
+from kdlib.models.losses.heatmap_focal import clamped_probability
 from kdlib.types import HeadOutput, HeadTargets
 
 EPSILON = 1e-6
@@ -86,7 +86,7 @@ def heatmap_kd(student: Tensor, teacher: Tensor, mask: Tensor, distance: str = "
     probabilities strictly inside (0, 1). That is CenterNet's focal loss carried over to soft targets: at t = 1 it is
     ``-(1 - s)^2 ln s``, at t = 0 ``-s^2 ln(1 - s)``, and at s = t it is 0. The original's focal type instead cut the teacher's
     probability into positives and negatives, looked at all positions whatever the mask, and was not 0 for equal maps;
-    ``focal_loss(s, t, positive=...)`` of ``kdlib.losses.heatmap_focal`` is that.
+    ``focal_loss(s, t, positive=...)`` of ``kdlib.models.losses.heatmap_focal`` is that.
 
     Source: spec section 7.5 step 4; focal as in Generalized Focal Loss (Li et al., NeurIPS 2020).
     """

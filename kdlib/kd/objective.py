@@ -8,7 +8,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from kdlib import ranks
 from kdlib.config import KDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.adapter import make_adapter
@@ -17,14 +16,14 @@ from kdlib.kd.feature import feature_kd, feature_needs, feature_weights
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import logit_kd
 from kdlib.kd.norm import unmoved_statistics
-from kdlib.kd.report import ActiveTerm, detection_rows, feature_rows, further_rows, labels_added, logit_rows
+from kdlib.kd.report import ActiveTerm, ZeroWatch, detection_rows, feature_rows, further_rows, labels_added, logit_rows
 from kdlib.kd.schedule import factor
 from kdlib.kd.teacher import Teacher
 from kdlib.kd.term import PREFIX, Need, StepContext, Term
-from kdlib.kd.watch import ZeroWatch
-from kdlib.losses.detection import detection_loss, detector_loss, further_loss
-from kdlib.losses.term import LossPart
+from kdlib.models import ranks
 from kdlib.models.detector import Detector
+from kdlib.models.losses.detection import detection_loss, detector_loss, further_loss
+from kdlib.models.losses.term import LossPart
 from kdlib.types import Batch, LossTerms
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdlib import ranks
+from kdlib.models import ranks
 
 EPSILON = 1e-6
 

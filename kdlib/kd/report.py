@@ -1,21 +1,25 @@
-"""Loss terms and targets of one batch enter, the startup report's rows leave."""
+"""The startup report of active terms, and the guard against terms that do nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdlib.config import FeatureKDConfig, LabelKDConfig, LogitKDConfig
+from kdlib.errors import ConfigError
 from kdlib.kd.feature import feature_kd, feature_weights
 from kdlib.kd.logit import logit_weights, meet, position_weights
 from kdlib.kd.roi_grid import Region
 from kdlib.kd.term import StepContext
-from kdlib.losses.term import LossPart
 from kdlib.models.anchors import AnchorTargets
 from kdlib.models.detector import Detector
+from kdlib.models.losses.term import LossPart
 from kdlib.types import HeadTargets, LossTerms
+
+PATIENCE = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,33 @@ def feature_rows(
     places = feature_kd(context, feature, adapter, region).positions
     found = None if places is None else int(places)
     return tuple(ActiveTerm(n, weight, float(terms.parts[n]), found, None) for n, weight in feature_weights(feature).items())
+
+
+class ZeroWatch:
+    """Counts on the tensors' own device and looks at the counts once in ``patience`` steps, so that no step waits for it."""
+
+    def __init__(self, patience: int = PATIENCE) -> None:
+        """Start with no step seen."""
+        self.patience = patience
+        self.steps = 0
+        self.zeros: dict[str, Tensor] = {}
+
+    def see(self, parts: Mapping[str, Tensor]) -> None:
+        """Take note of one training step.
+
+        Raises:
+            ConfigError: If a part was exactly 0 for ``patience`` steps in a row.
+        """
+        self.steps += 1
+        with torch.no_grad():
+            for name, value in parts.items():
+                before = self.zeros.get(name)
+                zero = (value.detach() == 0).to(torch.int64)
+                self.zeros[name] = zero if before is None else (before.to(zero.device) + 1) * zero
+        if self.steps % self.patience == 0:
+            for name, count in self.zeros.items():
+                if int(count) >= self.patience:
+                    raise ConfigError(
+                        f"term '{name}' is enabled but was exactly 0 for the last {int(count)} steps; "
+                        "look at the startup report of active terms, then mend its settings or set its weight to 0"
+                    )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.geometry.boxes import check_boxes
+from kdlib.models.geometry.boxes import check_boxes
 
 Region = tuple[float, float, float, float]  # metres a map spans: low x, low y, high x, high y
 

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from kdlib import ranks
 from kdlib.errors import ConfigError
 from kdlib.kd.teacher import TeacherAnswer
+from kdlib.models import ranks
 from kdlib.models.detector import Prediction
 from kdlib.types import Batch, GroundTruth, HeadOutput, HeadTargets
 

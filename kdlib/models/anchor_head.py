@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import AnchorHeadConfig, GridConfig
-from kdlib.geometry.boxes import wrap_angle
-from kdlib.geometry.nms import rotated_nms
 from kdlib.models.anchors import anchor_boxes, class_of_anchor, decode_codes, limit_period
+from kdlib.models.geometry.boxes import wrap_angle
+from kdlib.models.geometry.nms import rotated_nms
 from kdlib.types import Detections
 
 _PRIOR = 0.01  # probability of an object every anchor starts with

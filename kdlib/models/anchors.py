@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlib.config import AnchorConfig, AnchorHeadConfig, GridConfig
-from kdlib.geometry.boxes import check_boxes
+from kdlib.models.geometry.boxes import check_boxes
 from kdlib.models.targets import label_of
 
 IGNORED = -1  # label of an anchor that is neither object nor background

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig
-from kdlib.geometry.nms import rotated_nms
+from kdlib.models.geometry.nms import rotated_nms
 from kdlib.models.targets import label_of
 from kdlib.types import Detections, HeadOutput
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig, PillarEncoderConfig, TwoStageConfig
+from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig, PillarEncoderConfig
 from kdlib.errors import ConfigError, DataError
 from kdlib.models.anchor_head import AnchorHead, AnchorOutput
 from kdlib.models.anchors import AnchorTargets, assign_anchors
@@ -20,11 +20,10 @@ from kdlib.models.bev_backbone import BevBackbone
 from kdlib.models.center_head import CenterHead
 from kdlib.models.decode import decode
 from kdlib.models.pillar_encoder import PillarEncoder
+from kdlib.models.sparse.voxelize import voxelize
 from kdlib.models.targets import assign_targets
-from kdlib.models.voxel_encoder import STRIDE, VoxelBackbone, bev_depth
+from kdlib.models.voxel_encoder import STRIDE, MeanEncoder, VoxelBackbone, bev_depth
 from kdlib.types import Detections, GroundTruth, HeadOutput, HeadTargets, PointBatch, VoxelBatch
-from kdlib.voxel.mean import MeanEncoder
-from kdlib.voxel.voxelize import voxelize
 
 Output = TypeVar("Output")
 
@@ -243,18 +242,3 @@ def _check(config: ModelConfig) -> None:
                 f"'{config.name}': {inside} with upsample_strides {ups} do not bring every level to the head's stride "
                 f"of {config.head.stride}"
             )
-
-
-def build(config: ModelConfig) -> CenterPoint | AnchorDetector:
-    """Return a detector with fresh weights, laid out for fast convolutions."""
-    from kdlib.models.pvrcnn.detector import PVRCNN  # which builds on this module
-
-    model: CenterPoint | AnchorDetector
-    if isinstance(config, TwoStageConfig):
-        model = PVRCNN(config)
-    else:
-        model = CenterPoint(config) if isinstance(config.head, HeadConfig) else AnchorDetector(config)
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return model

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdlib import ranks
+from kdlib.models import ranks
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's layer, with statistics over all ranks inside :func:`kdlib.ranks.together`."""
+    """torch's layer, with statistics over all ranks inside :func:`kdlib.models.ranks.together`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise maps (B, C, H, W)."""

@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kdlib import ranks
 from kdlib.config import GridConfig, PillarEncoderConfig
+from kdlib.models import ranks
 from kdlib.models.norm import joint_norm
 from kdlib.types import VoxelBatch
 

@@ -10,12 +10,21 @@ from torch import Tensor, nn
 
 from kdlib.config import GridConfig, VoxelEncoderConfig
 from kdlib.models.pillar_encoder import WeightedBatchNorm
-from kdlib.sparse import SparseConv3d, SparseTensor, SubmConv3d
+from kdlib.models.sparse import SparseConv3d, SparseTensor, SubmConv3d
 from kdlib.types import VoxelBatch
 
 STRIDE = 8  # cells of the grid per cell of the BEV map
 _BLOCKS = {2: 2, 3: 2, 4: 2}  # layers behind the strided one of each stage
 _PADDING = {2: (1, 1, 1), 3: (1, 1, 1), 4: (0, 1, 1)}  # z, y, x of each stage's strided layer
+
+
+class MeanEncoder(nn.Module):
+    """The voxel feature encoder without parameters (``vfe`` of voxel detectors)."""
+
+    def forward(self, voxels: VoxelBatch) -> Tensor:
+        """Return the mean features (V, C) of every voxel's stored points; unused slots are zeros and do not count."""
+        count = voxels.num_points.clamp(min=1)[:, None]
+        return voxels.features.sum(dim=1) / count.to(voxels.features.dtype)
 
 
 class SiteNorm(WeightedBatchNorm):

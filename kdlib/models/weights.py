@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdlib.errors import DataError
-from kdlib.jsonfile import write_bytes
+from kdlib.records import write_bytes
 
 _COUNTERS = ("global_step", "num_batches_tracked")  # last parts of names: counters, not weights
 

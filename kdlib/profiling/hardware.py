@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kdlib import provenance
+from kdlib import records
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HardwareCard:
 def card(device: torch.device | None = None) -> HardwareCard:
     """Return the card of this machine for a model on ``device``, torch's default one if None."""
     device = device or torch.empty(0).device
-    found = provenance.hardware()
+    found = records.hardware()
     backend: Any = getattr(torch, device.type, None)
     name = backend.get_device_name(device) if hasattr(backend, "get_device_name") else found["cpu"]
     return HardwareCard(
@@ -48,6 +48,6 @@ def card(device: torch.device | None = None) -> HardwareCard:
         memory_gb=found["memory_gb"],
         gpus=tuple(found["gpus"]),
         cuda=torch.version.cuda or "",
-        versions=provenance.versions(),
+        versions=records.versions(),
         system=found["system"],
     )

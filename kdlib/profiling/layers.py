@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from kdlib.models.pillar_encoder import PillarEncoder
-from kdlib.sparse import SparseConvolution, SparseTensor
+from kdlib.models.sparse import SparseConvolution, SparseTensor
 from kdlib.types import VoxelBatch
 
 

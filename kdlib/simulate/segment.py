@@ -16,9 +16,10 @@ from kdlib.simulate.labels import label_frame, seen_once
 from kdlib.simulate.lasers import mount_lasers
 from kdlib.simulate.lidar import Scanner
 from kdlib.simulate.scene import build_scene
-from kdlib.simulate.writer import PARAMETERS, SegmentWriter, segment_files
-from kdlib.simulate.writer_v1 import RecordWriter, written_frames
+from kdlib.simulate.writer import SegmentWriter, segment_files
+from kdlib.simulate.writer_v1 import RecordWriter
 from kdlib.simulate.writer_v1 import segment_file as record_file
+from kdlib.waymo.simulated import PARAMETERS, written_frames
 
 VERSION = 1
 """Counts up whenever the same seed would give other files."""

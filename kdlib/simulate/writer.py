@@ -16,11 +16,10 @@ from kdlib.simulate.labels import BoxLabel
 from kdlib.simulate.lasers import TOP, Laser
 from kdlib.simulate.lidar import Sweep
 from kdlib.types import FloatArray
+from kdlib.waymo.simulated import PARAMETERS
 
 SEGMENT, TIME, LASER, OBJECT = "key.segment_context_name", "key.frame_timestamp_micros", "key.laser_name", "key.laser_object_id"
 _BATCH_BYTES = 48 << 20
-PARAMETERS = b"kdlib.simulate"
-"""Key of the file metadata that tells which simulation wrote a file."""
 
 _SHAPE, _MATRIX, _DOUBLE = pa.list_(pa.int32(), 3), pa.list_(pa.float64(), 16), pa.float64()
 _BOX_NUMBERS = ("box.center.x", "box.center.y", "box.center.z", "box.size.x", "box.size.y", "box.size.z", "box.heading")

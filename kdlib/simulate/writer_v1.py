@@ -15,27 +15,13 @@ from kdlib.simulate.labels import BoxLabel
 from kdlib.simulate.lasers import TOP, Laser
 from kdlib.simulate.lidar import Sweep
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import message, pack_matrix, pack_no_projection, parse_frame
+from kdlib.waymo.frame_proto import message, pack_matrix, pack_no_projection
 from kdlib.waymo.lasers import LASER_NAMES
 
 
 def segment_file(folder: Path, segment: str) -> Path:
     """Return where a segment lies below ``<root>/<split>``."""
     return folder / f"segment-{segment}_with_camera_labels.tfrecord"
-
-
-def written_frames(path: Path) -> tuple[int, str]:
-    """Return the number of frames of a file and the parameters it was written with, empty if it is not simulated.
-
-    Raises:
-        DataError: If the file is absent or damaged.
-    """
-    records = tfrecord.index(path)
-    if not records:
-        return 0, ""
-    with tfrecord.opening(path) as file:
-        frame = parse_frame(tfrecord.read(path, file, records[0]))
-    return len(records), frame.simulation.decode(errors="replace")
 
 
 class RecordWriter:

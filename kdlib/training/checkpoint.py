@@ -14,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.errors import KdlibError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     head = {"step": checkpoint.step, "job": checkpoint.job, "notes": checkpoint.notes, "digest": _digest(tensors)}
     path = Path(folder) / f"step_{checkpoint.step:07d}.safetensors"
     try:
-        jsonfile.write_bytes(path, safetensors.torch.save(tensors, {"kdlib": json.dumps(head)}))
+        records.write_bytes(path, safetensors.torch.save(tensors, {"kdlib": json.dumps(head)}))
     except OSError as error:
         kept = files(folder)
         rest = f"the run can go on from {kept[-1].name}" if kept else "there is no earlier checkpoint"

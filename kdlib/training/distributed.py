@@ -26,7 +26,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy
 
 from kdlib.errors import ConfigError
-from kdlib.training.supervise import LOST, SUPERVISOR, TERMINATED, check_devices, from_torchrun, srun_tasks
+from kdlib.training.launcher import LOST, SUPERVISOR, TERMINATED, check_devices, from_torchrun, srun_tasks
 
 _SETTLE_SECONDS = 0.3
 _LOST_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection closed", "connection was closed", "socket closed")
@@ -116,7 +116,7 @@ def joined(processes: Processes) -> Iterator[None]:
     """Hold this process's connection to the other ranks; all but the first keep quiet.
 
     Raises:
-        SystemExit: With :data:`kdlib.training.supervise.LOST` where another rank has gone.
+        SystemExit: With :data:`kdlib.training.launcher.LOST` where another rank has gone.
     """
     if not processes.several:
         yield

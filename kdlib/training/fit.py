@@ -20,7 +20,7 @@ import torch
 from lightning import pytorch as pl
 from torch import Tensor, nn
 
-from kdlib import provenance
+from kdlib import records
 from kdlib.config import TrainConfig
 from kdlib.errors import ConfigError
 from kdlib.training import checkpoint as store
@@ -184,7 +184,7 @@ class _Recorder(pl.Callback):
             "samples": self.samples,
             "last": self.last,
             "precision": trainer.precision_plugin.state_dict(),
-            "versions": provenance.versions(),
+            "versions": records.versions(),
         }
         tensors = {**module.state(), **_random_state(module.device)}
         store.save(self.run.checkpoints, Checkpoint(step, self.job, tensors, notes))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.errors import KdlibError
 from kdlib.types import LossTerms
 
@@ -71,5 +71,5 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 def rewind(path: Path, step: int) -> None:
     """Forget the lines after a step, which a resumed run is going to write again."""
     if path.is_file():
-        kept = [line for line in jsonfile.read_lines(path) if line["step"] <= step]
-        jsonfile.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        kept = [line for line in records.read_json_lines(path) if line["step"] <= step]
+        records.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.config import Initialisation, KDConfig, ModelConfig, TrainConfig, TwoStageConfig, config_hash, from_dict, to_dict
 from kdlib.errors import ConfigError
-from kdlib.provenance import sha256
+from kdlib.records import sha256
 from kdlib.training.rundir import RunDir, worker
 
 # Settings that change how a run goes but not where it ends; two jobs that differ only here are the same job.
@@ -104,13 +104,13 @@ class TrainJob:
             init_weights=os.path.abspath(self.init_weights) if self.init_weights else None,
         )
         values = to_dict(absolute)
-        if run.job.is_file() and jsonfile.read(run.job) != values:
-            mark = run.path / jsonfile.COMPLETE
-            if mark.is_file() and not jsonfile.is_complete(run.path, absolute.hash()):
+        if run.job.is_file() and records.read_json(run.job) != values:
+            mark = run.path / records.COMPLETE
+            if mark.is_file() and not records.is_complete(run.path, absolute.hash()):
                 raise ConfigError(f"{run.path} holds the results of another job; delete that folder or choose another one")
             if worker(run) is not None:
                 raise ConfigError(f"{run.path} is being trained under other settings; stop that run or choose another folder")
-        jsonfile.write(run.job, values)
+        records.write_json(run.job, values)
 
     @staticmethod
     def read(run_dir: Path) -> TrainJob:
@@ -120,4 +120,4 @@ class TrainJob:
             DataError: If it is missing or damaged.
             ConfigError: If a setting is unknown or missing.
         """
-        return from_dict(TrainJob, jsonfile.read(RunDir(Path(run_dir)).job))
+        return from_dict(TrainJob, records.read_json(RunDir(Path(run_dir)).job))

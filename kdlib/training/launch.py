@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.training.job import TrainJob
 from kdlib.training.places import Child, Places, places
@@ -70,7 +70,7 @@ class _Watched:
         return self.child.ending() if self.child else "ended without finishing"
 
     def complete(self) -> bool:
-        return jsonfile.is_complete(self.run.path, self.key)
+        return records.is_complete(self.run.path, self.key)
 
 
 def log_tail(path: Path, lines: int = LOG_LINES, start: int = 0) -> str:
@@ -99,7 +99,7 @@ def _show(watched: _Watched, every: float, began: float, echo: Callable[[str], N
     now = time.monotonic()
     if now - watched.shown < max(every, 0.02 * (now - began)):
         return
-    lines = jsonfile.read_lines(watched.run.history)
+    lines = records.read_json_lines(watched.run.history)
     if lines and lines[-1]["step"] != watched.shown_step:
         watched.shown, watched.shown_step = now, lines[-1]["step"]
         echo(progress_line(watched.label, lines[-1]))
@@ -123,7 +123,7 @@ def _watch(run_dir: Path) -> _Watched:
 
 def _result(watched: _Watched, reused: bool) -> RunResult:
     complete = watched.complete()
-    return RunResult(watched.run.path, complete, reused, jsonfile.read(watched.run.result) if complete else {})
+    return RunResult(watched.run.path, complete, reused, records.read_json(watched.run.result) if complete else {})
 
 
 def _begin(
@@ -160,7 +160,7 @@ def _follow(
                 continue
             active.remove(watched)
             if watched.complete():
-                steps = jsonfile.read(watched.run.result).get("steps", "?")
+                steps = records.read_json(watched.run.result).get("steps", "?")
                 echo(f"{watched.label}: done, {steps} steps")
             else:
                 echo(f"{watched.label}: {watched.ending()}")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdlib import jsonfile, provenance
+from kdlib import records
 from kdlib.data.collate import collate_share
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.sampler import StepSampler, check_shares
@@ -23,14 +23,15 @@ from kdlib.data.store import Store, StoreSplit
 from kdlib.errors import ConfigError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation, Plain
-from kdlib.models.detector import AnchorDetector, CenterPoint, build
+from kdlib.models.build import build
+from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_weights, save_weights
 from kdlib.training import preflight
 from kdlib.training.distributed import ALONE, Processes, here, ignore_termination, joined, settle
 from kdlib.training.fit import Outcome, fit, schedule_length, seed_everything
 from kdlib.training.job import TrainJob
+from kdlib.training.launcher import TERMINATED
 from kdlib.training.rundir import RunDir, claim
-from kdlib.training.supervise import TERMINATED
 
 
 def limit_threads() -> None:
@@ -130,7 +131,7 @@ def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, outcome: O
         "seed": job.train.seed,
         "steps": outcome.step,
         "dataset": facts["dataset"],
-        **provenance.card(),
+        **records.provenance(),
     }
     save_weights(run.weights, student, card)
     final = {name: outcome.last.get(name) for name in ("loss", "parts")}
@@ -152,10 +153,10 @@ def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, outcome: O
             "samples_per_second": round(outcome.samples / max(outcome.seconds, 1e-9), 3),
             "memory_mb": round(outcome.memory_mb, 1),
         },
-        "card": provenance.card(),
+        "card": records.provenance(),
     }
-    jsonfile.write(run.result, values)
-    jsonfile.mark_complete(run.path, key)
+    records.write_json(run.result, values)
+    records.mark_complete(run.path, key)
 
 
 def train(run_dir: Path, *, stop_after: int | None = None) -> None:
@@ -185,7 +186,7 @@ def train(run_dir: Path, *, stop_after: int | None = None) -> None:
 def _open(run: RunDir, held: contextlib.ExitStack) -> bool:
     """Claim a run folder and check what its job needs; False if it is complete."""
     job = TrainJob.read(run.path)
-    if jsonfile.is_complete(run.path, job.hash()):
+    if records.is_complete(run.path, job.hash()):
         print(f"{run.path} is complete, nothing to do", flush=True)
         return False
     held.enter_context(claim(run))

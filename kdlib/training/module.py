@@ -9,8 +9,8 @@ import torch
 from lightning import pytorch as pl
 from torch import Tensor, nn
 
-from kdlib import ranks
 from kdlib.config import TrainConfig
+from kdlib.models import ranks
 from kdlib.training.history import Meter
 from kdlib.training.optim import OneCycleAdam
 from kdlib.types import Batch, LossTerms

@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.data.cluster import connect
 from kdlib.errors import DataError
 from kdlib.training.rundir import RunDir
@@ -177,7 +177,7 @@ def train_here(run_dir: str, arguments: Sequence[str], threads: int) -> int:
     code = child.wait()
     # Another machine cannot see that the process is gone: where it was killed, its claim is taken back here.
     with contextlib.suppress(DataError):
-        if jsonfile.read(run.owner).get("pid") == child.pid:
+        if records.read_json(run.owner).get("pid") == child.pid:
             run.owner.unlink(missing_ok=True)
     return code
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler
 from kdlib.data.store import StoreSplit, class_types
@@ -60,7 +60,7 @@ def check(job: TrainJob, split: StoreSplit, run: RunDir) -> Findings:
     sampler = _sampler(job, split)
     warnings = [*_warnings(job, split, frames, boxes, inside), *(_nothing_to_paste(job, sampler) if sampler else ())]
     findings = Findings(split.fingerprint, len(frames), boxes, inside, tuple(warnings))
-    jsonfile.write(run.path / "preflight.json", findings.to_dict())
+    records.write_json(run.path / "preflight.json", findings.to_dict())
     return findings
 
 
@@ -78,7 +78,7 @@ def _check_same_dataset(split: StoreSplit, run: RunDir, place: str) -> None:
     note = run.path / "preflight.json"
     if not checkpoint.files(run.checkpoints) or not note.is_file():
         return
-    before = jsonfile.read(note).get("dataset")
+    before = records.read_json(note).get("dataset")
     if before != split.fingerprint:
         raise DataError(
             f"{run.path} was begun on dataset {before}, but {place} is now {split.fingerprint}; restore that store, or delete "

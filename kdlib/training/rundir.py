@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.errors import DataError, KdlibError
 
 
@@ -77,7 +77,7 @@ def _alive(owner: dict[str, Any]) -> bool:
 def worker(run: RunDir) -> dict[str, Any] | None:
     """Return pid, host and start of the living process that trains here, None where there is none."""
     try:
-        owner = jsonfile.read(run.owner)
+        owner = records.read_json(run.owner)
         return owner if _alive(owner) else None
     except (DataError, KeyError):  # no file, or one written by something else: nobody can be at work
         return None
@@ -101,9 +101,9 @@ def claim(run: RunDir) -> Iterator[None]:
                 f"wait for it, or stop it, or delete {run.owner} if that machine is gone"
             )
         me = psutil.Process()
-        jsonfile.write(run.owner, {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+        records.write_json(run.owner, {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
         for home in (run.path, run.checkpoints):  # left half-written by whoever was killed here
-            jsonfile.sweep(home)
+            records.remove_leftovers(home)
     try:
         yield
     finally:

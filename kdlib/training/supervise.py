@@ -15,40 +15,12 @@ from types import FrameType
 from kdlib.data.sampler import check_shares
 from kdlib.errors import ConfigError
 from kdlib.training.job import TrainJob
+from kdlib.training.launcher import LOST, SUPERVISOR, TERMINATED, check_devices, from_torchrun, srun_tasks
 
-LOST = 75  # exit code of a rank that lost another one
-TERMINATED = 143  # the shell's code for SIGTERM
-SUPERVISOR = "KDLIB_SUPERVISOR"  # tells a rank whose child it is
 DEVICES = "KDLIB_DEVICES"  # how a whole chain of notebooks says --devices
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for a second rank to end, so that the first to fail is told from those that lost it
 RANK = (sys.executable, "-m", "kdlib", "train")
-
-
-def from_torchrun() -> bool:
-    """Return whether torchrun, or this module in its manner, started this process as one of its ranks."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def srun_tasks() -> int:
-    """Return how many processes SLURM's srun started together with this one; a batch script alone counts as none."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 0)
-
-
-def check_devices(processes: int) -> None:
-    """Refuse more processes than there are GPUs; a machine without any takes as many as one likes.
-
-    Raises:
-        ConfigError: Naming both numbers.
-    """
-    import torch
-
-    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    if 0 < found < processes:
-        raise ConfigError(
-            f"{processes} processes on this machine but only {found} GPU{'s' * (found > 1)} visible; use --devices {found} "
-            "(torchrun: --nproc-per-node, SLURM: --ntasks-per-node), or let every process see all GPUs"
-        )
 
 
 def train(run_dir: Path, devices: int | None = None) -> None:

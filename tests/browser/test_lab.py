@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from kdlib import jsonfile
-from kdlib.execute import NOTEBOOKS
-from kdlib.pipeline import Run
+from kdlib import records
+from kdlib.lab.execute import NOTEBOOKS
+from kdlib.lab.pipeline import Run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 NAME = "04_visualize_3d.ipynb"
@@ -75,7 +75,7 @@ def quiet(root: Path) -> None:
         },
     }
     for name, values in answers.items():
-        jsonfile.write(root / name, values)
+        records.write_json(root / name, values)
 
 
 def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

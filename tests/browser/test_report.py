@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdlib import explore
-from kdlib.pipeline import Run
+from kdlib.lab import explore
+from kdlib.lab.page import Cover, Picture, Section, write_report
+from kdlib.lab.pipeline import Run
 from kdlib.viz import interactive, linked
-from kdlib.viz.report import Cover, Picture, Section, write_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.data.prepare import prepare
 from kdlib.data.segment import STORE_VERSION, write_segment
 from kdlib.data.store import INDEX, Store, StoreSplit
@@ -171,7 +171,7 @@ def crowd() -> Callable[..., StoreSplit]:
             rng = np.random.default_rng([seed, *segment.encode()])
             frames = (_crowded_frame(rng, segment, index, boxes) for index, boxes in enumerate(counts))
             contents[segment] = write_segment(frames, folder / "training" / segment, "none")["content"]
-        jsonfile.write(folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": {"training": contents}})
+        records.write_json(folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": {"training": contents}})
         return Store.open(folder).split("training")
 
     return write

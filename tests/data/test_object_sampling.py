@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import affinity
 
-from kdlib import profiles
 from kdlib.config import CLASS_NAMES, AugmentConfig, ObjectSamplingConfig, TrainConfig, from_dict, to_dict
 from kdlib.data.containment import owner_of_points
 from kdlib.data.object_bank import ObjectBank, build_bank
 from kdlib.data.object_sampling import ObjectSampler, draw_objects
 from kdlib.errors import ConfigError, DataError
+from kdlib.lab import profiles
 
 NONE = np.zeros((0, 7), np.float32)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdlib import pipeline
 from kdlib.config import CLASS_NAMES
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.own import own_frame, store_frames
 from kdlib.data.store import Store, ground_truth_table
 from kdlib.errors import DataError
+from kdlib.lab import pipeline
 from kdlib.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdlib.config import CLASS_NAMES, BackboneConfig, DecodeConfig, GridConfig, HeadConfig, ModelConfig, PillarEncoderConfig
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.types import Batch, GroundTruth, PointBatch
 
 HALF = 5.12

@@ -10,7 +10,7 @@ from torch import nn
 from kdlib.config import FeatureKDConfig, KDConfig, VoxelEncoderConfig
 from kdlib.kd.adapter import Adapter, feature_width, make_adapter
 from kdlib.kd.objective import Distillation
-from kdlib.models.detector import build
+from kdlib.models.build import build
 
 FORMS = ("map", "foreground", "rois", "attention", "affinity", "local")
 

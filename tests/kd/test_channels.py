@@ -9,7 +9,7 @@ from kdlib import zoo
 from kdlib.config import TwoStageConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.channels import FIXED, Source, bev_levels, layers
-from kdlib.models.detector import build
+from kdlib.models.build import build
 
 
 def state(name):

@@ -21,8 +21,8 @@ from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.kd.rank import rank_kd
 from kdlib.kd.teacher import Teacher
-from kdlib.losses.detection import detection_loss
-from kdlib.models.detector import build
+from kdlib.models.build import build
+from kdlib.models.losses.detection import detection_loss
 from kdlib.types import Batch, Detections, GroundTruth, HeadTargets
 
 POSITIONS = get_args(PivotalForm)

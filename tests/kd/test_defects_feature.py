@@ -17,7 +17,7 @@ from kdlib.kd.feature import foreground, map_distance
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.roi_grid import roi_grid_pool
 from kdlib.kd.teacher import Teacher
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.types import Batch, GroundTruth
 
 FORMS = ("map", "foreground", "rois", "attention", "affinity", "local")

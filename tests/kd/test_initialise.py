@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib import cli, pipeline, zoo
+from kdlib import cli, zoo
 from kdlib.config import Initialisation, TrainConfig
 from kdlib.errors import ConfigError, DataError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.remap import WAYS, remap
-from kdlib.kd.start import start
-from kdlib.models import foreign
-from kdlib.models.detector import build
+from kdlib.lab import pipeline
+from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card, read_weights, save_weights
+from kdlib.tools.checkpoints import foreign
+from kdlib.tools.checkpoints.start import start
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.loop import build_objective
 

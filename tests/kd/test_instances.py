@@ -8,9 +8,9 @@ import torch
 
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
-from kdlib.geometry.rotated_iou import bev_iou
 from kdlib.kd.instances import boxes_at, cell_centres, instance_cells
 from kdlib.kd.logit import logit_kd, meet, position_weights
+from kdlib.models.geometry.rotated_iou import bev_iou
 from kdlib.types import HeadOutput
 
 REGION = (-4.0, -4.0, 4.0, 4.0)

@@ -10,7 +10,7 @@ import torch
 from kdlib.config import LabelKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.label import confident, merge_labels
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.types import Detections, GroundTruth
 from kdlib.zoo import CP_PILLAR_V064
 

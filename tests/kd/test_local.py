@@ -10,7 +10,8 @@ from torch import nn
 from kdlib.config import BackboneConfig, FeatureKDConfig, GridConfig, HeadConfig, ModelConfig, VoxelEncoderConfig
 from kdlib.kd.adapter import Adapter
 from kdlib.kd.local import choose, edges, local_kd, teacher_at
-from kdlib.models.detector import Sites, build
+from kdlib.models.build import build
+from kdlib.models.detector import Sites
 
 CONFIG = FeatureKDConfig("local", adapter="none", samples=5, neighbours=3)
 

@@ -13,8 +13,8 @@ from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
 from kdlib.kd.logit import heatmap_kd, logit_kd, logit_weights
 from kdlib.kd.pivotal import pivotal_mask
-from kdlib.losses.detection import detection_loss
-from kdlib.losses.heatmap_focal import focal_loss
+from kdlib.models.losses.detection import detection_loss
+from kdlib.models.losses.heatmap_focal import focal_loss
 from kdlib.types import HeadOutput, HeadTargets
 
 POSITIONS = get_args(PivotalForm)

@@ -11,8 +11,8 @@ from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import logit_kd
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.teacher import Teacher
-from kdlib.losses.detection import detection_loss
-from kdlib.models.detector import build
+from kdlib.models.build import build
+from kdlib.models.losses.detection import detection_loss
 from kdlib.types import Batch, GroundTruth
 
 LOW = LabelKDConfig((0.4, 0.4, 0.4))

@@ -17,7 +17,8 @@ from kdlib.errors import ConfigError
 from kdlib.kd.objective import Distillation
 from kdlib.kd.teacher import Teacher, TeacherAnswer
 from kdlib.kd.term import StepContext, Term
-from kdlib.models.detector import Prediction, build
+from kdlib.models.build import build
+from kdlib.models.detector import Prediction
 from kdlib.types import HeadOutput
 
 sys.path.insert(0, str(Path(__file__).parent))

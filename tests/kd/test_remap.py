@@ -25,9 +25,9 @@ from kdlib.kd import remap as module
 from kdlib.kd.channels import layers
 from kdlib.kd.initialise import initialise
 from kdlib.kd.remap import WAYS, Way, remap, spell
-from kdlib.models import foreign
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.models.weights import save_weights
+from kdlib.tools.checkpoints import foreign
 from kdlib.types import PointBatch
 
 GRID = GridConfig((-3.2, -1.6, -2.0, 3.2, 1.6, 4.0), (0.2, 0.2, 0.15), 5)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kdlib.geometry.boxes import points_in_boxes
 from kdlib.kd.roi_grid import roi_grid_pool, roi_points
+from kdlib.models.geometry.boxes import points_in_boxes
 
 REGION = (-4.0, -8.0, 4.0, 8.0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdlib.errors import ConfigError
-from kdlib.kd.watch import ZeroWatch
+from kdlib.kd.report import ZeroWatch
 
 
 def test_fifty_zeros_in_a_row_are_an_error():

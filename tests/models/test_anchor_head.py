@@ -20,12 +20,13 @@ from kdlib.config import (
     PillarEncoderConfig,
 )
 from kdlib.errors import ConfigError
-from kdlib.geometry.boxes import wrap_angle
 from kdlib.kd.objective import Plain
-from kdlib.losses.detection import detector_loss
 from kdlib.models.anchor_head import AnchorHead, AnchorOutput
 from kdlib.models.anchors import assign_anchors
-from kdlib.models.detector import AnchorDetector, CenterPoint, build
+from kdlib.models.build import build
+from kdlib.models.detector import AnchorDetector, CenterPoint
+from kdlib.models.geometry.boxes import wrap_angle
+from kdlib.models.losses.detection import detector_loss
 from kdlib.types import Batch, GroundTruth, PointBatch
 
 GRID = GridConfig((-10.24, -10.24, -2.0, 10.24, 10.24, 4.0), (0.32, 0.32, 6.0), 10)

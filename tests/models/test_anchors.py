@@ -10,7 +10,6 @@ import torch
 
 from kdlib import zoo
 from kdlib.config import CLASS_NAMES, WAYMO_ANCHORS, AnchorConfig, AnchorHeadConfig, GridConfig
-from kdlib.geometry.boxes import wrap_angle
 from kdlib.models import anchors as module
 from kdlib.models.anchors import (
     anchor_boxes,
@@ -22,6 +21,7 @@ from kdlib.models.anchors import (
     nearest_rectangles,
     rectangle_iou,
 )
+from kdlib.models.geometry.boxes import wrap_angle
 
 GRID = GridConfig((-8.0, -6.0, -2.0, 8.0, 6.0, 4.0), (0.5, 0.5, 6.0), 10)
 HEAD = AnchorHeadConfig(stride=2)  # 16 columns, 12 rows

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kdlib.config import CLASS_NAMES, DecodeConfig, GridConfig, HeadConfig
-from kdlib.geometry.boxes import wrap_angle
 from kdlib.models.decode import decode
+from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.targets import assign_targets
 from kdlib.types import HeadOutput
 

@@ -10,8 +10,8 @@ import torch
 from kdlib import zoo
 from kdlib.config import BackboneConfig, DecodeConfig, GridConfig, HeadConfig, ModelConfig, PillarEncoderConfig
 from kdlib.errors import ConfigError, DataError
-from kdlib.losses.detection import detection_loss
-from kdlib.models.detector import build
+from kdlib.models.build import build
+from kdlib.models.losses.detection import detection_loss
 from kdlib.types import GroundTruth, PointBatch
 
 CONFIG = ModelConfig(

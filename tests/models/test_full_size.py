@@ -17,7 +17,8 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
 from kdlib.kd.objective import Distillation, Plain
-from kdlib.models.detector import CenterPoint, build
+from kdlib.models.build import build
+from kdlib.models.detector import CenterPoint
 from kdlib.simulate import simulate
 from kdlib.types import Batch
 
@@ -30,7 +31,7 @@ import json, resource, sys
 from pathlib import Path
 from kdlib import zoo
 from kdlib.kd.objective import Distillation, Plain
-from kdlib.models.detector import build
+from kdlib.models.build import build
 sys.path.insert(0, sys.argv[3])
 from test_full_size import read
 frame, name = read(Path(sys.argv[1])), sys.argv[2]

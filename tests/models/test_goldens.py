@@ -12,8 +12,8 @@ import torch
 
 from kdlib import zoo
 from kdlib.config import HeadConfig
+from kdlib.models.build import build
 from kdlib.models.decode import decode
-from kdlib.models.detector import build
 from kdlib.models.targets import assign_targets
 from kdlib.models.weights import load_weights
 from kdlib.types import HeadOutput, PointBatch

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib import ranks
+from kdlib.models import ranks
 from kdlib.models.norm import BatchNorm2d, joint_norm
 from kdlib.models.pillar_encoder import WeightedBatchNorm
 

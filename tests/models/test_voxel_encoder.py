@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from kdlib import zoo
 from kdlib.config import BackboneConfig, DecodeConfig, GridConfig, HeadConfig, ModelConfig, VoxelEncoderConfig
 from kdlib.errors import ConfigError
-from kdlib.losses.detection import detector_loss
-from kdlib.models.detector import build
+from kdlib.models.build import build
+from kdlib.models.losses.detection import detector_loss
 from kdlib.models.voxel_encoder import VoxelBackbone, bev_depth
 from kdlib.types import GroundTruth, PointBatch, VoxelBatch
 

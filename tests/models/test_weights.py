@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kdlib import zoo
 from kdlib.errors import DataError
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card, read_weights, save_weights
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.evaluation.official import VARIABLE, OfficialError, find_python
+from kdlib.tools.judge.official import VARIABLE, OfficialError, find_python
 
 
 def pytest_collection_modifyitems(items):

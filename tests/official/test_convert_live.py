@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdlib.evaluation.official import run_child
 from kdlib.simulate import simulate
+from kdlib.tools.judge.official import run_child
 from kdlib.waymo import tfrecord
 from kdlib.waymo.frame_proto import matrix, message, pack_matrix, parse_frame
 from kdlib.waymo.segments import read_segment

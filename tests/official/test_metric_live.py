@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kdlib.evaluation.duel import AGREEMENT, compare_with_official, crowd
-from kdlib.evaluation.export import export_objects, import_objects
-from kdlib.evaluation.judge import judge
-from kdlib.evaluation.objects import Predictions, Scene, Truth
-from kdlib.evaluation.official import OfficialError, official_scores, run_child
-from kdlib.evaluation.tables import load, predictions_table, write_predictions
-from kdlib.evaluation.waymo_metrics import evaluate_loaded, evaluate_scene
+from kdlib.metric.objects import Predictions, Scene, Truth
+from kdlib.metric.tables import load, predictions_table, write_predictions
+from kdlib.metric.waymo_metrics import evaluate_loaded, evaluate_scene
+from kdlib.tools.bench.official import AGREEMENT, compare_with_official, crowd
+from kdlib.tools.judge.export import export_objects, import_objects
+from kdlib.tools.judge.judge import judge
+from kdlib.tools.judge.official import OfficialError, official_scores, run_child
 
 SETS = 200
 SIZES = np.array(((1.0, 1.0, 1.0), (4.6, 2.0, 1.7), (0.9, 0.8, 1.75), (0.6, 0.1, 0.6), (1.8, 0.8, 1.7)))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdlib import zoo
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.profiling.cost import CostError, measure_cost, measure_dense_cost
 from kdlib.profiling.layers import LayerCost, rule
 from kdlib.types import PointBatch

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdlib import provenance
+from kdlib import records
 from kdlib.profiling.hardware import card
 
 
@@ -24,7 +24,7 @@ def test_card_of_this_machine() -> None:
 
 def test_card_names_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(get_device_name=lambda device: "Board"))
-    monkeypatch.setattr(provenance, "_accelerators", lambda: ("Board, 8192 MiB, 520.1",))
+    monkeypatch.setattr(records, "_accelerators", lambda: ("Board, 8192 MiB, 520.1",))
     found = card(torch.device("cuda"))
     assert found.device == "Board" and found.gpus == ("Board, 8192 MiB, 520.1",)
     assert str(found).startswith("Board, torch ")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdlib import zoo
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.profiling import latency
 from kdlib.profiling.latency import DeviceClock, HostClock, LatencyError, clock_for, measure_latency
 from kdlib.types import PointBatch

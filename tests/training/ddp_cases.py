@@ -30,7 +30,7 @@ from kdlib.config import (
 )
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.term import Term
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.training.distributed import ALONE, Processes, here, joined
 from kdlib.training.fit import Outcome, fit, seed_everything
 from kdlib.training.rundir import RunDir

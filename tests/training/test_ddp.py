@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from kdlib import jsonfile, zoo
+from kdlib import records, zoo
 from kdlib.config import GridConfig, HeadConfig, PillarEncoderConfig, TrainConfig
 from kdlib.data.prepare import prepare
 from kdlib.errors import ConfigError
@@ -93,7 +93,7 @@ def test_gradients_after_one_step(trained, case):
     """Adam's first moment after one step is the clipped gradient, times a number; the batch has 3 frames, shared 2 to 1."""
     alone, both = trained
     assert largest_difference(alone / case, both / case, "optimiser") < 1e-12
-    ours, theirs = (jsonfile.read_lines(folder / case / "history.jsonl")[-1] for folder in (both, alone))
+    ours, theirs = (records.read_json_lines(folder / case / "history.jsonl")[-1] for folder in (both, alone))
     assert ours["parts"] == pytest.approx(theirs["parts"], rel=1e-12)
     assert all(theirs["parts"].values())
     assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-10)
@@ -103,7 +103,7 @@ def test_gradients_after_one_step(trained, case):
 def test_in_32_bits_the_order_of_sums_is_what_is_left(trained, case):
     """Later, two runs of one process that only sum in another order drift apart as far: Adam divides noise by noise."""
     alone, both = trained
-    ours, theirs = (jsonfile.read_lines(folder / case / "history.jsonl") for folder in (both, alone))
+    ours, theirs = (records.read_json_lines(folder / case / "history.jsonl") for folder in (both, alone))
     for one, other in zip(ours[:10], theirs[:10]):
         assert one["parts"] == pytest.approx(other["parts"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
@@ -115,7 +115,7 @@ def test_resume_with_two_processes_and_with_one_again(trained):
     assert newest(both / RESUMED).job == newest(alone / "pillar64").job
     cases.run_case(both / RESUMED, "pillar64", cases.STEPS)
     assert largest_difference(alone / "pillar64", both / RESUMED, "weights") < 1e-6
-    assert [line["step"] for line in jsonfile.read_lines(both / RESUMED / "history.jsonl")] == list(range(1, cases.STEPS + 1))
+    assert [line["step"] for line in records.read_json_lines(both / RESUMED / "history.jsonl")] == list(range(1, cases.STEPS + 1))
     assert newest(both / RESUMED).notes["samples"] == 56
 
 
@@ -163,7 +163,7 @@ def srun(task: int, tasks: int) -> dict[str, str]:
 
 def wait_for_step(run_dir: Path, child: subprocess.Popen[bytes], step: int) -> None:
     for _ in range(2400):
-        lines = jsonfile.read_lines(run_dir / "history.jsonl")
+        lines = records.read_json_lines(run_dir / "history.jsonl")
         if lines and lines[-1]["step"] >= step:
             return
         assert child.poll() is None, (run_dir / "train.log").read_text()
@@ -201,9 +201,9 @@ def test_termination_and_resume_through_the_command_line(tmp_path, job, one_thre
 
     children = [start(tmp_path, "-m", "kdlib", "train", str(tmp_path), environment=srun(task, 2)) for task in range(2)]
     assert [ended(child, tmp_path) for child in children] == [0, 0]
-    result = jsonfile.read(tmp_path / "result.json")
+    result = records.read_json(tmp_path / "result.json")
     assert result["steps"] == 90 and result["samples"] == 150 and result["frames"] == 5
-    lines = jsonfile.read_lines(tmp_path / "history.jsonl")
+    lines = records.read_json_lines(tmp_path / "history.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 91))
 
 

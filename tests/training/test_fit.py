@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.config import TrainConfig
 from kdlib.errors import ConfigError
 from kdlib.training import checkpoint
@@ -49,7 +49,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 def wait_for_line(folder: Path, step: int) -> None:
     for _ in range(600):
-        lines = jsonfile.read_lines(folder / "history.jsonl")
+        lines = records.read_json_lines(folder / "history.jsonl")
         if lines and lines[-1]["step"] >= step:
             return
         time.sleep(0.05)
@@ -76,14 +76,14 @@ def same_end(a: Path, b: Path) -> None:
     left, right = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
-    assert jsonfile.read(a / "result.json") == jsonfile.read(b / "result.json")
+    assert records.read_json(a / "result.json") == records.read_json(b / "result.json")
     timeless = ("step", "lr", "epoch", "loss", "parts", "grad_norm")
-    ours, theirs = ([{k: x[k] for k in timeless} for x in jsonfile.read_lines(f / "history.jsonl")] for f in (a, b))
+    ours, theirs = ([{k: x[k] for k in timeless} for x in records.read_json_lines(f / "history.jsonl")] for f in (a, b))
     assert ours == theirs
 
 
 def test_history_and_schedule(uninterrupted):
-    lines = jsonfile.read_lines(uninterrupted / "history.jsonl")
+    lines = records.read_json_lines(uninterrupted / "history.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 31))
     assert [line["epoch"] for line in lines] == [0] * 10 + [1] * 10 + [2] * 10
     for line in lines:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.training import history
 from kdlib.training.history import Diverged, Meter
 from kdlib.types import LossTerms
@@ -52,6 +52,6 @@ def test_rewind(tmp_path):
     with path.open("a") as stream:
         stream.write('{"step": 6, "lo')
     history.rewind(path, 3)
-    assert [line["step"] for line in jsonfile.read_lines(path)] == [1, 2, 3]
+    assert [line["step"] for line in records.read_json_lines(path)] == [1, 2, 3]
     history.append(path, {"step": 4})
-    assert len(jsonfile.read_lines(path)) == 4
+    assert len(records.read_json_lines(path)) == 4

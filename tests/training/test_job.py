@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from kdlib import jsonfile, zoo
+from kdlib import records, zoo
 from kdlib.config import AugmentConfig, TrainConfig
 from kdlib.data.store import Store
 from kdlib.errors import ConfigError, DataError
@@ -113,9 +113,9 @@ def test_job_file_problems_are_named(tmp_path, job):
     with pytest.raises(DataError, match=r"job\.json does not exist"):
         TrainJob.read(tmp_path)
     job.write(tmp_path / "run")
-    values = jsonfile.read(tmp_path / "run" / "job.json")
+    values = records.read_json(tmp_path / "run" / "job.json")
     values["train"]["learning_rat"] = 1
-    jsonfile.write(tmp_path / "run" / "job.json", values)
+    records.write_json(tmp_path / "run" / "job.json", values)
     with pytest.raises(ConfigError, match=r"TrainConfig has no setting .*learning_rat"):
         TrainJob.read(tmp_path / "run")
 
@@ -123,7 +123,7 @@ def test_job_file_problems_are_named(tmp_path, job):
 def test_finished_folder_keeps_its_job(tmp_path, job):
     run = tmp_path / "run"
     job.write(run)
-    jsonfile.mark_complete(run, job.hash())
+    records.mark_complete(run, job.hash())
     job.write(run)
     replace(job, name="renamed").write(run)
     with pytest.raises(ConfigError, match="holds the results of another job"):
@@ -135,6 +135,6 @@ def test_folder_at_work_keeps_its_job(tmp_path, job):
     run = tmp_path / "run"
     job.write(run)
     me = psutil.Process()
-    jsonfile.write(run / "child.json", {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+    records.write_json(run / "child.json", {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
     with pytest.raises(ConfigError, match="is being trained under other settings"):
         replace(job, max_steps=10).write(run)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.training import launch as launching
 from kdlib.training.launch import TrainingFailed, launch, progress_line, stop
@@ -80,7 +80,7 @@ def test_attaches_to_a_running_child(tmp_path):
     (second,) = launch([folder], command=("false",), echo=lines.append, every=0.1)
     assert second.complete
     assert lines[0] == "toy: already in training, following it"
-    steps = [line["step"] for line in jsonfile.read_lines(folder / "history.jsonl")]
+    steps = [line["step"] for line in records.read_json_lines(folder / "history.jsonl")]
     assert steps == list(range(1, 31))  # one process wrote it, without a gap
 
 
@@ -104,7 +104,7 @@ def test_stop_saves(tmp_path):
     folder = make(tmp_path / "a", '{"pause": 0.1, "checkpoint_steps": 1000}')
     assert not stop(folder)
     launch([folder], follow=False, command=COMMAND)
-    wait_until(lambda: len(jsonfile.read_lines(folder / "history.jsonl")) > 2)
+    wait_until(lambda: len(records.read_json_lines(folder / "history.jsonl")) > 2)
     assert stop(folder)
     wait_until(lambda: worker(RunDir(folder)) is None)
     assert len(list((folder / "checkpoints").iterdir())) == 1
@@ -134,7 +134,7 @@ def test_damaged_claim_counts_as_stale(tmp_path, text):
 def test_recycled_pid_counts_as_stale(tmp_path):
     import socket
 
-    jsonfile.write(tmp_path / "child.json", {"pid": os.getpid(), "host": socket.gethostname(), "created": 1.0})
+    records.write_json(tmp_path / "child.json", {"pid": os.getpid(), "host": socket.gethostname(), "created": 1.0})
     assert worker(RunDir(tmp_path)) is None
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdlib import jsonfile, zoo
+from kdlib import records, zoo
 from kdlib.config import (
     AugmentConfig,
     FeatureKDConfig,
@@ -26,7 +26,7 @@ from kdlib.config import (
 )
 from kdlib.data.prepare import prepare
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card, save_weights
 from kdlib.simulate import simulate
 from kdlib.training import checkpoint, loop
@@ -96,14 +96,14 @@ def same_end(a: Path, b: Path) -> None:
     left, right = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
-    ours, theirs = jsonfile.read(a / "result.json"), jsonfile.read(b / "result.json")
+    ours, theirs = records.read_json(a / "result.json"), records.read_json(b / "result.json")
     assert {k: v for k, v in ours.items() if k not in ("timing", "card")} == {
         k: v for k, v in theirs.items() if k not in ("timing", "card")
     }
 
 
 def test_result_weights_and_card(uninterrupted, job, teacher):
-    result = jsonfile.read(uninterrupted / "result.json")
+    result = records.read_json(uninterrupted / "result.json")
     assert result["steps"] == 12 and result["samples"] == 24 and result["frames"] == 8
     assert result["job"] == job.hash()
     assert set(result["final"]["parts"]) == {"heatmap", "box", "kd_heatmap"}
@@ -155,7 +155,7 @@ def test_adapters_resume_bit_identically_and_stay_out_of_the_weights(tmp_path, j
     first = loop.build_objective(adapted).adapter
     assert not torch.equal(last["weights/adapter.weight"], first.weight)
     assert load_file(whole / "weights.safetensors").keys() == build(STUDENT).state_dict().keys()
-    assert {"kd_feature", "kd_relation"} < {term["name"] for term in jsonfile.read(whole / "result.json")["terms"]}
+    assert {"kd_feature", "kd_relation"} < {term["name"] for term in records.read_json(whole / "result.json")["terms"]}
 
 
 def test_sigkill_and_sigterm_in_the_real_child(tmp_path, job, uninterrupted):
@@ -163,7 +163,7 @@ def test_sigkill_and_sigterm_in_the_real_child(tmp_path, job, uninterrupted):
     launch([tmp_path], follow=False)
     target = random.randint(1, 9)
     end = time.monotonic() + 60
-    while len(jsonfile.read_lines(tmp_path / "history.jsonl")) < target:
+    while len(records.read_json_lines(tmp_path / "history.jsonl")) < target:
         assert time.monotonic() < end, (tmp_path / "train.log").read_text()
         time.sleep(0.01)
     owner = worker(RunDir(tmp_path))
@@ -185,7 +185,7 @@ def test_arms_differ_where_they_should(tmp_path, job, store):
     alone = replace(job, kd=None, teacher=None, init_weights=None)
     alone.write(tmp_path)
     train(tmp_path)
-    result = jsonfile.read(tmp_path / "result.json")
+    result = records.read_json(tmp_path / "result.json")
     assert set(result["final"]["parts"]) == {"heatmap", "box"}
     assert result["steps"] == 12
 
@@ -200,7 +200,7 @@ def test_kd_initialises_without_init_weights(job, capsys):
 def test_max_steps_shortens_the_schedule(tmp_path, job):
     replace(job, max_steps=2).write(tmp_path)
     train(tmp_path)
-    lines = jsonfile.read_lines(tmp_path / "history.jsonl")
+    lines = records.read_json_lines(tmp_path / "history.jsonl")
     assert [line["steps"] for line in lines] == [2, 2]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdlib import jsonfile, zoo
+from kdlib import records, zoo
 from kdlib.config import AugmentConfig, GridConfig, ObjectSamplingConfig, TrainConfig
 from kdlib.data.object_bank import bank_path, build_bank
 from kdlib.data.prepare import prepare
@@ -62,7 +62,7 @@ def test_findings_by_hand(split, run):
     assert (found.dataset, found.frames, found.warnings) == ("f" * 16, 6, ())
     assert found.boxes == {"Vehicle": 3, "Pedestrian": 1, "Cyclist": 1}
     assert found.in_range == {"Vehicle": 2, "Pedestrian": 1, "Cyclist": 1}
-    assert jsonfile.read(run.path / "preflight.json") == found.to_dict()
+    assert records.read_json(run.path / "preflight.json") == found.to_dict()
 
 
 def test_boxes_without_points_do_not_count(split, run):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdlib import jsonfile
+from kdlib import records
 from kdlib.config import TrainConfig
 from kdlib.training.fit import fit, seed_everything
 from kdlib.training.rundir import RunDir, claim
@@ -83,8 +83,8 @@ def run_toy(run_dir: Path, *, steps: int = 30, pause: float = 0.0, seed: int = 1
             raise SystemExit(143)
         if outcome.done:
             save_file(objective.state_dict(), run.weights)
-            jsonfile.write(run.result, {"steps": outcome.step, "final": outcome.last["loss"]})
-            jsonfile.mark_complete(run.path, JOB)
+            records.write_json(run.result, {"steps": outcome.step, "final": outcome.last["loss"]})
+            records.mark_complete(run.path, JOB)
     return objective, outcome
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import PointHeadConfig
-from kdlib.geometry.boxes import points_in_boxes
+from kdlib.models.geometry.boxes import points_in_boxes
 from kdlib.models.pvrcnn.vector_pool import RowNorm
 from kdlib.types import GroundTruth
 

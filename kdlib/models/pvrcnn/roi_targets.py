@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlib.config import RoiSamplingConfig
-from kdlib.geometry.rotated_iou import iou_3d
+from kdlib.models.geometry.rotated_iou import iou_3d
 from kdlib.models.pvrcnn.rois import Rois
 from kdlib.types import Detections, GroundTruth
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdlib.config import RefinedConfig
-from kdlib.geometry.nms import rotated_nms
 from kdlib.models.anchors import decode_codes, encode
+from kdlib.models.geometry.nms import rotated_nms
 from kdlib.types import Detections
 
 

@@ -13,8 +13,8 @@ from kdlib.config.pvrcnn import SetAbstractionConfig
 from kdlib.models.pvrcnn.interpolate import bilinear
 from kdlib.models.pvrcnn.sampling import near_rois, nearest_roi, sector_keypoints
 from kdlib.models.pvrcnn.vector_pool import RowNorm, VectorPool
+from kdlib.models.sparse import SparseTensor
 from kdlib.models.voxel_encoder import STRIDE
-from kdlib.sparse import SparseTensor
 from kdlib.types import PointBatch
 
 

@@ -9,7 +9,7 @@ import torch
 
 from kdlib import zoo
 from kdlib.config import GridConfig
-from kdlib.models.detector import build
+from kdlib.models.build import build
 from kdlib.types import Batch, GroundTruth, PointBatch
 
 SIZE = {1: (4.5, 2.0, 1.7), 2: (0.8, 0.8, 1.75), 3: (1.8, 0.8, 1.7)}  # by label, metres

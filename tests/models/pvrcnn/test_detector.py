@@ -14,10 +14,11 @@ from kdlib.config import PillarEncoderConfig, TwoStageConfig, VoxelEncoderConfig
 from kdlib.errors import ConfigError, DataError
 from kdlib.kd.objective import Plain
 from kdlib.kd.teacher import Teacher
-from kdlib.models import foreign
-from kdlib.models.detector import CenterPoint, build
+from kdlib.models.build import build
+from kdlib.models.detector import CenterPoint
 from kdlib.models.pvrcnn.detector import PVRCNN
 from kdlib.models.pvrcnn.rois import grid_points
+from kdlib.tools.checkpoints import foreign
 from kdlib.types import GroundTruth, PointBatch
 
 PARTS = {

@@ -14,8 +14,8 @@ import json, resource
 import torch
 from kdlib import zoo
 from kdlib.data.collate import collate
-from kdlib.data.sweep import simulated_sweeps
-from kdlib.models.detector import build
+from kdlib.profiling.sweep import simulated_sweeps
+from kdlib.models.build import build
 
 torch.manual_seed(0)
 model = build(zoo.model("pv_rcnn_pp")).eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdlib.config import RoiSamplingConfig
-from kdlib.geometry.rotated_iou import iou_3d
+from kdlib.models.geometry.rotated_iou import iou_3d
 from kdlib.models.pvrcnn.roi_targets import choose, match, sample_rois
 from kdlib.types import Detections, GroundTruth
 

@@ -12,7 +12,7 @@ from kdlib.config.pvrcnn import SetAbstractionConfig
 from kdlib.models.pvrcnn.interpolate import bilinear
 from kdlib.models.pvrcnn.sampling import near_rois, sector_keypoints
 from kdlib.models.pvrcnn.set_abstraction import VoxelSetAbstraction
-from kdlib.sparse import SparseTensor
+from kdlib.models.sparse import SparseTensor
 from kdlib.types import PointBatch
 
 GRID = GridConfig((-6.4, -6.4, -2.0, 6.4, 6.4, 4.0), (0.1, 0.1, 0.15), 5)  # 128 x 128 x 40 cells

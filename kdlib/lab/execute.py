@@ -1,0 +1,216 @@
+"""Notebooks in, a run folder out: papermill executes the chain, finished stages are kept, a failed one stops it loudly."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlib import records
+from kdlib.errors import ConfigError, KdlibError
+from kdlib.lab import occupancy, profiles, runlog
+from kdlib.lab.runlog import RunLog
+
+PROJECT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = PROJECT / "notebooks"
+WEIGHTS = PROJECT / "data" / "weights"
+RUN = "run.json"  # what a run folder is to hold: profile and stages
+
+
+class StageFailed(KdlibError):
+    """A notebook of the chain did not finish; the executed copy shows where."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook with the parameters it takes and the key that says whether its result is still valid."""
+
+    name: str
+    source: Path
+    parameters: Mapping[str, Any]
+    key: str
+
+
+def run_folder(profile: str, out: Path | None = None) -> Path:
+    """Return the folder of a run: the one given, or ``reports/runs/<profile>``."""
+    return (out or PROJECT / "reports" / "runs" / profile).resolve()
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Return name and default of every parameter of a notebook.
+
+    Raises:
+        ConfigError: If the notebook is missing, or its cell tagged ``parameters`` is missing or holds more than literals.
+    """
+    if not notebook.is_file():
+        raise ConfigError(f"{notebook} does not exist; run from a checkout of the project, the notebooks are not in the wheel")
+    cells = json.loads(notebook.read_text())["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
+    if len(tagged) != 1:
+        raise ConfigError(f"{notebook} needs exactly one cell tagged 'parameters', it has {len(tagged)}")
+    found = {}
+    for statement in ast.parse("".join(tagged[0]["source"])).body:
+        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+            raise ConfigError(f"{notebook}: the parameters cell may hold only NAME = literal, not '{ast.unparse(statement)}'")
+        try:
+            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+        except ValueError as error:
+            raise ConfigError(f"{notebook}: parameter '{ast.unparse(statement)}' is not a literal") from error
+    return found
+
+
+def parse_overrides(texts: list[str]) -> dict[str, str]:
+    """Split ``NAME=VALUE`` texts.
+
+    Raises:
+        ConfigError: If one has no equals sign or comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"parameter '{text}' is not NAME=VALUE")
+        if name in found:
+            raise ConfigError(f"parameter {name} is given twice: '{found[name]}' and '{value}'")
+        found[name] = value
+    return found
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f"parameter {name}='{text}' must be of type {type(default).__name__}, like its default {default!r}")
+    return value
+
+
+def _anchored(name: str, value: Any) -> Any:
+    """Return a path made absolute: the caller's folder is meant, not the run folder in which the notebooks execute."""
+    is_path = (name == "DATA_ROOT" and value) or (name == "TEACHER" and Path(value).is_file())
+    return str(Path(value).resolve()) if is_path else value
+
+
+def source_hash() -> str:
+    """Return a digest of the package's sources; a stage is repeated when the code under it changed."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def plan(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
+    """Return the chain's stages with typed parameters; nothing is executed.
+
+    Raises:
+        ConfigError: If the profile or a parameter is unknown, or a value has the wrong type.
+    """
+    chosen = profiles.profile(profile)
+    declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in chosen.chain}
+    known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ConfigError(f"no notebook has a parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    teachers = [WEIGHTS / name for name in (chosen.shipped_teacher, overrides.get("TEACHER", "")) if name]
+    stages, upstream = [], source_hash() + "".join(records.sha256(path) for path in teachers if path.is_file())
+    for name in chosen.chain:
+        source = NOTEBOOKS / f"{name}.ipynb"
+        given = {key: _typed(key, overrides[key], default) for key, default in declared[name].items() if key in overrides}
+        own = {key: _anchored(key, value) for key, value in given.items()}
+        own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
+        upstream = hashlib.sha256((upstream + json.dumps(own, sort_keys=True) + source.read_text()).encode()).hexdigest()[:16]
+        stages.append(Stage(name, source, own, upstream))
+    return stages
+
+
+def is_done(stage: Stage, folder: Path) -> bool:
+    """Return whether a stage finished with exactly this key, and its result is still there."""
+    home = folder / stage.name
+    return records.is_complete(home, stage.key) and (home / "result.json").is_file()
+
+
+def execute(stage: Stage, folder: Path, log: RunLog) -> None:
+    """Run one notebook through papermill into the run folder and mark it complete; what it prints goes to the log.
+
+    Raises:
+        StageFailed: If a cell raised, the kernel died, or the last cell did not write ``result.json``.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    home = folder / stage.name
+    home.mkdir(parents=True, exist_ok=True)
+    result = home / "result.json"
+    for old in (home / records.COMPLETE, result):  # the mark first: it must never stand without its result
+        old.unlink(missing_ok=True)
+    executed = folder / f"{stage.name}.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(stage.source),
+            str(executed),
+            parameters=dict(stage.parameters),
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=log,
+            cwd=str(folder),
+            extra_arguments=["--log-level=ERROR"],
+        )
+    except PapermillExecutionError as error:
+        raise StageFailed(
+            f"{stage.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue} (see {executed})"
+        ) from error
+    except RuntimeError as error:
+        if not isinstance(error, DeadKernelError) and "Kernel died" not in str(error):  # the latter while it starts
+            raise
+        raise StageFailed(f"{stage.name}: its kernel died, perhaps for want of memory (see {executed})") from error
+    if not result.is_file():
+        raise StageFailed(f"{stage.name} ended without writing {result}; its last cell must call save_result")
+    records.mark_complete(home, stage.key)
+
+
+def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, str] | None = None) -> Path:
+    """Run the whole chain of a profile and write its report; a second call does no work twice.
+
+    Returns:
+        The run folder: executed notebooks, ``result.json``, ``report.html``.
+
+    Raises:
+        ConfigError: If a name or value is wrong (before anything is executed).
+        StageFailed: If a notebook failed.
+        FolderBusy: If another process runs in this folder.
+    """
+    from kdlib.lab.report import write_run_report
+    from kdlib.lab.report_study import write_study_report
+
+    folder = run_folder(profile, out)
+    stages = plan(profile, folder, overrides or {})
+    with occupancy.hold(folder), runlog.opened(folder) as log:
+        records.write_json(folder / RUN, {"profile": profile, "stages": [stage.name for stage in stages]})
+        for stage in stages:
+            if is_done(stage, folder):
+                log.say(f"{stage.name}: kept from an earlier run")
+                continue
+            log.say(f"{stage.name}: running")
+            start = time.monotonic()
+            try:
+                execute(stage, folder, log)
+            except StageFailed as error:
+                log.say(f"{stage.name}: failed, {error}")
+                raise
+            log.say(f"{stage.name}: done in {time.monotonic() - start:.0f} s")
+        ablations = profiles.profile(profile).study is not None or profiles.profile(profile).cross is not None
+        write = write_study_report if ablations else write_run_report
+        write(folder, profile)
+        log.say(f"report: {folder / 'report.html'}")
+    return folder

@@ -1,0 +1,66 @@
+"""A run and its teacher in; where distillation acts on a training batch, and with which terms, out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from kdlib.data.collate import collate
+from kdlib.data.dataset import FrameDataset
+from kdlib.kd.initialise import initialise
+from kdlib.kd.objective import Distillation
+from kdlib.kd.pivotal import pivotal_mask
+from kdlib.lab.pipeline import Run, TeacherWeights
+from kdlib.models.build import build
+from kdlib.models.detector import CenterPoint
+from kdlib.models.weights import load_weights
+from kdlib.types import Batch
+
+
+@dataclass(frozen=True)
+class PivotalExample:
+    """Where one batch's logit distillation acts."""
+
+    weight: NDArray[np.float32]  # (H, W) on the teacher's grid
+    points: NDArray[np.float32]
+
+
+def _first_batch(run: Run, count: int) -> Batch:
+    model, config = run.profile.student_model, run.profile.student
+    split = run.store.split("training")
+    data = FrameDataset(split, model.class_names, config.interval, drop_empty=True, point_range=model.grid.point_range)
+    return collate([data[index] for index in range(min(count, len(data)))])
+
+
+def _teacher(teacher: TeacherWeights) -> CenterPoint:
+    network = CenterPoint(teacher.model)
+    load_weights(teacher.weights, network)
+    return network
+
+
+def pivotal_example(run: Run, teacher: TeacherWeights) -> PivotalExample:
+    """Return the weights of logit distillation on a training frame."""
+    logit = run.profile.kd.logit
+    if logit is None:
+        raise ValueError(f"the recipe of {run.profile.pair} has no logit distillation to show")
+    batch = _first_batch(run, 1)
+    network = _teacher(teacher).eval()
+    with torch.inference_mode():
+        probability = network(batch.points).heads[0].heatmap.sigmoid()
+        weight = pivotal_mask(probability, network.targets(batch.truth)[0], logit)
+    return PivotalExample(weight[0].numpy(), batch.points.points.numpy())
+
+
+def startup_report(run: Run, teacher: TeacherWeights) -> pd.DataFrame:
+    """Return every active term of the full recipe on one batch: weight, value, positions, labels from the teacher."""
+    student = build(run.profile.student_model)
+    network = _teacher(teacher)
+    if run.profile.zoo_pair.initialise_from is None:  # otherwise that model is not trained yet
+        initialise(student, network.state_dict(), run.profile.kd.initialisation)
+    objective = Distillation(student, network, run.profile.kd)
+    rows = objective.report(_first_batch(run, run.profile.student.batch_size))
+    return pd.DataFrame([vars(row) for row in rows]).round(4)

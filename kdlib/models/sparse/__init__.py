@@ -1,0 +1,23 @@
+"""Sparse tensors in and out: 3D convolution over the occupied voxels only, on any device, through whichever backend there is."""
+
+from __future__ import annotations
+
+from kdlib.models.sparse.backends import BACKENDS, Backend
+from kdlib.models.sparse.conv import SparseConv3d, SparseConvolution, SubmConv3d, use_backend
+from kdlib.models.sparse.rulebook import Geometry, Rulebook, strided_rulebook, submanifold_rulebook
+from kdlib.models.sparse.tensor import Rulebooks, SparseTensor
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Geometry",
+    "Rulebook",
+    "Rulebooks",
+    "SparseConv3d",
+    "SparseConvolution",
+    "SparseTensor",
+    "SubmConv3d",
+    "strided_rulebook",
+    "submanifold_rulebook",
+    "use_backend",
+]

@@ -1,0 +1,110 @@
+"""A device and a wish in, the backend that convolves out; and the bridge to spconv and its Triton port."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kdlib.errors import ConfigError
+from kdlib.models.sparse.tensor import SparseTensor
+
+Backend = Literal["torch", "spconv", "spconv_triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ENVIRONMENT = "KDLIB_SPARSE"
+"""Environment variable that names the backend of a whole process."""
+
+_MODULES: dict[str, str] = {"spconv": "spconv.pytorch", "spconv_triton": "spconv_triton.pytorch"}
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def choose(features: Tensor, wanted: str | None = None) -> Backend:
+    """Return the backend for features: the one wanted, else the environment's, else the fastest that works.
+
+    Others than ``torch`` are chosen by themselves on an accelerator only, and not for float64: the processor version of spconv
+    cannot train and is right on one thread only. The choice is logged once.
+
+    Raises:
+        ConfigError: If the wanted backend is unknown or not installed.
+    """
+    named = wanted or os.environ.get(ENVIRONMENT) or None
+    if named is not None:
+        known: dict[str, Backend] = {name: name for name in BACKENDS}
+        if named not in known:
+            raise ConfigError(f"unknown sparse backend '{named}'; there are: {', '.join(BACKENDS)}")
+        if named != "torch":
+            load(named)
+        chosen, reason = known[named], "as asked"
+    elif features.device.type == "cpu" or features.dtype == torch.float64:
+        chosen, reason = "torch", "the one for processors and float64"
+    else:
+        installed = next((name for name in BACKENDS[1:] if _works_on_accelerators(name)), None)
+        chosen, reason = installed or "torch", "installed" if installed else "spconv is not installed: pip install spconv-cu118"
+    line = f"sparse convolution on {features.device.type}: {chosen} ({reason})"
+    if line not in _said:
+        _said.add(line)
+        _log.info(line)
+    return chosen
+
+
+def load(backend: str) -> Any:
+    """Return the module of a foreign backend.
+
+    Raises:
+        ConfigError: If it cannot be imported; the message says why and what to install.
+    """
+    package = {"spconv": "spconv-cu118", "spconv_triton": "spconv-triton"}[backend]
+    try:
+        return importlib.import_module(_MODULES[backend])
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # OSError: a CUDA library is missing
+        raise ConfigError(f"sparse backend '{backend}' does not load ({error}); pip install {package}, or use 'torch'") from error
+
+
+@functools.cache
+def _works_on_accelerators(backend: str) -> bool:
+    try:
+        load(backend)
+        if backend == "spconv":
+            return not importlib.import_module("spconv.cppconstants").CPU_ONLY_BUILD
+    except ConfigError as error:
+        _log.info("%s", error)
+        return False
+    return True
+
+
+def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> Any:
+    """Return a backend's own tensor of the same sites.
+
+    Args:
+        sites: Features and sites.
+        backend: Whose tensor.
+        reuse: Key of the indices to bring along, if they are known; a strided layer of spconv refuses to see its own again.
+    """
+    coords = sites.books.narrow(sites.coords)
+    tensor = load(backend).SparseConvTensor(sites.features.contiguous(), coords, list(sites.spatial_shape), sites.batch_size)
+    known = sites.books.foreign.get(backend, {})
+    tensor.indice_dict = {key: value for key, value in known.items() if key == reuse}
+    return tensor
+
+
+def our_tensor(answer: Any, sites: SparseTensor, backend: Backend, moved: bool) -> SparseTensor:
+    """Return a backend's answer as a tensor of ours and keep its indices for the next layer.
+
+    Args:
+        answer: The backend's tensor; its rows are in the backend's order.
+        sites: What went in.
+        backend: Whose answer.
+        moved: Whether the sites are others than those that went in.
+    """
+    sites.books.foreign.setdefault(backend, {}).update(answer.indice_dict)
+    features: Tensor = answer.features
+    if not moved:
+        return sites.replace(features)
+    z, y, x = (int(size) for size in answer.spatial_shape)
+    return SparseTensor(features, answer.indices.long(), (z, y, x), sites.batch_size, sites.books)

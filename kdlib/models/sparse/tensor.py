@@ -1,0 +1,79 @@
+"""Features on active sites of a grid, and the rulebooks that layers over the same sites share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib.errors import ConfigError
+from kdlib.models.sparse.rulebook import Rulebook, Triple
+
+
+class Rulebooks:
+    """What layers over the same sites share during one forward pass, by key; it lives and dies with the tensors that carry it."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._claims: dict[str, tuple[object, Tensor]] = {}
+        self._books: dict[str, Rulebook] = {}
+        self._narrow: tuple[Tensor, Tensor] | None = None
+        self.foreign: dict[str, dict[str, Any]] = {}  # the same of other backends
+        self.built = 0
+
+    def claim(self, key: str, layer: object, coords: Tensor) -> None:
+        """Note what a key stands for.
+
+        Args:
+            key: Name of the rulebook.
+            layer: Everything but the sites that a rulebook depends on.
+            coords: The input sites.
+
+        Raises:
+            ConfigError: If the key was used for another kernel or for other sites.
+        """
+        known, sites = self._claims.setdefault(key, (layer, coords))
+        if known != layer:
+            raise ConfigError(f"key '{key}' belongs to {known}; {layer} needs a key of its own")
+        if sites is not coords and not torch.equal(sites, coords):
+            raise ConfigError(f"key '{key}' belongs to other sites; layers behind a strided convolution need a key of their own")
+
+    def get(self, key: str, build: Callable[[], Rulebook]) -> Rulebook:
+        """Return the rulebook of a claimed key, built at its first use."""
+        if key not in self._books:
+            self._books[key] = build()
+            self.built += 1
+        return self._books[key]
+
+    def narrow(self, coords: Tensor) -> Tensor:
+        """Return sites as contiguous int32, as other backends read them without a look at strides; the last ones are kept."""
+        if self._narrow is None or self._narrow[0] is not coords:
+            self._narrow = (coords, coords.int().contiguous())
+        return self._narrow[1]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """Features on the active sites of B grids."""
+
+    features: Tensor  # (V, C)
+    coords: Tensor  # (V, 4) int64 batch, z, y, x; each site once, in any order
+    spatial_shape: Triple  # cells along z, y, x
+    batch_size: int
+    books: Rulebooks = field(default_factory=Rulebooks)
+
+    def replace(self, features: Tensor) -> SparseTensor:
+        """Return the same sites with other features (V, C')."""
+        return replace(self, features=features)
+
+    def dense(self) -> Tensor:
+        """Return the grid (B, C, Z, Y, X) with zeros where no site is active."""
+        levels, rows, columns = self.spatial_shape
+        batch, z, y, x = self.coords.unbind(1)
+        index = ((batch * levels + z) * rows + y) * columns + x
+        grid = self.features.new_zeros((self.batch_size * levels * rows * columns, self.features.shape[1]))
+        grid = grid.index_copy(0, index, self.features)
+        return grid.view(self.batch_size, levels, rows, columns, self.features.shape[1]).permute(0, 4, 1, 2, 3)

@@ -1,0 +1,131 @@
+"""A model and some sweeps in, its cost out: parameters, multiply-accumulates in two conventions, activations, per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kdlib import zoo
+from kdlib.config import ModelConfig
+from kdlib.data.collate import collate
+from kdlib.models.build import build
+from kdlib.models.detector import AnchorDetector, CenterPoint
+from kdlib.models.pvrcnn.detector import PVRCNN
+from kdlib.models.voxel_encoder import STRIDE
+from kdlib.profiling import published
+from kdlib.profiling.cost import CostReport, measure_dense_cost, measure_encoder_cost, measure_second_stage_cost
+from kdlib.profiling.sweep import read_sweep, simulated_sweeps
+from kdlib.types import Sample
+
+Detector = CenterPoint | AnchorDetector
+SIMULATED = "one simulated full-size sweep (seed 0)"
+
+
+def ghost(model: ModelConfig) -> Detector:
+    """Return a detector whose tensors have shapes but no storage."""
+    with torch.device("meta"):
+        return build(model)
+
+
+def dense_report(network: Detector) -> CostReport:
+    """Return what a detector's 2D backbone and head cost per frame: the same for every frame."""
+    columns, rows, _ = network.config.grid.grid_size
+    stride = 1 if network.backbone_3d is None else STRIDE
+    return measure_dense_cost(network, (1, _bev_channels(network), rows // stride, columns // stride))
+
+
+def second_report(network: Detector) -> CostReport | None:
+    """Return what a second stage costs per frame with all the key points it may pick and the published RoIs; None without one."""
+    return measure_second_stage_cost(network, _keypoints(network), published.PROPOSALS) if isinstance(network, PVRCNN) else None
+
+
+def _keypoints(network: Detector) -> int:
+    return network.second.abstraction.keypoints if isinstance(network, PVRCNN) else 0
+
+
+def _bev_channels(network: Detector) -> int:
+    """Return how many channels enter the 2D backbone, from its first convolution."""
+    first = next(layer for layer in network.backbone_2d.modules() if isinstance(layer, torch.nn.Conv2d))
+    return first.in_channels
+
+
+def profile(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return a model's cost as plain JSON values; the encoder is counted on the sweeps given, on a simulated one by default.
+
+    Raises:
+        ConfigError: If the zoo has no such model.
+        DataError: If a sweep cannot be read.
+    """
+    model = zoo.model(name)
+    sweeps = [read_sweep(path) for path in files] or simulated_sweeps(1)
+    source = ", ".join(path.name for path in files) or SIMULATED
+    return {"model": name, "counted_on": source, **count(model, sweeps)}
+
+
+def count(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
+    """Return a model's cost per frame, averaged over sweeps: totals, dense and sparse part, layers."""
+    network = build(model).eval()
+    dense = dense_report(network)
+    reports = [measure_encoder_cost(network, collate([sweep]).points) for sweep in sweeps]
+    sparse = {key: sum(_totals(report)[key] for report in reports) / len(reports) for key in _totals(dense)}
+    second = second_report(network)
+    total = {key: value + sparse[key] for key, value in _totals(dense).items()}
+    layers = [_mean_row([report.rows[position].to_dict() for report in reports]) for position in range(len(reports[0].rows))]
+    layers += [row.to_dict() for row in dense.rows]
+    parameters = sum(p.numel() for p in network.parameters())
+    refined: dict[str, Any] = {}
+    if second is not None:
+        total = {key: value + _totals(second)[key] for key, value in total.items()}
+        layers += [row.to_dict() for row in second.rows]
+        refined = {"second_stage": {**_totals(second), "keypoints": _keypoints(network), "rois": published.PROPOSALS}}
+    return {
+        "params": parameters,
+        **total,
+        "dense": _totals(dense),
+        **refined,
+        "sparse": {**sparse, "frames": len(reports), "voxels": sum(_voxels(network, sweep) for sweep in sweeps) / len(sweeps)},
+        "layers": layers,
+    }
+
+
+def _totals(report: CostReport) -> dict[str, float]:
+    return {
+        "macs": report.macs,
+        "macs_published_convention": report.published_macs,
+        "acts": report.acts,
+        "acts_published_convention": report.published_acts,
+    }
+
+
+def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    numbers = ("macs", "acts", "published_macs", "published_acts")
+    return {**rows[0], **{key: sum(row[key] for row in rows) / len(rows) for key in numbers}}
+
+
+def _voxels(network: Detector, sweep: Sample) -> int:
+    return len(network.voxelize(collate([sweep]).points).coords)
+
+
+def show(values: Mapping[str, Any]) -> None:
+    """Print a profile: totals first, then the layers that cost anything."""
+    console = Console()
+    console.print(f"[bold]{values['model']}[/bold]: {values['params']:,} parameters, encoder counted on {values['counted_on']}")
+    table = Table("part", "G MACs", "G, published convention", "M acts")
+    parts = [("total", values), ("dense", values["dense"]), ("encoder", values["sparse"])]
+    if "second_stage" in values:
+        second = values["second_stage"]
+        parts.append((f"second stage, {second['keypoints']} key points, {second['rois']} RoIs", second))
+    for part, numbers in parts:
+        cells = (numbers["macs"] / 1e9, numbers["macs_published_convention"] / 1e9, numbers["acts"] / 1e6)
+        table.add_row(part, *(f"{cell:,.3f}" for cell in cells))
+    console.print(table)
+    layers = Table("layer", "kind", "parameters", "M MACs", "M, published convention", "M acts")
+    for row in values["layers"]:
+        cells = (row["macs"] / 1e6, row["published_macs"] / 1e6, row["acts"] / 1e6)
+        layers.add_row(row["name"], row["kind"], f"{row['parameters']:,}", *(f"{cell:,.2f}" for cell in cells))
+    console.print(layers)

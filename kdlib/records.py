@@ -1,0 +1,229 @@
+"""Records of a run: JSON files that are whole or absent, completion marks, results with the card of their making.
+
+A card says what a number rests on: package versions, git commit, hardware, the command that ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from kdlib.errors import DataError
+
+COMPLETE = "complete.json"
+PACKAGES = ("kdlib", "torch", "lightning", "safetensors", "numpy", "pyarrow", "open3d", "open3d-cpu", "spconv-cu118")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by way of a temporary one, so that a reader sees the old content or the new, never half of it.
+
+    Raises:
+        OSError: If the disk is full or read-only; the old file is untouched and the temporary one removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what :func:`write_bytes` leaves in a folder when its process is killed; only processes that are gone count."""
+    left = []
+    for path in Path(folder).glob(".*.tmp"):
+        writer = path.name.split(".")[-2]
+        if path.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+            path.unlink(missing_ok=True)
+            left.append(path)
+    return left
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write one JSON object, atomically.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, which JSON cannot hold.
+        OSError: See :func:`write_bytes`.
+    """
+    write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        DataError: If the file is missing or holds no JSON object.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); delete it and repeat the step that writes it") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} holds a {type(values).__name__} where a JSON object belongs")
+    return values
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line; a last line still being written is left out, a missing file has no lines.
+
+    Raises:
+        DataError: If a line before the last one is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").split("\n")
+    found = []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) - 1:
+                break
+            raise DataError(f"{path}, line {number + 1} is not JSON ({error})") from error
+    return found
+
+
+def mark_complete(folder: Path, key: str) -> None:
+    """Say that everything in a folder was made under this key; to be called last."""
+    write_json(Path(folder) / COMPLETE, {"key": key})
+
+
+def is_complete(folder: Path, key: str) -> bool:
+    """Return whether a folder was finished under exactly this key."""
+    mark = Path(folder) / COMPLETE
+    return mark.is_file() and read_json(mark).get("key") == key
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape a result; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Return the git commit of the checkout kdlib runs from, with '+' where it has changes; empty outside a checkout."""
+    where = Path(__file__).resolve().parents[1]
+    if not (where / ".git").exists():
+        return ""
+    options: dict[str, Any] = {"cwd": where, "capture_output": True, "text": True, "timeout": 10}
+    try:
+        head = subprocess.run(("git", "rev-parse", "HEAD"), check=False, **options)
+        dirty = subprocess.run(("git", "status", "--porcelain", "-uno"), check=False, **options)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)
+def _accelerators() -> tuple[str, ...]:
+    try:
+        query = subprocess.run(
+            ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line.strip() for line in query.stdout.splitlines() if line.strip()) if query.returncode == 0 else ()
+
+
+def hardware() -> dict[str, Any]:
+    """Return CPU model, cores this process may use, RAM and GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": list(_accelerators()),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Return all of it: versions, commit, hardware, and the command that ran."""
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "command": " ".join(Path(a).name for a in sys.argv[:3]),
+    }
+
+
+def write_result(run_dir: Path, values: Mapping[str, Any], *, config_hash: str = "", seed: int | None = None) -> Path:
+    """Write ``result.json``: the values and, under ``card``, configuration hash, seed, versions, commit and hardware.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+        OSError: If the disk refuses; an earlier result is untouched.
+    """
+    path = Path(run_dir) / "result.json"
+    card = {
+        **({"config_hash": config_hash} if config_hash else {}),
+        **({} if seed is None else {"seed": seed}),
+        **provenance(),
+    }
+    write_json(path, {**values, "card": card})
+    return path
+
+
+def table_rows(frame: Any) -> list[dict[str, Any]]:
+    """Return a pandas table as JSON rows; NaN, which JSON lacks, becomes None."""
+    rows: list[dict[str, Any]] = frame.to_dict("records")
+    return [{key: None if value != value else value for key, value in row.items()} for row in rows]
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run folder's (or file's) history; a half-written last line is left out.
+
+    Raises:
+        DataError: If a line before the last one is damaged.
+    """
+    path = Path(path)
+    return read_json_lines(path / "history.jsonl" if path.is_dir() else path)

@@ -1,0 +1,1 @@
+"""What only the command line reaches: measurements, servers, the official judge, own scans, exports, checkpoints."""

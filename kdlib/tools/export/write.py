@@ -1,0 +1,229 @@
+"""A trained detector in; an .onnx or .pt2 file, the JSON beside it and how well it agrees with the original out."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdlib import records
+from kdlib.config import TwoStageConfig
+from kdlib.data.collate import collate
+from kdlib.errors import ConfigError, KdlibError
+from kdlib.models.detector import AnchorDetector, CenterPoint
+from kdlib.profiling.sweep import simulated_sweeps
+from kdlib.tools.export.card import card
+from kdlib.tools.export.graph import Exportable, PillarGraph, graph, graph_inputs
+from kdlib.tools.scans.trained import Trained
+from kdlib.types import Sample
+
+ENDINGS = (".onnx", ".pt2")
+OPSET = 18
+TOLERANCE = 1e-4  # of a raw map; relative where a value exceeds 1: logits reach 200, whose last bit in float32 is 1.5e-5
+_TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
+_NEEDED = ("onnx", "onnxscript")
+
+
+class ExportError(KdlibError):
+    """An export that cannot be made, or does not do what the original does."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it compares."""
+
+    path: Path
+    card: dict[str, Any]
+    frames: int  # compared
+    difference: float  # the largest of any raw map, relative where a value exceeds 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        compared = {"frames": self.frames, "largest difference": self.difference if self.frames else None}
+        return {"file": str(self.path), "bytes": self.path.stat().st_size, "compared": compared, **self.card}
+
+    def text(self) -> str:
+        """Return a few lines for people."""
+        tensors = {
+            kind: ", ".join(f"{one['name']} {tuple(one['shape'])}" for one in self.card[kind]) for kind in ("inputs", "outputs")
+        }
+        agreed = f"On {self.frames} simulated frames the file and the network differ by at most {self.difference:.1e}."
+        return "\n".join(
+            (
+                f"{self.card['model']}, {self.card['part']}: {self.path} ({self.path.stat().st_size / 1e6:.1f} MB)",
+                *(f"  {kind}: {names}" for kind, names in tensors.items()),
+                f"  {beside(self.path).name} says what they mean; boxes still overlap, suppress them at IoU "
+                f"{self.card['decode']['nms_iou']:g}.",
+                agreed if self.frames else "Not compared with the network (--frames 0).",
+            )
+        )
+
+
+def export(trained: Trained, out: Path, frames: int = 2) -> Exported:
+    """Write a detector's exportable part, and run it beside the network before anything is kept.
+
+    Args:
+        trained: Configuration and weights.
+        out: ``.onnx`` or ``.pt2`` (a :class:`torch.export.ExportedProgram`); a ``.json`` of the same name goes beside it.
+        frames: Simulated frames on which both are compared; 0 compares nothing.
+
+    Raises:
+        ConfigError: If the ending is another, or the detector has a second stage.
+        ExportError: If a package is missing, or the file's answers differ from the network's by more than ``TOLERANCE``.
+    """
+    out = Path(out)
+    if out.suffix not in ENDINGS:
+        raise ConfigError(f"{out}: exports are {' or '.join(ENDINGS)}, not '{out.suffix}'")
+    if isinstance(trained.model, TwoStageConfig):
+        raise ConfigError(f"'{trained.model.name}' has a second stage, which no exported graph can hold; export its student")
+    missing = [name for name in _NEEDED if out.suffix == ".onnx" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"writing {out} needs {' and '.join(missing)}: pip install {' '.join(_NEEDED)}, or export to .pt2")
+    detector = trained.detector()
+    part = graph(detector)
+    samples = simulated_sweeps(max(frames, 1), scale="demo")
+    example = _inputs(detector, samples[0])
+    with torch.inference_mode():
+        facts = card(trained, part, example, part(*example.values()))
+    content = _onnx(part, example, facts) if out.suffix == ".onnx" else _program(part, example, facts)
+    difference = 0.0
+    if frames and (out.suffix == ".pt2" or importlib.util.find_spec("onnxruntime") is not None):
+        difference = compare(detector, content, out.suffix, samples)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{out} would differ from the network by {difference:.1e}, more than {TOLERANCE:g}; nothing is written"
+            )
+    else:
+        frames = 0
+    records.write_bytes(out, content)
+    records.write_json(beside(out), facts)
+    return Exported(out, facts, frames, difference)
+
+
+def beside(path: Path) -> Path:
+    """Return where an export's metadata lie."""
+    return path.with_suffix(path.suffix + ".json")
+
+
+def compare(detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]) -> float:
+    """Return the largest difference between the maps of an exported file and of the network itself, over some frames.
+
+    Differences are relative where a value exceeds 1.
+    The network's side is its own forward pass, not the part that was exported, so that the cut is judged too.
+    """
+    run = _runtime(content) if ending == ".onnx" else _reloaded(content)
+    names, worst = graph(detector).outputs, 0.0
+    for sample in samples:
+        with torch.inference_mode():
+            heads = detector(collate([sample]).points).heads
+        wanted = [value for head in heads for value in vars(head).values()]
+        found = run({name: value.numpy() for name, value in _inputs(detector, sample).items()})
+        assert len(wanted) == len(names) - 3
+        for one, other in zip(wanted, found):
+            worst = max(worst, float((np.abs(one.numpy() - other) / np.maximum(1, np.abs(other))).max()))
+    return worst
+
+
+def _inputs(detector: CenterPoint | AnchorDetector, sample: Sample) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        found = graph_inputs(detector, detector.voxelize(collate([sample]).points))
+    return {name: value.clone() for name, value in found.items()}  # tensors of inference mode cannot be traced
+
+
+def _shapes(part: Exportable) -> tuple[Any, ...]:
+    """Return which sizes vary: the number of pillars, alike in all three inputs."""
+    if not isinstance(part, PillarGraph):
+        return (None,)
+    pillars = torch.export.Dim("pillars", min=1, max=part.config.grid.max_voxels)
+    return ({0: pillars},) * 3
+
+
+def _traced(part: Exportable, example: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        program = torch.export.export(part, tuple(example.values()), dynamic_shapes=_shapes(part), strict=False)
+    for node in program.graph.nodes:
+        for name in _TRACES:  # they name folders of the machine that exported
+            node.meta.pop(name, None)
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks about themselves from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _program(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.export.save(_traced(part, example), buffer, extra_files={"kdlib.json": json.dumps(facts)})
+    return buffer.getvalue()
+
+
+def _onnx(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+    with _quiet():
+        program = torch.onnx.export(
+            part,
+            tuple(example.values()),
+            input_names=list(example),
+            output_names=list(part.outputs),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=_shapes(part),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for key, value in (("kdlib", json.dumps(facts)), ("class_names", ",".join(facts["class_names"]))):
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString())
+
+
+def _runtime(content: bytes) -> Any:
+    """Return a function that runs an ONNX file."""
+    import onnxruntime  # type: ignore[import-untyped,unused-ignore]
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = session.run(None, inputs)
+        return found
+
+    return run
+
+
+def _reloaded(content: bytes) -> Any:
+    """Return a function that runs an exported program."""
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def run(inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        with torch.inference_mode():
+            return [value.numpy() for value in module(*(torch.from_numpy(value) for value in inputs.values()))]
+
+    return run

@@ -1,0 +1,153 @@
+"""A predictions table in, the leaderboard's ``Objects`` file out; and such a file in, tables out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdlib.errors import DataError
+from kdlib.metric.checks import BOX_COLUMNS, PREDICTION_COLUMNS, check_boxes, check_columns, check_scores, check_types
+from kdlib.metric.columns import Source, batches, head
+from kdlib.metric.tables import TIMESTAMPS
+from kdlib.tools.judge.objects_proto import message
+
+_PROTO_NAMES = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
+_OPTIONAL = ("overlap_nlz", "context_name", "frame_timestamp_micros")
+_UNSET_SCORE = 1.0  # of the official command-line tool
+
+
+def export_objects(predictions: Source, path: str | Path, name: str = "the predictions table") -> int:
+    """Write predictions as a serialised ``waymo.open_dataset.Objects``, whole or not at all; return the number of boxes.
+
+    A box needs its frame's context name and timestamp. They come from the columns ``context_name`` and
+    ``frame_timestamp_micros``, or from the schema's metadata ``frame_ids`` and ``frame_timestamps`` (JSON lists, which
+    :func:`kdlib.metric.predict.predict` writes) with the context name being the frame id without its last ``_NNN``.
+
+    Args:
+        predictions: A table or a Parquet file with the columns ``frame_id, x, y, z, length, width, height, heading, type, score``
+            and, where wanted, ``overlap_nlz``.
+        path: The file.
+        name: What to call the table in messages.
+
+    Raises:
+        DataError: If a frame's time or segment is unknown, or a box makes no sense.
+    """
+    check_columns(head(predictions), PREDICTION_COLUMNS, name)
+    frames = _frames(predictions.schema, name)
+    wanted = [column for column in (*PREDICTION_COLUMNS, *_OPTIONAL) if column in predictions.schema.names]
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            # Messages written one after the other are one message with all their repeated fields.
+            for table in batches(predictions, wanted):
+                file.write(_objects(table, frames, name))
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return int(predictions.num_rows)
+
+
+def _frames(schema: pa.Schema, name: str) -> Mapping[Any, tuple[str, int]] | None:
+    """Return (context name, microseconds) of every frame id, None if the table has columns for them."""
+    if {"context_name", "frame_timestamp_micros"} <= set(schema.names):
+        return None
+    facts = {key.decode(): value for key, value in (schema.metadata or {}).items()}
+    try:
+        ids, times = json.loads(facts.get("frame_ids", "[]")), json.loads(facts.get(TIMESTAMPS, "[]"))
+    except ValueError as error:
+        raise DataError(f"{name}: its metadata frame_ids and {TIMESTAMPS} are no JSON lists ({error})") from error
+    if not times or len(ids) != len(times):
+        raise DataError(
+            f"{name}: the leaderboard wants the time of every frame, but this table states {len(times)} for {len(ids)} frames; "
+            "predict again with this version, or add the columns context_name and frame_timestamp_micros"
+        )
+    return {frame: (str(frame).rpartition("_")[0], int(time)) for frame, time in zip(ids, times)}
+
+
+def _objects(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name: str) -> bytes:
+    ids = table.column("frame_id").to_pylist()
+    box = np.stack([table.column(column).cast(pa.float64()).to_numpy() for column in BOX_COLUMNS], axis=1)
+    kind, score = table.column("type").to_numpy(), table.column("score").cast(pa.float64()).to_numpy()
+    rows = np.arange(len(ids))
+    check_boxes(box, ids, rows, name)
+    check_types(kind, name)
+    check_scores(score, ids, rows, name)
+    flags = table.column("overlap_nlz").fill_null(False).to_pylist() if "overlap_nlz" in table.column_names else None
+    objects = message("Objects")()
+    for i, (context, time) in enumerate(_places(table, ids, frames, name)):
+        item = objects.objects.add(context_name=context, frame_timestamp_micros=time, score=score[i])
+        item.object.type = int(kind[i])
+        for field, value in zip(_PROTO_NAMES, box[i].tolist()):
+            setattr(item.object.box, field, value)
+        if flags is not None:
+            item.overlap_with_nlz = flags[i]
+    return bytes(objects.SerializeToString())
+
+
+def _places(
+    table: pa.Table, ids: Sequence[Any], frames: Mapping[Any, tuple[str, int]] | None, name: str
+) -> Iterator[tuple[str, int]]:
+    if frames is None:
+        for context, time in zip(*(table.column(column).to_pylist() for column in ("context_name", "frame_timestamp_micros"))):
+            if not context or time is None:
+                raise DataError(f"{name}: a box has no context_name or no frame_timestamp_micros; every box needs both")
+            yield context, int(time)
+        return
+    for frame in ids:
+        if frame not in frames:
+            raise DataError(f"{name}: frame {frame!r} is not among the frame_ids of its metadata, so its time is unknown")
+        yield frames[frame]
+
+
+def import_objects(path: str | Path) -> pa.Table:
+    """Return the boxes of an ``Objects`` file with the columns of predictions and of ground truth alike, in file order.
+
+    Columns: ``frame_id`` (context, camera and time), ``context_name, frame_timestamp_micros, x, ..., heading, type, score``
+    (1 where unset, as the official tool has it), ``overlap_nlz, difficulty, num_points, speed_x, speed_y``.
+
+    Raises:
+        DataError: If the file is missing or no such message.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        objects = message("Objects").FromString(Path(path).read_bytes()).objects
+    except FileNotFoundError as error:
+        raise DataError(f"'{path}' does not exist; check the path") from error
+    except DecodeError as error:
+        raise DataError(f"'{path}' is no serialised waymo.open_dataset.Objects ({error}); it may be cut short") from error
+    rows = [_row(item) for item in objects]
+    return pa.table({field.name: [row[i] for row in rows] for i, field in enumerate(_IMPORTED)}, schema=_IMPORTED)
+
+
+_IMPORTED = pa.schema(
+    [("frame_id", pa.string()), ("context_name", pa.string()), ("frame_timestamp_micros", pa.int64())]
+    + [(column, pa.float64()) for column in BOX_COLUMNS]
+    + [("type", pa.int8()), ("score", pa.float32()), ("overlap_nlz", pa.bool_())]
+    + [("difficulty", pa.int8()), ("num_points", pa.int64()), ("speed_x", pa.float64()), ("speed_y", pa.float64())]
+)
+
+
+def _row(item: Any) -> tuple[Any, ...]:
+    label, context, time = item.object, item.context_name, item.frame_timestamp_micros
+    return (
+        f"{context}_{item.camera_name}_{time:020d}",
+        context,
+        time,
+        *(getattr(label.box, field) for field in _PROTO_NAMES),
+        label.type,
+        item.score if item.HasField("score") else _UNSET_SCORE,
+        item.overlap_with_nlz,
+        label.detection_difficulty_level,
+        label.num_lidar_points_in_box,
+        label.metadata.speed_x,
+        label.metadata.speed_y,
+    )

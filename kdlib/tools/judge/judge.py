@@ -1,0 +1,71 @@
+"""Two Parquet files in, AP and APH out, on request beside Waymo's own numbers and with the leaderboard's file written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdlib.metric.columns import TableFile
+from kdlib.metric.tables import load
+from kdlib.metric.waymo_metrics import EvalResult, evaluate_loaded
+from kdlib.tools.bench.official import Comparison, compare_with_official
+from kdlib.tools.judge.export import export_objects
+from kdlib.tools.judge.official import find_python
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An evaluation with what was asked for beside it."""
+
+    result: EvalResult
+    comparison: Comparison | None = None  # with the official metric
+    exported: int | None = None  # boxes in the leaderboard's file
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the metrics as one flat JSON object; with a comparison also that, under ``official``."""
+        metrics: dict[str, Any] = self.result.to_dict()
+        return metrics if self.comparison is None else {**metrics, "official": self.comparison.to_dict()}
+
+    def text(self) -> str:
+        """Return all of it to be read: the official numbers, where asked for, replace the plain table."""
+        lines = [self.result.table()]
+        if self.comparison:
+            lines += ["", self.comparison.table()]
+        if self.exported is not None:
+            lines += ["", f"{self.exported:,} boxes written for the leaderboard"]
+        return "\n".join(lines)
+
+
+def judge(
+    predictions: str | Path,
+    truth: str | Path,
+    *,
+    workers: int = 1,
+    official: bool = False,
+    python: str | Path | None = None,
+    export: str | Path | None = None,
+) -> Judgement:
+    """Evaluate two Parquet files with Waymo's metric, all classes and distances.
+
+    Args:
+        predictions: Predicted boxes.
+        truth: Labelled boxes.
+        workers: Processes.
+        official: Also run the official metric on the very same boxes.
+        python: A Python that has it; see :func:`kdlib.tools.judge.official.find_python`.
+        export: Write the predictions, all of them, as the leaderboard's ``Objects`` file.
+
+    Raises:
+        DataError: If a table makes no sense.
+        OfficialError: If the official metric is asked for and cannot be had.
+    """
+    if official:
+        find_python(python)  # before the work, not after it
+    names = (f"predictions file '{predictions}'", f"ground-truth file '{truth}'")
+    files = TableFile.open(predictions, "predictions"), TableFile.open(truth, "ground-truth")
+    loaded = load(*files, names=names)
+    result = evaluate_loaded(loaded, workers=workers, keep_frames=False)
+    comparison = compare_with_official(loaded.scene, workers=workers, python=python) if official else None
+    exported = export_objects(files[0], export, names[0]) if export else None
+    return Judgement(result, comparison, exported)

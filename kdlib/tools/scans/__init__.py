@@ -1,0 +1,1 @@
+"""Scans of one's own: boxes found in them, and films of a run."""

@@ -1,0 +1,182 @@
+"""A scan and a trained detector in; a table of boxes and a picture of both, in a window or a PNG, out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdlib.data.collate import collate
+from kdlib.data.scans import Scan, read_scan
+from kdlib.errors import ConfigError
+from kdlib.models.detector import AnchorDetector, CenterPoint
+from kdlib.tools.scans.trained import Trained, find
+from kdlib.types import Detections, Sample
+from kdlib.viz import palette, scene3d
+from kdlib.viz.layers import BoxLayer, count_inside
+from kdlib.viz.perspective import Camera
+
+_OWN = (2.5, 1.1)  # metres ahead or behind, and beside: what a sensor sees there is the vehicle that carries it
+_COLORS = (palette.SERIES[1], palette.SERIES[2], palette.SERIES[3], palette.SERIES[7], palette.SERIES[0])
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """What was seen in a scan, and how it was shown."""
+
+    scan: Scan
+    trained: Trained
+    points: NDArray[np.float32]  # (N, 5) what the network saw
+    boxes: NDArray[np.float64]  # (K, 7), best first
+    scores: NDArray[np.float64]  # (K,)
+    classes: tuple[str, ...]  # K names
+    notes: tuple[str, ...]  # every assumption, then where the picture is and why there
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a record for every box: metres, degrees, and the points inside it."""
+        inside = count_inside(self.points, self.boxes)
+        return [
+            {
+                "class": kind,
+                "score": round(float(score), 3),
+                **{name: round(float(value), 2) for name, value in zip(("x", "y", "z", "length", "width", "height"), box)},
+                "heading": round(math.degrees(box[6]), 1),
+                "distance": round(float(np.hypot(box[0], box[1])), 1),
+                "points": int(count),
+            }
+            for kind, score, box, count in zip(self.classes, self.scores, self.boxes, inside)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        facts = {"scan": self.scan.name, "layout": self.scan.layout, "points": len(self.points), "model": self.trained.model.name}
+        return {**facts, "notes": list(self.notes), "boxes": self.rows()}
+
+    def text(self) -> str:
+        """Return the assumptions, the table of boxes, and where the picture is."""
+        rows = self.rows()
+        table = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows] if rows else []
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))] if table else []
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in table]
+        return "\n".join((*(f"- {note}" for note in self.notes), "", *(lines or ["no box reaches the score"])))
+
+
+def view(
+    scan: Path,
+    model: str,
+    *,
+    weights: Path | None = None,
+    arm: str | None = None,
+    layout: str | None = None,
+    height: float | None = None,
+    scale: float = 1.0,
+    score: float = 0.3,
+    overlap: float = 0.2,
+    out: Path | None = None,
+    window: bool | None = None,
+    size: tuple[int, int] = (1600, 900),
+    worker: Sequence[str] = scene3d.WORKER,
+) -> Viewed:
+    """Detect in a scan, and show points and boxes.
+
+    Args:
+        scan: A ``.bin``, ``.npy``, ``.pcd`` or ``.ply`` file.
+        model: What :func:`kdlib.tools.scans.trained.find` takes, with ``weights`` and ``arm``.
+        weights: Another safetensors file.
+        arm: Of a run.
+        layout: See :func:`kdlib.data.scans.read_scan`, like ``height`` and ``scale``.
+        height: Of the sensor above the road, metres.
+        scale: Metres in one unit of the file.
+        score: Boxes at or above it are kept.
+        overlap: Of two boxes that overlap by more than this (IoU in the BEV), the better one is kept. The published 0.7 suits the
+            metric, which forgives a double of low score; a picture does not.
+        out: The PNG; by default ``SCAN_boxes.png`` in the working directory, if there is no window.
+        window: True wants a window, False none; None opens one where there is a display and no ``out``.
+        size: Of the picture, pixels.
+        worker: Command of the renderer, a process of its own.
+
+    Raises:
+        ConfigError: If the score is no share, or there is no such model, layout or file of weights.
+        DataError: If the scan or the weights cannot be read.
+    """
+    for name, share in (("score", score), ("overlap", overlap)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"--{name} is a share between 0 and 1, not {share:g}")
+    trained, read = find(model, weights, arm), read_scan(scan, layout, height, scale)
+    far = (np.abs(read.points[:, :2]) > _OWN).any(axis=1)
+    points = read.points[far]
+    found = detect(trained.detector(score, overlap), Sample(read.name, points, *_no_boxes()), score)
+    classes = tuple(trained.model.class_names[int(label) - 1] for label in found.labels)
+    boxes, scores = (values.numpy().astype(np.float64) for values in (found.boxes, found.scores))
+    notes = (*read.assumptions, *_about(trained, score, int((~far).sum())))
+    seen = Viewed(read, trained, points, boxes, scores, classes, notes)
+    shown = _show(seen, score, out, window, size, worker)
+    return Viewed(read, trained, points, boxes, scores, classes, (*notes, *shown))
+
+
+def detect(network: CenterPoint | AnchorDetector, sample: Sample, score: float) -> Detections:
+    """Return the boxes of one frame at or above a score, best first."""
+    with torch.inference_mode():
+        found = network.detect(network(collate([sample]).points))[0]
+    kept = found.scores >= score
+    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def _no_boxes() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return np.zeros((0, 7), np.float32), np.zeros(0, np.int64)
+
+
+def _about(trained: Trained, score: float, own: int) -> tuple[str, ...]:
+    said = (
+        [f"{own:,} points within {_OWN[0]:g} m ahead or behind and {_OWN[1]:g} m beside are its own vehicle and left out."]
+        if own
+        else []
+    )
+    data = f", trained on {trained.trained_on}" if trained.trained_on else ""
+    return (*said, f"Model: {trained.what}{data}. It sees {_reach(trained):g} m around; boxes of score {score:g} and above.")
+
+
+def _reach(trained: Trained) -> float:
+    return float(max(trained.model.grid.point_range[3:5]))
+
+
+def _show(
+    seen: Viewed, score: float, out: Path | None, window: bool | None, size: tuple[int, int], worker: Sequence[str]
+) -> list[str]:
+    """Show the scene; return the sentences that say where, and why there."""
+    reach, layers, said = _reach(seen.trained), _layers(seen), []
+    near = np.abs(seen.points[:, :2]).max(axis=1) < 1.6 * reach
+    points = seen.points[near]
+    around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2  # a scan all around is looked at from above
+    camera = (Camera.above if around else Camera.behind)(min(reach, 45.0))
+    if window or (window is None and out is None):
+        if scene3d.has_display():
+            info = scene3d.open_window(points, layers, title=seen.scan.name, camera=camera, worker=worker)
+            said.append(info.note or "Shown in a window.")
+            if out is None and not info.note:
+                return said
+        else:
+            said.append(f"{scene3d.NO_DISPLAY}: a picture instead of a window.")
+    path = out or Path(f"{seen.scan.name}_boxes.png")
+    taught = f", trained on {seen.trained.trained_on.partition(',')[0]}" if seen.trained.trained_on else ""
+    caption = f"{seen.scan.name}: {len(seen.points):,} points. {seen.trained.model.name}{taught}; score {score:g} and above"
+    info = scene3d.render_scene(points, layers, path, size=size, camera=camera, caption=caption, worker=worker)
+    return [*said, *([info.note] if info.note else []), f"Picture: {path}"]
+
+
+def _layers(seen: Viewed) -> list[BoxLayer]:
+    """Return one layer for each class that was found, each in its own colour."""
+    found, names = [], seen.trained.model.class_names
+    for number, name in enumerate(names):
+        own = np.array([kind == name for kind in seen.classes], bool)
+        if own.any():
+            labels = np.full(int(own.sum()), number + 1)
+            color = _COLORS[number % len(_COLORS)]
+            found.append(BoxLayer(name, seen.boxes[own], labels, seen.scores[own], color, class_names=names))
+    return found

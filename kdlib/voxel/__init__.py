@@ -1,1 +1,0 @@
-"""Points in, voxels of a model's own grid out."""

@@ -1,0 +1,173 @@
+"""What the notebooks look at: tables of the data, frames with their boxes, where distillation acts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+
+from kdlib.errors import ConfigError
+from kdlib.lab import comparison, explore, pipeline
+from kdlib.lab.explore.ranking import count
+from kdlib.lab.pipeline import Run
+from kdlib.metric.tables import predictions_table
+from kdlib.viz.widgets import MAPS
+
+BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "heading")
+BOX = np.array([[1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0], [5.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0]])
+
+
+def predicted(run: Run, *frames: int) -> pa.Table:
+    ids = run.store.split("validation").frame_ids(run.profile.evaluation.interval)
+    names = [ids[frame] for frame in frames for _ in BOX]
+    boxes = np.tile(BOX, (len(frames), 1))
+    return predictions_table(names, boxes, np.array([1, 4] * len(frames)), np.array([0.9, 0.2] * len(frames)), None, ids)
+
+
+def test_overview_counts_what_the_store_holds(smoke_run: Run) -> None:
+    table = explore.data_overview(smoke_run.store).set_index("split")
+    made = smoke_run.profile.simulated
+    assert table.loc["training", "segments"] == made.training_segments
+    assert table.loc["validation", "frames"] == made.validation_segments * made.frames
+    assert (table["points per frame"] > 1000).all()
+    assert (table[["Vehicle", "Pedestrian"]] > 0).all(axis=None)
+
+
+def test_every_validation_box_has_one_level(smoke_run: Run) -> None:
+    levels = explore.difficulty_table(smoke_run.store).set_index("class")
+    boxes = explore.data_overview(smoke_run.store).set_index("split").loc["validation"]
+    assert levels.sum(axis=1).to_dict() == {kind: boxes[kind] for kind in explore.CLASSES}
+
+
+def test_scene_shows_the_models_range(smoke_run: Run) -> None:
+    scene = explore.scene(smoke_run, 1)
+    low_x, low_y, high_x, high_y = explore.extent(smoke_run.profile.student_model)
+    assert (low_x, high_x) == (low_y, high_y) == (-20.48, 20.48)
+    assert np.abs(scene.points[:, :2]).max() < 20.48 and len(scene.points) > 500
+    assert [layer.name for layer in scene.layers] == ["ground truth"]
+    assert scene.frame_id == smoke_run.store.split("validation").frame_id(1)
+
+
+def test_scene_with_predictions(smoke_run: Run) -> None:
+    tables = {name: predicted(smoke_run, 0) for name in ("teacher", "alone", "init", "full")}
+    scene = explore.scene(smoke_run, 0, tables, threshold=0.3)
+    assert [layer.name for layer in scene.layers[1:]] == ["teacher", "student alone", "initialised student", "distilled student"]
+    assert all(len(layer.boxes) == 1 for layer in scene.layers[1:]), "the box of score 0.2 is not drawn"
+    assert len({layer.color for layer in scene.layers}) == 5
+    assert [len(layers) for layers in scene.panels().values()] == [2] * 4
+    assert [layer.name for layer in scene.only("distilled student", "teacher", "nobody")] == ["distilled student", "teacher"]
+    assert len(explore.scene(smoke_run, 1, tables).layers[1].boxes) == 0, "another frame"
+
+
+@pytest.mark.parametrize("frame", [-1, 8, 999])
+def test_a_frame_that_is_not_there(smoke_run: Run, frame: int) -> None:
+    assert explore.frame_count(smoke_run) == 8
+    with pytest.raises(ConfigError, match=f"FRAME={frame} is none of the 8 evaluated frames"):
+        explore.scene(smoke_run, frame)
+
+
+def test_most_improved_frame(smoke_run: Run) -> None:
+    truth = comparison.truth(smoke_run)
+    ids = smoke_run.store.split("validation").frame_ids()
+    here = truth.filter(pa.array(truth.column("frame_id").to_numpy() == ids[5]))
+    boxes = np.stack([here.column(name).to_numpy() for name in BOX_COLUMNS], axis=1)
+    kinds = here.column("type").to_numpy()
+    perfect = predictions_table([ids[5]] * len(boxes), boxes, kinds, np.full(len(boxes), 0.9), None, ids)
+    nothing = predictions_table([], np.zeros((0, 7)), np.zeros(0, np.int64), np.zeros(0), None, ids)
+    assert explore.most_improved_frame({"teacher": nothing, "alone": nothing, "full": perfect}, truth, smoke_run) == 5
+    assert explore.most_improved_frame({"teacher": nothing}, truth, smoke_run) in range(8)
+
+
+@pytest.fixture(scope="module")
+def studio(smoke_run: Run) -> explore.Studio:
+    return explore.Studio(smoke_run, threshold=0.1)
+
+
+def test_studio_names_every_model(studio: explore.Studio) -> None:
+    assert list(studio.models) == ["teacher", "alone_seed1", "init_seed1", "full_seed1"]
+    assert studio.models["full_seed1"] == "distilled student, seed 1"
+    view = studio.start(3)
+    assert (view.frame, view.left, view.right, view.min_score) == (3, "teacher", "full_seed1", 0.1)
+    assert studio.name(view).startswith("frame 3: ") and 0 <= studio.start().frame < 8
+
+
+def test_studio_judges_both_sides(studio: explore.Studio) -> None:
+    view = studio.start(2)
+    truth = explore.scene(studio.run, 2).layers[0]
+    for panel in studio.panels(view):
+        found, hits, missed, _ = panel.layers
+        assert len(found) + len(missed) == len(truth) and len(hits) == len(found)
+        assert panel.note.endswith("false alarms") and f"{len(missed)} missed" in panel.note
+    one, _ = studio.panels(replace(view, layers=("misses",), class_name="Vehicle"))
+    assert len(one.layers) == 1 and set(one.layers[0].labels) <= {1}
+    assert isinstance(studio.draw(view), Figure)
+    assert len(json.loads(studio.scene(view))["panels"]) == 2
+
+
+@pytest.mark.parametrize("name", MAPS[1:])
+def test_maps_lie_between_none_and_most(studio: explore.Studio, name: str) -> None:
+    maps = [panel.ground for panel in studio.panels(replace(studio.start(2), map=name))]
+    for ground in maps:
+        assert ground is not None and ground.values.ndim == 2
+        assert 0 <= ground.values.min() and 0 < ground.values.max() <= 1
+
+
+def test_target_map_is_one_at_every_object(studio: explore.Studio) -> None:
+    left, right = studio.panels(replace(studio.start(2), map="KD masks"))
+    assert left.ground is not None and right.ground is not None
+    assert left.ground.name.startswith("target heat map") and right.ground.name.startswith("pull")
+    assert left.ground.values.max() == 1
+
+
+def test_jumps_go_round(studio: explore.Studio) -> None:
+    view, seen = studio.start(0), []
+    for _ in range(9):
+        frame, sentence = studio.jump("hardest", view)
+        seen.append(frame)
+        view = replace(view, frame=frame)
+    assert "objects missed at a score of 0.3" in sentence
+    assert len(set(seen)) > 1 and seen[-1] in seen[:-1], "after the last comes the first"
+    with pytest.raises(ConfigError, match="unknown order 'best'"):
+        studio.jump("best", view)
+
+
+def test_most_missed_comes_first(studio: explore.Studio) -> None:
+    view = replace(studio.start(0), right="alone_seed1")
+    frame, _ = studio.jump("hardest", replace(view, frame=-1))
+    counted = count(studio._table("alone_seed1"), comparison.truth(studio.run), studio.run)
+    assert counted.missed[frame] == counted.missed.max()
+
+
+def test_studios_finds_the_neighbours(smoke_run: Run) -> None:
+    names = list(explore.studios(smoke_run))
+    assert names[0] == smoke_run.folder.name
+    assert isinstance(explore.studios(smoke_run)[names[0]](), explore.Studio)
+
+
+def test_pivotal_weight_lies_where_objects_are(smoke_run: Run) -> None:
+    example = explore.pivotal_example(smoke_run, pipeline.chosen_teacher(smoke_run))
+    columns, rows, _ = smoke_run.profile.teacher_model.grid.grid_size
+    assert example.weight.shape == (rows, columns)
+    assert 0 < example.weight.max() <= 1 and example.weight.min() == 0
+    assert (example.weight > 0).mean() < 0.5
+
+
+def test_startup_report_names_every_term(smoke_run: Run) -> None:
+    table = explore.startup_report(smoke_run, pipeline.chosen_teacher(smoke_run)).set_index("name")
+    assert {"heatmap", "box"} < set(table.index)
+    assert np.isfinite(table["value"]).all() and (table["value"] > 0).all()
+    assert (table["positions"].dropna() > 0).all()
+
+
+def test_recipe_without_logits_is_said(smoke_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdlib import zoo
+
+    pair = smoke_run.profile.zoo_pair
+    monkeypatch.setitem(zoo.PAIRS, pair.name, replace(pair, kd=replace(pair.kd, logit=None)))
+    with pytest.raises(ValueError, match="no logit distillation"):
+        explore.pivotal_example(smoke_run, pipeline.chosen_teacher(smoke_run))

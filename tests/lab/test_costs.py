@@ -1,0 +1,74 @@
+"""Tables of cost: the published family in the published convention (spec 10.2), and a run's own models."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from kdlib import records
+from kdlib.errors import ConfigError
+from kdlib.lab import costs, pipeline
+from kdlib.lab.pipeline import Run
+
+
+@pytest.fixture(scope="module")
+def family() -> pd.DataFrame:
+    return costs.family_table().set_index("model")
+
+
+def test_published_cells_are_those_of_the_tables(family: pd.DataFrame) -> None:
+    rows = family.loc[["cp_voxel", "cp_voxel_xxs", "cp_pillar", "cp_pillar_v0.64"]]
+    assert rows["published G"].tolist() == [114.8, 12.0, 333.9, 85.1]
+    assert rows["published M acts"].tolist() == [101.9, 33.1, 303.0, 88.0]
+    assert rows["published LEVEL_2 mAPH on Waymo"].tolist() == [64.29, 56.26, 59.09, 52.81]
+    assert rows["published ms (GTX 1060)"].tolist() == [125.70, 70.44, 157.90, 54.52]
+    assert family.loc[["second", "pointpillar"], "published ms (GTX 1060)"].tolist() == [84.56, 129.12]
+    assert family.loc["cp_voxel", "dense G, published convention"] == pytest.approx(92.89, rel=1e-3)
+
+
+def test_a_runs_models(smoke_run: Run) -> None:
+    table = costs.measure_run(smoke_run, repeats=2).set_index("role")
+    teacher, student = table.loc["teacher"], table.loc["student"]
+    assert teacher["parameters"] == student["parameters"] > 300_000
+    assert 3.5 < teacher["G MACs"] / student["G MACs"] < 4.2, "a quarter of the cells"
+    assert teacher["G MACs (published convention)"] > teacher["G MACs"]
+    assert (table["latency p95 ms"] >= table["latency p50 ms"]).all() and (table["latency p50 ms"] > 0).all()
+    stages = [name for name in table.columns if name.endswith(" ms") and not name.startswith("latency")]
+    assert stages == ["voxelise ms", "encoder ms", "backbone ms", "head ms", "decode ms"]
+
+
+def test_cost_performance_ratio() -> None:
+    assert costs.cpr(64.29, 64.29, 114.8, 114.8) == 1.0, "the teacher itself"
+    assert costs.cpr(30.0, 60.0, 10.0, 40.0) == 2.0, "half of the score for a quarter of the cost"
+    assert costs.cpr(64.25, 64.29, 47.8, 114.8) == pytest.approx((64.25 / 64.29) * (114.8 / 47.8))
+    for bad in ((1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.0)):
+        with pytest.raises(ConfigError, match="positive costs"):
+            costs.cpr(*bad)
+
+
+def test_frames_are_spread_over_the_split(smoke_run: Run) -> None:
+    model = smoke_run.profile.student_model
+    frames = costs.frames_for(smoke_run, model, 3)
+    ids = smoke_run.store.split("validation").frame_ids()
+    assert [frame.frame_ids for frame in frames] == [(ids[0],), (ids[3],), (ids[7],)]
+    assert len(costs.frames_for(smoke_run, model, 99)) == len(ids)
+
+
+def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = [
+        {"arm": name, "LEVEL_2 mAPH": score, "95 % low": score - 1, "95 % high": score + 1}
+        for name, score in (("teacher", 60.0), ("student alone", 40.0), ("full SparseKD", 50.0))
+    ]
+    run = pipeline.open_run("smoke", str(tmp_path))
+    pipeline.save_result(run, "03_evaluate", {"arms": arms})
+    table = pd.DataFrame([{"role": "teacher", "G MACs": 4.0}, {"role": "student", "G MACs": 1.0}])
+    ratios = costs.ratio_table(run, table.assign(**{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}))
+    assert ratios["arm"].tolist() == ["student alone", "full SparseKD"]
+    assert ratios.loc[0].tolist()[1:] == pytest.approx([0.667, 2.667, 1.333, 0.667, 2.0])
+    points = costs.accuracy_points(run, table)
+    assert [(p.name, p.cost, p.score, p.low, p.high) for p in points] == [
+        ("teacher", 4.0, 60.0, 59.0, 61.0),
+        ("student alone", 1.0, 40.0, 39.0, 41.0),
+        ("full SparseKD", 1.0, 50.0, 49.0, 51.0),
+    ]
+    assert records.table_rows(table)[0] == {"role": "teacher", "G MACs": 4.0}

@@ -1,0 +1,176 @@
+"""What the notebooks call: data, teacher and students of a run, each kept once it is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdlib import records
+from kdlib.errors import ConfigError, DataError
+from kdlib.lab import execute, pipeline, profiles
+from kdlib.lab.pipeline import Run, TeacherWeights
+from kdlib.training.job import TrainJob
+from kdlib.training.launch import RunResult
+
+
+@pytest.fixture
+def run(tmp_path: Path, smoke_data: Path) -> Run:
+    return pipeline.open_run("smoke", str(tmp_path / "run"), str(smoke_data))
+
+
+@pytest.fixture
+def teacher(smoke_run: Run) -> TeacherWeights:
+    return pipeline.chosen_teacher(smoke_run)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
+    """Collects the jobs instead of training them."""
+    jobs: list[TrainJob] = []
+
+    def pretend(folders, parallel, threads):
+        jobs.extend(TrainJob.read(folder) for folder in folders)
+        return [RunResult(folder, True, False, {"steps": 4, "samples": 8, "frames": 8}) for folder in folders]
+
+    monkeypatch.setattr(pipeline, "launch", pretend)
+    return jobs
+
+
+def result(steps: int = 4, samples: int = 8) -> RunResult:
+    values = {"steps": steps, "samples": samples, "frames": 8, "timing": {"seconds": 1.0}, "final": {"loss": 1.0}}
+    return RunResult(Path("/somewhere"), True, False, values)
+
+
+def test_open_run_uses_the_profiles_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "PROJECT", tmp_path)
+    monkeypatch.setattr(pipeline, "PROJECT", tmp_path)
+    run = pipeline.open_run("smoke")
+    assert run.folder == tmp_path / "reports" / "runs" / "smoke" and run.folder.is_dir()
+    assert run.data == tmp_path / "data" / "smoke"
+    with pytest.raises(ConfigError, match="'smoky'"):
+        pipeline.open_run("smoky")
+
+
+def test_results_are_handed_over(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"result\.json is missing; run notebook 01_train_teacher first"):
+        pipeline.chosen_teacher(run)
+    pipeline.save_result(run, "01_train_teacher", {"weights": "/w", "origin": "x"})
+    values = run.result("01_train_teacher")
+    assert (values["profile"], values["simulated"], values["weights"]) == ("smoke", True, "/w")
+    assert pipeline.chosen_teacher(run) == TeacherWeights(run.profile.teacher_model, Path("/w"), "x")
+
+
+def test_data_is_made_once(run: Run, smoke_data: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in smoke_data.rglob("*") if path.is_file() and path.name != ".lock"}
+    store = pipeline.prepare_data(run)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    made = run.profile.simulated
+    assert len(store.split("training")) == made.training_segments * made.frames
+    assert len(store.split("validation")) == made.validation_segments * made.frames
+    assert not set(store.contents["training"]) & set(store.contents["validation"])
+
+
+def test_store_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished store"):
+        _ = replace(run, data=tmp_path).store
+
+
+def test_waymo_that_is_not_there(tmp_path: Path) -> None:
+    run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"nowhere/waymo does not exist.*README"):
+        pipeline.prepare_data(run)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_shipped_teacher(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path)
+    with pytest.raises(ConfigError, match=r"cp_pillar_demo\.safetensors is missing; .*TEACHER=scratch"):
+        pipeline.choose_teacher(run, "auto")
+    (tmp_path / "cp_pillar_demo.safetensors").write_bytes(b"x")
+    found = pipeline.choose_teacher(run, "auto")
+    assert (found.origin, found.weights) == ("shipped", tmp_path / "cp_pillar_demo.safetensors")
+    waymo = pipeline.open_run("waymo20", str(tmp_path / "waymo"))
+    with pytest.raises(ConfigError, match=r"ships no teacher.*TEACHER=scratch"):
+        pipeline.choose_teacher(waymo, "shipped")
+
+
+def test_a_teacher_of_ones_own(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"TEACHER=mine\.safetensors is neither"):
+        pipeline.choose_teacher(run, "mine.safetensors")
+    (tmp_path / "mine.safetensors").write_bytes(b"x")
+    assert pipeline.choose_teacher(run, str(tmp_path / "mine.safetensors")).weights == tmp_path / "mine.safetensors"
+
+
+def test_teacher_from_scratch_trains_on_its_own_range(run: Run, launched: list[TrainJob]) -> None:
+    found = pipeline.choose_teacher(run, "scratch", epochs=3)
+    assert found.origin == "scratch" and found.weights == run.folder / "teacher" / "scratch" / "weights.safetensors"
+    (job,) = launched
+    assert (job.train.epochs, job.kd, job.teacher, job.init_weights) == (3, None, None, None)
+    assert job.model.name == run.profile.teacher_model.name
+
+
+@pytest.mark.parametrize("profile", ["smoke", "waymo20"])
+def test_a_given_teacher_is_continued_for_a_few_steps(
+    profile: str, tmp_path: Path, launched: list[TrainJob], teacher: TeacherWeights
+) -> None:
+    run = pipeline.open_run(profile, str(tmp_path / "run"), str(tmp_path))
+    pipeline.exercise_training(run, replace(teacher, origin="file"))
+    (job,) = launched
+    assert job.init_weights == str(teacher.weights)
+    assert job.max_steps is not None and job.max_steps <= 100, "a whole training was not asked for"
+    assert job.train.learning_rate == pytest.approx(run.profile.teacher.learning_rate / 100)
+
+
+def test_arms_differ_in_the_teacher_only(run: Run, teacher: TeacherWeights) -> None:
+    jobs = {arm: pipeline.student_job(run, arm, 5, teacher, run.profile.student) for arm in profiles.ARMS}
+    assert jobs["alone"].inputs == ()
+    assert jobs["init"].inputs == (teacher.weights,)
+    assert jobs["full"].inputs == (teacher.weights, teacher.weights)
+    assert jobs["full"].kd == run.profile.kd and jobs["init"].kd is None
+    bare = {replace(job, kd=None, teacher=None, init_weights=None, name="") for job in jobs.values()}
+    assert len(bare) == 1 and bare.pop().train.seed == 5
+    with pytest.raises(ConfigError, match="unknown arm 'ful'; there are: alone, init, full"):
+        pipeline.student_job(run, "ful", 1, teacher, run.profile.student)
+
+
+def test_students_of_all_arms_and_seeds(run: Run, launched: list[TrainJob], teacher: TeacherWeights) -> None:
+    found = pipeline.train_students(run, teacher, ("alone", "full"), (1, 2), epochs=2)
+    assert list(found) == [("alone", 1), ("full", 1), ("alone", 2), ("full", 2)]
+    assert len({result.run_dir for result in found.values()}) == 4
+    assert {job.train.epochs for job in launched} == {2}
+    started = [(job.kd is not None, job.train.seed) for job in launched]
+    assert started == [(True, 1), (True, 2), (False, 1), (False, 2)], "the longest runs start first"
+
+
+def test_unknown_arm_starts_nothing(run: Run, launched: list[TrainJob], teacher: TeacherWeights) -> None:
+    with pytest.raises(ConfigError, match="unknown arm"):
+        pipeline.train_students(run, teacher, ("alone", " init"), (1,))
+    assert not launched and not (run.folder / "students").exists()
+
+
+def test_one_budget_for_all(run: Run) -> None:
+    values = pipeline.students_result(run, {("alone", 1): result(), ("full", 1): result()}, epochs=3)
+    assert values["budget"] == {"steps": 4, "samples": 8, "frames": 8, "epochs": 3}
+    assert [(row["arm"], row["seed"], row["seconds"]) for row in values["students"]] == [("alone", 1, 1.0), ("full", 1, 1.0)]
+    with pytest.raises(ConfigError, match=r"different budgets.*\(4, 8\), \(5, 10\)"):
+        pipeline.students_result(run, {("alone", 1): result(), ("full", 1): result(5, 10)})
+
+
+def test_results_name_no_machine() -> None:
+    inside = pipeline.PROJECT / "data" / "weights" / "x"
+    assert pipeline.portable(inside) == "data/weights/x"
+    assert pipeline.located("data/weights/x") == inside
+    assert pipeline.located(pipeline.portable(Path("/elsewhere/x"))) == Path("/elsewhere/x")
+
+
+def test_another_jobs_results_are_not_overwritten(run: Run, teacher: TeacherWeights) -> None:
+    folder = run.folder / "students" / "alone_seed1"
+    job = pipeline.student_job(run, "alone", 1, teacher, run.profile.student)
+    job.write(folder)
+    records.mark_complete(folder, job.hash())
+    before = (folder / "job.json").read_text()
+    with pytest.raises(ConfigError, match="results of another job"):
+        replace(job, train=replace(job.train, epochs=9)).write(folder)
+    assert (folder / "job.json").read_text() == before

@@ -1,0 +1,80 @@
+"""Atomic records and their damaged cousins."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from kdlib import records
+from kdlib.errors import DataError
+
+
+def test_round_trip_makes_the_folder(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    records.write_json(path, {"x": [1, 2.5, None], "y": {"z": "ä"}})
+    assert records.read_json(path) == {"x": [1, 2.5, None], "y": {"z": "ä"}}
+    assert [p.name for p in path.parent.iterdir()] == ["b.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "a.json"
+    records.write_json(path, {"x": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        records.write_json(path, {"x": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads(path.read_text()) == {"x": 1}
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("", "is not JSON"), ("[1]", "holds a list")])
+def test_damaged_file_is_named(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"a\.json {message}"):
+        records.read_json(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.json does not exist"):
+        records.read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("", 0), ('{"a": 1}\n', 1), ('{"a": 1}\n{"a"', 1), ('{"a": 1}\n{"a": 2}', 2), ('{"a": 1}\n\n{"a": 2}\n', 2)],
+)
+def test_lines_tolerate_a_half_last_one(tmp_path, text, count):
+    path = tmp_path / "h.jsonl"
+    path.write_text(text)
+    assert len(records.read_json_lines(path)) == count
+
+
+def test_lines_of_a_missing_file(tmp_path):
+    assert records.read_json_lines(tmp_path / "none") == []
+
+
+def test_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
+    with pytest.raises(DataError, match=r"h\.jsonl, line 2 is not JSON"):
+        records.read_json_lines(path)
+
+
+def test_completion_mark(tmp_path):
+    assert not records.is_complete(tmp_path, "k")
+    records.mark_complete(tmp_path, "k")
+    assert records.is_complete(tmp_path, "k")
+    assert not records.is_complete(tmp_path, "other")

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from kdlib.tools.bench import metric
+from kdlib.tools.bench.metric import bench_metric
+from kdlib.tools.bench.official import Comparison, Side
+from kdlib.tools.judge.official import find_python
+
+
+def test_lines_follow_the_comparison(monkeypatch):
+    ours, official = Side({"a": 0.5}, 2.0, 400_000_000), Side({"a": 0.5 + 2e-6}, 5.0, 900_000_000)
+    monkeypatch.setattr(metric, "compare_with_official", lambda scene, **_: Comparison(3, 6, 3, ours, official, "TensorFlow"))
+    outcome = bench_metric(3, 1, 2)
+    assert outcome["ratio"] == 2.5 and outcome["kdlib_mb"] == 400
+    met = {line.key: line.met for line in outcome.lines if line.target}
+    assert met == {"ratio": True, "kdlib_mb": True, "difference": False}
+
+
+@pytest.mark.official
+def test_both_agree_on_a_small_crowd():
+    outcome = bench_metric(10, 20, 40, python=find_python())
+    assert outcome["difference"] <= 1e-6
+    assert outcome["ratio"] == pytest.approx(outcome["official_s"] / outcome["kdlib_s"])

@@ -1,0 +1,200 @@
+"""The bench of speed: ratios from given times, references that answer as kdlib does, a table with every row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from kdlib import zoo
+from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig
+from kdlib.errors import ConfigError
+from kdlib.models.build import build
+from kdlib.models.geometry.nms import rotated_nms
+from kdlib.models.sparse.voxelize import voxelize
+from kdlib.models.targets import assign_targets
+from kdlib.tools.bench import operators, speed
+from kdlib.tools.bench.duel import Duel, Times, interleaved
+from kdlib.tools.bench.operators import Disagreement, bench_nms, bench_targets, bench_voxels
+from kdlib.tools.bench.references import WheelVoxels, crowded_boxes, loop_targets, matrix_nms, shapely_nms
+from kdlib.tools.bench.settings import Setting, Switched, bench_settings, contiguous
+from kdlib.tools.bench.speed import bench_speed, verdict
+from kdlib.tools.bench.steps import StepTimes, batches, dataset, demo_store
+from kdlib.tools.bench.table import page, text
+from kdlib.tools.bench.training import bench_training
+from kdlib.types import PointBatch
+
+GRID = GridConfig((-8.0, -6.0, -2.0, 8.0, 6.0, 4.0), (0.5, 0.5, 6.0), 3)
+
+
+class Ticks:
+    """A clock that moves one second a mark."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def mark(self) -> int:
+        self.now += 1
+        return self.now
+
+    def settle(self) -> None:
+        """Nothing runs."""
+
+    def milliseconds(self, start: int, end: int) -> float:
+        return 1000.0 * (end - start)
+
+
+def test_a_ratio_is_that_of_the_medians():
+    duel = Duel("nms", Times("ours", (1.0, 2.0, 90.0)), Times("a loop", (30.0, 50.0, 10.0)), at_least=20.0)
+    assert duel.ratio == 15.0
+    ours, theirs, times = duel.lines
+    assert (ours.value, theirs.value, times.value, times.met) == (2.0, 30.0, 15.0, False)
+    assert Duel("nms", Times("ours", (1.0,)), Times("a loop", ())).ratio is None
+
+
+def test_distillation_is_compared_with_its_parts():
+    steps = StepTimes(Times("", (100.0,)), Times("", (220.0,)), Times("", (100.0,)), 4, None)
+    assert steps.ratio == pytest.approx(1.1)
+    assert StepTimes.rate(steps.plain, 4) == pytest.approx(40.0)
+    rows = {line.key: line for line in speed.step_lines(steps)}
+    assert rows["distillation_ratio"].met and rows["distilled_samples_per_s"].value == pytest.approx(4000 / 220)
+
+
+def test_work_is_taken_in_turns_after_a_warm_up():
+    seen = []
+    times = interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, warmup=1, clock=Ticks())
+    assert seen == ["a", "b"] * 3
+    assert times["a"].rounds_ms == times["b"].rounds_ms == (1000.0, 1000.0)
+
+
+@pytest.mark.parametrize("iou, pre, post", [(0.7, 300, 300), (0.2, 200, 50), (0.05, 300, 300)])
+def test_plain_suppressions_keep_the_same_boxes(iou, pre, post):
+    pytest.importorskip("shapely", reason="the loop over polygons needs shapely")
+    boxes, scores = crowded_boxes(300, objects=30)
+    kept = rotated_nms(boxes, scores, iou, pre, post)
+    assert torch.equal(kept, shapely_nms(boxes, scores, iou, pre, post))
+    assert torch.equal(kept, matrix_nms(boxes, scores, iou, pre, post))
+
+
+@pytest.mark.parametrize("heads", [(CLASS_NAMES,), (("Vehicle", "Cyclist"), ("Pedestrian",))])
+def test_a_loop_over_boxes_assigns_the_same_targets(heads):
+    boxes = torch.stack([crowded_boxes(40, seed, objects=40, half=9.0)[0] for seed in range(3)])
+    boxes[0, 3, 4], boxes[1, 5, 0] = 0.0, float("nan")
+    labels = torch.randint(0, 4, (3, 40), generator=torch.Generator().manual_seed(1))
+    head = HeadConfig(heads=heads)
+    for ours, theirs in zip(
+        assign_targets(boxes, labels, grid=GRID, head=head), loop_targets(boxes, labels, grid=GRID, head=head)
+    ):
+        for name in ("heatmap", "boxes", "indices", "mask"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=1e-6)
+
+
+def test_the_wheel_makes_the_same_voxels():
+    pytest.importorskip("spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8")
+    points = _points()
+    ours, theirs = voxelize(points, GRID), WheelVoxels(GRID, 5)(points)
+    for name in ("features", "coords", "num_points"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def _points() -> PointBatch:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(4000, 5, generator=generator) * torch.tensor([20.0, 16.0, 7.0, 1.0, 1.0]) - torch.tensor(
+        [10.0, 8, 3, 0, 0]
+    )
+    return PointBatch(values, torch.arange(2).repeat_interleave(2000), 2, ("a", "b"))
+
+
+def test_what_is_not_installed_is_left_out_with_a_sentence(monkeypatch):
+    def no_wheel(*_, **__):
+        raise ConfigError("spconv's wheel is not installed")
+
+    monkeypatch.setattr(operators, "WheelVoxels", no_wheel)
+    duels, notes = bench_voxels(_points(), 1, ["cp_pillar_demo_v0.64"])
+    assert duels[0].ours.median and duels[0].ratio is None
+    assert notes == ["not compared with spconv's wheel: spconv's wheel is not installed"]
+    monkeypatch.setattr(operators, "shapely_nms", no_wheel)
+    duels, notes = bench_nms(1, 50)
+    assert duels[0].ratio is None and duels[1].ratio and "not compared with a shapely loop" in notes[0]
+
+
+def test_times_of_different_answers_are_not_compared(monkeypatch):
+    monkeypatch.setattr(operators, "loop_targets", lambda boxes, *args, **kwargs: assign_targets(boxes + 1, *args, **kwargs))
+    with pytest.raises(Disagreement, match="different answers"):
+        bench_targets(1, frames=1, labels=4)
+
+
+def test_contiguous_maps_give_the_same_answers():
+    model = build(zoo.model("cp_pillar_demo_v0.64")).eval()
+    with torch.no_grad():
+        before = model(_points()).heads[0].heatmap
+        contiguous(model)
+        after = model(_points()).heads[0].heatmap
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+
+
+def test_a_setting_that_fails_is_left_out_with_a_sentence():
+    def fail(_):
+        raise RuntimeError("no C++ compiler\nand more")
+
+    with demo_store(frames=2) as store:
+        data = batches(dataset(store, speed.PAIR), count=1, size=1)
+    found, notes = bench_settings(speed.PAIR, data, 1, settings=[Setting("compile", "torch.compile", on=fail)])
+    assert not found and notes == ["torch.compile could not be measured: RuntimeError no C++ compiler"]
+
+
+@pytest.mark.parametrize("on, words", [(50.0, "wins, 2.00"), (100.0, "makes no difference"), (200.0, "loses, 0.50")])
+def test_a_setting_is_judged_by_its_ratio(on, words):
+    assert words in verdict(Switched("bf16_step", "step: bf16", Times("", (on,)), Times("", (100.0,))))
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return bench_speed(rounds=1, compile_too=False, boxes=60, sweeps=1, grids=["cp_pillar_demo_v0.64"])
+
+
+def test_the_table_is_complete(outcome):
+    values = outcome.to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert set(values["targets"]) == {"nms_times", "targets_times", "distillation_ratio", "loader_ahead"}
+    numbers = values["numbers"]
+    assert numbers["nms_matrix_times"] > 0 and numbers["voxels_cp_pillar_demo_v0.64_ms"] > 0
+    for work in ("student_step", "teacher_pass", "student_inference"):
+        for setting in ("bf16", "channels_last"):
+            on, off = (numbers[f"{setting}_{work}_{state}_ms"] for state in ("on", "off"))
+            assert numbers[f"{setting}_{work}_times"] == pytest.approx(off / on)
+    parts = numbers["plain_step_ms"] + numbers["teacher_ms"]
+    assert numbers["distillation_ratio"] == pytest.approx(numbers["distillation_step_ms"] / parts)
+    assert numbers["loader_ahead"] == pytest.approx(numbers["plain_step_ms"] / numbers["loader_ms"])
+    assert {f"cp_pillar_demo_{stage}_ms" for stage in ("voxelise", "encoder", "backbone", "head", "decode")} <= set(numbers)
+    assert "distillation step" in text(outcome)
+
+
+def test_the_page_has_every_row_and_the_card(outcome):
+    made = page(outcome, "python -m kdlib bench")
+    assert all(f"`{line.key}`" in made for line in outcome.lines)
+    assert outcome.hardware["cpu"] in made and "**simulated**" in made and "threads" in made
+
+
+def test_bench_alone_is_the_bench_of_speed(outcome, monkeypatch, tmp_path):
+    from kdlib.cli import app
+
+    monkeypatch.setattr(speed, "bench_speed", lambda *args, **kwargs: outcome)
+    done = CliRunner().invoke(app, ["bench", "--json", "--out", str(tmp_path / "bench.md")])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["bench"] == "speed"
+    assert json.loads((tmp_path / "bench.json").read_text())["bench"] == "speed"
+    assert "`nms_times`" in (tmp_path / "bench.md").read_text()
+
+
+def test_training_is_measured_on_the_device_named():
+    outcome = bench_training(device="cpu", rounds=1, batch=1, compile_too=False)
+    for how in ("fp32", "bf16"):
+        ratio = outcome[f"{how}_distilled_ms"] / (outcome[f"{how}_plain_ms"] + outcome[f"{how}_teacher_ms"])
+        assert outcome[f"{how}_ratio"] == pytest.approx(ratio)
+        assert outcome[f"{how}_plain_samples_per_s"] == pytest.approx(1000 / outcome[f"{how}_plain_ms"])
+    assert not any("peak" in line.key for line in outcome.lines), "a processor counts no memory"
+    with pytest.raises(ConfigError, match="is not there"):
+        bench_training(device="xla:7")
