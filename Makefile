@@ -1,4 +1,4 @@
-# make demo | test | test-official | lab | clean. Each makes its environment by itself, .venv, or .venv-official for test-official,
+# make demo | test | test-long | test-official | lab | clean. Each makes its environment by itself, .venv, or .venv-official for test-official,
 # when it is missing or older than what it is made from.
 #   PYTHON=python3.12            another interpreter (3.10 to 3.12)
 #   PYTHON310=/path/to/python    the Python 3.10 of test-official, where none is found
@@ -16,9 +16,12 @@ OFFICIAL := .venv-official
 OFFICIAL_STAMP := $(OFFICIAL)/.installed
 PYTHON310 ?= $(shell .ci/python310)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+# Two workers of one thread each; the tests of a file share what they make.
+PARALLEL = -n 2 --dist loadfile
+test test-long test-official: export OMP_NUM_THREADS ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-official lab clean
+.PHONY: demo test test-long test-official lab clean
 
 demo: $(STAMP)
 	$(BIN)/python -m kdlib run demo
@@ -28,11 +31,15 @@ test: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" $(NOTEBOOKS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# What takes minutes by nature: kills, 10,000 damaged files, full-size models, more chains of notebooks.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m "long and not official"
 
 # Everything once more on Python 3.10, numpy 1.21 and Waymo's own package, and against that package.
 test-official: $(OFFICIAL_STAMP)
-	KDLIB_OFFICIAL_PYTHON="$(CURDIR)/$(OFFICIAL)/bin/python" $(OFFICIAL)/bin/python -m pytest -m ''
+	KDLIB_OFFICIAL_PYTHON="$(CURDIR)/$(OFFICIAL)/bin/python" $(OFFICIAL)/bin/python -m pytest $(PARALLEL) -m ''
 
 lab: $(STAMP)
 	cd notebooks && ../$(BIN)/jupyter lab

@@ -1,20 +1,31 @@
 """kdlib: distil a large LiDAR 3D detector into a small, fast one (SparseKD, NeurIPS 2022), on a laptop or a GPU server.
 
-How the data flows (a module imports only from those above it)::
+The thin package, enough for a paper: from Waymo's files to a trained, measured student::
 
-    Waymo v1 TFRecord | v2 Parquet | simulate
-          -> waymo   Frame (numpy)
-          -> data    prepared store -> Sample -> Batch (torch)
-          -> voxel   VoxelBatch -> models (voxels through sparse) HeadOutput -> Detections
-                                  -> losses, kd: LossTerms -> training
-          -> evaluation   tables of boxes -> Waymo metric
-          -> profiling, bench   what it costs and how fast it is
-          -> viz     pictures
+    types     what travels between stages: Frame, Batch, HeadOutput, Detections, LossTerms; letters of every shape
+    errors    what a user's mistake raises
+    config    every setting, as frozen dataclasses
+    zoo       models and teacher-student pairs by name
+    records   JSON files of a run and the card of a number
+    models    detectors (build.py makes one), geometry, sparse convolution, PV-RCNN++, detection losses (models/losses)
+    kd        distillation losses (logit.py, feature.py, label.py), the teacher, the student's start, the objective
+    waymo     v1 TFRecord and v2 Parquet files to frames
+    data      frames to a prepared store, store to batches; frames and scans of your own
+    metric    tables of boxes to Waymo's AP and APH, with intervals
+    training  one job: child process, loop, launchers
 
-The notebooks call ``pipeline`` (data, teacher, students), ``explore``, ``comparison`` and ``costs``; ``execute`` runs them
-headlessly by the names in ``profiles``, ``report`` and ``publish`` write down what came out, ``cli`` is ``python -m kdlib``.
+What stands around it::
 
-Start with ``kdlib.zoo`` (models and pairs by name), ``kdlib.types`` (what travels) and ``kdlib.config`` (every setting).
+    simulate, viz, profiling   streets in Waymo's file format, pictures, costs and latency
+    lab                        what notebooks call: runs, comparisons, studies, reports
+    tools                      what only the command line reaches: bench, judge, scans, export, checkpoints, server, doctor
+    cli                        python -m kdlib
+
+Walls (``tests/test_layers.py``): the thin package imports nothing of what stands around it; ``models`` and ``kd`` know no data,
+no metric and no training; ``viz`` and ``profiling`` take finished results; ``lab`` reaches no tool; no import runs in a circle.
+
+Public are the names in ``tests/api.json``: what README and notebooks use and what own models, losses and datasets build on.
+Everything else is internal and may change. Start with ``kdlib.zoo``, ``kdlib.types`` and ``kdlib.config``.
 """
 
 __version__ = "0.1.0"

@@ -86,7 +86,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert os.access(script, os.X_OK)
     commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
     assert "set -euo pipefail" in commands
-    assert "make test" in commands
+    assert "make test" in commands and "make test-long" in commands
     assert 'make test-official PYTHON310="$python310"' in [command.strip() for command in commands]
 
 

@@ -44,7 +44,8 @@ PARAMETERS = {
 DRIVER = """
 import sys
 from dataclasses import replace
-from kdlib import cli, profiles, report
+from kdlib import cli
+from kdlib.lab import profiles, report
 chain = tuple(sys.argv.pop(1).split(","))
 if chain != profiles.MAIN_LINE:
     profiles.PROFILES["smoke"] = replace(profiles.profile("smoke"), chain=chain)
@@ -349,7 +350,7 @@ def timeline(data: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFact
     yield found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(KILLS > 0, reason="KDLIB_KILLS asks for the long form; unset it for this short one")
 def test_killed_by_all_kinds_in_turn(timeline: Timeline, data: Callable[[Path], Path], tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_killed_by_all_kinds_in_turn(timeline: Timeline, data: Callable[[Path], 
     survive(moments, tmp_path, data, timeline.outcome)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not KILLS, reason="set KDLIB_KILLS to the number of kills, such as 20")
 @pytest.mark.parametrize("victim", VICTIMS)

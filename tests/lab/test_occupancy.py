@@ -20,7 +20,7 @@ from kdlib.lab.occupancy import FolderBusy, hold
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kdlib import occupancy
+from kdlib.lab import occupancy
 with occupancy.hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -94,8 +94,8 @@ def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_what_sweep_removes(tmp_path: Path) -> None:
-    code = "import os, signal, sys\nfrom pathlib import Path\nfrom kdlib import jsonfile\n"
-    code += "os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)\njsonfile.write(Path(sys.argv[1]), {'a': 1})"
+    code = "import os, signal, sys\nfrom pathlib import Path\nfrom kdlib import records\n"
+    code += "os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)\nrecords.write_json(Path(sys.argv[1]), {'a': 1})"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "values.json")], check=False)
     assert not (tmp_path / "values.json").exists()
     assert len(list(tmp_path.iterdir())) == 1

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,19 @@ from kdlib.models.detector import CenterPoint
 from kdlib.simulate import simulate
 from kdlib.types import Batch
 
-PAIRS = [pair for name, pair in zoo.PAIRS.items() if "demo" not in name]
-MODELS = [model for name, model in zoo.MODELS.items() if "demo" not in name]
+# One pair of pillars and one of voxels always; the others, and PV-RCNN++'s pair, in the long suite.
+QUICK = ("cp_pillar_v0.64_sparsekd", "cp_voxel_xxs_sparsekd", "cp_pillar_v0.64", "cp_voxel_xxs")
+
+
+def published(named: dict[str, Any]) -> list[Any]:
+    """The models or pairs of full size as parameters of a test."""
+    return [
+        pytest.param(value, id=name, marks=() if name in QUICK else pytest.mark.long)
+        for name, value in named.items()
+        if "demo" not in name
+    ]
+
+
 MEMORY = 8.0  # GB, of one step of a voxel model
 # A process of its own, for its memory: store, model or pair; prints the loss and the process's highest memory in GB.
 STEP = """
@@ -60,9 +72,8 @@ def frame(store) -> Batch:
     return read(store)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@pytest.mark.parametrize("pair", published(zoo.PAIRS))
 def test_one_distillation_step(frame, pair):
     assert len(frame.points.points) > 100_000
     torch.manual_seed(0)
@@ -76,9 +87,8 @@ def test_one_distillation_step(frame, pair):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("config", MODELS, ids=lambda model: model.name)
+@pytest.mark.parametrize("config", published(zoo.MODELS))
 def test_one_frames_boxes(frame, config):
     torch.manual_seed(0)
     model = build(config).eval()
@@ -91,7 +101,7 @@ def test_one_frames_boxes(frame, config):
         assert prediction.heads[0].heatmap.shape == (1, 3, rows, columns)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("config", [zoo.SECOND, zoo.CP_PILLAR], ids=lambda model: model.name)  # that are in no pair's student
 def test_one_plain_step(frame, config):
@@ -104,7 +114,7 @@ def test_one_plain_step(frame, config):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["cp_voxel", "cp_voxel_s_sparsekd"])  # the largest model, the largest pair
 def test_memory_of_one_step(store, name):

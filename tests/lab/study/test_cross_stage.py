@@ -31,7 +31,7 @@ def finished(headless: Any) -> Any:
 
 def marked(test: Any) -> Any:
     """The first of these tests pays for the run."""
-    return pytest.mark.notebooks(pytest.mark.timeout(900)(test))
+    return pytest.mark.long(pytest.mark.timeout(900)(test))
 
 
 @marked

@@ -21,7 +21,7 @@ def chain(headless: Any) -> Any:
 
 def marked(test: Any) -> Any:
     """The first of these tests pays for the chain: minutes on a busy machine."""
-    return pytest.mark.notebooks(pytest.mark.timeout(1800)(test))
+    return pytest.mark.long(pytest.mark.timeout(1800)(test))
 
 
 @marked

@@ -136,7 +136,10 @@ def test_side_by_side_on_a_cluster(drivers: Path) -> None:
 
 def test_a_driver_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """However that ends: by SIGKILL it cannot tell anybody."""
-    driver = "import os, time; from kdlib import batch; batch._follow_starter(); print(os.getpid(), flush=True); time.sleep(60)"
+    driver = (
+        "import os, time; from kdlib.tools.server import batch; batch._follow_starter(); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
     starter = (
         "import os, subprocess, sys, time\n"
         "environment = {**os.environ, 'KDLIB_ATTENDED': '1'}\n"
