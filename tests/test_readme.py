@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 from kdlib import zoo
 from kdlib.cli import app
 from kdlib.lab.publish import BEGIN, END, results_table, with_results
 from kdlib.profiling import published
+from kdlib.types import Batch, GroundTruth, PointBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "reports/README.md", "notebooks/README.md", "data/README.md")
@@ -47,17 +49,40 @@ def test_links_and_pictures_exist(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
+def options(words: list[str]) -> set[str]:
+    """The options of a verb, or of the measurement that ``bench`` names."""
+    command = get_command(app)
+    while words and words[0] in getattr(command, "commands", ()):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_exist(page):
+def test_commands_and_their_options_exist(page):
     text = (ROOT / page).read_text()
     verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
-    for verb in re.findall(r"-m kdlib ([a-z][\w-]*)", text):
-        assert verb in verbs, verb
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    for target in re.findall(r"(?:^|`)make (\w+)", text, re.M):
-        assert target in targets, target
+    for command in re.findall(r"-m kdlib ([a-z][^`#|\n]*)", text):
+        words = command.split()
+        assert words[0] in verbs, command
+        given = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", command))
+        assert given <= options(words), command
+    targets = set(re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.M))
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M):
+        assert target in " ".join(targets).split(), target
     for name in set(re.findall(r"-p ([A-Z_]+)=", text)) - {"NAME"}:
         assert any(re.search(rf'"{name} = ', book.read_text()) for book in (ROOT / "notebooks").glob("*.ipynb")), name
+
+
+@pytest.mark.long
+def test_the_pieces_fit_together_as_written():
+    block = (ROOT / "README.md").read_text().partition("## The pieces")[2]
+    code = re.search(r"```python\n(.*?)```", block, re.S)[1]
+    points = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([60.0, 60.0, 3.0, 1.0, 1.0])
+    truth = GroundTruth(torch.tensor([[[20.0, 10.0, 1.0, 4.5, 2.0, 1.6, 0.3]]]), torch.tensor([[1]]))
+    names = {"batch": Batch(PointBatch(points, torch.zeros(2000, dtype=torch.int64), 1, ("a",)), truth)}
+    torch.manual_seed(0)
+    exec(code, names)
+    assert names["terms"].loss.isfinite() and set(names["terms"].parts) >= {"heatmap", "box", "kd_heatmap"}
 
 
 def test_notebook_table_names_every_notebook():
