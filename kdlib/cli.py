@@ -150,13 +150,13 @@ def _profile(
     as_json: Json = False,
 ) -> None:
     """Count parameters, multiply-accumulates (both conventions) and activations, per layer and in total."""
-    from kdlib.profiling import counting
+    from kdlib.profiling import model_profile
 
-    values = counting.profile(model, frame or [])
+    values = model_profile.profile_model(model, frame or [])
     if as_json:
         _print(values)
     else:
-        counting.show(values)
+        model_profile.print_profile(values)
 
 
 @app.command("import-checkpoint")

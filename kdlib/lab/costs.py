@@ -18,8 +18,8 @@ from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling import published
 from kdlib.profiling.cost import measure_cost
-from kdlib.profiling.counting import dense_report, ghost
 from kdlib.profiling.latency import measure_latency
+from kdlib.profiling.model_profile import dense_report, ghost
 from kdlib.types import PointBatch
 from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint
@@ -88,7 +88,7 @@ def family_table() -> pd.DataFrame:
     The published numbers also hold the encoder, whose share depends on the voxels of real Waymo frames (spec 10.2).
     """
     rows = []
-    for name, figures in published.MODELS.items():
+    for name, figures in published.PUBLISHED_MODELS.items():
         network = ghost(zoo.model(name))
         cost = dense_report(network)
         rows.append(

@@ -22,7 +22,7 @@ _BLOCK = 100  # resamples scored at once
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmScore:
     """One way of training, over its seeds."""
 
     name: str
@@ -49,14 +49,14 @@ class BootstrapReport:
     """All arms and their pairwise differences."""
 
     metric: str
-    arms: tuple[Arm, ...]
+    arms: tuple[ArmScore, ...]
     differences: tuple[Difference, ...]
     unit: Unit
     units: int
     resamples: int
     seed: int
 
-    def arm(self, name: str) -> Arm:
+    def arm(self, name: str) -> ArmScore:
         """Return an arm by name."""
         return next(arm for arm in self.arms if arm.name == name)
 
@@ -121,13 +121,13 @@ def bootstrap(
     return BootstrapReport(metric, summaries, differences, unit, units, resamples, seed)
 
 
-def _summarise(name: str, values: list[float], resampled: Float64) -> Arm:
+def _summarise(name: str, values: list[float], resampled: Float64) -> ArmScore:
     low, high = np.percentile(resampled, (2.5, 97.5))
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Arm(name, tuple(values), float(np.mean(values)), std, float(low), float(high))
+    return ArmScore(name, tuple(values), float(np.mean(values)), std, float(low), float(high))
 
 
-def _compare(first: Arm, second: Arm, resampled_first: Float64, resampled_second: Float64) -> Difference:
+def _compare(first: ArmScore, second: ArmScore, resampled_first: Float64, resampled_second: Float64) -> Difference:
     difference = resampled_first - resampled_second
     low, high = np.percentile(difference, (2.5, 97.5))
     return Difference(first.name, second.name, first.mean - second.mean, float(low), float(high))

@@ -19,7 +19,7 @@ from torch import nn
 
 from kdlib.errors import KdlibError
 from kdlib.models.pvrcnn.detector import SECOND
-from kdlib.profiling.layers import LayerCost, Rule, published_rule, rule, without_published
+from kdlib.profiling.layer_rules import LayerCost, Rule, published_rule, rule, without_published
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
 
@@ -105,7 +105,7 @@ def _counted(name: str, module: nn.Module, published: bool = True) -> Iterator[t
         published = False
     if any(True for _ in module.parameters(recurse=False)):
         raise CostError(
-            f"'{name}' is a {type(module).__name__} with parameters of its own; kdlib.profiling.layers has no rule for it"
+            f"'{name}' is a {type(module).__name__} with parameters of its own; kdlib.profiling.layer_rules has no rule for it"
         )
     for child, below in module.named_children():
         yield from _counted(f"{name}.{child}" if name else child, below, published)

@@ -34,7 +34,7 @@ class HardwareCard:
         return f"{self.device}{threads}, torch {self.versions.get('torch', '?')}"
 
 
-def card(device: torch.device | None = None) -> HardwareCard:
+def hardware_card(device: torch.device | None = None) -> HardwareCard:
     """Return the card of this machine for a model on ``device``, torch's default one if None."""
     device = device or torch.empty(0).device
     found = records.hardware()

@@ -22,11 +22,11 @@ from torch import nn
 
 from kdlib.errors import KdlibError
 from kdlib.models.pvrcnn.detector import SECOND
-from kdlib.profiling.hardware import HardwareCard, card
+from kdlib.profiling.hardware import HardwareCard, hardware_card
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
 
-STAGES = ("voxelise", "encoder", "backbone", "head", "decode")
+LATENCY_STAGES = ("voxelise", "encoder", "backbone", "head", "decode")
 SECOND_STAGES = ("proposals", "keypoints", "points", "refine")
 _ENTRANCES = ("vfe", "backbone_2d", "dense_head")  # children whose call ends the stage before it
 
@@ -155,7 +155,7 @@ class LatencyReport:
 def _stages(model: nn.Module) -> tuple[str, ...]:
     """Return the stages of a model, in order."""
     second = SECOND_STAGES if hasattr(model, SECOND[0]) else ()
-    return (*STAGES[:-1], *second, STAGES[-1])
+    return (*LATENCY_STAGES[:-1], *second, LATENCY_STAGES[-1])
 
 
 @contextmanager
@@ -224,4 +224,4 @@ def measure_latency(
             if turn >= warmup:
                 times.append(measured)
     stages = tuple(StageLatency(name, column) for name, column in zip(_stages(model), zip(*times)))
-    return LatencyReport(stages, sizes.pop(), warmup, card(device))
+    return LatencyReport(stages, sizes.pop(), warmup, hardware_card(device))

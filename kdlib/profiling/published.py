@@ -25,7 +25,7 @@ def _row(
 PROPOSALS = 115
 """RoIs in a frame: a mean over real ones, to which both published figures of PV-RCNN++ lead (spec 10.2)."""
 
-MODELS: Mapping[str, PublishedModel] = {
+PUBLISHED_MODELS: Mapping[str, PublishedModel] = {
     "cp_voxel": _row(64.29, 114.8, 101.9, 125.70, 74.25, 56.13),
     "cp_voxel_s": _row(62.23, 47.8, 65.7, 97.99, 65.68, 39.40),
     "cp_voxel_xs": _row(61.14, 36.9, 58.4, 88.19, 61.41, 36.65),
@@ -38,7 +38,7 @@ MODELS: Mapping[str, PublishedModel] = {
     "pointpillar": _row(None, None, None, 129.12, 68.61, 44.14),
 }
 
-CROSS_STAGE: Mapping[str, PublishedModel] = {"pv_rcnn_pp": PublishedModel(67.80, 123.5, 179.7, {"GTX 1060": 435.9})}
+PUBLISHED_CROSS_STAGE: Mapping[str, PublishedModel] = {"pv_rcnn_pp": PublishedModel(67.80, 123.5, 179.7, {"GTX 1060": 435.9})}
 """The teacher of two stages; its latency was published on one card (spec 12.4)."""
 
 CROSS_STAGE_DISTILLED = 65.27

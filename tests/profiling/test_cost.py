@@ -13,7 +13,7 @@ from torch import nn
 from kdlib import zoo
 from kdlib.models.build import build
 from kdlib.profiling.cost import CostError, measure_cost, measure_dense_cost
-from kdlib.profiling.layers import LayerCost, rule
+from kdlib.profiling.layer_rules import LayerCost, rule
 from kdlib.types import PointBatch
 
 

@@ -93,7 +93,7 @@ def test_stages_are_told_apart_and_warm_up_is_not_timed() -> None:
 def test_nothing_is_read_before_the_device_has_settled() -> None:
     clock = HandClock()
     measure_latency(Toy(clock), [scan()], warmup=0, repeats=3, clock=clock)
-    assert clock.measured_at == [turn for turn in (1, 2, 3) for _ in latency.STAGES]
+    assert clock.measured_at == [turn for turn in (1, 2, 3) for _ in latency.LATENCY_STAGES]
 
 
 def test_batches_are_used_in_turn() -> None:

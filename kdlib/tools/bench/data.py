@@ -62,7 +62,7 @@ def bench_data(
         ConfigError: If ``frames`` or ``scale`` is out of range.
         KdlibError: If a measurement fails, or the official code finds other points.
     """
-    from kdlib.profiling.hardware import card
+    from kdlib.profiling.hardware import hardware_card
     from kdlib.simulate import simulate
 
     lines: list[Line] = []
@@ -80,7 +80,7 @@ def bench_data(
         lines += _prepare(segments[1], root / "store", effort)
         lines += _loader(root / "store", effort)
     facts = {"frames": frames, "rounds": rounds, "scale": scale, "simulated": True}
-    return Outcome("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), card().to_dict())
+    return Outcome("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card().to_dict())
 
 
 @contextmanager

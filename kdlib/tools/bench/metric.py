@@ -23,7 +23,7 @@ def bench_metric(
     Raises:
         OfficialError: If there is no such Python, or the op fails.
     """
-    from kdlib.profiling.hardware import card
+    from kdlib.profiling.hardware import hardware_card
 
     found = compare_with_official(crowd(frames, labels, predictions), workers=workers, python=python)
     ours, official = found.ours, found.official
@@ -36,4 +36,4 @@ def bench_metric(
         Line("difference", "largest difference of an AP or APH", found.difference, "", at_most=AGREEMENT),
     )
     facts = {"frames": frames, "labels": labels, "predictions": predictions, "ranges": True, "workers": workers}
-    return Outcome("metric", lines, facts, (f"official: {found.version}, all cores",), card().to_dict())
+    return Outcome("metric", lines, facts, (f"official: {found.version}, all cores",), hardware_card().to_dict())

@@ -14,7 +14,7 @@ from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
 from kdlib.lab.costs import cpr
 from kdlib.models.build import build
-from kdlib.profiling import counting, hardware, published
+from kdlib.profiling import hardware, model_profile, published
 from kdlib.profiling.latency import SECOND_STAGES, LatencyReport, measure_latency
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.bench.settings import compile_dense
@@ -31,7 +31,7 @@ class ModelBench:
     """What one model costs on this machine and on any."""
 
     name: str
-    cost: Mapping[str, Any]  # of counting.count, without layers
+    cost: Mapping[str, Any]  # of model_profile.model_cost, without layers
     latency: Mapping[str, LatencyReport]  # "fp32", "mixed", "bf16" where that is not the mixed one, "compiled" (fp32)
     peak_memory: int | None  # bytes on the accelerator, fp32
 
@@ -65,14 +65,14 @@ def bench_models(
         ConfigError: If a model is unknown or the device is not there.
     """
     where = find_device(device)
-    models = [zoo.model(name) for name in (names or (*published.MODELS, *published.CROSS_STAGE))]
+    models = [zoo.model(name) for name in (names or (*published.PUBLISHED_MODELS, *published.PUBLISHED_CROSS_STAGE))]
     sweeps = simulated_sweeps(frames)
     batches = [collate([sweep]).points.to(where) for sweep in sweeps]
     rows = []
     for model in tqdm(models, desc="bench models", unit="model"):
         torch.manual_seed(0)
         network = build(model).to(where).eval()
-        cost = {key: value for key, value in counting.count(model, sweeps).items() if key != "layers"}
+        cost = {key: value for key, value in model_profile.model_cost(model, sweeps).items() if key != "layers"}
         latency, peak = _latencies(network, batches, where, repeats, warmup, mixed, compiled)
         rows.append(ModelBench(model.name, cost, latency, peak))
     return {
@@ -80,7 +80,7 @@ def bench_models(
         "simulated": True,
         "facts": {"sweeps": frames, "repeats": repeats, "warmup": warmup, "batch_size": 1, "weights": "fresh"},
         "models": [row.to_dict() for row in rows],
-        "hardware": hardware.card(where).to_dict(),
+        "hardware": hardware.hardware_card(where).to_dict(),
     }
 
 
@@ -166,7 +166,7 @@ def _cost_lines(values: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(name: str) -> published.PublishedModel:
-    return {**published.MODELS, **published.CROSS_STAGE}.get(name, published.PublishedModel())
+    return {**published.PUBLISHED_MODELS, **published.PUBLISHED_CROSS_STAGE}.get(name, published.PublishedModel())
 
 
 def _why(name: str) -> str:
@@ -231,7 +231,7 @@ def _ratio_lines(values: Mapping[str, Any]) -> list[str]:
     for name, teacher in published.TEACHERS.items():
         if name not in macs or teacher not in macs:
             continue
-        student, master = published.MODELS[name], published.MODELS[teacher]
+        student, master = published.PUBLISHED_MODELS[name], published.PUBLISHED_MODELS[teacher]
         theirs = [(student.giga_flops, master.giga_flops), (student.mega_acts, master.mega_acts)]
         theirs.append((student.latency_ms["GTX 1060"], master.latency_ms["GTX 1060"]))
         for score, how in ((student.level_2_maph, "alone"), (published.DISTILLED[name], "with SparseKD")):
@@ -260,7 +260,7 @@ def _speed(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], precision:
 
 
 def _published_speeds(name: str) -> list[str]:
-    theirs, reference = _figures(name).latency_ms, published.MODELS[REFERENCE].latency_ms
+    theirs, reference = _figures(name).latency_ms, published.PUBLISHED_MODELS[REFERENCE].latency_ms
     return [f"{reference[card] / theirs[card]:.2f}x" if card in theirs else "" for card in reference]
 
 

@@ -110,7 +110,7 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Outcome:
     Raises:
         ConfigError: If the model has no sparse convolutions.
     """
-    from kdlib.profiling.hardware import card
+    from kdlib.profiling.hardware import hardware_card
 
     sites, layers = encoder_input(model)
     backward, memory = _training(sites, layers)
@@ -146,7 +146,7 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Outcome:
         **{"model": model, "voxels": len(sites.coords), "layers": len(layers), "rounds": rounds},
         **{"threads": torch.get_num_threads(), "largest output": round(float(first.features.abs().max()), 2)},
     }
-    return Outcome("sparse", lines, facts, notes, card().to_dict())
+    return Outcome("sparse", lines, facts, notes, hardware_card().to_dict())
 
 
 def _twins(layers: list[SparseConvolution]) -> tuple[list[Any], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
-from kdlib.profiling.hardware import card
+from kdlib.profiling.hardware import hardware_card
 from kdlib.profiling.latency import measure_latency
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.bench.duel import interleaved
@@ -81,7 +81,7 @@ def bench_speed(
         "threads": torch.get_num_threads(),
     }
     kept = [verdict(one) for one in switched]
-    return Outcome("speed", tuple(lines), facts, (*notes, *more, *kept), card().to_dict())
+    return Outcome("speed", tuple(lines), facts, (*notes, *more, *kept), hardware_card().to_dict())
 
 
 def step_lines(steps: StepTimes) -> list[Line]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kdlib.profiling.hardware import card
+from kdlib.profiling.hardware import hardware_card
 from kdlib.tools.bench.models import find_device
 from kdlib.tools.bench.settings import compile_dense
 from kdlib.tools.bench.speed import PAIR, shipped_teacher
@@ -40,7 +40,7 @@ def bench_training(
         if compile_too:
             lines += _lines("compiled", bench_steps(pair, data, rounds, teacher, where, prepare=compile_dense))
     facts = {"simulated": store is None, "pair": pair, "device": str(where), "batch": batch, "rounds": rounds}
-    return Outcome("steps", tuple(lines), facts, (), card(where).to_dict())
+    return Outcome("steps", tuple(lines), facts, (), hardware_card(where).to_dict())
 
 
 def _lines(how: str, times: StepTimes) -> list[Line]:

@@ -15,7 +15,7 @@ from kdlib.kd.objective import Distillation
 from kdlib.lab import profiles
 from kdlib.lab.study.arms import LINES, QUESTIONS, RETITLED, Contrast, StudyArm, arms_of, questions_of, settings_of
 from kdlib.models.build import build
-from kdlib.profiling.counting import dense_report, ghost
+from kdlib.profiling.model_profile import dense_report, ghost
 
 STUDY = profiles.profile("study")
 ARMS = arms_of(STUDY)

@@ -11,7 +11,7 @@ import torch
 
 from kdlib.errors import ConfigError
 from kdlib.profiling import published
-from kdlib.profiling.latency import SECOND_STAGES, STAGES
+from kdlib.profiling.latency import LATENCY_STAGES, SECOND_STAGES
 from kdlib.tools.bench.models import bench_models, page, table
 
 REPORTS = Path(__file__).resolve().parents[3] / "reports"
@@ -47,7 +47,7 @@ def test_a_second_stage_is_timed_part_by_part(measured: dict[str, Any]) -> None:
     refining = measured["models"][2]
     for report in refining["latency"].values():
         stages = report["stages"]
-        assert list(stages) == [*STAGES[:-1], *SECOND_STAGES, STAGES[-1]]
+        assert list(stages) == [*LATENCY_STAGES[:-1], *SECOND_STAGES, LATENCY_STAGES[-1]]
         assert sum(stage["mean_ms"] for stage in stages.values()) == pytest.approx(report["total"]["mean_ms"])
     assert "`pv_rcnn_pp_demo` has a second stage between head and decode; of its fp32 p50, in ms: proposals " in table(measured)
     assert not {"keypoints", "refine"} & set(measured["models"][0]["latency"]["fp32"]["stages"])
@@ -82,4 +82,4 @@ def test_a_device_that_is_not_there() -> None:
 def test_the_committed_page_is_that_of_its_numbers() -> None:
     values = json.loads((REPORTS / "costs.json").read_text())
     assert (REPORTS / "costs.md").read_text() == page(values)
-    assert [row["model"] for row in values["models"]] == [*published.MODELS, *published.CROSS_STAGE]
+    assert [row["model"] for row in values["models"]] == [*published.PUBLISHED_MODELS, *published.PUBLISHED_CROSS_STAGE]

@@ -1,4 +1,4 @@
-"""A model and some sweeps in, its cost out: parameters, multiply-accumulates in two conventions, activations, per layer."""
+"""Counts what a model costs: parameters, multiply-accumulates in two conventions, activations, in all and by layer."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from kdlib.profiling.cost import CostReport, measure_dense_cost, measure_encoder
 from kdlib.profiling.sweep import read_sweep, simulated_sweeps
 from kdlib.types import Sample
 
-Detector = CenterPoint | AnchorDetector
-SIMULATED = "one simulated full-size sweep (seed 0)"
+_Detector = CenterPoint | AnchorDetector
+SIMULATED_SWEEP = "one simulated full-size sweep (seed 0)"
 
 
-def ghost(model: ModelConfig) -> Detector:
+def ghost(model: ModelConfig) -> _Detector:
     """Return a detector whose tensors have shapes but no storage."""
     with torch.device("meta"):
         return build(model)
 
 
-def dense_report(network: Detector) -> CostReport:
+def dense_report(network: _Detector) -> CostReport:
     """Return what a detector's 2D backbone and head cost per frame: the same for every frame."""
     columns, rows, _ = network.config.grid.grid_size
     stride = 1 if network.backbone_3d is None else STRIDE
     return measure_dense_cost(network, (1, _bev_channels(network), rows // stride, columns // stride))
 
 
-def second_report(network: Detector) -> CostReport | None:
+def second_report(network: _Detector) -> CostReport | None:
     """Return what a second stage costs per frame with all the key points it may pick and the published RoIs; None without one."""
     return measure_second_stage_cost(network, _keypoints(network), published.PROPOSALS) if isinstance(network, PVRCNN) else None
 
 
-def _keypoints(network: Detector) -> int:
+def _keypoints(network: _Detector) -> int:
     return network.second.abstraction.keypoints if isinstance(network, PVRCNN) else 0
 
 
-def _bev_channels(network: Detector) -> int:
+def _bev_channels(network: _Detector) -> int:
     """Return how many channels enter the 2D backbone, from its first convolution."""
     first = next(layer for layer in network.backbone_2d.modules() if isinstance(layer, torch.nn.Conv2d))
     return first.in_channels
 
 
-def profile(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
+def profile_model(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
     """Return a model's cost as plain JSON values; the encoder is counted on the sweeps given, on a simulated one by default.
 
     Raises:
@@ -63,11 +63,11 @@ def profile(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
     """
     model = zoo.model(name)
     sweeps = [read_sweep(path) for path in files] or simulated_sweeps(1)
-    source = ", ".join(path.name for path in files) or SIMULATED
-    return {"model": name, "counted_on": source, **count(model, sweeps)}
+    source = ", ".join(path.name for path in files) or SIMULATED_SWEEP
+    return {"model": name, "counted_on": source, **model_cost(model, sweeps)}
 
 
-def count(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
+def model_cost(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
     """Return a model's cost per frame, averaged over sweeps: totals, dense and sparse part, layers."""
     network = build(model).eval()
     dense = dense_report(network)
@@ -107,11 +107,11 @@ def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {**rows[0], **{key: sum(row[key] for row in rows) / len(rows) for key in numbers}}
 
 
-def _voxels(network: Detector, sweep: Sample) -> int:
+def _voxels(network: _Detector, sweep: Sample) -> int:
     return len(network.voxelize(collate([sweep]).points).coords)
 
 
-def show(values: Mapping[str, Any]) -> None:
+def print_profile(values: Mapping[str, Any]) -> None:
     """Print a profile: totals first, then the layers that cost anything."""
     console = Console()
     console.print(f"[bold]{values['model']}[/bold]: {values['params']:,} parameters, encoder counted on {values['counted_on']}")

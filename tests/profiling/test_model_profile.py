@@ -12,7 +12,7 @@ import torch
 from kdlib import zoo
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
-from kdlib.profiling import counting, published
+from kdlib.profiling import model_profile, published
 from kdlib.profiling.cost import CostError, measure_second_stage_cost
 from kdlib.types import Sample
 
@@ -36,8 +36,8 @@ OVER = {"cp_voxel": 6.95, "cp_voxel_s": 1.74, "cp_voxel_xs": 1.74, "cp_voxel_xxs
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_part_in_the_published_convention(name: str) -> None:
     parameters, giga, mega = DENSE[name]
-    network = counting.ghost(zoo.model(name))
-    cost = counting.dense_report(network)
+    network = model_profile.ghost(zoo.model(name))
+    cost = model_profile.dense_report(network)
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert cost.published_macs / 1e9 == pytest.approx(giga, rel=1e-3)
     assert cost.published_acts / 1e6 == pytest.approx(mega, rel=1e-3)
@@ -49,7 +49,7 @@ def test_dense_part_in_the_published_convention(name: str) -> None:
 
 
 def test_every_published_model_is_in_the_zoo_and_has_a_reason() -> None:
-    assert set(DENSE) == set(published.MODELS) == set(published.WHY)
+    assert set(DENSE) == set(published.PUBLISHED_MODELS) == set(published.WHY)
 
 
 @pytest.mark.parametrize(("pillars", "size", "giga", "mega"), [(3500, 50, 85.1, 88.0), (6900, 28, 212.9, 197.7)])
@@ -61,25 +61,25 @@ def test_totals_with_the_published_pillar_counts(pillars: int, size: int, giga: 
     points = np.zeros((pillars, 5), np.float32)
     for axis, cell in ((0, cells % columns), (1, cells // columns)):
         points[:, axis] = model.grid.point_range[axis] + (cell + 0.5) * model.grid.voxel_size[axis]
-    values = counting.count(model, [Sample("frame", points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))])
+    values = model_profile.model_cost(model, [Sample("frame", points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))])
     assert values["sparse"]["voxels"] == pillars
     assert values["macs_published_convention"] / 1e9 == pytest.approx(giga, rel=1e-3)
     assert values["acts_published_convention"] / 1e6 == pytest.approx(mega, rel=1e-3)
 
 
 def test_a_second_stage_completes_the_published_figures() -> None:
-    network = counting.ghost(zoo.model("pv_rcnn_pp"))
-    found = counting.second_report(network)
-    assert found is not None and counting.second_report(counting.ghost(zoo.model("cp_voxel"))) is None
-    first = published.MODELS["cp_voxel"]
-    both = published.CROSS_STAGE["pv_rcnn_pp"]
+    network = model_profile.ghost(zoo.model("pv_rcnn_pp"))
+    found = model_profile.second_report(network)
+    assert found is not None and model_profile.second_report(model_profile.ghost(zoo.model("cp_voxel"))) is None
+    first = published.PUBLISHED_MODELS["cp_voxel"]
+    both = published.PUBLISHED_CROSS_STAGE["pv_rcnn_pp"]
     assert first.giga_flops + found.published_macs / 1e9 == pytest.approx(both.giga_flops, rel=1e-3)
     assert first.mega_acts + found.published_acts / 1e6 == pytest.approx(both.mega_acts, rel=1e-3)
 
 
 def test_a_second_stage_costs_so_much_per_key_point_and_roi() -> None:
     """Spec 10.2: 0.7314 M multiply-accumulates and 6,107 activations per key point, 49.92 M and 457,736 per RoI."""
-    network = counting.ghost(zoo.model("pv_rcnn_pp"))
+    network = model_profile.ghost(zoo.model("pv_rcnn_pp"))
     base, points, rois = (measure_second_stage_cost(network, *sizes) for sizes in ((100, 10), (200, 10), (100, 11)))
     assert points.published_macs - base.published_macs == pytest.approx(100 * 731_400, rel=1e-4)
     assert points.published_acts - base.published_acts == 100 * 6_107
@@ -90,7 +90,7 @@ def test_a_second_stage_costs_so_much_per_key_point_and_roi() -> None:
 
 def test_a_total_holds_both_stages() -> None:
     sweep = Sample("frame", np.zeros((1, 5), np.float32), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
-    one, both = (counting.count(zoo.model(name), [sweep]) for name in ("cp_voxel_demo", "pv_rcnn_pp_demo"))
+    one, both = (model_profile.model_cost(zoo.model(name), [sweep]) for name in ("cp_voxel_demo", "pv_rcnn_pp_demo"))
     for key in ("macs", "macs_published_convention", "acts"):
         assert both[key] == one[key] + both["second_stage"][key] and both["dense"] == one["dense"]
         assert sum(row[key.replace("macs_published_convention", "published_macs")] for row in both["layers"]) == both[key]
@@ -99,7 +99,7 @@ def test_a_total_holds_both_stages() -> None:
 
 def test_without_a_second_stage_there_is_none_to_count() -> None:
     with pytest.raises(CostError, match="no second stage"):
-        measure_second_stage_cost(counting.ghost(zoo.model("cp_voxel_demo")), 1, 1)
+        measure_second_stage_cost(model_profile.ghost(zoo.model("cp_voxel_demo")), 1, 1)
 
 
 def test_sparse_part_equals_brute_force_and_the_mean_of_frames() -> None:
@@ -110,13 +110,13 @@ def test_sparse_part_equals_brute_force_and_the_mean_of_frames() -> None:
         Sample("frame", rng.uniform(-2, 2, (count, 5)).astype(np.float32), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
         for count in (40, 300)
     ]
-    one, two = (counting.count(model, [sweep]) for sweep in sweeps)
-    both = counting.count(model, sweeps)
+    one, two = (model_profile.model_cost(model, [sweep]) for sweep in sweeps)
+    both = model_profile.model_cost(model, sweeps)
     for key in ("macs", "macs_published_convention", "acts"):
         assert both[key] == pytest.approx((one[key] + two[key]) / 2)
         assert both[key] == pytest.approx(both["dense"][key] + both["sparse"][key])
         assert sum(row["macs"] for row in both["layers"]) == pytest.approx(both["macs"])
-    coords = counting.build(model).voxelize(collate([sweeps[1]]).points).coords
+    coords = model_profile.build(model).voxelize(collate([sweeps[1]]).points).coords
     sites = {tuple(site) for site in coords[:, 1:].tolist()}
     steps = [(z, y, x) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     pairs = sum((z + dz, y + dy, x + dx) in sites for z, y, x in sites for dz, dy, dx in steps)
@@ -128,7 +128,7 @@ def test_sparse_part_equals_brute_force_and_the_mean_of_frames() -> None:
 
 def test_a_full_grid_costs_what_the_dense_formula_says() -> None:
     from kdlib.models.sparse import SparseTensor, SubmConv3d
-    from kdlib.profiling.layers import rule
+    from kdlib.profiling.layer_rules import rule
 
     shape = (4, 5, 6)
     coords = torch.ones(1, *shape).nonzero()
@@ -142,9 +142,9 @@ def test_a_full_grid_costs_what_the_dense_formula_says() -> None:
 
 
 def test_profile_of_a_name_is_plain_json() -> None:
-    values = counting.profile("cp_pillar_v0.64")
+    values = model_profile.profile_model("cp_pillar_v0.64")
     assert json.loads(json.dumps(values)) == values
     assert {"params", "macs", "macs_published_convention", "acts", "dense", "sparse", "layers"} <= set(values)
-    assert values["counted_on"] == counting.SIMULATED
+    assert values["counted_on"] == model_profile.SIMULATED_SWEEP
     with pytest.raises(ConfigError, match="'cp_pilar'"):
-        counting.profile("cp_pilar")
+        model_profile.profile_model("cp_pilar")

@@ -1,4 +1,4 @@
-"""One call of one layer goes in; its multiply-accumulates and activations come out, in two conventions."""
+"""How one call of one layer is counted: its multiply-accumulates and activations, in two conventions."""
 
 from __future__ import annotations
 
