@@ -28,16 +28,18 @@ from kdlib.config.model import (
     TargetConfig,
     VoxelEncoderConfig,
 )
-from kdlib.config.pvrcnn import PoolKind, SetAbstractionConfig, VectorPoolConfig
 from kdlib.config.training import AugmentConfig, EvalConfig, ObjectSamplingConfig, TrainConfig
 from kdlib.config.two_stage import (
     FirstStage,
     PointHeadConfig,
+    PoolKind,
     RefinedConfig,
     RoiHeadConfig,
     RoiSamplingConfig,
     SecondStageConfig,
+    SetAbstractionConfig,
     TwoStageConfig,
+    VectorPoolConfig,
 )
 
 __all__ = [

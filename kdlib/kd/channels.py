@@ -22,7 +22,7 @@ from kdlib.errors import ConfigError
 # "legacy" is as SparseKD sees it (spec 8.2, 8.3): levels of the BEV map laid behind each other, nothing known of pillar layers,
 # a group for each layer even where maps are added. "flat" sees no composition at all.
 Wiring = Literal["true", "legacy", "flat"]
-Axes = Mapping[int, "Source"]  # axis of a tensor -> what it is made of; axes that are no channels are missing
+Axes = Mapping[int, "AxisSource"]  # axis of a tensor -> what it is made of; axes that are no channels are missing
 
 _PILLAR_LAYER = "vfe.pfn_layers.{}.linear"
 _CONV_INPUT, _CONV_OUT = "backbone_3d.conv_input.0", "backbone_3d.conv_out.0"
@@ -32,7 +32,7 @@ _ANCHOR_MAPS = ("conv_cls", "conv_box", "conv_dir_cls")
 
 
 @dataclass(frozen=True)
-class Source:
+class AxisSource:
     """What an axis is made of: the channels of groups laid behind each other."""
 
     groups: tuple[str, ...]  # none: features of a point, classes, numbers of a box, none of which can be narrowed
@@ -57,7 +57,7 @@ class Source:
         return " + ".join(self.groups) + (f" x {self.levels} levels" if self.levels > 1 else "")
 
 
-FIXED = Source(())
+FIXED = AxisSource(())
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Layer:
     """A convolution or linear layer, and the norm that follows it."""
 
     name: str  # of its tensors, before ``.weight`` and ``.bias``
-    inputs: Source
+    inputs: AxisSource
     output: str | None  # the group it writes; None: outputs mean something
     norm: str | None = None
     transposed: bool = False  # weight is (in, out, ...)
@@ -87,7 +87,7 @@ class Layer:
 
     def tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Axes]]:
         """Yield every tensor of the layer and of its norm with what its channel axes are made of."""
-        result = FIXED if self.output is None else Source((self.output,))
+        result = FIXED if self.output is None else AxisSource((self.output,))
         outputs, inputs = self.axes(state[self.weight].dim())
         yield self.weight, {outputs: result, inputs: self.inputs}
         vectors = [f"{self.name}.bias"]
@@ -130,17 +130,17 @@ def bev_levels(state: Mapping[str, Tensor]) -> int:
     return int(wide // encoder)
 
 
-def _pillars(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], Source]:
+def _pillars(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], AxisSource]:
     found: list[Layer] = []
     source, bev = FIXED, FIXED
     while f"{(name := _PILLAR_LAYER.format(len(found)))}.weight" in state:
         group = f"pillar layer {len(found)}"
         found.append(Layer(name, source, group, f"{name.rpartition('.')[0]}.norm"))
-        source, bev = Source((group, group), flat=wiring != "true"), Source((group,))
+        source, bev = AxisSource((group, group), flat=wiring != "true"), AxisSource((group,))
     return found, bev
 
 
-def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], Source]:
+def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], AxisSource]:
     found: list[Layer] = []
     source, group = FIXED, ""
     for prefix in _parts(state):
@@ -149,13 +149,13 @@ def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], S
             inner = f"{short} inside"
             group = f"{short} sum" if wiring == "legacy" else group
             found.append(Layer(f"{prefix}.conv1", source, inner, f"{prefix}.bn1"))
-            found.append(Layer(f"{prefix}.conv2", Source((inner,)), group, f"{prefix}.bn2"))
+            found.append(Layer(f"{prefix}.conv2", AxisSource((inner,)), group, f"{prefix}.bn2"))
         else:
             group = short
             found.append(Layer(f"{prefix}.0", source, group, f"{prefix}.1"))
-        source = Source((group,))
+        source = AxisSource((group,))
     levels = bev_levels(state)
-    return found, Source((group,) * levels) if wiring == "legacy" else Source((group,), levels)
+    return found, AxisSource((group,) * levels) if wiring == "legacy" else AxisSource((group,), levels)
 
 
 def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
             block += 1
 
 
-def _levels(state: Mapping[str, Tensor], bev: Source, wiring: Wiring) -> tuple[list[Layer], Source]:
+def _levels(state: Mapping[str, Tensor], bev: AxisSource, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
     found: list[Layer] = []
     joined: list[str] = []
     while f"{(deblock := f'backbone_2d.deblocks.{len(joined)}')}.0.weight" in state:
@@ -179,13 +179,13 @@ def _levels(state: Mapping[str, Tensor], bev: Source, wiring: Wiring) -> tuple[l
         while f"{block}.{place}.weight" in state:
             group = f"blocks.{len(joined)}.{place}"
             found.append(Layer(f"{block}.{place}", bev, group, f"{block}.{place + 1}"))
-            bev, place = Source((group,)), place + 3
+            bev, place = AxisSource((group,)), place + 3
         found.append(Layer(f"{deblock}.0", bev, f"deblocks.{len(joined)}", f"{deblock}.1", transposed=True))
         joined.append(f"deblocks.{len(joined)}")
-    return found, Source(tuple(joined), flat=wiring == "flat")
+    return found, AxisSource(tuple(joined), flat=wiring == "flat")
 
 
-def _head(state: Mapping[str, Tensor], joined: Source) -> Iterator[Layer]:
+def _head(state: Mapping[str, Tensor], joined: AxisSource) -> Iterator[Layer]:
     anchors = [f"dense_head.{name}" for name in _ANCHOR_MAPS if f"dense_head.{name}.weight" in state]
     yield from (Layer(name, joined, None) for name in anchors)
     shared = "dense_head.shared_conv"
@@ -196,5 +196,5 @@ def _head(state: Mapping[str, Tensor], joined: Source) -> Iterator[Layer]:
     for name in (n for n in state if n.startswith("dense_head.heads_list.") and n.endswith(first)):
         branch = name[: -len(first)]
         group = branch.partition(".")[2]
-        yield Layer(f"{branch}.0.0", Source(("shared_conv",)), group, f"{branch}.0.1")
-        yield Layer(f"{branch}.1", Source((group,)), None)
+        yield Layer(f"{branch}.0.0", AxisSource(("shared_conv",)), group, f"{branch}.0.1")
+        yield Layer(f"{branch}.1", AxisSource((group,)), None)

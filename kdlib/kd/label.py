@@ -11,7 +11,7 @@ from torch import Tensor
 from kdlib.config import LabelKDConfig
 from kdlib.errors import ConfigError
 from kdlib.models.geometry.nms import rotated_nms
-from kdlib.models.geometry.rotated_iou import bev_iou, iou_3d
+from kdlib.models.geometry.rotated_iou import bev_iou, volume_iou
 from kdlib.types import Detections, GroundTruth
 
 LabelScore = Literal["class", "iou", "mixed"]
@@ -61,7 +61,7 @@ def confident(
 def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
     if not len(others):
         return boxes.new_zeros(len(boxes), dtype=torch.float32)
-    return iou_3d(boxes.to(others.dtype), others).amax(dim=1).float()
+    return volume_iou(boxes.to(others.dtype), others).amax(dim=1).float()
 
 
 def merge_labels(

@@ -57,7 +57,7 @@ def edges(features: Tensor, centres: Tensor, neighbours: Tensor) -> Tensor:
     return torch.cat((centre, features[neighbours] - centre), dim=2)
 
 
-def choose(importance: Tensor, positions: Tensor, samples: int, neighbours: int) -> tuple[Tensor, Tensor]:
+def important_places(importance: Tensor, positions: Tensor, samples: int, neighbours: int) -> tuple[Tensor, Tensor]:
     """Return the most important places (S,) and their nearest (S, K), with themselves; fewer where there are not as many."""
     count = len(importance)
     centres = importance.topk(min(samples, count)).indices
@@ -84,7 +84,7 @@ def local_kd(student: Sites, teacher: Sites, config: FeatureKDConfig, adapter: n
     frames, places = [], 0
     for frame in range(student.batch_size):
         mine = ((student.coords[:, 0] == frame) & known).nonzero()[:, 0]
-        centres, near = choose(importance[mine], positions[mine], config.samples, config.neighbours)
+        centres, near = important_places(importance[mine], positions[mine], config.samples, config.neighbours)
         centres, near = mine[centres], mine[near]
         ours = adapter(edges(student.features, centres, near)).amax(dim=1)
         apart = channel_distance(ours, edges(theirs, centres, near).amax(dim=1), config.distance)

@@ -9,6 +9,7 @@ from torch import Tensor
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
+from kdlib.kd.distance import EPSILON
 from kdlib.kd.instances import instance_cells
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.kd.rank import rank_kd
@@ -17,8 +18,6 @@ from kdlib.models import ranks
 from kdlib.models.losses.box_regression import gather_codes, masked_l1
 from kdlib.models.losses.heatmap_focal import clamped_probability
 from kdlib.types import HeadOutput, HeadTargets
-
-EPSILON = 1e-6
 
 
 def check_regression(config: LogitKDConfig, student: tuple[int, int], teacher: tuple[int, int]) -> None:

@@ -15,15 +15,15 @@ from kdlib.kd.check import bev_region, check_pair, with_centre_head
 from kdlib.kd.feature import feature_kd, feature_needs, feature_weights
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import logit_kd
-from kdlib.kd.norm import unmoved_statistics
 from kdlib.kd.report import ActiveTerm, ZeroWatch, detection_rows, feature_rows, further_rows, labels_added, logit_rows
 from kdlib.kd.schedule import factor
+from kdlib.kd.statistics import unmoved_statistics
 from kdlib.kd.teacher import Teacher
 from kdlib.kd.term import PREFIX, Need, StepContext, Term
 from kdlib.models import ranks
 from kdlib.models.detector import Detector
 from kdlib.models.losses.detection import detection_loss, detector_loss, further_loss
-from kdlib.models.losses.term import LossPart
+from kdlib.models.losses.loss_part import LossPart
 from kdlib.types import Batch, LossTerms
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kdlib.kd.distance import EPSILON
 from kdlib.models import ranks
-
-EPSILON = 1e-6
 
 
 def rank_kd(student: Tensor, teacher: Tensor, rank: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
-from kdlib.kd.channels import FIRST_2D, Axes, Layer, Source, Wiring, bev_levels, layers
+from kdlib.kd.channels import FIRST_2D, Axes, AxisSource, Layer, Wiring, bev_levels, layers
 
 Kept = Mapping[str, tuple[int, ...]]  # group -> channels of the teacher, in the student's order
 Score = Callable[[Mapping[str, Tensor], Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
@@ -28,7 +28,7 @@ class Part:
     """Which entries of one axis of a teacher's tensor the student has."""
 
     axis: int
-    source: Source
+    source: AxisSource
     kept: tuple[int, ...]  # in the student's order
     of: int
 

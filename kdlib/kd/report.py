@@ -16,7 +16,7 @@ from kdlib.kd.roi_grid import Region
 from kdlib.kd.term import StepContext
 from kdlib.models.anchors import AnchorTargets
 from kdlib.models.detector import Detector
-from kdlib.models.losses.term import LossPart
+from kdlib.models.losses.loss_part import LossPart
 from kdlib.types import HeadTargets, LossTerms
 
 PATIENCE = 50  # steps

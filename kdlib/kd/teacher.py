@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdlib.config import TeacherNorm
 from kdlib.errors import ConfigError
-from kdlib.kd.norm import batch_norms, hidden_statistics
+from kdlib.kd.statistics import batch_norms, hidden_statistics
 from kdlib.models.detector import CenterPoint, Sites
 from kdlib.types import Batch, Detections, HeadOutput, HeadTargets
 

@@ -58,7 +58,7 @@ def class_of_anchor(head: AnchorHeadConfig) -> tuple[int, ...]:
     return tuple(position for position, anchor in enumerate(head.anchors) for _ in anchor.rotations)
 
 
-def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+def encode_codes(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the codes (..., 7) of boxes relative to anchors: offsets over the anchor's diagonal and height, log ratios, angle.
 
     Source: SECOND (Yan et al., 2018); ResidualCoder, spec 4.5.
@@ -104,7 +104,7 @@ def rectangle_iou(a: Tensor, b: Tensor) -> Tensor:
     return shared / (area_a + area_b - shared).clamp_(min=1e-6)
 
 
-def match(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tensor:
+def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tensor:
     """Return for every anchor (N,) of one class the index of its box, -1 for background, -2 for ignored.
 
     An anchor takes the box it overlaps most if that reaches ``positive_iou``, or if the anchor is the best (ties included) of any
@@ -165,10 +165,10 @@ def assign_anchors(
         some = cells[:, mine].reshape(-1, 7)
         for frame in range(len(boxes)):
             wanted = boxes[frame, (labels[frame] == label) & solid[frame]].to(some.dtype)
-            which = match(some, wanted, config)
+            which = match_anchors(some, wanted, config)
             hit = which >= 0
             frame_codes, side = torch.zeros_like(some), torch.zeros_like(which)
-            frame_codes[hit] = encode(wanted[which[hit]], some[hit])
+            frame_codes[hit] = encode_codes(wanted[which[hit]], some[hit])
             side[hit] = direction_of(wanted[which[hit], 6], head.direction_offset)
             values = torch.where(hit, label, torch.where(which == -1, 0, IGNORED))
             shape = (len(cells), len(config.rotations))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import BackboneConfig
-from kdlib.models.norm import BatchNorm2d
+from kdlib.models.batch_norm import BatchNorm2d
 
 
 def _norm(channels: int) -> BatchNorm2d:

@@ -6,7 +6,7 @@ import torch
 
 from kdlib.config import HeadConfig, ModelConfig, TwoStageConfig
 from kdlib.models.detector import AnchorDetector, CenterPoint
-from kdlib.models.pvrcnn.detector import PVRCNN
+from kdlib.models.pvrcnn.two_stage import PVRCNN
 
 
 def build(config: ModelConfig) -> CenterPoint | AnchorDetector:

@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from kdlib.config import HeadConfig
-from kdlib.models.norm import BatchNorm2d
+from kdlib.models.batch_norm import BatchNorm2d
 from kdlib.types import HeadOutput
 
 _REGRESSION = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}

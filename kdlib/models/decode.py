@@ -13,7 +13,7 @@ from kdlib.models.targets import label_of
 from kdlib.types import Detections, HeadOutput
 
 
-def decode(
+def decode_maps(
     outputs: Sequence[HeadOutput],
     *,
     grid: GridConfig,

@@ -18,7 +18,7 @@ from kdlib.models.anchor_head import AnchorHead, AnchorOutput
 from kdlib.models.anchors import AnchorTargets, assign_anchors
 from kdlib.models.bev_backbone import BevBackbone
 from kdlib.models.center_head import CenterHead
-from kdlib.models.decode import decode
+from kdlib.models.decode import decode_maps
 from kdlib.models.pillar_encoder import PillarEncoder
 from kdlib.models.sparse.voxelize import voxelize
 from kdlib.models.targets import assign_targets
@@ -185,7 +185,7 @@ class CenterPoint(Detector):
     def detect(self, prediction: Prediction[HeadOutput], nms: bool = True) -> list[Detections]:
         """Return the boxes of every frame."""
         config = self.config
-        return decode(prediction.heads, grid=config.grid, head=self.head, class_names=config.class_names, nms=nms)
+        return decode_maps(prediction.heads, grid=config.grid, head=self.head, class_names=config.class_names, nms=nms)
 
 
 class AnchorDetector(Detector):

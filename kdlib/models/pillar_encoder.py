@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdlib.config import GridConfig, PillarEncoderConfig
 from kdlib.models import ranks
-from kdlib.models.norm import joint_norm
+from kdlib.models.batch_norm import joint_norm
 from kdlib.types import VoxelBatch
 
 _EXTRA = 6  # offsets to the mean of the points and to the pillar's centre

@@ -20,14 +20,14 @@ class _Block:
     joined = False
 
 
-def count() -> int:
+def world() -> int:
     """Return how many processes sum up here: 1 outside of :func:`together` and without a process group."""
     return dist.get_world_size() if _Block.joined and dist.is_initialized() else 1
 
 
 def several() -> bool:
     """Return whether sums go over several processes here."""
-    return _Block.joined and count() > 1
+    return _Block.joined and world() > 1
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def gathered(values: Tensor) -> Tensor:
     """Return the values (n,) of all ranks as (R, n), in the order of the ranks."""
     if not several():
         return values[None]
-    rows = values.new_zeros((count(), *values.shape))
+    rows = values.new_zeros((world(), *values.shape))
     rows[dist.get_rank()] = values.detach()
     dist.all_reduce(rows)  # zeros elsewhere, so the sum is exact; every backend has it
     return rows

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import KdlibError
-from kdlib.models.pvrcnn.detector import SECOND
+from kdlib.models.pvrcnn.two_stage import SECOND_STAGE
 from kdlib.profiling.layer_rules import LayerCost, Rule, published_rule, rule, without_published
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
@@ -182,13 +182,13 @@ def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostRepo
     Raises:
         CostError: If a child is missing or a layer with parameters has no counting rule.
     """
-    for part in SECOND:
+    for part in SECOND_STAGE:
         if not isinstance(getattr(model, part, None), nn.Module):
             raise CostError(f"{type(model).__name__} has no part '{part}', so there is no second stage to count")
     rows: dict[str, CostRow] = {}
     parameters = 0
     cells = int(model.config.second.rois.grid) ** 3
-    for part in SECOND:
+    for part in SECOND_STAGE:
         ghost = copy.deepcopy(getattr(model, part)).to("meta").eval()
         parameters += _parameters(ghost)
         for name, layer, count in _counted(part, ghost):

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import KdlibError
-from kdlib.models.pvrcnn.detector import SECOND
+from kdlib.models.pvrcnn.two_stage import SECOND_STAGE
 from kdlib.profiling.hardware import HardwareCard, hardware_card
 from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
@@ -154,16 +154,16 @@ class LatencyReport:
 
 def _stages(model: nn.Module) -> tuple[str, ...]:
     """Return the stages of a model, in order."""
-    second = SECOND_STAGES if hasattr(model, SECOND[0]) else ()
+    second = SECOND_STAGES if hasattr(model, SECOND_STAGE[0]) else ()
     return (*LATENCY_STAGES[:-1], *second, LATENCY_STAGES[-1])
 
 
 @contextmanager
 def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]:
     handles = []
-    two = hasattr(model, SECOND[0])
+    two = hasattr(model, SECOND_STAGE[0])
     try:
-        for name in (*_ENTRANCES, *(SECOND if two else ())):
+        for name in (*_ENTRANCES, *(SECOND_STAGE if two else ())):
             child = getattr(model, name, None)
             if not isinstance(child, nn.Module):
                 raise LatencyError(f"{type(model).__name__} has no part '{name}', so its stages cannot be told apart")

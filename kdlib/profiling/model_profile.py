@@ -15,7 +15,7 @@ from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
-from kdlib.models.pvrcnn.detector import PVRCNN
+from kdlib.models.pvrcnn.two_stage import PVRCNN
 from kdlib.models.voxel_encoder import STRIDE
 from kdlib.profiling import published
 from kdlib.profiling.cost import CostReport, measure_dense_cost, measure_encoder_cost, measure_second_stage_cost

@@ -93,7 +93,7 @@ class TrainingModule(pl.LightningModule):
             # Progress is of steps, so a resumed run sees the same.
             terms: LossTerms = self.objective(batch, progress=self.step / self.total)
             self.meter.add(terms, batch.points.batch_size)
-            return ranks.count() * terms.loss if ranks.several() else terms.loss
+            return ranks.world() * terms.loss if ranks.several() else terms.loss
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

@@ -8,7 +8,7 @@ import torch
 from kdlib import zoo
 from kdlib.config import TwoStageConfig
 from kdlib.errors import ConfigError
-from kdlib.kd.channels import FIXED, Source, bev_levels, layers
+from kdlib.kd.channels import FIXED, AxisSource, bev_levels, layers
 from kdlib.models.build import build
 
 
@@ -72,27 +72,27 @@ def test_d11_the_originals_sums_are_groups_of_their_own():
 def test_composed_axes():
     voxel, pillar, anchors = axes("cp_voxel"), axes("cp_pillar"), axes("pointpillar")
     first, shared = "backbone_2d.blocks.0.1.weight", "dense_head.shared_conv.0.weight"
-    assert voxel[first][1] == Source(("conv_out",), levels=2)
-    assert axes("cp_voxel", "legacy")[first][1] == Source(("conv_out", "conv_out"))
-    assert voxel[shared][1] == Source(("deblocks.0", "deblocks.1")) == axes("cp_voxel", "legacy")[shared][1]
+    assert voxel[first][1] == AxisSource(("conv_out",), levels=2)
+    assert axes("cp_voxel", "legacy")[first][1] == AxisSource(("conv_out", "conv_out"))
+    assert voxel[shared][1] == AxisSource(("deblocks.0", "deblocks.1")) == axes("cp_voxel", "legacy")[shared][1]
     assert axes("cp_voxel", "flat")[shared][1].flat
-    assert pillar["vfe.pfn_layers.1.linear.weight"][1] == Source(("pillar layer 0", "pillar layer 0"))
+    assert pillar["vfe.pfn_layers.1.linear.weight"][1] == AxisSource(("pillar layer 0", "pillar layer 0"))
     assert axes("cp_pillar", "legacy")["vfe.pfn_layers.1.linear.weight"][1].flat
-    assert pillar[first][1] == Source(("pillar layer 1",))
-    assert pillar[shared][1] == Source(("deblocks.0", "deblocks.1", "deblocks.2"))
+    assert pillar[first][1] == AxisSource(("pillar layer 1",))
+    assert pillar[shared][1] == AxisSource(("deblocks.0", "deblocks.1", "deblocks.2"))
     assert {anchors[f"dense_head.conv_{name}.weight"][1] for name in ("cls", "box", "dir_cls")} == {pillar[shared][1]}
     deblock = voxel["backbone_2d.deblocks.1.0.weight"]
-    assert deblock == {0: Source(("blocks.1.16",)), 1: Source(("deblocks.1",))}
+    assert deblock == {0: AxisSource(("blocks.1.16",)), 1: AxisSource(("deblocks.1",))}
 
 
 def test_entries_by_hand():
     kept, widths = {"a": (2, 0), "b": (1,)}, {"a": 3, "b": 2}
-    assert Source(("a",)).entries(kept, widths) == [2, 0]
-    assert Source(("a",), levels=2).entries(kept, widths) == [4, 5, 0, 1]
-    assert Source(("a", "a")).entries(kept, widths) == [2, 0, 5, 3]
-    assert Source(("b", "a")).entries(kept, widths) == [1, 4, 2]
-    assert (Source(("b", "a")).width(widths), Source(("a",), levels=2).width(widths)) == (5, 6)
-    assert (str(Source(("b", "a"))), str(Source(("a",), levels=2))) == ("b + a", "a x 2 levels")
+    assert AxisSource(("a",)).entries(kept, widths) == [2, 0]
+    assert AxisSource(("a",), levels=2).entries(kept, widths) == [4, 5, 0, 1]
+    assert AxisSource(("a", "a")).entries(kept, widths) == [2, 0, 5, 3]
+    assert AxisSource(("b", "a")).entries(kept, widths) == [1, 4, 2]
+    assert (AxisSource(("b", "a")).width(widths), AxisSource(("a",), levels=2).width(widths)) == (5, 6)
+    assert (str(AxisSource(("b", "a"))), str(AxisSource(("a",), levels=2))) == ("b + a", "a x 2 levels")
 
 
 def test_levels_of_the_bev_map():

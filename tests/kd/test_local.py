@@ -9,7 +9,7 @@ from torch import nn
 
 from kdlib.config import BackboneConfig, FeatureKDConfig, GridConfig, HeadConfig, ModelConfig, VoxelEncoderConfig
 from kdlib.kd.adapter import Adapter
-from kdlib.kd.local import choose, edges, local_kd, teacher_at
+from kdlib.kd.local import edges, important_places, local_kd, teacher_at
 from kdlib.models.build import build
 from kdlib.models.detector import Sites
 
@@ -105,10 +105,10 @@ def test_edges_by_hand():
 
 def test_choice_by_hand():
     positions = torch.tensor([[70.0, 0, 0], [70.32, 0, 0], [71.0, 0, 0], [0.0, 0, 0]])
-    centres, near = choose(torch.tensor([1.0, 3.0, 0.5, 2.0]), positions, 2, 2)
+    centres, near = important_places(torch.tensor([1.0, 3.0, 0.5, 2.0]), positions, 2, 2)
     assert centres.tolist() == [1, 3] and near[0].tolist() == [1, 0] and set(near[1].tolist()) == {3, 0}
-    assert [t.shape for t in choose(torch.ones(2), positions[:2], 9, 9)] == [(2,), (2, 2)]
-    assert [t.shape for t in choose(torch.ones(0), positions[:0], 9, 9)] == [(0,), (0, 1)]
+    assert [t.shape for t in important_places(torch.ones(2), positions[:2], 9, 9)] == [(2,), (2, 2)]
+    assert [t.shape for t in important_places(torch.ones(0), positions[:0], 9, 9)] == [(0,), (0, 1)]
 
 
 @pytest.mark.parametrize("widths", [(4, 4), (3, 5)])

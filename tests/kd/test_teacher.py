@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import ConfigError
-from kdlib.kd.norm import unmoved_statistics
+from kdlib.kd.statistics import unmoved_statistics
 from kdlib.kd.teacher import Teacher
 
 

@@ -16,8 +16,8 @@ from kdlib.models.anchors import (
     assign_anchors,
     decode_codes,
     direction_of,
-    encode,
-    match,
+    encode_codes,
+    match_anchors,
     nearest_rectangles,
     rectangle_iou,
 )
@@ -58,13 +58,13 @@ def test_codes_by_hand():
     anchor = torch.tensor([[10.0, 20, 1, 4, 3, 2, 1.57]])
     box = torch.tensor([[11.0, 18, 1.5, 8, 1.5, 2, 2.0]])
     want = [1 / 5, -2 / 5, 0.25, math.log(2), -math.log(2), 0, 0.43]
-    assert encode(box, anchor)[0].tolist() == pytest.approx(want, abs=1e-6)
-    torch.testing.assert_close(decode_codes(encode(box, anchor), anchor), box)
+    assert encode_codes(box, anchor)[0].tolist() == pytest.approx(want, abs=1e-6)
+    torch.testing.assert_close(decode_codes(encode_codes(box, anchor), anchor), box)
 
 
 def test_codes_there_and_back():
     boxes, anchors = random_boxes(500), random_boxes(500, seed=1)
-    torch.testing.assert_close(decode_codes(encode(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decode_codes(encode_codes(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-5)
 
 
 def test_directions_by_hand():
@@ -111,7 +111,7 @@ def test_matching_equals_the_loops(count, chunk, monkeypatch):
         boxes[3, :2] = 99.0  # touches no anchor
         boxes[4] = anchors[200]
         boxes[4, 0] += 8 / 15  # half way between two columns: two best anchors
-    found = match(anchors, boxes, kind).tolist()
+    found = match_anchors(anchors, boxes, kind).tolist()
     assert found == naive_match(anchors, boxes, kind)
     if count > 1:
         assert {-2, -1, 1} <= set(found) and not {2, 3} & set(found)
@@ -122,7 +122,7 @@ def test_ties_are_all_forced():
     anchors = torch.tensor([[x, 0.0, 0, 1, 1, 1, 0] for x in (-2.0, -0.5, 0.5, 2.0)])
     box = torch.tensor([[0.0, 0, 0, 1, 1, 1, 0]])
     kind = AnchorConfig("Pedestrian", (1.0, 1.0, 1.0), 0.0, 0.9, 0.35)
-    assert match(anchors, box, kind).tolist() == [-1, 0, 0, -1]
+    assert match_anchors(anchors, box, kind).tolist() == [-1, 0, 0, -1]
 
 
 def test_assignment_of_a_batch():
@@ -145,7 +145,7 @@ def test_assignment_of_a_batch():
     assert by_cell[2, 13, 4] == 3
     assert set(by_cell[..., :2].unique().tolist()) <= {-1, 0, 1} and set(by_cell[..., 4:].unique().tolist()) <= {-1, 0, 3}
     number = (3 * 16 + 4) * 6 + 1
-    torch.testing.assert_close(found.codes[0, number], encode(boxes[0, 0], anchors[number]))
+    torch.testing.assert_close(found.codes[0, number], encode_codes(boxes[0, 0], anchors[number]))
     assert found.directions[0, number] == 1, "1.57 + pi lies in the second half"
     assert not found.codes[0][~found.positive[0]].any() and not found.directions[0][~found.positive[0]].any()
     decoded = decode_codes(found.codes[0], anchors)[found.positive[0]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdlib.config import CLASS_NAMES, DecodeConfig, GridConfig, HeadConfig
-from kdlib.models.decode import decode
+from kdlib.models.decode import decode_maps
 from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.targets import assign_targets
 from kdlib.types import HeadOutput
@@ -54,7 +54,7 @@ def test_decoding_inverts_assignment(split, nms):
     """Spec 13.7, and labels by name whatever the order of the heads."""
     boxes, labels = scene()
     head = HeadConfig(heads=split)
-    found = decode(answers(boxes, labels, head), grid=GRID, head=head, nms=nms)
+    found = decode_maps(answers(boxes, labels, head), grid=GRID, head=head, nms=nms)
     for frame, detections in enumerate(found):
         held = labels[frame] > 0
         expected, names = boxes[frame, held], labels[frame, held]
@@ -69,7 +69,7 @@ def test_decoding_inverts_assignment(split, nms):
 def test_class_order_of_the_model_decides_labels():
     boxes, labels = scene()
     head = HeadConfig(heads=(("Vehicle", "Pedestrian", "Cyclist"),))
-    found = decode(answers(boxes, labels, head), grid=GRID, head=head, class_names=("Cyclist", "Vehicle", "Pedestrian"))
+    found = decode_maps(answers(boxes, labels, head), grid=GRID, head=head, class_names=("Cyclist", "Vehicle", "Pedestrian"))
     swapped = torch.tensor([0, 2, 3, 1])[labels]
     for frame, detections in enumerate(found):
         assert sorted(detections.labels.tolist()) == sorted(swapped[frame][labels[frame] > 0].tolist())
@@ -79,9 +79,9 @@ def test_class_order_of_the_model_decides_labels():
 def test_half_maps_are_decoded_in_float32(dtype):
     boxes, labels = scene()
     maps = answers(boxes, labels, HeadConfig(), dtype)
-    (found, _) = decode(maps, grid=GRID, head=HeadConfig())
+    (found, _) = decode_maps(maps, grid=GRID, head=HeadConfig())
     wide = [HeadOutput(*(getattr(m, f.name).float() for f in fields(m))) for m in maps]
-    (expected, _) = decode(wide, grid=GRID, head=HeadConfig())
+    (expected, _) = decode_maps(wide, grid=GRID, head=HeadConfig())
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
     # A bfloat16 place at -16 m + 0.5 m * cell would be 6 cm off at best.
@@ -91,7 +91,7 @@ def test_half_maps_are_decoded_in_float32(dtype):
 
 def test_float64_maps_stay_float64():
     boxes, labels = scene()
-    (found, _) = decode(answers(boxes, labels, HeadConfig(), torch.float64), grid=GRID, head=HeadConfig())
+    (found, _) = decode_maps(answers(boxes, labels, HeadConfig(), torch.float64), grid=GRID, head=HeadConfig())
     assert found.boxes.dtype == found.scores.dtype == torch.float64
 
 
@@ -99,7 +99,7 @@ def test_several_heads_come_best_first():
     gen = torch.Generator().manual_seed(0)
     head = HeadConfig(heads=SPLITS[2])
     maps = [HeadOutput(*(torch.randn(2, n, 48, 64, generator=gen) for n in (1, 2, 1, 3, 2))) for _ in head.heads]
-    for detections in decode(maps, grid=GRID, head=head):
+    for detections in decode_maps(maps, grid=GRID, head=head):
         assert len(detections.boxes) == len(detections.scores) == len(detections.labels) > 100
         assert detections.scores.diff().le(0).all()
         assert set(detections.labels[:60].tolist()) == {1, 2, 3}
@@ -113,7 +113,7 @@ def test_nothing_found_is_an_empty_result(split):
         for names in split
     ]
     for nms in (False, True):
-        for detections in decode(maps, grid=GRID, head=head, nms=nms):
+        for detections in decode_maps(maps, grid=GRID, head=head, nms=nms):
             assert detections.boxes.shape == (0, 7) and detections.scores.shape == detections.labels.shape == (0,)
             assert detections.labels.dtype == torch.int64
 
@@ -124,12 +124,12 @@ def test_threshold_is_strict_and_limits_inclusive():
     maps = [HeadOutput(logits, *(torch.zeros(1, n, 48, 64) for n in (2, 1, 3, 2)))]
     settings = DecodeConfig(score_threshold=0.5, center_limit=(-11.0, -7.0, 0.0, 15.0, 11.0, 0.0))
     head = HeadConfig(heads=(("Vehicle",),), decode=settings)
-    (found,) = decode(maps, grid=GRID, head=head)
+    (found,) = decode_maps(maps, grid=GRID, head=head)
     assert found.boxes[:, :2].tolist() == [[-11.0, -7.0]], "0.5 is not above 0.5; x = 15.5 lies outside"
-    (found,) = decode(maps, grid=GRID, head=replace(head, decode=DecodeConfig(score_threshold=0.49)))
+    (found,) = decode_maps(maps, grid=GRID, head=replace(head, decode=DecodeConfig(score_threshold=0.49)))
     assert len(found.boxes) == 3
 
 
 def test_wrong_number_of_outputs_is_refused():
     with pytest.raises(ValueError, match="0 outputs for 1 heads"):
-        decode([], grid=GRID, head=HeadConfig())
+        decode_maps([], grid=GRID, head=HeadConfig())

@@ -13,7 +13,7 @@ import torch
 from kdlib import zoo
 from kdlib.config import HeadConfig
 from kdlib.models.build import build
-from kdlib.models.decode import decode
+from kdlib.models.decode import decode_maps
 from kdlib.models.targets import assign_targets
 from kdlib.models.weights import load_weights
 from kdlib.types import HeadOutput, PointBatch
@@ -52,7 +52,7 @@ def dequantised(golden) -> HeadOutput:
 @pytest.mark.parametrize("nms", [False, True])
 def test_decoding(goldens, nms):
     golden = np.load(goldens / "original/03_decode/pillar_232.npz")
-    found = decode([dequantised(golden)], grid=PILLAR, head=HEAD, nms=nms)
+    found = decode_maps([dequantised(golden)], grid=PILLAR, head=HEAD, nms=nms)
     for b, frame in enumerate(found):
         prefix = f"{'nms' if nms else 'nonms'}_{b}_"
         np.testing.assert_allclose(frame.boxes, golden[prefix + "boxes"], atol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdlib.models.geometry.rotated_iou import near_pairs, paired_overlap
+from kdlib.models.geometry.rotated_iou import paired_overlap, touching_pairs
 
 _BLOCK = 128  # ranks settled at once
 
@@ -52,7 +52,7 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) 
 
 def _conflicts(ranked: Tensor, size: int, iou: float) -> tuple[Tensor, Tensor]:
     """Return pairs of ranks: which of the first ``size`` boxes would suppress which worse ones."""
-    first, second = near_pairs(ranked[:size], ranked)
+    first, second = touching_pairs(ranked[:size], ranked)
     worse = first < second
     first, second = first[worse], second[worse]
     one, other = ranked[first], ranked[second]

@@ -61,7 +61,7 @@ def _clamped_integral(x0: Tensor, x1: Tensor, rise: Tensor, half: Tensor) -> Ten
     return rise * torch.where(flat, 0.5 * (inner0 + inner1), (inside + outside) / safe)
 
 
-def near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def touching_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the index pairs of boxes (M, 7), (K, 7) whose circumscribed circles meet; only they can overlap.
 
     Pairs come row by row, in ascending order.
@@ -88,7 +88,7 @@ def bev_overlap(a: Tensor, b: Tensor) -> Tensor:
     check_boxes(a, "a")
     check_boxes(b, "b")
     overlap = a.new_zeros((len(a), len(b)), dtype=torch.float64)
-    first, second = near_pairs(a, b)
+    first, second = touching_pairs(a, b)
     overlap[first, second] = paired_overlap(a[first], b[second])
     return overlap
 
@@ -105,7 +105,7 @@ def bev_iou(a: Tensor, b: Tensor) -> Tensor:
     return _ratio(overlap, union).to(a.dtype)
 
 
-def iou_3d(a: Tensor, b: Tensor) -> Tensor:
+def volume_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU of volumes (M, K) of all pairs of boxes (spec 5.3), in the boxes' dtype.
 
     Raises:

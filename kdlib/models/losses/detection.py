@@ -12,9 +12,9 @@ from kdlib.models.detector import AnchorDetector, CenterPoint, Detector, Predict
 from kdlib.models.losses.anchor import anchor_loss
 from kdlib.models.losses.box_regression import gather_codes, masked_l1, require_finite
 from kdlib.models.losses.heatmap_focal import heatmap_focal_loss
+from kdlib.models.losses.loss_part import LossPart
 from kdlib.models.losses.second_stage import second_stage_loss
-from kdlib.models.losses.term import LossPart
-from kdlib.models.pvrcnn.detector import TwoStagePrediction
+from kdlib.models.pvrcnn.two_stage import TwoStagePrediction
 from kdlib.types import HeadOutput, HeadTargets, LossTerms
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from kdlib.config import SecondStageConfig
 from kdlib.models import ranks
+from kdlib.models.anchors import IGNORED
 from kdlib.models.geometry.boxes import corners_3d
 from kdlib.models.losses.anchor import sigmoid_focal
-from kdlib.models.losses.term import LossPart
-from kdlib.models.pvrcnn.detector import Refinement
-from kdlib.models.pvrcnn.point_head import IGNORED
+from kdlib.models.losses.loss_part import LossPart
 from kdlib.models.pvrcnn.rois import decode_roi, encode_roi
+from kdlib.models.pvrcnn.two_stage import Refinement
 
 _BETA = 1 / 9  # where smooth-L1 of box codes turns from a parabola into a line
 

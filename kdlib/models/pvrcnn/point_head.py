@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import PointHeadConfig
+from kdlib.models.anchors import IGNORED
 from kdlib.models.geometry.boxes import points_in_boxes
 from kdlib.models.pvrcnn.vector_pool import RowNorm
 from kdlib.types import GroundTruth
-
-IGNORED = -1
 
 
 class PointHead(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlib.config import RoiSamplingConfig
-from kdlib.models.geometry.rotated_iou import iou_3d
+from kdlib.models.geometry.rotated_iou import volume_iou
 from kdlib.models.pvrcnn.rois import Rois
 from kdlib.types import Detections, GroundTruth
 
@@ -44,8 +44,8 @@ def sample_rois(
     chosen, overlaps, boxes = [], [], []
     for number, found in enumerate(proposals):
         valid = truth.labels[number] > 0
-        overlap, matched = match(found, truth.boxes[number][valid], truth.labels[number][valid])
-        rows = choose(overlap, config, generator)
+        overlap, matched = match_proposals(found, truth.boxes[number][valid], truth.labels[number][valid])
+        rows = choose_proposals(overlap, config, generator)
         chosen.append(Detections(found.boxes[rows], found.scores[rows], found.labels[rows]))
         overlaps.append(overlap[rows])
         boxes.append(matched[rows])
@@ -55,18 +55,18 @@ def sample_rois(
     return Rois.of(chosen), RoiTargets(overlap, torch.cat(boxes), confidence, overlap > config.foreground_iou)
 
 
-def match(found: Detections, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def match_proposals(found: Detections, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each detection the largest IoU (M,) with a box (K, 7) of its class, and that box (M, 7), else its own."""
     if not len(boxes):
         return torch.zeros_like(found.scores), found.boxes
-    overlap = iou_3d(found.boxes, boxes.to(found.boxes.dtype))
+    overlap = volume_iou(found.boxes, boxes.to(found.boxes.dtype))
     same = found.labels[:, None] == labels
     best, index = torch.where(same, overlap, torch.full_like(overlap, -1)).max(dim=1)
     known = best >= 0
     return best.clamp(min=0), torch.where(known[:, None], boxes.to(found.boxes.dtype)[index], found.boxes)
 
 
-def choose(overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator) -> Tensor:
+def choose_proposals(overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator) -> Tensor:
     """Return rows of ``config.rois`` proposals with these overlaps (M,), foreground first; none of none."""
     if not len(overlap):
         return torch.zeros(0, dtype=torch.int64, device=overlap.device)

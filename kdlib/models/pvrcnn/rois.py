@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlib.config import RefinedConfig
-from kdlib.models.anchors import decode_codes, encode
+from kdlib.models.anchors import decode_codes, encode_codes
 from kdlib.models.geometry.nms import rotated_nms
 from kdlib.types import Detections
 
@@ -72,7 +72,7 @@ def anchors_of(rois: Tensor) -> Tensor:
 
 def encode_roi(boxes: Tensor, rois: Tensor) -> Tensor:
     """Return the codes (R, 7) of boxes relative to RoIs, both (R, 7)."""
-    return encode(into_roi(boxes, rois), anchors_of(rois))
+    return encode_codes(into_roi(boxes, rois), anchors_of(rois))
 
 
 def decode_roi(codes: Tensor, rois: Tensor) -> Tensor:

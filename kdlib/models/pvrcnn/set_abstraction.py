@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import GridConfig
-from kdlib.config.pvrcnn import SetAbstractionConfig
+from kdlib.config.two_stage import SetAbstractionConfig
 from kdlib.models.pvrcnn.interpolate import bilinear
 from kdlib.models.pvrcnn.sampling import near_rois, nearest_roi, sector_keypoints
 from kdlib.models.pvrcnn.vector_pool import RowNorm, VectorPool

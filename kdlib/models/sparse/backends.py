@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
-def choose(features: Tensor, wanted: str | None = None) -> Backend:
+def choose_backend(features: Tensor, wanted: str | None = None) -> Backend:
     """Return the backend for features: the one wanted, else the environment's, else the fastest that works.
 
     Others than ``torch`` are chosen by themselves on an accelerator only, and not for float64: the processor version of spconv
@@ -39,7 +39,7 @@ def choose(features: Tensor, wanted: str | None = None) -> Backend:
         if named not in known:
             raise ConfigError(f"unknown sparse backend '{named}'; there are: {', '.join(BACKENDS)}")
         if named != "torch":
-            load(named)
+            load_backend(named)
         chosen, reason = known[named], "as asked"
     elif features.device.type == "cpu" or features.dtype == torch.float64:
         chosen, reason = "torch", "the one for processors and float64"
@@ -53,7 +53,7 @@ def choose(features: Tensor, wanted: str | None = None) -> Backend:
     return chosen
 
 
-def load(backend: str) -> Any:
+def load_backend(backend: str) -> Any:
     """Return the module of a foreign backend.
 
     Raises:
@@ -69,7 +69,7 @@ def load(backend: str) -> Any:
 @functools.cache
 def _works_on_accelerators(backend: str) -> bool:
     try:
-        load(backend)
+        load_backend(backend)
         if backend == "spconv":
             return not importlib.import_module("spconv.cppconstants").CPU_ONLY_BUILD
     except ConfigError as error:
@@ -87,7 +87,9 @@ def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> 
         reuse: Key of the indices to bring along, if they are known; a strided layer of spconv refuses to see its own again.
     """
     coords = sites.books.narrow(sites.coords)
-    tensor = load(backend).SparseConvTensor(sites.features.contiguous(), coords, list(sites.spatial_shape), sites.batch_size)
+    tensor = load_backend(backend).SparseConvTensor(
+        sites.features.contiguous(), coords, list(sites.spatial_shape), sites.batch_size
+    )
     known = sites.books.foreign.get(backend, {})
     tensor.indice_dict = {key: value for key, value in known.items() if key == reuse}
     return tensor

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import ConfigError
-from kdlib.models.sparse.backends import Backend, choose, foreign_tensor, load, our_tensor
+from kdlib.models.sparse.backends import Backend, choose_backend, foreign_tensor, load_backend, our_tensor
 from kdlib.models.sparse.gather import convolve
 from kdlib.models.sparse.rulebook import Geometry, Rulebook, Triple, strided_rulebook, submanifold_rulebook
 from kdlib.models.sparse.tensor import SparseTensor
@@ -57,7 +57,7 @@ class SparseConvolution(nn.Module):
         if sites.features.shape != (len(sites.coords), self.in_channels):
             found = tuple(sites.features.shape)
             raise ConfigError(f"{len(sites.coords)} sites and {self.in_channels} input channels, but features of shape {found}")
-        backend = choose(sites.features, self.sparse_backend)
+        backend = choose_backend(sites.features, self.sparse_backend)
         if backend != "torch":
             self._claim(sites)
             answer = self.twin(backend)(foreign_tensor(sites, backend, reuse=self.key if self.submanifold else None))
@@ -70,7 +70,7 @@ class SparseConvolution(nn.Module):
 
     def twin(self, backend: Backend) -> Any:
         """Return the backend's layer over this layer's own parameters; it owns nothing and is in no state dict."""
-        module, shape = load(backend), self.geometry
+        module, shape = load_backend(backend), self.geometry
         kind = module.SubMConv3d if self.submanifold else module.SparseConv3d
         settings: dict[str, Any] = {"padding": tuple((k // 2) * d for k, d in zip(shape.kernel, shape.dilation))}
         if not self.submanifold:
@@ -143,7 +143,7 @@ def use_backend(model: nn.Module, backend: Backend | None) -> None:
         ConfigError: If the backend is unknown or not installed.
     """
     if backend is not None:
-        choose(torch.empty(0), backend)
+        choose_backend(torch.empty(0), backend)
     for module in model.modules():
         if isinstance(module, SparseConvolution):
             module.sparse_backend = backend

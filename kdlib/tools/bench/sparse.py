@@ -15,7 +15,7 @@ from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
 from kdlib.models.build import build
 from kdlib.models.sparse import SparseConvolution, SparseTensor
-from kdlib.models.sparse.backends import load
+from kdlib.models.sparse.backends import load_backend
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.bench.stages import peak_bytes
 from kdlib.tools.bench.table import Line, Outcome
@@ -65,7 +65,7 @@ def ours(sites: SparseTensor, layers: list[SparseConvolution]) -> SparseTensor:
 def wheel(sites: SparseTensor, twins: list[Any]) -> Any:
     """Run the same with spconv's own layers and tensors."""
     shape = list(sites.spatial_shape)
-    tensor = load("spconv").SparseConvTensor(sites.features, sites.books.narrow(sites.coords), shape, sites.batch_size)
+    tensor = load_backend("spconv").SparseConvTensor(sites.features, sites.books.narrow(sites.coords), shape, sites.batch_size)
     for layer in twins:
         tensor = layer(tensor)
         tensor = tensor.replace_feature(torch.relu(tensor.features))

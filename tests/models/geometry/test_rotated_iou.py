@@ -10,7 +10,7 @@ import shapely
 import torch
 
 from kdlib.models.geometry import rotated_iou
-from kdlib.models.geometry.rotated_iou import bev_iou, bev_overlap, iou_3d, near_pairs, paired_overlap
+from kdlib.models.geometry.rotated_iou import bev_iou, bev_overlap, paired_overlap, touching_pairs, volume_iou
 
 
 def random_boxes(rng, count, spread=6.0, smallest=0.3):
@@ -99,7 +99,7 @@ def test_nearly_parallel_boxes():
     np.testing.assert_allclose(paired_iou(a, b)[tiny], reference(a, straight)[tiny], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("iou", [bev_iou, iou_3d])
+@pytest.mark.parametrize("iou", [bev_iou, volume_iou])
 def test_boxes_without_size_are_zero_and_never_nan(iou):
     flat = torch.zeros(4, 7, dtype=torch.float64)
     flat[1, 3], flat[2, 4], flat[3, 3:6] = 2.0, 2.0, 1.0
@@ -118,7 +118,7 @@ def moved_torch(boxes, angle):
 def test_tiny_boxes_are_as_good_as_large_ones(dtype):
     tiny = torch.tensor([[70.0, -30.0, 1.0, 1e-4, 1e-4, 1e-4, 0.7]], dtype=dtype)
     torch.testing.assert_close(bev_iou(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5)
-    torch.testing.assert_close(iou_3d(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5)
+    torch.testing.assert_close(volume_iou(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5)
 
 
 def test_volumes():
@@ -128,7 +128,7 @@ def test_volumes():
     top = np.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2)
     shared *= np.clip(top - np.maximum(a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2), 0, None)
     expected = shared / (a[:, 3:6].prod(1) + b[:, 3:6].prod(1) - shared)
-    found = iou_3d(torch.from_numpy(a), torch.from_numpy(b)).diagonal()
+    found = volume_iou(torch.from_numpy(a), torch.from_numpy(b)).diagonal()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
@@ -139,13 +139,13 @@ def test_work_in_pieces_changes_nothing(monkeypatch):
     monkeypatch.setattr(rotated_iou, "_PAIRS", 11)
     monkeypatch.setattr(rotated_iou, "_ROWS", 7)
     assert torch.equal(bev_overlap(a, b), whole)
-    first, second = near_pairs(a, b)
+    first, second = touching_pairs(a, b)
     assert torch.equal(first * 70 + second, (first * 70 + second).sort().values)
 
 
 def test_nothing_in_nothing_out():
     none, some = torch.zeros(0, 7), torch.ones(3, 7)
-    assert bev_iou(none, some).shape == (0, 3) and iou_3d(some, none).shape == (3, 0)
+    assert bev_iou(none, some).shape == (0, 3) and volume_iou(some, none).shape == (3, 0)
     assert paired_overlap(none, none).shape == (0,)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kdlib.config import RoiSamplingConfig
-from kdlib.models.geometry.rotated_iou import iou_3d
-from kdlib.models.pvrcnn.roi_targets import choose, match, sample_rois
+from kdlib.models.geometry.rotated_iou import volume_iou
+from kdlib.models.pvrcnn.roi_targets import choose_proposals, match_proposals, sample_rois
 from kdlib.types import Detections, GroundTruth
 
 CONFIG = RoiSamplingConfig()
@@ -44,7 +44,7 @@ def kinds(rows, foreground, hard):
     ],
 )
 def test_numbers_of_each_kind(there, wanted):
-    rows = choose(overlaps(*there), CONFIG, generator())
+    rows = choose_proposals(overlaps(*there), CONFIG, generator())
     assert kinds(rows, *there[:2]) == wanted
     foreground = rows[rows < there[0]]
     if there[1] or there[2]:
@@ -54,7 +54,7 @@ def test_numbers_of_each_kind(there, wanted):
 def test_every_proposal_is_drawn_equally_often():
     counts, gen = torch.zeros(300), generator(1)
     for _ in range(400):
-        counts += choose(overlaps(100, 100, 100), CONFIG, gen).bincount(minlength=300)
+        counts += choose_proposals(overlaps(100, 100, 100), CONFIG, gen).bincount(minlength=300)
     for part, mean in zip(counts.split(100), (256.0, 204.0, 52.0)):  # 400 draws of 64, 51 and 13 among 100
         assert part.mean() == pytest.approx(mean)
         assert (part - mean).abs().max() < 5 * mean**0.5
@@ -62,11 +62,11 @@ def test_every_proposal_is_drawn_equally_often():
 
 def test_the_same_generator_gives_the_same_choice():
     some = overlaps(90, 90, 90)
-    assert torch.equal(choose(some, CONFIG, generator(3)), choose(some, CONFIG, generator(3)))
-    assert not torch.equal(choose(some, CONFIG, generator(3)), choose(some, CONFIG, generator(4)))
+    assert torch.equal(choose_proposals(some, CONFIG, generator(3)), choose_proposals(some, CONFIG, generator(3)))
+    assert not torch.equal(choose_proposals(some, CONFIG, generator(3)), choose_proposals(some, CONFIG, generator(4)))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    choose(some, CONFIG, generator(3))
+    choose_proposals(some, CONFIG, generator(3))
     assert torch.equal(torch.get_rng_state(), before), "torch's own generator is left alone"
 
 
@@ -77,8 +77,8 @@ def box(x, y=0.0, dx=4.0, dy=2.0):
 def test_matches_are_of_the_same_class():
     truth, labels = torch.tensor([box(0), box(0.5), box(20)]), torch.tensor([2, 1, 1])
     found = Detections(torch.tensor([box(0), box(19.0), box(0), box(50)]), torch.ones(4), torch.tensor([1, 1, 3, 2]))
-    overlap, matched = match(found, truth, labels)
-    wanted = iou_3d(found.boxes, truth)
+    overlap, matched = match_proposals(found, truth, labels)
+    wanted = volume_iou(found.boxes, truth)
     assert overlap.tolist() == pytest.approx([float(wanted[0, 1]), float(wanted[1, 2]), 0.0, 0.0])
     assert torch.equal(matched, torch.stack((truth[1], truth[2], found.boxes[2], truth[0])))
 

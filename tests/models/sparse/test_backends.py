@@ -11,7 +11,7 @@ import torch
 
 from kdlib.errors import ConfigError
 from kdlib.models.sparse import SparseConv3d, SparseTensor, SubmConv3d, backends, use_backend
-from kdlib.models.sparse.backends import choose
+from kdlib.models.sparse.backends import choose_backend
 from kdlib.tools.bench.sparse import encoder_input, ours, threads, wheel
 
 
@@ -124,18 +124,18 @@ def on(device, kind=torch.float32):
 
 def test_processors_and_float64_get_ours(monkeypatch):
     monkeypatch.setattr(backends, "_works_on_accelerators", lambda name: True)
-    assert choose(on("cpu")) == "torch" and choose(on("cuda", torch.float64)) == "torch"
+    assert choose_backend(on("cpu")) == "torch" and choose_backend(on("cuda", torch.float64)) == "torch"
 
 
 def test_accelerators_get_the_first_that_works(monkeypatch, caplog):
     works = {"spconv": True, "spconv_triton": True}
     monkeypatch.setattr(backends, "_works_on_accelerators", lambda name: works[name])
     caplog.set_level(logging.INFO, "kdlib.models.sparse")
-    assert [choose(on("cuda")) for _ in range(3)] == ["spconv"] * 3
+    assert [choose_backend(on("cuda")) for _ in range(3)] == ["spconv"] * 3
     works["spconv"] = False
-    assert choose(on("cuda")) == "spconv_triton"
+    assert choose_backend(on("cuda")) == "spconv_triton"
     works["spconv_triton"] = False
-    assert choose(on("cuda")) == "torch"
+    assert choose_backend(on("cuda")) == "torch"
     said = [record.message for record in caplog.records]
     assert len(said) == 3 and "on cuda: spconv (" in said[0] and "pip install" in said[2]
 
@@ -147,9 +147,9 @@ def test_a_wheel_for_processors_is_not_taken_for_a_gpu(spconv):
 
 
 def test_argument_goes_before_environment(monkeypatch):
-    monkeypatch.setattr(backends, "load", lambda name: None)
+    monkeypatch.setattr(backends, "load_backend", lambda name: None)
     monkeypatch.setenv(backends.ENVIRONMENT, "spconv_triton")
-    assert choose(on("cpu")) == "spconv_triton" and choose(on("cpu"), "torch") == "torch"
+    assert choose_backend(on("cpu")) == "spconv_triton" and choose_backend(on("cpu"), "torch") == "torch"
 
 
 def test_what_is_not_there_is_said(monkeypatch):
@@ -158,5 +158,5 @@ def test_what_is_not_there_is_said(monkeypatch):
     with pytest.raises(ConfigError, match=r"'spconv_triton' does not load.*pip install spconv-triton"):
         use_backend(Net(), "spconv_triton")
     with pytest.raises(ConfigError, match="unknown sparse backend 'cuda'; there are: torch, spconv, spconv_triton"):
-        choose(on("cpu"), "cuda")
+        choose_backend(on("cpu"), "cuda")
     assert not backends._works_on_accelerators("spconv_triton")

@@ -16,8 +16,8 @@ from kdlib.kd.objective import Plain
 from kdlib.kd.teacher import Teacher
 from kdlib.models.build import build
 from kdlib.models.detector import CenterPoint
-from kdlib.models.pvrcnn.detector import PVRCNN
 from kdlib.models.pvrcnn.rois import grid_points
+from kdlib.models.pvrcnn.two_stage import PVRCNN
 from kdlib.tools.checkpoints import foreign
 from kdlib.types import GroundTruth, PointBatch
 

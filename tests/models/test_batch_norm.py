@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdlib.models import ranks
-from kdlib.models.norm import BatchNorm2d, joint_norm
+from kdlib.models.batch_norm import BatchNorm2d, joint_norm
 from kdlib.models.pillar_encoder import WeightedBatchNorm
 
 

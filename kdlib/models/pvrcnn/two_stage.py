@@ -19,7 +19,7 @@ from kdlib.models.pvrcnn.set_abstraction import VoxelSetAbstraction
 from kdlib.models.voxel_encoder import VoxelBackbone
 from kdlib.types import Detections, GroundTruth, HeadOutput, PointBatch
 
-SECOND = ("pfe", "point_head", "roi_head")  # children of the second stage
+SECOND_STAGE = ("pfe", "point_head", "roi_head")  # children of the second stage
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PVRCNN(CenterPoint):
         return self
 
     def _first(self) -> list[tuple[str, nn.Module]]:
-        return [(name, module) for name, module in self.named_children() if name not in SECOND]
+        return [(name, module) for name, module in self.named_children() if name not in SECOND_STAGE]
 
     def forward(
         self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
