@@ -135,9 +135,9 @@ def _run(
 @app.command("publish")
 def _publish(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Copy a finished run's numbers and pictures into reports/ and its table into the READMEs."""
-    from kdlib.lab.publish import publish as copy
+    from kdlib.lab.publish import publish_run
 
-    print(f"published to {copy(run_dir.resolve())}")
+    print(f"published to {publish_run(run_dir.resolve())}")
 
 
 @app.command("profile")
@@ -327,9 +327,9 @@ def _status(
     as_json: Json = False,
 ) -> None:
     """Say of all runs (default: reports/runs) what is done, at work, failed and waiting; write it as a page, too."""
-    from kdlib.tools.server.status.show import show
+    from kdlib.tools.server.status.show import show_status
 
-    show(runs, out, watch, as_json)
+    show_status(runs, out, watch, as_json)
 
 
 @app.command("history")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -115,6 +116,28 @@ def is_complete(folder: Path, key: str) -> bool:
     """Return whether a folder was finished under exactly this key."""
     mark = Path(folder) / COMPLETE
     return mark.is_file() and read_json(mark).get("key") == key
+
+
+def this_process() -> dict[str, Any]:
+    """Return what a file says of the process that works on something: pid, host, and when it began."""
+    process = psutil.Process()
+    return {"pid": process.pid, "host": socket.gethostname(), "created": process.create_time()}
+
+
+def is_alive(owner: Mapping[str, Any]) -> bool:
+    """Return whether a process of :func:`this_process` still lives, which is taken for granted of another machine's.
+
+    Raises:
+        KeyError: If the values tell of no process.
+    """
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        # Numbers are used again: a process that began at another time is another one.
+        return abs(process.create_time() - owner["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def sha256(path: Path) -> str:

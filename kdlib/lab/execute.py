@@ -1,4 +1,4 @@
-"""Notebooks in, a run folder out: papermill executes the chain, finished stages are kept, a failed one stops it loudly."""
+"""Runs a chain of notebooks through papermill: finished stages are kept, a failed one stops it loudly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from kdlib.lab.runlog import RunLog
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = PROJECT / "notebooks"
 WEIGHTS = PROJECT / "data" / "weights"
-RUN = "run.json"  # what a run folder is to hold: profile and stages
+PACKAGE = PROJECT / "kdlib"
+# No notebook's numbers rest on these: what only draws (viz), what only the command line reaches (tools, cli), and those
+# modules of the lab that drive notebooks or dress their results. An edit there need not repeat a finished run's trainings.
+_UNCOUNTED: tuple[str, ...] = ("viz/", "tools/", "cli.py", "__main__.py")
+_UNCOUNTED += tuple(f"lab/{name}.py" for name in ("execute", "occupancy", "runlog", "report", "page", "publish"))
+RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 
 
 class StageFailed(KdlibError):
@@ -101,15 +106,16 @@ def _anchored(name: str, value: Any) -> Any:
     return str(Path(value).resolve()) if is_path else value
 
 
-def source_hash() -> str:
-    """Return a digest of the package's sources; a stage is repeated when the code under it changed."""
+def source_hash(package: Path = PACKAGE) -> str:
+    """Return a digest of the sources a notebook's numbers rest on; a stage is repeated when the code under it changed."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        if not path.relative_to(package).as_posix().startswith(_UNCOUNTED):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def plan(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
+def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
     """Return the chain's stages with typed parameters; nothing is executed.
 
     Raises:
@@ -191,26 +197,30 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
         FolderBusy: If another process runs in this folder.
     """
     from kdlib.lab.report import write_run_report
-    from kdlib.lab.report_study import write_study_report
 
     folder = run_folder(profile, out)
-    stages = plan(profile, folder, overrides or {})
+    stages = plan_stages(profile, folder, overrides or {})
     with occupancy.hold(folder), runlog.opened(folder) as log:
-        records.write_json(folder / RUN, {"profile": profile, "stages": [stage.name for stage in stages]})
+        states: dict[str, dict[str, Any]] = {stage.name: {"state": "waiting"} for stage in stages}
+
+        def note(stage: Stage, state: str, words: str, **facts: Any) -> None:
+            states[stage.name] = {"state": state, **facts}
+            records.write_json(folder / RUN, {"profile": profile, "stages": states})
+            log.say(f"{stage.name}: {words}")
+
         for stage in stages:
             if is_done(stage, folder):
-                log.say(f"{stage.name}: kept from an earlier run")
+                note(stage, "kept", "kept from an earlier run")
                 continue
-            log.say(f"{stage.name}: running")
-            start = time.monotonic()
+            start, me = time.time(), records.this_process()
+            note(stage, "running", "running", since=time.strftime("%Y-%m-%d %H:%M:%S"), pid=me["pid"], host=me["host"])
             try:
                 execute(stage, folder, log)
             except StageFailed as error:
-                log.say(f"{stage.name}: failed, {error}")
+                note(stage, "failed", f"failed, {error}", message=str(error))
                 raise
-            log.say(f"{stage.name}: done in {time.monotonic() - start:.0f} s")
-        ablations = profiles.profile(profile).study is not None or profiles.profile(profile).cross is not None
-        write = write_study_report if ablations else write_run_report
-        write(folder, profile)
+            seconds = round(time.time() - start)
+            note(stage, "done", f"done in {seconds} s", seconds=seconds)
+        write_run_report(folder, profile)
         log.say(f"report: {folder / 'report.html'}")
     return folder

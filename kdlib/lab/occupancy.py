@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 from kdlib import records
-from kdlib.errors import KdlibError
+from kdlib.errors import DataError, KdlibError
 
 LOCK = ".lock"
+DRIVER = "driver.json"  # who holds the folder, while somebody does
 FOLDER = "KDLIB_RUN_FOLDER"  # in the environment of a driver and its kernels
 _KERNEL = "ipykernel_launcher"
 _PATIENCE = 5.0  # seconds for a process that was killed to be gone
@@ -36,70 +35,67 @@ def hold(folder: Path) -> Iterator[None]:
         FolderBusy: If another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            who = stream.read().strip() or "another process"
-            raise FolderBusy(f"{folder} is being run by {who}; wait for it, stop it, or choose another folder (--out)") from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        try:
-            end_orphans(folder)
-            for home in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-                records.remove_leftovers(home)
-            with _named(folder):
-                yield
-        finally:
-            stream.truncate(0)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = driver(folder)
+        who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+        raise FolderBusy(f"{folder} is being run by {who}; wait for it, stop it, or choose another folder (--out)") from error
+    try:
+        records.write_json(folder / DRIVER, records.this_process())
+        end_orphans(folder)
+        for home in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+            records.remove_leftovers(home)
+        # The kernels this process starts can be told from anybody else's by their environment.
+        with environment({FOLDER: str(folder)}):
+            yield
+    finally:
+        (folder / DRIVER).unlink(missing_ok=True)
+        lock.release()
 
 
 def driver(folder: Path) -> dict[str, Any] | None:
-    """Return pid, host and, where that can be told, whether it is ``alive`` of a folder's newest driver; None if there was none.
+    """Return pid and host of the living driver of a folder, None if there is none.
 
     To look does not touch the lock, which would refuse a driver that starts at the same moment.
     """
-    lock = folder / LOCK
-    found = re.fullmatch(r"process (\d+) on (\S+)\n?", lock.read_text()) if lock.is_file() else None
-    if found is None:
-        return None
-    pid, host = int(found[1]), found[2]
-    if host != socket.gethostname():
-        return {"pid": pid, "host": host, "alive": None}
     try:
-        process = psutil.Process(pid)
-        alive = process.create_time() < lock.stat().st_mtime + 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        alive = False
-    return {"pid": pid, "host": host, "alive": alive}
+        owner = records.read_json(folder / DRIVER)
+        return owner if records.is_alive(owner) else None
+    except (DataError, KeyError):  # no file, or one written by something else
+        return None
 
 
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[None]:
     """Hold a folder that several runs share, after waiting for whoever holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: waiting for another run, which makes it", flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Let the environment name the folder, so that the kernels this process starts can be told from anybody else's."""
-    before = os.environ.get(FOLDER)
-    os.environ[FOLDER] = str(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: waiting for another run, which makes it", flush=True)
+        lock.acquire()
     try:
         yield
     finally:
-        del os.environ[FOLDER]
-        if before is not None:
-            os.environ[FOLDER] = before
+        lock.release()
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment, for the processes started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def end_orphans(folder: Path) -> int:

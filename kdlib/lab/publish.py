@@ -1,8 +1,9 @@
-"""A finished run in; its ``result.json``, pictures and tables under ``reports/`` and in the READMEs out."""
+"""A finished run for the repository: its numbers, pictures and tables under ``reports/`` and in the READMEs."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +11,101 @@ from PIL import Image
 
 from kdlib import records
 from kdlib.errors import ConfigError
+from kdlib.lab import profiles
 from kdlib.lab.execute import PROJECT
-from kdlib.lab.profiles import ABLATIONS, CROSS_STAGE
-from kdlib.lab.report import collect
-from kdlib.lab.study.page import publish_study
-from kdlib.viz.canvas import write_bytes
+from kdlib.lab.parts import markdown_table
+from kdlib.lab.report import STUDY_SUBJECT, run_results
 
 BEGIN, END = "<!-- results of reports/{profile}/result.json, written by python -m kdlib publish -->", "<!-- end of results -->"
-PICTURES = {
-    "00_explore_data": ("bev.png", "scene.png"),
-    "02_distill_student": ("pivotal.png", "training.png"),
-    "03_evaluate": ("arms.png", "change.png", "precision_recall.png"),
-    "04_visualize_3d": ("comparison.png", "scene.png"),
-    "05_measure_cost": ("accuracy_cost.png",),
+HEADINGS = {
+    "11_ablate_signals": "Which signal helps, and from what budget on",
+    "12_ablate_initialisation": "Where the student starts",
+    "13_ablate_teacher_batchnorm": "The teacher's batch norm",
+    "14_compress_by_width_or_resolution": "By width or by resolution",
+    "07_cross_stage": "Both stages, and the student they taught",
 }
+_READING = """\
+How to read it: {reading} Intervals are paired
+bootstrap intervals of 95 % over {units} validation {unit}s and the seeds: both arms get the same draw. Where an interval includes
+0, the sentence says that no difference is shown, which does not mean that there is none. {caution}"""
+_ABLATION = "a row compares an arm with its own base, same student, data, seeds and number of samples."
+_MANY = """\
+Many rows are compared, so one in twenty
+may leave 0 out by chance. Weights of single signals are not tuned: each starts at the value of the published logit term."""
 _WIDTH = 1400  # pixels, at most
 _COLORS = 128
 
 
-def results_table(result: dict[str, Any]) -> str:
-    """Return the headline table and the verdicts of a run as Markdown."""
-    evaluation, budget = result["03_evaluate"], result["02_distill_student"]["budget"]
-    costs = {row["role"]: row for row in result["05_measure_cost"]["costs"]}
-    lines = [
-        "| simulated data | LEVEL_2 mAPH | 95 % interval | std over seeds | G MACs | parameters | ms a frame |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in evaluation["arms"]:
-        cost = costs["teacher" if row["arm"] == "teacher" else "student"]
-        spread = "–" if row["std over seeds"] is None else f"{row['std over seeds']:.2f}"
-        lines.append(
-            f"| {row['arm']} | {row['LEVEL_2 mAPH']:.2f} | {row['95 % low']:.2f} to {row['95 % high']:.2f} | {spread} "
-            f"| {cost['G MACs']:.2f} | {cost['parameters']:,} | {cost['latency p50 ms']:.0f} |"
-        )
-    hardware, metric = result["05_measure_cost"]["hardware"], evaluation["evaluation"]
-    seeds = sorted({row["seed"] for row in result["02_distill_student"]["students"]})
-    lines += [
-        "",
+def publish_run(folder: Path, project: Path = PROJECT) -> Path:
+    """Copy a finished run's numbers and pictures to ``reports/<profile>``, its tables into pages.
+
+    The main line's headline table goes into the READMEs that have a place for it (the page of the reports must have one, the main
+    README may), with those pictures that the page of the reports shows. Ablations get a page of their own, ``<profile>.md``.
+
+    Returns:
+        The folder under ``reports``; of a run of ablations the page there.
+
+    Raises:
+        DataError: If the run is not finished.
+    """
+    profile = str(records.read_json(folder / "result.json")["profile"])
+    results = run_results(folder, profile)
+    home = project / "reports" / profile
+    main_line = profiles.profile(profile).chain == profiles.MAIN_LINE
+    shown = (project / "reports" / "README.md").read_text() if main_line else ""
+    for stage in profiles.profile(profile).chain:
+        for picture in (picture for part in results[stage]["parts"] for picture in part["pictures"]):
+            name = picture_name(stage, picture["file"])
+            if not main_line or f"({profile}/{name})" in shown:
+                records.write_bytes(home / name, _small(folder / stage / picture["file"]))
+    if not main_line:
+        records.write_json(home / "study.json", results)
+        records.write_bytes(home.with_suffix(".md"), study_page(results).encode())
+        return home.with_suffix(".md")
+    records.write_json(home / "result.json", results)
+    for readme in (project / "README.md", project / "reports" / "README.md"):
+        text = readme.read_text()
+        if readme.parent != project or BEGIN.format(profile=profile) in text:
+            records.write_bytes(readme, with_results(text, results_table(results), profile, str(readme)).encode())
+    return home
+
+
+def picture_name(stage: str, file: str) -> str:
+    """Return what a notebook's picture is called beside those of the others."""
+    return f"{stage[:2]}_{file}"
+
+
+def _small(path: Path) -> bytes:
+    """Return a PNG fit for git: of limited width, with a palette."""
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    if picture.width > _WIDTH:
+        picture = picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.quantize(_COLORS, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Return the headline table and the verdicts of a run of the main line as Markdown."""
+    evaluation, budget = results["03_evaluate"], results["02_distill_student"]["budget"]
+    costs = {row["role"]: row for row in results["05_measure_cost"]["costs"]}
+    header = ("simulated data", "LEVEL_2 mAPH", "95 % interval", "std over seeds", "G MACs", "parameters", "ms a frame")
+    rows = []
+    for arm in evaluation["arms"]:
+        cost = costs["teacher" if arm["arm"] == "teacher" else "student"]
+        interval = f"{arm['95 % low']:.2f} to {arm['95 % high']:.2f}"
+        counted = cost["G MACs"], cost["parameters"], round(cost["latency p50 ms"])
+        rows.append([arm["arm"], arm["LEVEL_2 mAPH"], interval, arm["std over seeds"], *counted])
+    hardware, metric = results["05_measure_cost"]["hardware"], evaluation["evaluation"]
+    seeds = sorted({row["seed"] for row in results["02_distill_student"]["students"]})
+    made = (
         f"Students: seeds {', '.join(map(str, seeds))}; {budget['frames']} training frames, {budget['epochs']} epochs, "
         f"{budget['steps']} steps each. Evaluation: {metric['frames']} frames of simulated segments nobody trained on, objects "
-        f"within the models' range. Latency: {hardware['cpu']}, {hardware['cores']} cores, no GPU.",
-        "",
-        "| wanted | measured | met |",
-        "|---|---|---|",
-        *(f"| {v['wish']} | {v['result']} | {'yes' if v['met'] else 'no'} |" for v in evaluation["verdicts"]),
-    ]
-    return "\n".join(lines)
+        f"within the models' range. Latency: {hardware['cpu']}, {hardware['cores']} cores, no GPU."
+    )
+    verdicts = [[verdict["wish"], verdict["result"], verdict["met"]] for verdict in evaluation["verdicts"]]
+    return f"{markdown_table(header, rows)}\n\n{made}\n\n{markdown_table(('wanted', 'measured', 'met'), verdicts)}"
 
 
 def with_results(text: str, table: str, profile: str, name: str) -> str:
@@ -72,42 +122,45 @@ def with_results(text: str, table: str, profile: str, name: str) -> str:
     return f"{head}{opening}\n{table}\n{END}{tail}"
 
 
-def publish(folder: Path, project: Path = PROJECT) -> Path:
-    """Copy a finished run's numbers to ``reports/<profile>``, its table into the READMEs that have a place for it.
+def study_page(results: Mapping[str, Any]) -> str:
+    """Return the page of a study: what was run, then each notebook's sentences, tables and pictures.
 
-    The page of the reports must have one, the main README may. Pictures come along if the page of the reports shows them.
-
-    Returns:
-        The folder under ``reports``; of a run of ablations the page there.
-
-    Raises:
-        DataError: If the run is not finished.
+    Args:
+        results: ``profile`` and the result of every notebook by name, as in the run's ``result.json``.
     """
-    if any((folder / name / "result.json").is_file() for name in (ABLATIONS[0], CROSS_STAGE[0])):
-        return publish_study(folder, project, _small)
-    results = {"profile": folder.name, **collect(folder)}
-    results["profile"] = results["03_evaluate"]["profile"]
-    out = project / "reports" / str(results["profile"])
-    shown = (project / "reports" / "README.md").read_text()
-    for stage, names in PICTURES.items():
-        for name in names:
-            if f"({out.name}/{stage[:2]}_{name})" in shown:
-                write_bytes(out / f"{stage[:2]}_{name}", _small(folder / stage / name))
-    records.write_json(out / "result.json", results)
-    table = results_table(results)
-    for readme in (project / "README.md", project / "reports" / "README.md"):
-        text = readme.read_text()
-        if readme.parent != project or BEGIN.format(profile=results["profile"]) in text:
-            write_bytes(readme, with_results(text, table, str(results["profile"]), str(readme)).encode())
-    return out
+    profile = results["profile"]
+    stages = {name: values for name, values in results.items() if name != "profile"}
+    blocks = _opening(profile, stages)
+    for stage, values in stages.items():
+        blocks += [f"## {HEADINGS[stage]}", f"Notebook `{stage}`."]
+        for part in values["parts"]:
+            blocks += [f"### {part['title']}", part["text"], "\n".join(f"- {sentence}" for sentence in part["sentences"])]
+            for table in part["tables"]:
+                blocks += [f"{table['caption']}:", _table(table["rows"])]
+            for picture in part["pictures"]:
+                blocks.append(f"![{picture['caption']}]({profile}/{picture_name(stage, picture['file'])})")
+        blocks += ["### Scores of all arms", _table(values["scores"])]
+    for name, heading in (("students", "What was trained"), ("terms", "Active terms on the first batch")):
+        blocks.append(f"## {heading}")
+        for stage, values in stages.items():
+            blocks += [f"`{stage}`:", _table(values[name])]
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _small(path: Path) -> bytes:
-    """Return a PNG fit for git: of limited width, with a palette."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    if picture.width > _WIDTH:
-        picture = picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.quantize(_COLORS, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return markdown_table(rows[0], [row.values() for row in rows])
+
+
+def _opening(profile: str, stages: Mapping[str, Any]) -> list[str]:
+    first = next(iter(stages.values()))
+    hardware, evaluation = first["card"]["hardware"], first["evaluation"]
+    data = "Everything here is **simulated**; it says nothing about Waymo." if first["simulated"] else "Measured on Waymo."
+    seeds = ", ".join(map(str, first["seeds"]))
+    return [
+        f"# The {profile.replace('_', ' ')}: {first.get('title', STUDY_SUBJECT)}",
+        f"{data} Seeds {seeds}; {first['frames']} training frames; {evaluation['frames']} validation frames of other segments. "
+        f"Trained on {hardware['cpu']}, {hardware['cores']} cores.",
+        _READING.format(reading=first.get("reading", _ABLATION), caution=first.get("caution", _MANY), **first["comparison"]),
+        f"```bash\npython -m kdlib run {profile}\npython -m kdlib publish reports/runs/{profile}  # writes this page\n```",
+        f"The numbers are in [{profile}/study.json]({profile}/study.json).",
+    ]

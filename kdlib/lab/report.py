@@ -1,153 +1,101 @@
-"""The results and pictures of a run's stages in; one ``result.json`` and one self-contained ``report.html`` out."""
+"""The report of a finished run: the results and pictures of its notebooks become ``result.json`` and ``report.html``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdlib import records
-from kdlib.lab.page import Cover, Picture, Section, Table, Tile, Verdict, write_report
-from kdlib.lab.profiles import MAIN_LINE as STAGES
-from kdlib.viz.linked import viewer
+from kdlib.lab import profiles
+from kdlib.lab.page import write_report
+
+_SUBJECT = "distilling a LiDAR detector"
+STUDY_SUBJECT = "what helps a small student"
+_TILES = {  # arm -> role
+    "teacher": "teacher",
+    "strong teacher": "teacher",
+    "two-stage teacher": "teacher",
+    "first stage alone": "",
+    "student alone": "",
+    "initialised from the teacher": "",
+    "initialisation alone": "",
+    "full SparseKD": "student",
+}
+_EVERY_ARM = {
+    "scores": "Scores, percent",
+    "students": "Trainings",
+    "terms": "Startup report: active terms on the first batch",
+}
 
 
-def table_of(records: Sequence[dict[str, Any]], caption: str = "", strong: tuple[int, ...] = ()) -> Table:
-    """Return a table of equal records; the keys are the header."""
-    header = tuple(records[0])
-    return Table(header, tuple(tuple(row[key] for key in header) for row in records), caption=caption, strong=strong)
+def run_results(folder: Path, profile: str) -> dict[str, Any]:
+    """Return the results of a run's notebooks by name, after its profile.
 
-
-def collect(folder: Path, stages: Sequence[str] = STAGES) -> dict[str, Any]:
-    """Return the results of a run's stages by stage name."""
-    return {stage: records.read_json(folder / stage / "result.json") for stage in stages}
-
-
-def _picture(folder: Path, stage: str, name: str, caption: str) -> tuple[Picture, ...]:
-    path = folder / stage / name
-    return (Picture(path, caption),) if path.is_file() else ()
-
-
-def _scene(folder: Path) -> tuple[Picture, ...]:
-    path = folder / "04_visualize_3d" / "scene.json"
-    if not path.is_file():
-        return ()
-    import plotly.io
-
-    return (Picture(plotly.io.from_json(path.read_text()), "Drag to turn, scroll to zoom, click the legend to switch a layer."),)
-
-
-def _hardest(results: dict[str, Any], order: str) -> str:
-    return str(results[STAGES[4]].get("hardest", {}).get(order, ""))
-
-
-def _linked(folder: Path) -> str:
-    """Return the two linked 3D views as markup, nothing where notebook 04 left none."""
-    path = folder / "04_visualize_3d" / "pair.json"
-    return viewer(path.read_text()) if path.is_file() else ""
-
-
-def _budget(results: dict[str, Any]) -> str:
-    budget, seeds = results["02_distill_student"]["budget"], {row["seed"] for row in results["02_distill_student"]["students"]}
-    return (
-        f"All arms share one budget: {budget['frames']} training frames, {budget['epochs']} epochs, {budget['steps']} steps "
-        f"({budget['samples']} samples), {len(seeds)} seeds."
-    )
-
-
-def _cover(results: dict[str, Any], profile: str) -> Cover:
-    evaluation, simulated = results["03_evaluate"], bool(results["03_evaluate"]["simulated"])
-    roles = {"teacher": "teacher", "full SparseKD": "student"}
-    tiles = [Tile(f"{row['LEVEL_2 mAPH']:.1f}", row["arm"], roles.get(row["arm"], "")) for row in evaluation["arms"]]
-    card = {
-        "profile": profile,
-        "data": "simulated, in the Waymo file format" if simulated else "Waymo Open Dataset",
-        "metric": "LEVEL_2 mAPH over vehicle, pedestrian, cyclist",
-        "dataset fingerprint": results["00_explore_data"]["fingerprint"],
-        **{
-            f"evaluation: {key}": value for key, value in evaluation["evaluation"].items() if isinstance(value, (int, float, str))
-        },
-        **{key: value for key, value in evaluation["card"].items() if isinstance(value, str)},
-        **evaluation["card"]["versions"],
-        **{f"hardware: {key}": value for key, value in results["05_measure_cost"]["hardware"].items() if value is not None},
-    }
-    verdicts = tuple(Verdict(v["wish"], v["result"], v["met"]) for v in evaluation["verdicts"])
-    return Cover(
-        subtitle=f"Run '{profile}': LEVEL_2 mAPH on frames nobody trained on. {_budget(results)}",
-        simulated=simulated,
-        tiles=tuple(tiles),
-        verdicts=verdicts,
-        card=card,
-    )
-
-
-def _sections(folder: Path, results: dict[str, Any]) -> list[Section]:
-    data, teacher, evaluation, cost = (results[STAGES[i]] for i in (0, 1, 3, 5))
-    bold = tuple(i for i, row in enumerate(evaluation["arms"]) if row["arm"] == "full SparseKD")
-    return [
-        Section(
-            "What distillation gained",
-            f"{_budget(results)} Intervals are paired bootstrap intervals over segments and seeds.",
-            _picture(folder, STAGES[3], "arms.png", "Mean, 95 % interval, single seeds.")
-            + _picture(folder, STAGES[3], "change.png", "What the recipe's last part, distillation, changed.")
-            + _picture(folder, STAGES[3], "precision_recall.png", "First seed of each arm."),
-            (
-                table_of(evaluation["arms"], "LEVEL_2 mAPH, percent", bold),
-                table_of(evaluation["differences"], "Paired differences, points"),
-            ),
-        ),
-        Section(
-            "Teacher and student on one frame",
-            f"Frame `{results[STAGES[4]]['frame']}`, boxes above a score of {results[STAGES[4]]['threshold']}.",
-            _picture(folder, STAGES[4], "comparison.png", "From above.")
-            + _picture(folder, STAGES[4], "browser.png", "Teacher and distilled student, matched with the truth.")
-            + _picture(folder, STAGES[4], "maps.png", "Heat maps, pivotal positions, features, and where distillation acts.")
-            + _picture(folder, STAGES[4], "hurt.png", _hardest(results, "hurt"))
-            + _picture(folder, STAGES[4], "scene.png", f"Rendered with {results[STAGES[4]]['renderer']}.")
-            + _scene(folder),
-            html=_linked(folder),
-        ),
-        Section(
-            "The teacher",
-            f"Origin: {teacher['origin']}. {teacher['steps']} steps were trained in this run.",
-            _picture(folder, STAGES[1], "training.png", "Loss of the teacher's training in this run."),
-            (table_of(teacher["scores"], "Waymo metric, percent"),),
-        ),
-        Section(
-            "The students' training",
-            "",
-            _picture(folder, STAGES[2], "pivotal.png", "Weight of logit distillation on one training frame.")
-            + _picture(folder, STAGES[2], "training.png", "Loss by step, first seed. The full recipe's loss has more terms."),
-            (table_of(results[STAGES[2]]["terms"], "Active terms of the full recipe on one batch"),),
-        ),
-        Section(
-            "What it costs",
-            "Multiply-accumulates per frame, counted; latency measured on the machine named below.",
-            _picture(folder, STAGES[5], "accuracy_cost.png", "Up and left is better."),
-            (
-                table_of(cost["costs"], "This run's models"),
-                table_of(
-                    cost["family"],
-                    "The published family at full size; the published columns are from Waymo and the paper's hardware",
-                ),
-            ),
-        ),
-        Section(
-            "The data",
-            "",
-            _picture(folder, STAGES[0], "bev.png", "One validation frame from above.")
-            + _picture(folder, STAGES[0], "scene.png", "The same frame in space."),
-            (table_of(data["overview"]), table_of(data["difficulty"], "Validation boxes by level")),
-        ),
-    ]
+    Raises:
+        DataError: If a notebook's result is missing or damaged.
+    """
+    stages = profiles.profile(profile).chain
+    return {"profile": profile, **{stage: records.read_json(folder / stage / "result.json") for stage in stages}}
 
 
 def write_run_report(folder: Path, profile: str) -> Path:
     """Write ``result.json`` and ``report.html`` of a finished run.
 
     Raises:
-        DataError: If a stage's result is missing or damaged.
+        DataError: If a notebook's result is missing or damaged.
     """
-    results = collect(folder)
-    records.write_json(folder / "result.json", {"profile": profile, **results})
-    return write_report(folder / "report.html", _sections(folder, results), cover=_cover(results, profile))
+    results = run_results(folder, profile)
+    records.write_json(folder / "result.json", results)
+    stages = {name: values for name, values in results.items() if name != "profile"}
+    study = profiles.profile(profile).study is not None
+    # The notebook that compared the arms: of several that did, the first.
+    compared = next(values for values in stages.values() if "comparison" in values)
+    subject = compared.get("title", STUDY_SUBJECT if study else _SUBJECT)
+    parts = [_located(part, folder / stage) for stage, values in stages.items() for part in values["parts"]]
+    if "verdicts" not in compared:
+        parts += [_every_arm(stage, values) for stage, values in stages.items()]
+    return write_report(
+        folder / "report.html",
+        parts,
+        title=subject[0].upper() + subject[1:],
+        subtitle=f"Run '{profile}': LEVEL_2 mAPH on {compared['evaluation']['frames']} frames nobody trained on.",
+        simulated=bool(compared["simulated"]),
+        tiles=[
+            {"value": f"{row['LEVEL_2 mAPH']:.1f}", "label": row["arm"], "role": _TILES[row["arm"]]}
+            for row in compared.get("arms") or compared["scores"]
+            if row["arm"] in _TILES
+        ],
+        verdicts=compared.get("verdicts", ()),
+        card=_card(profile, stages, compared),
+    )
+
+
+def _located(part: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    pictures = [{**picture, "file": str(home / picture["file"])} for picture in part["pictures"]]
+    return {**part, "title": f"{home.name[:2]} · {part['title']}", "pictures": pictures}
+
+
+def _every_arm(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    tables = [{"caption": caption, "rows": values[name]} for name, caption in _EVERY_ARM.items()]
+    text = f"Everything `{stage}` trained."
+    return {"title": f"{stage[:2]} · Arms", "text": text, "sentences": [], "tables": tables, "pictures": []}
+
+
+def _card(profile: str, stages: Mapping[str, Any], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the numbers hold for."""
+    made = compared["card"]
+    card = {
+        "profile": profile,
+        "data": "simulated, in the Waymo file format" if compared["simulated"] else "Waymo Open Dataset",
+        "dataset fingerprint": stages.get("00_explore_data", {}).get("fingerprint"),
+        "training frames": compared.get("frames"),
+        "seeds": ", ".join(map(str, compared.get("seeds", ()))),
+        "metric": "LEVEL_2 mAPH over vehicle, pedestrian, cyclist",
+        "intervals": "95 %, paired bootstrap over {units} {unit}s and seeds".format(**compared["comparison"]),
+        **{f"evaluation: {key}": value for key, value in compared["evaluation"].items() if isinstance(value, (int, float, str))},
+        **{key: value for key, value in made.items() if isinstance(value, str)},
+        **made["versions"],
+        **{f"hardware: {key}": value for key, value in made["hardware"].items()},
+    }
+    return {key: value for key, value in card.items() if value}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import socket
 import sys
 import textwrap
 from dataclasses import replace
@@ -15,7 +17,7 @@ import pytest
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import execute, profiles, report
-from kdlib.lab.execute import StageFailed, parse_overrides, plan
+from kdlib.lab.execute import StageFailed, parse_overrides, plan_stages
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -112,7 +114,9 @@ def test_overrides() -> None:
 
 
 def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
-    stages = {s.name: s.parameters for s in plan("smoke", tmp_path, {"SCORE_THRESHOLD": "1", "SEEDS": "1,2", "FRAME": "-1"})}
+    stages = {
+        s.name: s.parameters for s in plan_stages("smoke", tmp_path, {"SCORE_THRESHOLD": "1", "SEEDS": "1,2", "FRAME": "-1"})
+    }
     assert stages["04_visualize_3d"]["SCORE_THRESHOLD"] == 1.0
     assert isinstance(stages["04_visualize_3d"]["SCORE_THRESHOLD"], float)
     assert stages["02_distill_student"]["SEEDS"] == "1,2"
@@ -124,10 +128,10 @@ def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
 def test_relative_paths_mean_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.safetensors").write_bytes(b"x")
-    own = {s.name: s.parameters for s in plan("smoke", tmp_path, {"DATA_ROOT": "data", "TEACHER": "mine.safetensors"})}
+    own = {s.name: s.parameters for s in plan_stages("smoke", tmp_path, {"DATA_ROOT": "data", "TEACHER": "mine.safetensors"})}
     assert own["01_train_teacher"]["TEACHER"] == str(tmp_path / "mine.safetensors")
     assert {p["DATA_ROOT"] for p in own.values()} == {str(tmp_path / "data")}
-    scratch = plan("smoke", tmp_path, {"TEACHER": "scratch", "DATA_ROOT": ""})[1].parameters
+    scratch = plan_stages("smoke", tmp_path, {"TEACHER": "scratch", "DATA_ROOT": ""})[1].parameters
     assert (scratch["TEACHER"], scratch["DATA_ROOT"]) == ("scratch", "")
 
 
@@ -170,7 +174,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def keys(folder: Path, **overrides: str) -> dict[str, str]:
-    return {stage.name: stage.key for stage in plan("smoke", folder, overrides)}
+    return {stage.name: stage.key for stage in plan_stages("smoke", folder, overrides)}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> str:
@@ -207,14 +211,14 @@ def test_keys_change_with_the_shipped_teacher(toys: Path, tmp_path: Path, monkey
 def test_parameters_must_be_literals(toys: Path, tmp_path: Path, parameters: str, words: str) -> None:
     write_notebook(toys, "b", parameters=TOY + parameters)
     with pytest.raises(ConfigError, match=words) as caught:
-        plan("smoke", tmp_path, {})
+        plan_stages("smoke", tmp_path, {})
     assert "b.ipynb" in str(caught.value)
 
 
 def test_notebook_without_parameters_or_missing(toys: Path, tmp_path: Path) -> None:
     nbformat.write(nbformat.v4.new_notebook(), toys / "b.ipynb")
     with pytest.raises(ConfigError, match="exactly one cell tagged 'parameters', it has 0"):
-        plan("smoke", tmp_path, {})
+        plan_stages("smoke", tmp_path, {})
     (toys / "c.ipynb").unlink()
     with pytest.raises(ConfigError, match=r"c\.ipynb does not exist"):
         execute.declared_parameters(toys / "c.ipynb")
@@ -250,6 +254,24 @@ def test_finished_stages_are_kept(tmp_path: Path, fake_papermill: list[str], cap
     execute.run_profile("smoke", folder, {"M": "0.7"})
     assert fake_papermill[3:] == ["b", "c"]
     assert (folder / "a" / "count").read_text() == "x"
+    assert records.read_json(folder / execute.RUN) == {
+        "profile": "smoke",
+        "stages": {"a": {"state": "kept"}, "b": {"state": "done", "seconds": 0}, "c": {"state": "done", "seconds": 0}},
+    }
+
+
+def test_what_is_at_work_and_what_failed_is_noted(toys: Path, tmp_path: Path, fake_papermill: list[str]) -> None:
+    note = f"import json; noted = json.loads(open('{tmp_path}/run/{execute.RUN}').read())['stages']\n"
+    seen = f"open('{tmp_path}/seen', 'w').write(json.dumps(noted))"
+    write_notebook(toys, "b", note + seen, parameters=TOY + "N = 1  # n\nM = 0.5  # m")
+    with pytest.raises(StageFailed):
+        execute.run_profile("smoke", tmp_path / "run")
+    stages = json.loads((tmp_path / "seen").read_text())
+    assert {name: stage["state"] for name, stage in stages.items()} == {"a": "done", "b": "running", "c": "waiting"}
+    assert (stages["b"]["pid"], stages["b"]["host"]) == (os.getpid(), socket.gethostname()) and stages["b"]["since"]
+    stages = records.read_json(tmp_path / "run" / execute.RUN)["stages"]
+    assert {name: stage["state"] for name, stage in stages.items()} == {"a": "done", "b": "failed", "c": "waiting"}
+    assert "b ended without writing" in stages["b"]["message"]
 
 
 @pytest.mark.usefixtures("toys")
@@ -301,7 +323,7 @@ def test_a_real_kernel_gets_its_parameters(toys: Path, tmp_path: Path, monkeypat
     write_notebook(toys, "a", GOOD.format(name="a"), "for i in range(20_000): print('noise', i)")
     folder = execute.run_profile("smoke", tmp_path / "run", {"N": "7"})
     assert records.read_json(folder / "a" / "result.json") == {"n": 7}
-    assert records.is_complete(folder / "a", plan("smoke", folder, {"N": "7"})[0].key)
+    assert records.is_complete(folder / "a", plan_stages("smoke", folder, {"N": "7"})[0].key)
 
 
 def test_run_folder(tmp_path: Path) -> None:
@@ -309,12 +331,28 @@ def test_run_folder(tmp_path: Path) -> None:
     assert execute.run_folder("smoke", None) == execute.PROJECT / "reports" / "runs" / "smoke"
 
 
-def test_source_hash_sees_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "module.py").write_text("a = 1")
-    monkeypatch.setattr(execute, "__file__", str(tmp_path / "execute.py"))
-    first = execute.source_hash()
-    (tmp_path / "module.py").write_text("a = 2")
-    assert execute.source_hash() != first
+@pytest.mark.parametrize(
+    ("edited", "counts"),
+    [
+        ("records.py", True),
+        ("models/geometry/boxes.py", True),
+        ("lab/pipeline.py", True),
+        ("lab/study/answers.py", True),
+        ("viz/bev.py", False),
+        ("tools/bench/data.py", False),
+        ("cli.py", False),
+        ("lab/execute.py", False),
+        ("lab/publish.py", False),
+    ],
+)
+def test_source_hash_sees_what_numbers_rest_on(edited: str, counts: bool, tmp_path: Path) -> None:
+    path = tmp_path / edited
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("a = 1")
+    assert (execute.PACKAGE / edited).is_file()
+    first = execute.source_hash(tmp_path)
+    path.write_text("a = 2")
+    assert (execute.source_hash(tmp_path) != first) is counts
 
 
 def test_profiles_are_replaced_not_changed() -> None:

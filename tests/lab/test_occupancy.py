@@ -40,9 +40,11 @@ def test_one_driver_at_a_time_and_a_killed_one_is_no_obstacle(tmp_path: Path) ->
     assert "\n" not in str(caught.value)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert occupancy.driver(tmp_path) is None, "its note stayed, but it is dead"
     with hold(tmp_path):
         assert os.environ[occupancy.FOLDER] == str(tmp_path)
-    assert occupancy.FOLDER not in os.environ
+        assert occupancy.driver(tmp_path)["pid"] == os.getpid()
+    assert occupancy.FOLDER not in os.environ and occupancy.driver(tmp_path) is None
     with hold(tmp_path):
         pass
 

@@ -11,33 +11,28 @@ import pytest
 from kdlib import records
 from kdlib.errors import DataError
 from kdlib.lab import report
+from kdlib.lab.profiles import MAIN_LINE
 
 EVIL = "<script>alert('x')</script>"
 ROW = {"arm": "teacher", "LEVEL_2 mAPH": 61.5, "std over seeds": None, "95 % low": 60.0, "95 % high": 63.0, "seeds": 1}
 
 
 def stage_results(simulated: bool = True, met: bool = False) -> dict[str, dict[str, Any]]:
-    card = {"versions": {"torch": "2.x"}, "commit": "abc", "hardware": {}, "command": EVIL}
+    card = {"versions": {"torch": "2.x"}, "commit": "abc", "hardware": {"cpu": EVIL, "gpus": []}, "command": EVIL}
     verdict = {"wish": "full SparseKD at least 2 above student alone", "result": "+0.10 points", "met": met}
     arms = [ROW, {**ROW, "arm": "full SparseKD", "LEVEL_2 mAPH": 42.25, "std over seeds": 0.5}]
-    found: dict[str, dict[str, Any]] = {
-        "00_explore_data": {"fingerprint": "0123", "overview": [{"split": EVIL}], "difficulty": [{"class": "Vehicle"}]},
-        "01_train_teacher": {"origin": EVIL, "steps": 4, "scores": [{"class": "mean", "LEVEL_2 APH": 12.0}]},
-        "02_distill_student": {
-            "budget": {"steps": 40, "samples": 160, "frames": 80, "epochs": 2},
-            "students": [{"seed": 1}, {"seed": 2}, {"seed": 3}],
-            "terms": [{"name": "logit", "value": 0.5}],
-        },
-        "03_evaluate": {
-            "arms": arms,
-            "differences": [{"difference": "a − b", "LEVEL_2 mAPH": 0.1}],
-            "verdicts": [verdict],
-            "evaluation": {"frames": 50, "truth_fingerprint": "feed"},
-        },
-        "04_visualize_3d": {"frame": "segment_003", "threshold": 0.3, "renderer": "matplotlib"},
-        "05_measure_cost": {"costs": [{"model": "x"}], "family": [{"model": "y"}], "hardware": {"cpu": EVIL, "cuda": None}},
+    told: dict[str, dict[str, Any]] = {stage: {} for stage in MAIN_LINE}
+    told["00_explore_data"] = {"fingerprint": "0123"}
+    told["03_evaluate"] = {
+        "arms": arms,
+        "verdicts": [verdict],
+        "comparison": {"unit": "segment", "units": 8},
+        "evaluation": {"frames": 50, "truth_fingerprint": "feed"},
     }
-    return {stage: {"profile": "smoke", "simulated": simulated, "card": card, **values} for stage, values in found.items()}
+    facts = {"profile": "smoke", "simulated": simulated, "card": card}
+    table = {"caption": "Scores", "rows": [{"class": EVIL, "LEVEL_2 APH": 12.0}]}
+    part = {"text": f"Told in {EVIL}.", "sentences": [], "tables": [table], "pictures": []}
+    return {stage: {**facts, **values, "parts": [{"title": f"Of {stage}", **part}]} for stage, values in told.items()}
 
 
 def write(folder: Path, results: dict[str, dict[str, Any]]) -> None:
@@ -54,7 +49,8 @@ def test_page(tmp_path: Path) -> None:
     assert "Simulated data" in page
     assert "✗ not met" in page and "full SparseKD at least 2 above student alone" in page and "+0.10 points" in page
     assert "61.5" in page and "42.2" in page
-    assert "80 training frames, 2 epochs, 40 steps (160 samples), 3 seeds" in page
+    assert all(f"<h2>{stage[:2]} · Of {stage}</h2>" in page for stage in MAIN_LINE)
+    assert "LEVEL_2 mAPH on 50 frames" in page and "over 8 segments and seeds" in page and "<dd>0123</dd>" in page
     assert not re.search(r"<(?:script|img|link|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//", page)
 
 
@@ -83,8 +79,3 @@ def test_an_unfinished_run_has_no_report(tmp_path: Path, broken: str) -> None:
     with pytest.raises(DataError, match=r"03_evaluate/result\.json"):
         report.write_run_report(tmp_path, "smoke")
     assert (tmp_path / "report.html").read_bytes() == before
-
-
-def test_table_of_records() -> None:
-    table = report.table_of([{"a": 1, "b": 2.5}, {"a": 3, "b": None}], "numbers", (1,))
-    assert (table.header, table.rows, table.caption, table.strong) == (("a", "b"), ((1, 2.5), (3, None)), "numbers", (1,))

@@ -91,7 +91,7 @@ def run_profiles(
         raise ConfigError(f"a profile is named twice: {', '.join(names)}")
     folders = {name: execute.run_folder(name, out / name if out and len(names) > 1 else out) for name in names}
     for name, folder in folders.items():
-        execute.plan(name, folder, overrides or {})
+        execute.plan_stages(name, folder, overrides or {})
     ids = gpu_ids(gpus) if gpus else ()
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}

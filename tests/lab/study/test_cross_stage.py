@@ -16,7 +16,7 @@ from kdlib import zoo
 from kdlib.config import TwoStageConfig
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import pipeline, profiles
-from kdlib.lab.publish import publish
+from kdlib.lab.publish import publish_run
 from kdlib.lab.study import cross_stage
 from kdlib.models.weights import read_card
 
@@ -74,7 +74,7 @@ def test_report_page_and_publication(finished: Any, tmp_path: Path) -> None:
     report = (finished.folder / "report.html").read_text()
     assert "A teacher of two stages" in report and "simulated" in report.lower()
     (tmp_path / "reports").mkdir()
-    page = publish(finished.folder, tmp_path).read_text()
+    page = publish_run(finished.folder, tmp_path).read_text()
     assert "# The smoke cross stage: a teacher of two stages" in page and "| two-stage teacher |" in page
 
 

@@ -115,7 +115,7 @@ def test_one_after_the_other_where_there_is_no_gpu(
 def test_side_by_side_over_gpus(drivers: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(VISIBLE, "4,6,8")
     names = ["smoke", "demo", "waymo20", "study_smoke"]
-    monkeypatch.setattr(execute, "plan", lambda name, folder, overrides: [])
+    monkeypatch.setattr(execute, "plan_stages", lambda name, folder, overrides: [])
     with pytest.raises(batch.RunsFailed, match=r"1 of 4 runs failed.*study_smoke: 11_ablate_signals stopped at cell 5"):
         batch.run_profiles(names, drivers, {"SEEDS": "1,2"}, gpus=2)
     found = written_records(drivers)

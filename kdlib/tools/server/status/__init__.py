@@ -1,1 +1,1 @@
-"""Run folders in, what is done, at work, failed and waiting in them out: as a table, a page, or JSON."""
+"""What is done, at work, failed and waiting in run folders, as a table, a page, or JSON."""

@@ -1,22 +1,31 @@
-"""A folder of runs goes in; a table is printed and the page written, once or again and again."""
+"""Shows how runs stand: as a table for a terminal, as a page that loads nothing, or as JSON; once or again and again."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+from markupsafe import Markup
 
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab.execute import PROJECT
-from kdlib.tools.server.status.page import page
-from kdlib.tools.server.status.scan import scan
-from kdlib.tools.server.status.text import text
+from kdlib.lab.page import render_page
+from kdlib.tools.server.status.scan import RunStatus, Training, scan_runs
 
-PAGE = "status.html"
+SIGNS = {"done": "✓", "running": "▶", "failed": "✗", "stopped": "■", "waiting": "·"}  # the words stand beside them
+FEW = 6  # trainings that are done and still worth a line each
+_BARS = "▁▂▃▄▅▆▇█"
+_NAME, _SAYS = 34, 90  # characters
+_WIDTH, _HEIGHT, _POINTS = 110, 26, 80  # of a sparkline
 
 
-def show(root: Path | None = None, out: Path | None = None, watch: float | None = None, as_json: bool = False) -> None:
+def show_status(root: Path | None = None, out: Path | None = None, watch: float | None = None, as_json: bool = False) -> None:
     """Say how all runs stand.
 
     Args:
@@ -31,15 +40,115 @@ def show(root: Path | None = None, out: Path | None = None, watch: float | None 
     if watch is not None and watch <= 0:
         raise ConfigError(f"--watch {watch:g} must be above 0 seconds")
     where = root or PROJECT / "reports" / "runs"
-    target = out or (None if as_json else where / PAGE)
+    target = out or (None if as_json else where / "status.html")
     while True:
-        runs = scan(where)
+        runs = scan_runs(where)
         if target is not None:
-            records.write_bytes(target, page(runs, watch).encode())
+            records.write_bytes(target, status_page(runs, watch).encode())
         if as_json:
-            print(json.dumps({"runs": [run.to_dict() for run in runs]}, indent=2), flush=True)
+            print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2), flush=True)
         else:
-            print(f"{text(runs)}\n\npage: {target}", flush=True)
+            print(f"{status_table(runs)}\n\npage: {target}", flush=True)
         if watch is None:
             return
         time.sleep(watch)
+
+
+def status_table(runs: Sequence[RunStatus]) -> str:
+    """Return all runs as text: a head, the stages, and a line for each training."""
+    blocks = []
+    for run in runs:
+        driver = f", driver {run.process}" if run.process else ""
+        data = ", simulated data" if run.simulated else ""
+        lines = [f"{SIGNS[run.state]} {run.name}: {run.state} (profile {run.profile or 'unknown'}{data}{driver})"]
+        if run.stages:
+            lines.append("    " + "  ".join(f"{SIGNS[stage.state]} {stage.name}" for stage in run.stages))
+        if run.says and run.state != "done":
+            lines.append(f"    {run.says[:160]}")
+        if run.trainings:
+            lines.append(f"      {'state':8}{'training':{_NAME}} {'step':>11} {'loss':>8} {'':12} {'frames':>8} {'left':>8}")
+            done = [training for training in run.trainings if training.state == "done"]
+            lines += [_row(training) for training in run.trainings if training not in done[FEW:]]
+            if len(done) > FEW:
+                lines.append(f"    {SIGNS['done']} done    and {len(done) - FEW} more")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) or "no runs"
+
+
+def _row(training: Training) -> str:
+    loss = f"{training.losses[-1]:.4g}" if training.losses else "–"
+    speed = f"{training.speed:.1f}/s" if training.speed is not None else "–"
+    steps = f"{training.step}/{training.steps}" if training.steps else "–"
+    who = f"process {training.process}" if training.process else ""
+    says = training.says[:_SAYS] if training.state in ("failed", "stopped") else ""
+    cells = (
+        f"    {SIGNS[training.state]} {training.state:8}{training.name[:_NAME]:{_NAME}} {steps:>11} {loss:>8} "
+        f"{bars(training.losses):12} {speed:>8} {duration(training.left):>8} {who} {says}"
+    )
+    return cells.rstrip()
+
+
+def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
+    """Return the page.
+
+    Args:
+        runs: In the order of :func:`~kdlib.tools.server.status.scan.scan_runs`.
+        refresh: Seconds after which the browser shall load it anew.
+    """
+    counts = {state: sum(run.state == state for run in runs) for state in SIGNS}
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
+    return render_page(
+        "tools/server/status/status.html",
+        policy="default-src 'none'; style-src 'unsafe-inline'",
+        refresh=max(1, round(refresh)) if refresh else None,
+        title=f"Runs: {summary}",
+        banner="Runs on simulated data are marked so." if any(run.simulated for run in runs) else "",
+        subtitle=f"{summary}. As of {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}.",
+        runs=runs,
+        signs=SIGNS,
+        few=FEW,
+        duration=duration,
+        sparkline=sparkline,
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as hours, minutes and seconds; a dash for None."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def thinned(losses: Sequence[float], count: int) -> list[float]:
+    """Return at most so many means of equally long stretches."""
+    if len(losses) <= count:
+        return list(losses)
+    edges = [round(number * len(losses) / count) for number in range(count + 1)]
+    return [sum(losses[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+
+
+def bars(losses: Sequence[float], count: int = 12) -> str:
+    """Return the course of a loss as a row of blocks, lowest to highest."""
+    values = thinned(losses, count)
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    return "".join(_BARS[round((value - low) / (high - low or 1) * (len(_BARS) - 1))] for value in values)
+
+
+def sparkline(losses: Sequence[float]) -> Markup:
+    """Return the course of a loss as a small drawing; nothing for fewer than two values."""
+    values = thinned(losses, _POINTS)
+    if len(values) < 2:
+        return Markup("")
+    low, high = min(values), max(values)
+    xs = [3 + number * (_WIDTH - 6) / (len(values) - 1) for number in range(len(values))]
+    ys = [3 + (high - value) / (high - low or 1) * (_HEIGHT - 6) for value in values]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
+    label = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}"
+    return Markup(
+        f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>'
+        f'<polyline points="{points}"/><circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.2"/></svg>'
+    )

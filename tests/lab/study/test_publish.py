@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kdlib import records
 from kdlib.errors import DataError
-from kdlib.lab import report_study
 from kdlib.lab.profiles import ABLATIONS
-from kdlib.lab.publish import publish
+from kdlib.lab.publish import HEADINGS, publish_run, study_page
+from kdlib.lab.report import write_run_report
 from kdlib.lab.study.answers import Scores
 from kdlib.lab.study.arms import QUESTIONS
-from kdlib.lab.study.page import HEADINGS, markdown_table, study_page
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def finished(scores_of: Callable[[str], Scores], tmp_path: Path) -> Path:
 
 
 def test_page(finished: Path, tmp_path: Path) -> None:
-    report_study.write_study_report(finished, "study")
+    write_run_report(finished, "study")
     results = records.read_json(finished / "result.json")
     page = study_page(results)
     assert page.startswith("# The study: what helps a small student\n") and page.endswith("|\n")
@@ -48,9 +46,9 @@ def test_page(finished: Path, tmp_path: Path) -> None:
 
 
 def test_publish_writes_page_pictures_and_numbers(finished: Path, tmp_path: Path) -> None:
-    report_study.write_study_report(finished, "study")
+    write_run_report(finished, "study")
     project = tmp_path / "project"
-    page = publish(finished, project)
+    page = publish_run(finished, project)
     assert page == project / "reports" / "study.md"
     numbers = records.read_json(project / "reports" / "study" / "study.json")
     assert page.read_text() == study_page(numbers)
@@ -59,27 +57,17 @@ def test_publish_writes_page_pictures_and_numbers(finished: Path, tmp_path: Path
 
 
 def test_an_unfinished_study_is_not_published(finished: Path, tmp_path: Path) -> None:
-    report_study.write_study_report(finished, "study")
+    write_run_report(finished, "study")
     (finished / ABLATIONS[2] / "result.json").unlink()
-    for attempt in (lambda: publish(finished, tmp_path / "p"), lambda: report_study.write_study_report(finished, "study")):
+    for attempt in (lambda: publish_run(finished, tmp_path / "p"), lambda: write_run_report(finished, "study")):
         with pytest.raises(DataError, match=ABLATIONS[2]):
             attempt()
     assert not (tmp_path / "p").exists()
 
 
 def test_report(finished: Path) -> None:
-    page = report_study.write_study_report(finished, "study").read_text()
+    page = write_run_report(finished, "study").read_text()
     assert "Simulated data" in page and "What helps a small student" in page
     assert page.count("data:image/png;base64,") == sum(map(len, QUESTIONS.values()))
     assert "On simulated data, at this budget, " in page and "Startup report" in page
     assert "95 %, paired bootstrap over 8 segments and seeds" in page
-
-
-def test_markdown_table() -> None:
-    rows: list[dict[str, Any]] = [{"a": "x", "b": 1234, "c": 1.005, "d": None}, {"a": "y", "b": 2, "c": -0.5, "d": True}]
-    assert markdown_table(rows).splitlines() == [
-        "| a | b | c | d |",
-        "| --- | --- | --- | --- |",
-        "| x | 1,234 | 1.00 | – |",
-        "| y | 2 | -0.50 | True |",
-    ]
