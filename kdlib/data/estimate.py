@@ -22,8 +22,8 @@ from kdlib.data.object_bank import EVERY
 from kdlib.data.segment import MANIFEST, write_segment, writing
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Frame
-from kdlib.waymo import components, tfrecord
-from kdlib.waymo.components import reading
+from kdlib.waymo import tfrecord
+from kdlib.waymo.components import component_files, reading
 from kdlib.waymo.segments import detect_format, list_segments, read_segment, segment_files
 
 _SAMPLES, _SAMPLE_FRAMES = 3, 3
@@ -136,7 +136,7 @@ def _survey_split(folder: Path, out: Path) -> list[SegmentTask]:
         return [SegmentTask(folder, name, out / name, None, size // len(names)) for name in names]
 
     def look(name: str) -> SegmentTask:
-        files = components.segment_files(folder, name)
+        files = component_files(folder, name)
         with reading(files["vehicle_pose"]):
             frames = pq.read_metadata(files["vehicle_pose"]).num_rows
         return SegmentTask(folder, name, out / name, frames, sum(path.stat().st_size for path in files.values()))

@@ -15,7 +15,7 @@ from kdlib.simulate.labels import BoxLabel
 from kdlib.simulate.lasers import TOP, Laser
 from kdlib.simulate.lidar import Sweep
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import message, pack_matrix, pack_no_projection
+from kdlib.waymo.frame_proto import frame_message, pack_matrix, pack_no_projection
 from kdlib.waymo.lasers import LASER_NAMES
 
 
@@ -63,7 +63,7 @@ class RecordWriter:
 
     def add(self, timestamp: int, sweep: Sweep) -> None:
         """Take the images and poses of one frame."""
-        frame = message("Frame")(timestamp_micros=timestamp)
+        frame = frame_message("Frame")(timestamp_micros=timestamp)
         frame.pose.transform.extend(sweep.pose.ravel().tolist())
         for laser, pair in zip(self._lasers, sweep.images):
             entry = frame.lasers.add(name=laser.name)
@@ -82,12 +82,12 @@ class RecordWriter:
         with open(self._part, "wb") as out:
             for length, boxes in zip(self._lengths, labels, strict=True):
                 # Messages concatenate: the bytes of the parts are the bytes of the whole, here in the order of field numbers.
-                before = message("Frame")(context=self._context(boxes, surroundings)).SerializeToString()
-                after = message("Frame")(laser_labels=[_label(box) for box in boxes], simulation=self._parameters.encode())
+                before = frame_message("Frame")(context=self._context(boxes, surroundings)).SerializeToString()
+                after = frame_message("Frame")(laser_labels=[_label(box) for box in boxes], simulation=self._parameters.encode())
                 tfrecord.write_record(out, before + self._waiting.read(length) + after.SerializeToString())
 
     def _context(self, boxes: Sequence[BoxLabel], surroundings: tuple[str, str, str]) -> Any:
-        context = message("Context")(name=self._segment.encode())
+        context = frame_message("Context")(name=self._segment.encode())
         for laser in sorted(self._lasers, key=lambda laser: LASER_NAMES[laser.name]):  # alphabetical, as in real files
             entry = context.laser_calibrations.add(
                 name=laser.name, beam_inclination_min=laser.low, beam_inclination_max=laser.high
@@ -102,12 +102,12 @@ class RecordWriter:
 
 
 def _label(box: BoxLabel) -> Any:
-    label = message("Label")(
+    label = frame_message("Label")(
         type=box.type, id=box.id.encode(), num_lidar_points_in_box=box.points, num_top_lidar_points_in_box=box.top_points
     )
     x, y, z, length, width, height, heading = box.box.tolist()
     place = {"center_x": x, "center_y": y, "center_z": z, "length": length, "width": width, "height": height, "heading": heading}
-    label.box.CopyFrom(message("Box")(**place))
+    label.box.CopyFrom(frame_message("Box")(**place))
     if box.speed is not None:
         label.metadata.speed_x, label.metadata.speed_y, label.metadata.speed_z = *box.speed, 0.0
     if box.acceleration is not None:

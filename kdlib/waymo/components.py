@@ -1,4 +1,4 @@
-"""A Waymo v2 folder enters, checked segment names and tables of named columns leave; a damaged file is one clear error."""
+"""Finds the Parquet files of a Waymo v2 folder and reads columns out of them; a damaged file is one clear error."""
 
 from __future__ import annotations
 
@@ -6,48 +6,45 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib.errors import DataError
-from kdlib.waymo.columns import check_lists, texts
+from kdlib.waymo.column_types import Converters, check_lists, convert, texts
 from kdlib.waymo.lasers import naming
-from kdlib.waymo.pages import PageError, check
 
-SEGMENT = "key.segment_context_name"
+SEGMENT, TIME = "key.segment_context_name", "key.frame_timestamp_micros"
+LASER, OBJECT = "key.laser_name", "key.laser_object_id"
+"""The columns by which rows of several components belong together."""
 REQUIRED = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose")
 LABELS = "lidar_box"
 _CHECKED = "page_checksum_verification"
 _CHECKSUMS = {_CHECKED: True} if _CHECKED in inspect.signature(pq.ParquetFile).parameters else {}  # since pyarrow 14
 
 
-def needs_labels(folder: Path) -> bool:
-    """Return whether a split must have boxes; the testing splits are published without."""
-    return not Path(folder).name.startswith("testing")
-
-
-def segment_file(folder: Path, component: str, segment: str) -> Path:
+def component_file(folder: Path, component: str, segment: str) -> Path:
     """Return ``<root>/<split>/<component>/<segment>.parquet``."""
     return Path(folder) / component / f"{segment}.parquet"
 
 
-def segment_files(folder: Path, segment: str) -> dict[str, Path]:
+def component_files(folder: Path, segment: str) -> dict[str, Path]:
     """Return the files a segment is read from, by component.
 
     Raises:
         DataError: If one is missing; the message lists them.
     """
-    files = {component: segment_file(folder, component, segment) for component in (*REQUIRED, LABELS)}
-    if not needs_labels(folder) and not files[LABELS].is_file():
-        del files[LABELS]
-    missing = [component for component, path in files.items() if not path.is_file()]
+    files = {component: component_file(folder, component, segment) for component in (*REQUIRED, LABELS)}
+    missing = [component for component in _needed(folder) if not files[component].is_file()]
     if missing:
         raise DataError(f"{folder}: segment {segment} has no {', '.join(missing)} file; download the missing components")
+    if not files[LABELS].is_file():
+        del files[LABELS]
     return files
 
 
-def list_segments(folder: Path) -> list[str]:
+def complete_segments(folder: Path) -> list[str]:
     """Return the names of all segments of a split, sorted.
 
     Args:
@@ -57,21 +54,26 @@ def list_segments(folder: Path) -> list[str]:
         DataError: If there is no segment, or a component is missing for one.
     """
     folder = Path(folder)
-    wanted = (*REQUIRED, LABELS) if needs_labels(folder) else REQUIRED
-    found = {
+    names = {
         component: {path.stem for path in (folder / component).glob("*.parquet") if not path.name.startswith(".")}
-        for component in wanted
+        for component in _needed(folder)
     }
-    segments = sorted(set().union(*found.values()))
+    segments = sorted(set().union(*names.values()))
     if not segments:
-        raise DataError(f"{folder} holds no Waymo v2 segments; expected files such as {segment_file(folder, 'lidar', 'SEGMENT')}")
-    gaps = {name: [part for part in wanted if name not in found[part]] for name in segments}
-    gaps = {name: parts for name, parts in gaps.items() if parts}
-    if gaps:
-        name, parts = next(iter(gaps.items()))
-        more = f" (and {len(gaps) - 1} more segments are incomplete)" if len(gaps) > 1 else ""
-        raise DataError(f"{folder}: segment {name} has no {', '.join(parts)} file{more}; download the missing components")
+        raise DataError(
+            f"{folder} holds no Waymo v2 segments; expected files such as {component_file(folder, 'lidar', 'SEGMENT')}"
+        )
+    incomplete = [segment for segment in segments if not all(segment in there for there in names.values())]
+    if incomplete:
+        gaps = [component for component, there in names.items() if incomplete[0] not in there]
+        more = f" (and {len(incomplete) - 1} more segments are incomplete)" if len(incomplete) > 1 else ""
+        raise DataError(f"{folder}: segment {incomplete[0]} has no {', '.join(gaps)} file{more}; download the missing components")
     return segments
+
+
+def _needed(folder: Path) -> tuple[str, ...]:
+    """Return the components a split must have; the testing splits are published without boxes."""
+    return REQUIRED if Path(folder).name.startswith("testing") else (*REQUIRED, LABELS)
 
 
 @contextmanager
@@ -85,58 +87,36 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path} may not be read by this user; give it the right to read, or copy or download it again"
         ) from error
-    except pa.ArrowMemoryError:
-        raise  # the pages were checked: it is this machine that has too little
-    except (pa.ArrowException, OSError, UnicodeDecodeError, PageError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if isinstance(error, MemoryError):  # a damaged file may claim any size, and Arrow believes it
+            reason += ", more than this machine has free"
         raise DataError(f"{path} is damaged or no Parquet file ({reason}); copy or download it again") from error
 
 
-def open_file(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
-    """Open a Parquet file, check that it has the wanted columns once each, and hold what it claims against its size.
+def read_columns(path: Path, columns: Converters, segment: str) -> dict[str, Any]:
+    """Read and convert some columns of a small component and check that every row is of the segment.
 
     Raises:
-        DataError: If the file is damaged or a column is missing.
+        DataError: If the file is damaged, a column is missing or holds something else, or a row names another segment.
     """
+    names = [SEGMENT, *columns]
+    file = _open_file(path, names)
     with reading(path):
-        with open(path, "rb") as file:
-            footer = check(file, columns)
-        limits = {"thrift_string_size_limit": footer, "thrift_container_size_limit": footer}
-        opened = pq.ParquetFile(path, pre_buffer=False, **limits, **_CHECKSUMS)
-        there = opened.schema_arrow.names
-    missing = [name for name in columns if name not in there]
-    if missing:
-        names = ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise DataError(f"{path} has no column {names}; is it another component or release?")
-    twice = [name for name in columns if there.count(name) > 1]
-    if twice:
-        raise DataError(f"{path} has more than one column '{twice[0]}'; download it again")
-    return opened
-
-
-def read_columns(path: Path, columns: Sequence[str], segment: str) -> pa.Table:
-    """Read some columns of a small component and check that every row is of the segment.
-
-    Raises:
-        DataError: If the file is damaged, a column is missing or a row names another segment.
-    """
-    wanted = list(dict.fromkeys((SEGMENT, *columns)))
-    file = open_file(path, wanted)
-    schema = pa.schema([file.schema_arrow.field(name) for name in wanted])
-    with reading(path):
-        arrays = [pa.chunked_array(list(_chunks(file, field.name)), field.type) for field in schema]
-        for field, array in zip(schema, arrays):
+        arrays = [pa.chunked_array(list(_chunks(file, name)), file.schema_arrow.field(name).type) for name in names]
+        for name, array in zip(names, arrays):
             if len(array) != len(arrays[0]):
-                raise PageError(f"'{field.name}' has {len(array)} rows, '{wanted[0]}' has {len(arrays[0])}")
-        table = pa.Table.from_arrays(arrays, schema=schema)
+                raise pa.ArrowInvalid(f"'{name}' has {len(array)} rows, '{SEGMENT}' has {len(arrays[0])}")
+        table = pa.Table.from_arrays(arrays, names)
         table.validate(full=True)
     with naming(path):
-        others = sorted(set(texts(table, SEGMENT)) - {segment})
+        values = convert(table, {SEGMENT: texts, **columns})
+    others = sorted(set(values[SEGMENT]) - {segment})
     if others:
         raise DataError(
             f"{path} holds rows of segment {others[0][:80]!r}, not of the segment it is named after; download it again"
         )
-    return table
+    return values
 
 
 def iter_rows(path: Path, columns: Sequence[str], batch_size: int) -> Iterator[dict[str, pa.Scalar]]:
@@ -145,20 +125,37 @@ def iter_rows(path: Path, columns: Sequence[str], batch_size: int) -> Iterator[d
     Raises:
         DataError: If the file is damaged or a column is missing or, unless a key, holds no lists of numbers.
     """
-    file = open_file(path, columns)
-    with naming(path):
-        for name in columns:
-            if not name.startswith("key."):
-                check_lists(file.schema_arrow, name)
+    file = _open_file(path, columns)
+    for name in columns:
+        if not name.startswith("key."):
+            with naming(path, f"column '{name}' "):
+                check_lists(file.schema_arrow.field(name).type)
     cells = {name: _cells(file, path, name, batch_size) for name in columns}
     while True:
-        row = {name: cell for name, some in cells.items() if (cell := next(some, None)) is not None}
+        row = {name: cell for name, stream in cells.items() if (cell := next(stream, None)) is not None}
         if not row:
             return
         with reading(path):
             if len(row) < len(cells):
-                raise PageError(f"'{min(set(cells) - set(row))}' has fewer rows than '{min(row)}'")
+                raise pa.ArrowInvalid(f"'{min(set(cells) - set(row))}' has fewer rows than '{min(row)}'")
         yield row
+
+
+def _open_file(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
+    """Open a Parquet file and check that it has some columns once each."""
+    with reading(path):
+        size = max(1, path.stat().st_size)  # no text and no list in the metadata can be longer
+        limits = {"thrift_string_size_limit": size, "thrift_container_size_limit": size}
+        file = pq.ParquetFile(path, pre_buffer=False, **limits, **_CHECKSUMS)
+        there = file.schema_arrow.names
+    missing = [name for name in columns if name not in there]
+    if missing:
+        names = ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise DataError(f"{path} has no column {names}; is it another component or release?")
+    for name in columns:
+        if there.count(name) > 1:
+            raise DataError(f"{path} has more than one column '{name}'; download it again")
+    return file
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str, batch_size: int) -> Iterator[pa.Scalar]:

@@ -1,8 +1,7 @@
-"""The payload of a v1 record enters, a ``Frame`` message with the LiDAR's fields leaves, and back (format spec section 2).
+"""Reads and writes the payload of a v1 record: a ``Frame`` message with the LiDAR's fields (format spec section 2).
 
-The messages live in a descriptor pool of their own under names of their own, so that the official package may be loaded in the
-same process. Three kinds of fields are declared by their wire type instead of their official type: enums as int32 (unknown values
-survive), strings as bytes (nothing is decoded before it is looked at), and the packed floats of a matrix as one block of bytes.
+Three kinds of fields are declared by their wire type instead of their official type: enums as int32 (unknown values survive),
+strings as bytes (nothing is decoded before it is looked at), and the packed floats of a matrix as one block of bytes.
 """
 
 from __future__ import annotations
@@ -11,25 +10,22 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from kdlib.errors import DataError
 from kdlib.types import FloatArray
+from kdlib.waymo.messages import message_classes
 from kdlib.waymo.range_image import as_image
 
-_PACKAGE = "kdlib.waymo.frame"
 _LARGEST_MATRIX = 16 << 20
 """Bytes a range image may have; Waymo's largest is 64 x 2650 x 6 floats, 4.1 MB."""
 
-# Name, number and type of every field; * is repeated, ? a number that is NaN where absent.
-_SCHEMA: Mapping[str, str] = {
+_SCHEMA = {  # of :func:`kdlib.waymo.messages.message_classes`
     "Frame": "context=1:Context timestamp_micros=2:int64 pose=3:Transform lasers=5:Laser* laser_labels=6:Label* "
     "no_label_zones=7:Polygon2d* simulation=20350:bytes",
     "Context": "name=1:bytes laser_calibrations=3:LaserCalibration* stats=4:Stats",
@@ -52,9 +48,12 @@ _SCHEMA: Mapping[str, str] = {
 }
 
 
-def message(name: str) -> Any:
+_CLASSES = message_classes("kdlib.waymo.frame", _SCHEMA)
+
+
+def frame_message(name: str) -> Any:
     """Return one of the message classes: ``Frame``, ``Context``, ``Label`` ..."""
-    return _classes()[name]
+    return _CLASSES[name]
 
 
 def parse_frame(payload: bytes) -> Any:
@@ -87,14 +86,13 @@ def peek_context_name(head: bytes) -> str | None:
     Raises:
         DataError: As :func:`context_name`.
     """
-    context = _delimited(head, 0)
-    name = None if context is None else _delimited(head, context[0])
-    if context is None or name is None or name[1] > len(head) or name[1] > context[1]:
+    start = re.match(rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x0a([\x00-\x7f])", head, re.DOTALL)  # two tags, each with a length
+    if start is None or len(head) < start.end() + start[1][0]:
         return None
-    return _checked_name(head[name[0] : name[1]])
+    return _checked_name(head[start.end() : start.end() + start[1][0]])
 
 
-def matrix(compressed: bytes, channels: int) -> FloatArray:
+def unpack_matrix(compressed: bytes, channels: int) -> FloatArray:
     """Inflate a range image, (H, W, C) float32, read-only.
 
     Args:
@@ -118,8 +116,8 @@ def matrix(compressed: bytes, channels: int) -> FloatArray:
 
 
 def pack_matrix(image: FloatArray) -> bytes:
-    """Deflate an image into what :func:`matrix` reads; the bytes inside are those of an official ``MatrixFloat``."""
-    block = message("Matrix")(data=np.ascontiguousarray(image, "<f4").tobytes())
+    """Deflate an image into what :func:`unpack_matrix` reads; the bytes inside are those of an official ``MatrixFloat``."""
+    block = frame_message("Matrix")(data=np.ascontiguousarray(image, "<f4").tobytes())
     block.shape.dims.extend(image.shape)
     return zlib.compress(block.SerializeToString(), 1)
 
@@ -127,7 +125,7 @@ def pack_matrix(image: FloatArray) -> bytes:
 @lru_cache(maxsize=8)
 def pack_no_projection(height: int, width: int) -> bytes:
     """Return a camera projection (H, W, 6) of no camera, which official code wants beside every range image: varints of 0."""
-    block = message("Matrix")(data=bytes(height * width * 6))
+    block = frame_message("Matrix")(data=bytes(height * width * 6))
     block.shape.dims.extend((height, width, 6))
     return zlib.compress(block.SerializeToString(), 9)
 
@@ -135,7 +133,7 @@ def pack_no_projection(height: int, width: int) -> bytes:
 def _parse(name: str, raw: bytes) -> Any:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        parsed = message(name).FromString(raw)
+        parsed = frame_message(name).FromString(raw)
     for warning in seen:  # a stray end of a group stops protobuf 3, which only warns
         if issubclass(warning.category, RuntimeWarning):
             raise DecodeError(str(warning.message))
@@ -159,48 +157,3 @@ def _checked_name(name: bytes) -> str:
     if not re.fullmatch(rb"\w[\w-]{0,199}", name, re.ASCII):
         raise DataError(f"its context name is {name[:40]!r}, expected one such as '1024360143612057520_3580_000_3600_000'")
     return name.decode()
-
-
-def _delimited(data: bytes, at: int) -> tuple[int, int] | None:
-    """Return begin and end of the content if a length-delimited field 1 stands at a place."""
-    if data[at : at + 1] != b"\x0a":
-        return None
-    length = 0
-    for count, byte in enumerate(data[at + 1 : at + 6]):
-        length |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return at + 2 + count, at + 2 + count + length
-    return None
-
-
-@lru_cache(maxsize=1)
-def _classes() -> Mapping[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name="kdlib/waymo/frame.proto", package=_PACKAGE, syntax="proto2")
-    for name, fields in _SCHEMA.items():
-        kind = file.message_type.add(name=name)
-        for text in fields.split():
-            _declare(kind.field.add(), text)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    if hasattr(message_factory, "GetMessageClass"):
-        make = message_factory.GetMessageClass
-    else:  # protobuf 3
-        make = message_factory.MessageFactory(pool).GetPrototype
-    return {name: make(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _SCHEMA}
-
-
-def _declare(field: Any, text: str) -> None:
-    """Fill one field descriptor from ``name=number:type``."""
-    field.name, _, rest = text.partition("=")
-    number, _, kind = rest.partition(":")
-    field.number = int(number)
-    field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
-    if kind.endswith("?"):
-        field.default_value = "nan"
-    kind = kind.rstrip("*?")
-    if kind in _SCHEMA:
-        field.type, field.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-    else:
-        field.type = getattr(field, f"TYPE_{kind.upper()}")
-        if kind == "float":
-            field.options.packed = True

@@ -1,4 +1,4 @@
-"""A laser's calibration and range images enter, its points leave: what both Waymo formats share (format spec section 4)."""
+"""Turns one laser's calibration and range images into points: what both Waymo formats share (format spec section 4)."""
 
 from __future__ import annotations
 

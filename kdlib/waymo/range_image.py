@@ -1,9 +1,9 @@
-"""A range image with its calibration and poses enters, points in vehicle coordinates leave (format spec section 4)."""
+"""Converts range images to points in vehicle coordinates, by calibration and poses (format spec section 4)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdlib.errors import DataError
 from kdlib.types import FloatArray
 
-Float32 = NDArray[np.float32]
+_Float32 = NDArray[np.float32]
 
 _SKEW = 1e-3  # a rotation in float32 is orthonormal to 1e-6
 _FARTHEST = 1e8  # metres: twice around the Earth
@@ -87,9 +87,9 @@ def range_image_to_points(
     image: FloatArray,
     extrinsic: FloatArray,
     inclinations: FloatArray,
-    pixel_pose: FloatArray | None = None,
-    frame_pose: FloatArray | None = None,
-) -> Float32:
+    pixel_pose: FloatArray | None,
+    frame_pose: NDArray[np.float64],
+) -> _Float32:
     """Convert the valid pixels (range strictly above 0) of one range image to points, in row-major order.
 
     Valid pixels are gathered before any arithmetic, which is float32 except for the difference of the two world translations:
@@ -100,7 +100,7 @@ def range_image_to_points(
         extrinsic: (4, 4) vehicle from laser.
         inclinations: (H,) radians, row 0 first (:func:`row_inclinations`).
         pixel_pose: (H, W, 6) roll, pitch, yaw, x, y, z: world from vehicle when the pixel was fired; None for side lasers.
-        frame_pose: (4, 4) world from vehicle of the frame; needed with ``pixel_pose``.
+        frame_pose: (4, 4) world from vehicle of the frame.
 
     Returns:
         (n, 6) x, y, z in metres, intensity (raw), elongation, no-label-zone flag.
@@ -109,32 +109,30 @@ def range_image_to_points(
         RangeImageError: If shapes disagree, a valid pixel has no pose, or a point is not finite.
     """
     height, width = image.shape[:2]
-    if len(inclinations) != height:
-        raise RangeImageError(f"{len(inclinations)} beam inclinations for a range image of {height} rows")
     ranges = image[..., 0].ravel()
     finite = np.isfinite(ranges)
     if not finite.all():
         raise RangeImageError(f"{int((~finite).sum())} ranges are NaN or infinite; a missing pixel must be -1")
     valid = np.flatnonzero(ranges > 0)
     if pixel_pose is not None:
-        if frame_pose is None:
-            raise RangeImageError("a pixel pose needs the pose of the frame")
         if pixel_pose.shape != (height, width, 6):
             raise RangeImageError(f"pixel poses of shape {pixel_pose.shape} for a range image of {height} x {width}")
         pixel_pose = pixel_pose.reshape(-1, 6)
-    directions = _Directions.of(inclinations, column_azimuths(width, extrinsic))
+    # Sines and cosines are taken per row and per column, not per pixel.
+    angles = (inclinations, column_azimuths(width, extrinsic))
+    directions = [function(angle).astype(np.float32) for angle in angles for function in (np.sin, np.cos)]
     pixels = image.reshape(-1, image.shape[2])
     points = np.empty((len(valid), 6), np.float32)
     for start in range(0, len(valid), _BLOCK):
         block = valid[start : start + _BLOCK]
         seen = pixels.take(block, axis=0)  # several times as fast as pixels[block]
         xyz = _in_vehicle(seen[:, 0].astype(np.float32), *np.divmod(block, width), directions, extrinsic)
-        if pixel_pose is not None and frame_pose is not None:
+        if pixel_pose is not None:
             poses = np.ascontiguousarray(pixel_pose.take(block, axis=0).T)
             if not poses.any(axis=0).all():
                 unset = int((~pixel_pose[valid].any(axis=1)).sum())
                 raise RangeImageError(f"{unset} valid pixels have an all-zero pose; their points could be metres off")
-            xyz = _at_frame_time(xyz, poses, np.asarray(frame_pose, np.float64))
+            xyz = _at_frame_time(xyz, poses, frame_pose)
         points[start : start + len(block), :3] = xyz
         points[start : start + len(block), 3:] = seen[:, 1:4]
     finite = np.isfinite(points)
@@ -145,34 +143,20 @@ def range_image_to_points(
     return points
 
 
-@dataclass(frozen=True)
-class _Directions:
-    """Sines and cosines, taken per row and per column, not per pixel."""
-
-    row_sin: Float32
-    row_cos: Float32
-    column_sin: Float32
-    column_cos: Float32
-
-    @staticmethod
-    def of(inclinations: FloatArray, azimuths: FloatArray) -> _Directions:
-        parts = (np.sin(inclinations), np.cos(inclinations), np.sin(azimuths), np.cos(azimuths))
-        return _Directions(*(part.astype(np.float32) for part in parts))
-
-
 def _in_vehicle(
-    ranges: Float32, rows: NDArray[np.intp], columns: NDArray[np.intp], directions: _Directions, extrinsic: FloatArray
-) -> Float32:
+    ranges: _Float32, rows: NDArray[np.intp], columns: NDArray[np.intp], directions: Sequence[_Float32], extrinsic: FloatArray
+) -> _Float32:
     """Polar to Cartesian, then laser to vehicle."""
-    flat = ranges * directions.row_cos[rows]
+    row_sin, row_cos, column_sin, column_cos = directions
+    flat = ranges * row_cos[rows]
     laser = np.empty((len(ranges), 3), np.float32)
-    laser[:, 0] = flat * directions.column_cos[columns]
-    laser[:, 1] = flat * directions.column_sin[columns]
-    laser[:, 2] = ranges * directions.row_sin[rows]
+    laser[:, 0] = flat * column_cos[columns]
+    laser[:, 1] = flat * column_sin[columns]
+    laser[:, 2] = ranges * row_sin[rows]
     return laser @ extrinsic[:3, :3].T.astype(np.float32) + extrinsic[:3, 3].astype(np.float32)
 
 
-def _at_frame_time(xyz: Float32, poses: FloatArray, frame_pose: NDArray[np.float64]) -> Float32:
+def _at_frame_time(xyz: _Float32, poses: FloatArray, frame_pose: NDArray[np.float64]) -> _Float32:
     """Move points (n, 3) from the vehicle at firing time, poses (6, n), to the vehicle at the frame's time."""
     shift = (poses[3:6].astype(np.float64) - frame_pose[:3, 3:]).astype(np.float32)
     angles = poses[:3].astype(np.float32)
@@ -183,5 +167,4 @@ def _at_frame_time(xyz: Float32, poses: FloatArray, frame_pose: NDArray[np.float
     x, z = cp * x + sp * z, cp * z - sp * x
     x, y = cy * x - sy * y, sy * x + cy * y
     world = np.stack((x + shift[0], y + shift[1], z + shift[2]), axis=1)
-    moved: Float32 = world @ np.linalg.inv(frame_pose[:3, :3]).T.astype(np.float32)
-    return moved
+    return world @ np.linalg.inv(frame_pose[:3, :3]).T.astype(np.float32)

@@ -1,15 +1,16 @@
-"""The folder of a split enters, its segments and their frames leave, whichever of Waymo's two formats lies there."""
+"""Lists the segments of a split and reads their frames, whichever of Waymo's two formats lies there."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from kdlib.errors import DataError
 from kdlib.types import Frame
-from kdlib.waymo import components, parquet, records, tfrecord
+from kdlib.waymo.components import LABELS, REQUIRED, complete_segments, component_files
+from kdlib.waymo.reader_v1 import frames_v1, segment_name
+from kdlib.waymo.reader_v2 import frames_v2
 
 FORMATS = ("v1", "v2")
 """v1: one TFRecord file per segment. v2: one Parquet file per segment and component."""
@@ -25,7 +26,7 @@ def detect_format(folder: Path) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; point to the one that holds training/ and validation/")
     record = next(_tfrecords(folder), None)
-    wanted = (*components.REQUIRED, components.LABELS)
+    wanted = (*REQUIRED, LABELS)
     table = next((path for name in wanted for path in (folder / name).glob("*.parquet") if path.name[0] != "."), None)
     if record and table:
         raise DataError(f"{folder} holds both {record.name} (v1) and {table.relative_to(folder)} (v2); move one format elsewhere")
@@ -43,7 +44,7 @@ def list_segments(folder: Path) -> list[str]:
         DataError: If there is none, a component is missing for one (v2), or two files are of the same segment (v1).
     """
     if detect_format(folder) == "v2":
-        return components.list_segments(folder)
+        return complete_segments(folder)
     return sorted(_files_by_name(folder))
 
 
@@ -54,11 +55,11 @@ def segment_files(folder: Path, segment: str) -> dict[str, Path]:
         DataError: If one is missing.
     """
     if detect_format(folder) == "v2":
-        return components.segment_files(folder, segment)
-    found = _files_by_name(folder)
-    if segment not in found:
-        raise DataError(f"{folder}: none of its {len(found)} .tfrecord files is of segment {segment}; download it")
-    return {"tfrecord": found[segment]}
+        return component_files(folder, segment)
+    files = _files_by_name(folder)
+    if segment not in files:
+        raise DataError(f"{folder}: none of its {len(files)} .tfrecord files is of segment {segment}; download it")
+    return {"tfrecord": files[segment]}
 
 
 def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
@@ -75,8 +76,8 @@ def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
         DataError: If a file is missing, damaged or contradicts itself; the message names file, frame and laser.
     """
     if detect_format(folder) == "v2":
-        return parquet.read_segment(folder, segment)
-    return records.read_segment(segment_files(folder, segment)["tfrecord"], segment)
+        return frames_v2(folder, segment)
+    return frames_v1(segment_files(folder, segment)["tfrecord"], segment)
 
 
 def _tfrecords(folder: Path) -> Iterator[Path]:
@@ -85,18 +86,17 @@ def _tfrecords(folder: Path) -> Iterator[Path]:
 
 def _files_by_name(folder: Path) -> dict[str, Path]:
     """Return the v1 files by the context name in their first record; file names differ between releases."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(_tfrecords(folder)):
-        with tfrecord.opening(path) as file:
-            state = os.fstat(file.fileno())
-        name = _name(path, state.st_size, state.st_mtime_ns)
-        if name in found:
-            raise DataError(f"{found[name]} and {path} are both of segment {name}; remove one of them")
-        found[name] = path
-    return found
+        state = path.stat() if path.exists() else None  # reading a link to nothing says what is wrong with it
+        name = _name(path, state and (state.st_size, state.st_mtime_ns))
+        if name in files:
+            raise DataError(f"{files[name]} and {path} are both of segment {name}; remove one of them")
+        files[name] = path
+    return files
 
 
 @lru_cache(maxsize=4096)
-def _name(path: Path, size: int, modified: int) -> str:
+def _name(path: Path, state: tuple[int, int] | None) -> str:
     """Remember the name in a file for as long as the file is the same one."""
-    return records.segment_name(path)
+    return segment_name(path)

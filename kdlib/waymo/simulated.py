@@ -21,12 +21,10 @@ def written_frames(path: Path) -> tuple[int, str]:
     Raises:
         DataError: If the file is absent or damaged.
     """
-    records = tfrecord.index(path)
-    if not records:
+    frames = len(tfrecord.index(path))
+    if not frames:
         return 0, ""
-    with tfrecord.opening(path) as file:
-        frame = parse_frame(tfrecord.read(path, file, records[0]))
-    return len(records), frame.simulation.decode(errors="replace")
+    return frames, parse_frame(tfrecord.first_payload(path)).simulation.decode(errors="replace")
 
 
 def is_simulated(files: Mapping[str, Path]) -> bool:

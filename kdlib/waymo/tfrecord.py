@@ -1,4 +1,4 @@
-"""A TFRecord file enters, checked payloads leave, and the other way round (format spec section 1); no TensorFlow."""
+"""Reads and writes TFRecord files, every checksum verified (format spec section 1); no TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import google_crc32c
+
 from kdlib.errors import DataError
-from kdlib.waymo.crc32c import crc32c, masked
 
 _LENGTH, _CRC = struct.Struct("<Q"), struct.Struct("<I")
 _HEADER = _LENGTH.size + _CRC.size
@@ -40,68 +41,52 @@ def index(path: Path) -> tuple[Record, ...]:
     Raises:
         DataError: If the file cannot be read, ends inside a record, or a header does not fit its checksum.
     """
-    with opening(path) as file:
+    with _opening(path) as file:
         return tuple(_hop(path, file))
 
 
-def first(path: Path) -> Record:
-    """Return the first record without looking at the others.
-
-    Raises:
-        DataError: As :func:`index`, and if there is no record.
-    """
-    with opening(path) as file:
-        record = next(_hop(path, file), None)
-    if record is None:
-        raise DataError(f"{path} is empty; {_REMEDY}")
-    return record
-
-
-def read(path: Path, file: BinaryIO, record: Record, limit: int | None = None) -> bytes:
-    """Return the payload of a record, or only its first bytes, which no checksum covers.
+def first_payload(path: Path, limit: int | None = None) -> bytes:
+    """Return the payload of the first record, or only its first bytes, which no checksum covers, and look at no other.
 
     Args:
-        path: For messages.
-        file: What :func:`opening` gave.
-        record: From :func:`index`; its length is known to fit the file.
+        path: The file.
         limit: So many bytes at most, unchecked; None for the whole payload, checked.
 
     Raises:
-        DataError: If the payload does not fit its checksum, or the file was cut since.
+        DataError: As :func:`index` and :func:`iter_payloads`, and if there is no record.
     """
-    file.seek(record.start + _HEADER)
-    if limit is not None:
+    with _opening(path) as file:
+        record = next(_hop(path, file), None)
+        if record is None:
+            raise DataError(f"{path} is empty; {_REMEDY}")
+        if limit is None:
+            return _read(path, file, record)
+        file.seek(record.start + _HEADER)
         return file.read(min(limit, record.length))
-    payload, crc = file.read(record.length), file.read(_CRC.size)
-    if len(payload) + len(crc) < record.length + _CRC.size:
-        raise _truncated(path, record.start)
-    if _CRC.unpack(crc)[0] != masked(crc32c(payload)):
-        raise DataError(f"{path}: corrupted record at {record.start + _HEADER} (its checksum does not fit); {_REMEDY}")
-    return payload
 
 
-def iter_records(path: Path) -> Iterator[bytes]:
+def iter_payloads(path: Path) -> Iterator[bytes]:
     """Yield the payloads of a file; a truncated file is an error before the first of them.
 
     Raises:
-        DataError: As :func:`index` and :func:`read`.
+        DataError: As :func:`index`, and if a payload does not fit its checksum or the file was cut since.
     """
     records = index(path)
-    with opening(path) as file:
+    with _opening(path) as file:
         for record in records:
-            yield read(path, file, record)
+            yield _read(path, file, record)
 
 
 def write_record(file: BinaryIO, payload: bytes) -> None:
     """Append one record, byte for byte as TensorFlow's own writer does."""
     length = _LENGTH.pack(len(payload))
-    file.write(length + _CRC.pack(masked(crc32c(length))))
+    file.write(length + _masked_crc(length))
     file.write(payload)
-    file.write(_CRC.pack(masked(crc32c(payload))))
+    file.write(_masked_crc(payload))
 
 
 @contextmanager
-def opening(path: Path) -> Iterator[BinaryIO]:
+def _opening(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading; what the system says against it becomes one sentence.
 
     Raises:
@@ -118,6 +103,16 @@ def opening(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); {_REMEDY}") from error
 
 
+def _read(path: Path, file: BinaryIO, record: Record) -> bytes:
+    file.seek(record.start + _HEADER)
+    payload, crc = file.read(record.length), file.read(_CRC.size)
+    if len(payload) + len(crc) < record.length + _CRC.size:
+        raise _truncated(path, record.start)
+    if crc != _masked_crc(payload):
+        raise DataError(f"{path}: corrupted record at {record.start + _HEADER} (its checksum does not fit); {_REMEDY}")
+    return payload
+
+
 def _hop(path: Path, file: BinaryIO) -> Iterator[Record]:
     size, start = os.fstat(file.fileno()).st_size, 0
     while start < size:
@@ -126,7 +121,7 @@ def _hop(path: Path, file: BinaryIO) -> Iterator[Record]:
         if len(header) < _HEADER:
             raise DataError(f"{path}: truncated at byte {start + len(header)}, inside the header of a record; {_REMEDY}")
         length, crc = header[: _LENGTH.size], header[_LENGTH.size :]
-        if _CRC.unpack(crc)[0] != masked(crc32c(length)):
+        if crc != _masked_crc(length):
             raise DataError(f"{path}: corrupted record at {start} (is this even a TFRecord file?); {_REMEDY}")
         record = Record(start, _LENGTH.unpack(length)[0])
         if record.end > size:
@@ -137,3 +132,9 @@ def _hop(path: Path, file: BinaryIO) -> Iterator[Record]:
 
 def _truncated(path: Path, start: int) -> DataError:
     return DataError(f"{path}: truncated record at {start}; {_REMEDY}")
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """Return the CRC-32C of some bytes as TFRecord stores it: turned by 15 bits plus a constant (format spec section 1)."""
+    crc = google_crc32c.value(data)
+    return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -9,7 +9,7 @@ import pytest
 
 from kdlib.data.store import Store, fingerprint, ground_truth_table, limit_table
 from kdlib.errors import ConfigError, DataError
-from kdlib.waymo.parquet import read_segment
+from kdlib.waymo.segments import read_segment
 
 
 @pytest.fixture

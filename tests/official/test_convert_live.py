@@ -12,7 +12,7 @@ import pytest
 from kdlib.simulate import simulate
 from kdlib.tools.judge.official import run_child
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import matrix, message, pack_matrix, parse_frame
+from kdlib.waymo.frame_proto import frame_message, pack_matrix, parse_frame, unpack_matrix
 from kdlib.waymo.segments import read_segment
 
 CHILD = Path(__file__).with_name("convert_child.py")
@@ -37,7 +37,7 @@ def moved_v1(folder, segment, by):
                     frame.pose.transform[4 * axis + 3] += by[axis]
                 for laser in frame.lasers:
                     if laser.ri_return1.range_image_pose_compressed:
-                        pose = matrix(laser.ri_return1.range_image_pose_compressed, 6).copy()
+                        pose = unpack_matrix(laser.ri_return1.range_image_pose_compressed, 6).copy()
                         pose[..., 3:6] = pose[..., 3:6] + by
                         laser.ri_return1.range_image_pose_compressed = pack_matrix(pose)
                 tfrecord.write_record(out, frame.SerializeToString())
@@ -140,5 +140,5 @@ def test_frames_of_ours_mean_the_same_to_the_official_package(tmp_path):
     assert [list(c.beam_inclinations) for c in theirs.context.laser_calibrations] == [
         list(c.beam_inclinations) for c in ours.context.laser_calibrations
     ]
-    again = message("Frame").FromString(theirs.SerializeToString())
+    again = frame_message("Frame").FromString(theirs.SerializeToString())
     assert again == ours

@@ -12,7 +12,7 @@ from kdlib.simulate.labels import label_frame
 from kdlib.simulate.lasers import mount_lasers
 from kdlib.simulate.lidar import Scanner, inside_zones
 from kdlib.simulate.scene import build_scene
-from kdlib.waymo.parquet import read_segment
+from kdlib.waymo.segments import read_segment
 
 BOX = "[LiDARBoxComponent]."
 

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from kdlib.errors import ConfigError, DataError
 from kdlib.simulate import simulate
 from kdlib.simulate import writer_v1 as module
-from kdlib.waymo import parquet, records, tfrecord
-from kdlib.waymo.frame_proto import message, parse_frame
+from kdlib.waymo import tfrecord
+from kdlib.waymo.frame_proto import frame_message, parse_frame
+from kdlib.waymo.reader_v1 import frames_v1
+from kdlib.waymo.reader_v2 import frames_v2
 
 
 def small(out, **changes):
@@ -41,9 +43,7 @@ def test_both_formats_hold_the_same_frames(made, tmp_path):
     folder, names = made
     assert small(tmp_path, format="v2") == names
     for name in names:
-        pairs = zip(
-            records.read_segment(file_of(folder, name), name), parquet.read_segment(tmp_path / "training", name), strict=True
-        )
+        pairs = zip(frames_v1(file_of(folder, name), name), frames_v2(tmp_path / "training", name), strict=True)
         for one, other in pairs:
             assert one.frame_id == other.frame_id and one.timestamp_micros == other.timestamp_micros
             assert one.labels.ids == other.labels.ids and len(one.labels.ids) > 5
@@ -62,7 +62,7 @@ def test_files_are_named_as_waymos_and_nothing_else_is_there(made):
 
 def test_messages_are_as_real_ones(made):
     folder, names = made
-    for payload in tfrecord.iter_records(file_of(folder, names[0])):
+    for payload in tfrecord.iter_payloads(file_of(folder, names[0])):
         frame = parse_frame(payload)
         assert [row.name for row in frame.context.laser_calibrations] == [2, 5, 3, 4, 1]  # alphabetical
         assert [len(row.beam_inclinations) for row in frame.context.laser_calibrations] == [0, 0, 0, 0, 40]
@@ -103,7 +103,7 @@ def test_a_file_of_another_origin_is_no_finished_segment(tmp_path):
     name = small(tmp_path, segments=1, frames=1)[0]
     path = file_of(tmp_path / "training", name)
     before = path.read_bytes()
-    (payload,) = tfrecord.iter_records(path)
+    (payload,) = tfrecord.iter_payloads(path)
     frame = parse_frame(payload)
     frame.ClearField("simulation")
     with open(path, "wb") as file:
@@ -113,7 +113,7 @@ def test_a_file_of_another_origin_is_no_finished_segment(tmp_path):
 
 
 def test_other_readers_pass_over_the_parameters():
-    number = message("Frame").DESCRIPTOR.fields_by_name["simulation"].number
+    number = frame_message("Frame").DESCRIPTOR.fields_by_name["simulation"].number
     assert number >= 1000  # what the official Frame leaves to extensions
     assert not 19000 <= number < 20000  # protobuf's own
 

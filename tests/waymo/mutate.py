@@ -24,7 +24,7 @@ from mutations import COLUMNS, COMPONENTS, ROWS, SEGMENT, WAYS_TO_WRITE
 
 from kdlib.errors import KdlibError
 from kdlib.types import Frame
-from kdlib.waymo import parquet, records
+from kdlib.waymo import reader_v1, reader_v2
 from kdlib.waymo.frame_proto import parse_frame
 
 ALLOWANCE, PER_BYTE = 64 << 20, 50
@@ -50,8 +50,8 @@ class Mutants:
             (self._folder / component).mkdir(parents=True, exist_ok=True)
             self._path(component).write_bytes(self._written[component][0])
         self._record.write_bytes(self._whole)
-        self.frames = list(records.read_segment(self._record, SEGMENT))
-        same = [outcome([one], list(other)) for one, other in zip(self.frames, zip(parquet.read_segment(self._folder, SEGMENT)))]
+        self.frames = list(reader_v1.frames_v1(self._record, SEGMENT))
+        same = [outcome([one], list(other)) for one, other in zip(self.frames, zip(reader_v2.frames_v2(self._folder, SEGMENT)))]
         assert same == ["equal", "equal"], "the tiny segment is not one segment"
 
     def _path(self, component: str) -> Path:
@@ -73,13 +73,13 @@ class Mutants:
         path.write_bytes(content)
         before(f"v2 {kind}", sum(self._path(name).stat().st_size for name in COMPONENTS))
         try:
-            return f"v2 {kind}", self._read(lambda: list(parquet.read_segment(self._folder, SEGMENT)), allowed)
+            return f"v2 {kind}", self._read(lambda: list(reader_v2.frames_v2(self._folder, SEGMENT)), allowed)
         finally:
             path.write_bytes(self._written[component][number % len(WAYS_TO_WRITE)])
 
     def _read_record(self) -> list[Frame]:
-        records.segment_name(self._record)
-        return list(records.read_segment(self._record, SEGMENT))
+        reader_v1.segment_name(self._record)
+        return list(reader_v1.frames_v1(self._record, SEGMENT))
 
     def _read(self, read: Callable[[], list[Frame]], allowed: str) -> str:
         try:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import matrix, pack_matrix, parse_frame
+from kdlib.waymo.frame_proto import pack_matrix, parse_frame, unpack_matrix
 
 SEGMENT = "1234567890123456789_1000_000_1020_000"
 COMPONENTS = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box")
@@ -44,15 +44,15 @@ def write_table(table: pa.Table, way: dict[str, Any]) -> bytes:
 
 def tiny_frames(golden: Path) -> list[Any]:
     """Return the golden frames as messages, every range image cut to a few pixels, nothing of the cameras left."""
-    frames = [parse_frame(payload) for payload in tfrecord.iter_records(golden)]
+    frames = [parse_frame(payload) for payload in tfrecord.iter_payloads(golden)]
     for frame in frames:
         frame.DiscardUnknownFields()
         for laser in frame.lasers:
             for echo in (laser.ri_return1, laser.ri_return2):
                 echo.ClearField("camera_projection_compressed")
-                echo.range_image_compressed = pack_matrix(matrix(echo.range_image_compressed, 4)[:ROWS, :COLUMNS])
+                echo.range_image_compressed = pack_matrix(unpack_matrix(echo.range_image_compressed, 4)[:ROWS, :COLUMNS])
                 if echo.range_image_pose_compressed:
-                    pose = matrix(echo.range_image_pose_compressed, 6)[:ROWS, :COLUMNS]
+                    pose = unpack_matrix(echo.range_image_pose_compressed, 6)[:ROWS, :COLUMNS]
                     echo.range_image_pose_compressed = pack_matrix(pose)
         for row in frame.context.laser_calibrations:
             del row.beam_inclinations[ROWS:]

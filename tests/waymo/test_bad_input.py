@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdlib.errors import DataError
-from kdlib.waymo import components, labels
-from kdlib.waymo.parquet import list_segments, read_segment
+from kdlib.waymo import annotations, components
+from kdlib.waymo.column_types import integers
+from kdlib.waymo.segments import list_segments, read_segment
 
 SEGMENT = "1234567890123456789_1000_000_1020_000"
 COMPONENTS = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box")
@@ -121,14 +122,14 @@ def broken(split):
         ("lidar_box", changed(f"{BOX}box.heading", float("inf")), "not seven finite numbers"),
         ("lidar_box", changed(f"{BOX}box.size.y", 0.0), "with a size above 0"),
         ("lidar_box", changed(f"{BOX}box.size.z", -1.0), "with a size above 0"),
-        ("lidar_box", changed(labels.TYPE, 5), r"has type 5, expected 0 \(unknown\), 1 \(Vehicle\)"),
-        ("lidar_box", changed(labels.TYPE, -1), "has type -1, expected"),
-        ("lidar_box", changed(labels.DIFFICULTY, 3), r"has difficulty 3, expected 0 \(unset\), 1 or 2"),
-        ("lidar_box", changed(labels.NUM_POINTS, -1), "has number of points -1, expected 0 to"),
-        ("lidar_box", changed(labels.NUM_POINTS, None), "num_lidar_points_in_box' is empty in"),
+        ("lidar_box", changed(annotations.TYPE, 5), r"has type 5, expected 0 \(unknown\), 1 \(Vehicle\)"),
+        ("lidar_box", changed(annotations.TYPE, -1), "has type -1, expected"),
+        ("lidar_box", changed(annotations.DIFFICULTY, 3), r"has difficulty 3, expected 0 \(unset\), 1 or 2"),
+        ("lidar_box", changed(annotations.NUM_POINTS, -1), "has number of points -1, expected 0 to"),
+        ("lidar_box", changed(annotations.NUM_POINTS, None), "num_lidar_points_in_box' is empty in"),
         ("lidar_box", changed(f"{BOX}speed.x", float("inf")), r"moves at \[inf, .* m/s, expected less"),
-        ("lidar_box", changed(labels.OBJECT_ID, None), "laser_object_id' is empty in"),
-        ("lidar_box", changed(labels.OBJECT_ID, "same"), "an object has two boxes in the frame"),
+        ("lidar_box", changed(components.OBJECT, None), "laser_object_id' is empty in"),
+        ("lidar_box", changed(components.OBJECT, "same"), "an object has two boxes in the frame"),
         ("lidar_box", changed(TIME, 7), "boxes at time 7, for which there is no vehicle pose"),
     ],
 )
@@ -178,9 +179,9 @@ def test_a_frame_may_not_be_missing_in_one_component(edit, split, broken, compon
         ("lidar_pose", f"{PIXELS}.values", pa.list_(pa.list_(pa.float32())), "expected lists of numbers"),
         ("vehicle_pose", POSE, pa.float64(), "is of type double, expected lists of numbers"),
         ("lidar_calibration", EXTRINSIC, pa.binary(), "is of type binary, expected lists of numbers"),
-        ("lidar_box", labels.TYPE, pa.string(), "is of type string, expected numbers"),
-        ("lidar_box", labels.OBJECT_ID, pa.int64(), "is of type int64, expected text"),
-        ("lidar_box", labels.OBJECT_ID, pa.binary(), "is of type binary, expected text"),
+        ("lidar_box", annotations.TYPE, pa.string(), "is of type string, expected numbers"),
+        ("lidar_box", components.OBJECT, pa.int64(), "is of type int64, expected text"),
+        ("lidar_box", components.OBJECT, pa.binary(), "is of type binary, expected text"),
         ("lidar_box", "key.segment_context_name", pa.list_(pa.int8()), "expected text"),
     ],
 )
@@ -243,9 +244,9 @@ def test_other_files_are_named(goldens, split, broken, component):
     record = next((goldens / "waymo_format").glob("*.tfrecord")).read_bytes()
     for content in (record, b"<html>404 Not Found</html>" * 10, b"version https://git-lfs.github.com/spec/v1", bytes(4096)):
         path.write_bytes(content)
-        broken(path, "is damaged or no Parquet file .*does not begin as a Parquet file does")
+        broken(path, "is damaged or no Parquet file")
     path.write_bytes(b"PAR1" + bytes(4096) + b"PAR1")
-    broken(path, "does not end as a Parquet file does")
+    broken(path, "is damaged or no Parquet file")
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -256,7 +257,7 @@ def test_a_folder_in_place_of_a_file_is_named(split, component):
     with pytest.raises(DataError, match=f"segment {SEGMENT} has no {component} file; download"):
         list(read_segment(split, SEGMENT))
     with pytest.raises(DataError, match=re.escape(str(path))):
-        components.read_columns(path, (TIME,), SEGMENT)
+        components.read_columns(path, {TIME: integers}, SEGMENT)
 
 
 def test_a_file_that_may_not_be_read_is_named(split, broken, monkeypatch):
@@ -264,12 +265,13 @@ def test_a_file_that_may_not_be_read_is_named(split, broken, monkeypatch):
     path.chmod(0)
     if os.access(path, os.R_OK):  # root may read everything
 
-        def refuse(name, *mode):
+        def refuse(name, **options):
             if name == path:
                 raise PermissionError(13, "Permission denied", str(name))
-            return open(name, *mode)
+            return whole(name, **options)
 
-        monkeypatch.setattr(components, "open", refuse, raising=False)
+        whole = pq.ParquetFile
+        monkeypatch.setattr(pq, "ParquetFile", refuse)
     broken(path, "may not be read by this user")
 
 
@@ -278,7 +280,7 @@ def test_a_file_that_vanishes_is_named(split):
     path = split / "lidar_box" / f"{SEGMENT}.parquet"
     with pytest.raises(DataError, match=f"{path} does not exist"):
         path.unlink()
-        components.read_columns(path, (TIME,), SEGMENT)
+        components.read_columns(path, {TIME: integers}, SEGMENT)
     frames.close()
 
 
@@ -295,8 +297,8 @@ def number(value):
     return bytes((*out, value))
 
 
-def test_sizes_a_file_cannot_have_are_not_believed(rewrite, split):
-    """Page headers that claim 2 GB and metadata that claim billions of rows cost no memory."""
+def test_sizes_a_file_cannot_have_are_not_believed(rewrite, split, assert_same):
+    """Page headers that claim 2 GB and metadata that claim billions of rows cost no memory and change no frame."""
     path = rewrite("vehicle_pose", compression="none", use_dictionary=False)
     content, whole = path.read_bytes(), list(read_segment(split, SEGMENT))
     chunk = pq.ParquetFile(path).metadata.row_group(0).column(2)
@@ -314,12 +316,12 @@ def test_sizes_a_file_cannot_have_are_not_believed(rewrite, split):
         allocated = pa.total_allocated_bytes()
         tracemalloc.start()
         try:
-            assert len(list(read_segment(split, SEGMENT))) == len(whole)  # the number was one that is not used
+            assert_same(list(read_segment(split, SEGMENT)), whole)  # the number was one that is not used
         except DataError as error:
             errors.append(str(error))
         assert tracemalloc.get_traced_memory()[1] < 8 << 20 and pa.total_allocated_bytes() - allocated < 8 << 20
         tracemalloc.stop()
-    assert len(lies) > 20 and len(errors) > 0.6 * len(lies)
+    assert len(lies) > 20 and errors
     assert all(str(path) in text and "malloc" not in text for text in errors)
 
 
@@ -339,12 +341,12 @@ def test_a_page_with_too_few_levels_is_named(rewrite, split, broken):
 def test_a_column_that_ends_early_is_named(split, broken, monkeypatch, short):
     """The same among the images, which are streamed."""
 
-    def end_early(file, name, *size):
-        chunks = list(whole(file, name, *size))
-        return iter(chunks[:-1] if name == short and size else chunks)
+    def end_early(file, batch_size, columns):
+        batches = list(whole(file, batch_size=batch_size, columns=columns))
+        return iter(batches[:-1] if columns == [short] and batch_size < 10 else batches)
 
-    whole = components._chunks
-    monkeypatch.setattr(components, "_chunks", end_early)
+    whole = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", end_early)
     broken(split / "lidar" / f"{SEGMENT}.parquet", f"damaged or no Parquet file .*'{re.escape(short)}' has fewer rows than '")
 
 
@@ -352,13 +354,12 @@ def _all(content, part, start):
     return [match.start() for match in re.finditer(re.escape(part), content) if match.start() >= start]
 
 
-def test_memory_that_lacks_is_not_called_damage(split, monkeypatch):
+def test_memory_that_lacks_is_named(split, broken, monkeypatch):
     def fail(*args, **kwargs):
         raise pa.ArrowMemoryError("malloc of size 64 failed")
 
-    monkeypatch.setattr(components.pq, "ParquetFile", fail)
-    with pytest.raises(MemoryError):
-        list(read_segment(split, SEGMENT))
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    broken(split, "malloc of size 64 failed, more than this machine has free")
 
 
 def test_nothing_is_read_before_all_keys_are_checked(edit, split):

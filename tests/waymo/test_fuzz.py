@@ -106,7 +106,7 @@ import numpy as np
 import mutate
 
 mutate.SECONDS = 0.5
-reads = {{"parquet": mutate.parquet.read_segment, "records": mutate.records.read_segment}}
+reads = {{"parquet": mutate.reader_v2.frames_v2, "records": mutate.reader_v1.frames_v1}}
 ready = []
 
 
@@ -133,7 +133,7 @@ class Mutants(mutate.Mutants):
 
 
 mutate.Mutants = Mutants
-mutate.parquet.read_segment, mutate.records.read_segment = faulty(reads["parquet"]), faulty(reads["records"])
+mutate.reader_v2.frames_v2, mutate.reader_v1.frames_v1 = faulty(reads["parquet"]), faulty(reads["records"])
 mutate.main(*sys.argv[1:])
 """
     first, count = (0, 60) if "another" in what else (0, 2)

@@ -102,7 +102,7 @@ def test_a_range_that_is_not_above_zero_is_no_point(value):
 
 
 def test_an_image_without_pixels_gives_no_points():
-    assert range_image_to_points(np.zeros((0, 0, 4), np.float32), np.eye(4), np.zeros(0)).shape == (0, 6)
+    assert range_image_to_points(np.zeros((0, 0, 4), np.float32), np.eye(4), np.zeros(0), None, np.eye(4)).shape == (0, 6)
 
 
 def test_a_tiny_range_is_a_point():
@@ -145,11 +145,6 @@ def test_a_zero_pose_under_a_valid_pixel_is_an_error():
 def test_pixel_poses_of_another_shape_are_an_error():
     with pytest.raises(RangeImageError, match=r"pixel poses of shape \(2, 3, 6\) for a range image of 2 x 4"):
         range_image_to_points(**_one_pixel(pixel_pose=np.ones((2, 3, 6), np.float32)))
-
-
-def test_pixel_poses_need_the_frame_pose():
-    with pytest.raises(RangeImageError, match="needs the pose of the frame"):
-        range_image_to_points(**_one_pixel(pixel_pose=np.ones((2, 4, 6), np.float32), frame_pose=None))
 
 
 @pytest.mark.parametrize(("channel", "value"), [(0, np.nan), (0, np.inf), (1, np.nan), (2, np.inf)])

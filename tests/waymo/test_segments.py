@@ -34,7 +34,7 @@ def records(tmp_path, golden):
 def renamed(source, target, name):
     """Write a file of the same frames under another context name."""
     with open(target, "wb") as file:
-        for payload in tfrecord.iter_records(source):
+        for payload in tfrecord.iter_payloads(source):
             frame = parse_frame(payload)
             frame.context.name = name.encode()
             tfrecord.write_record(file, frame.SerializeToString())
@@ -128,14 +128,14 @@ def test_listing_reads_no_more_than_the_beginning(records, golden, monkeypatch):
     for number in range(50):
         renamed(golden, records / f"{number}.tfrecord", f"segment_{number}")
     monkeypatch.setattr(tfrecord, "index", None)
-    read = tfrecord.read
+    read = tfrecord.first_payload
     sizes = []
 
     def counting(*args, **more):
         sizes.append(len(payload := read(*args, **more)))
         return payload
 
-    monkeypatch.setattr(tfrecord, "read", counting)
+    monkeypatch.setattr(tfrecord, "first_payload", counting)
     assert len(list_segments(records)) == 51
     assert len(list_segments(records)) == 51
     assert len(sizes) == 51 and max(sizes) <= 4096

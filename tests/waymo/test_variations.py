@@ -6,23 +6,23 @@ Every subtlety of section 7 of the format spec, and the test that names it:
 Names are literal: dots and brackets, no structs    test_a_struct_of_the_same_path_is_not_the_column
 One lidar row per frame and laser                   test_bad_input.test_a_laser_may_not_be_missing_in_one_frame
 Pose images of the TOP laser only                   test_pose_rows_of_other_lasers_are_passed_over
-Calibrations have no time                           test_row_order_and_row_groups_do_not_matter (test_parquet)
+Calibrations have no time                           test_row_order_and_row_groups_do_not_matter (test_reader_v2)
 Beam tables are null for the side lasers            test_beam_tables_of_side_lasers_are_null_or_empty
 One vehicle pose per frame                          test_bad_input.test_a_frame_may_not_be_missing_in_one_component
-Sizes x, y, z are length, width, height             test_golden_labels_match_openpcdet (test_labels)
+Sizes x, y, z are length, width, height             test_golden_labels_match_openpcdet (test_annotations)
 Speeds are null without metadata                    test_speeds_may_be_null
 Difficulty is null where unset                      test_difficulty_may_be_null
 Camera-synced boxes, stats: left joins              test_components_that_are_not_read_may_be_absent_or_broken
-v1 and v2 give the same points                      test_v1_and_v2_are_equal_to_the_last_bit (test_records)
-Rows have no common order: join by key              test_row_order_and_row_groups_do_not_matter (test_parquet)
+v1 and v2 give the same points                      test_v1_and_v2_are_equal_to_the_last_bit (test_reader_v1)
+Rows have no common order: join by key              test_row_order_and_row_groups_do_not_matter (test_reader_v2)
 Extra first column "index"                          test_extra_columns_are_ignored
 Transforms as float32, of fixed size or not         test_transforms_may_be_any_list_of_reals
 Camera names as text                                test_camera_names_may_be_text
 Uncompressed, or any codec                          test_any_codec
 Order of columns                                    test_order_of_columns
 int8 with nulls through pandas is float with NaN    test_files_may_have_been_through_pandas
-A missing component                                 test_a_missing_component_is_named (test_parquet)
-Missing or empty boxes in testing                   test_a_testing_split_may_lack_boxes (test_parquet), test_boxes_may_be_empty
+A missing component                                 test_a_missing_component_is_named (test_reader_v2)
+Missing or empty boxes in testing                   test_a_testing_split_may_lack_boxes (test_reader_v2), test_boxes_may_be_empty
 Elements of lists are nullable                      test_bad_input.test_a_null_inside_a_range_image_is_an_error
 Elements are called item or element                 test_elements_of_lists_may_have_any_name
 Row groups tiny and huge                            test_any_row_group
@@ -44,8 +44,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdlib.errors import DataError
-from kdlib.waymo import labels, parquet
-from kdlib.waymo.parquet import list_segments, read_segment
+from kdlib.waymo import annotations, reader_v2
+from kdlib.waymo.segments import list_segments, read_segment
 
 SEGMENT = "1234567890123456789_1000_000_1020_000"
 COMPONENTS = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box")
@@ -159,7 +159,7 @@ def test_columns_that_are_not_read_may_be_absent(rewrite, unchanged):
         "lidar_pose": ("key.", "[LiDARPoseComponent].range_image_return1"),
         "lidar_calibration": ("key.", "[LiDARCalibrationComponent]."),
         "vehicle_pose": ("key.", POSE),
-        "lidar_box": ("key.segment", *labels.COLUMNS),
+        "lidar_box": ("key.segment", *annotations.LABEL_COLUMNS),
     }
     for component, kept in read.items():
         rewrite(component, lambda table, kept=kept: table.select([n for n in table.column_names if n.startswith(kept)]))
@@ -272,11 +272,11 @@ def test_files_may_have_been_through_pandas(split, unchanged):
         frame = pq.read_table(path).to_pandas().set_index("index")
         pq.write_table(pa.Table.from_pandas(frame), path)
         if component == "lidar_box":
-            assert str(frame[labels.DIFFICULTY].dtype) == "float64"
+            assert str(frame[annotations.DIFFICULTY].dtype) == "float64"
             table = pa.Table.from_pandas(frame.reset_index(drop=True))  # and NaN that stays NaN
-            raw = pa.array(frame[labels.DIFFICULTY].to_numpy(), from_pandas=False)
+            raw = pa.array(frame[annotations.DIFFICULTY].to_numpy(), from_pandas=False)
             assert raw.null_count == 0 and pc.any(pc.is_nan(raw)).as_py()
-            pq.write_table(table.set_column(table.column_names.index(labels.DIFFICULTY), labels.DIFFICULTY, raw), path)
+            pq.write_table(table.set_column(table.column_names.index(annotations.DIFFICULTY), annotations.DIFFICULTY, raw), path)
     unchanged()
 
 
@@ -294,7 +294,7 @@ def test_pose_rows_of_other_lasers_are_passed_over(edit, unchanged):
 
 
 def test_speeds_may_be_null(rewrite, split, golden_frames):
-    columns = labels.SPEED_COLUMNS
+    columns = annotations.SPEEDS
 
     def nulls(kind):
         def change(table):
@@ -313,7 +313,7 @@ def test_speeds_may_be_null(rewrite, split, golden_frames):
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.float64(), pa.null()], ids=str)
 def test_difficulty_may_be_null(rewrite, split, golden_frames, kind):
-    name = labels.DIFFICULTY
+    name = annotations.DIFFICULTY
     rewrite("lidar_box", lambda table: table.drop([name]).append_column(name, pa.nulls(table.num_rows, kind)))
     for frame, golden in zip(read_segment(split, SEGMENT), golden_frames):
         assert frame.labels.ids == golden.labels.ids and frame.labels.difficulty.tolist() == [0] * len(golden.labels.ids)
@@ -354,8 +354,8 @@ def test_rows_are_streamed(rewrite, monkeypatch, split):
             taken[path.parent.name] = taken.get(path.parent.name, 0) + 1
             yield row
 
-    rows = parquet.iter_rows
-    monkeypatch.setattr(parquet, "iter_rows", counting)
+    rows = reader_v2.iter_rows
+    monkeypatch.setattr(reader_v2, "iter_rows", counting)
     for component in ("lidar", "lidar_pose"):
         rewrite(component, lambda table: table.sort_by([(TIME, "ascending"), (LASER, "descending")]), row_group_size=1000)
     next(read_segment(split, SEGMENT))

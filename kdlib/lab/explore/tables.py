@@ -7,7 +7,7 @@ import pandas as pd
 
 from kdlib.data.store import Store
 from kdlib.types import WAYMO_TYPES
-from kdlib.waymo.labels import difficulty_level
+from kdlib.waymo.annotations import difficulty_level
 
 CLASSES = ("Vehicle", "Pedestrian", "Cyclist")
 

@@ -106,16 +106,18 @@ def convert(request: Result) -> Result:
 
 def _range_images(folder: Path, segment: str) -> Iterator[tuple[Any, ...]]:
     """Yield what each laser of each frame of a v2 segment is converted from."""
-    from kdlib.waymo.components import read_columns, segment_files
+    import pyarrow.parquet as pq
+
+    from kdlib.waymo.components import component_files
     from kdlib.waymo.lasers import TOP, calibration
     from kdlib.waymo.range_image import as_transform
 
-    files = segment_files(folder, segment)
+    files = component_files(folder, segment)
 
     def rows(component: str, *columns: str) -> list[Any]:
         keys = ["key.frame_timestamp_micros"] if component != "lidar_calibration" else []
         keys += ["key.laser_name"] if component != "vehicle_pose" else []
-        table = read_columns(files[component], (*keys, *columns), segment)
+        table = pq.read_table(files[component], columns=[*keys, *columns])
         keyed = zip(*(table.column(name).to_pylist() for name in keys))
         values = zip(*(table.column(name) for name in columns))
         return list(zip(keyed, values))

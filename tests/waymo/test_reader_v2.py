@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdlib.errors import DataError
-from kdlib.waymo.parquet import list_segments, read_segment
+from kdlib.waymo.components import complete_segments
+from kdlib.waymo.segments import list_segments, read_segment
 
 SEGMENT = "1234567890123456789_1000_000_1020_000"
 TIME, LASER = "key.frame_timestamp_micros", "key.laser_name"
@@ -103,7 +104,7 @@ def test_frames_without_boxes_are_frames(edit, split):
 
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match="holds no Waymo v2 segments"):
-        list_segments(tmp_path / "training")
+        complete_segments(tmp_path / "training")
 
 
 @pytest.mark.parametrize("component", ["lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"])

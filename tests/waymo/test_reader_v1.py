@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from kdlib.errors import DataError
-from kdlib.waymo import parquet, records, tfrecord
-from kdlib.waymo.frame_proto import matrix, pack_matrix, parse_frame
+from kdlib.waymo import tfrecord
+from kdlib.waymo.frame_proto import pack_matrix, parse_frame, unpack_matrix
+from kdlib.waymo.reader_v1 import frames_v1, segment_name
+from kdlib.waymo.reader_v2 import frames_v2
 
 SEGMENT = "1234567890123456789_1000_000_1020_000"
 TIMES = [1550000000123456, 1550000000223468]
@@ -24,7 +26,7 @@ def golden(goldens):
 
 @pytest.fixture(scope="module")
 def golden_frames(golden):
-    return list(records.read_segment(golden, SEGMENT))
+    return list(frames_v1(golden, SEGMENT))
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def rewrite(golden, tmp_path):
     """Return a file of the golden frames after ``change(list of Frame messages)``, and read it."""
 
     def make(change):
-        frames = [parse_frame(payload) for payload in tfrecord.iter_records(golden)]
+        frames = [parse_frame(payload) for payload in tfrecord.iter_payloads(golden)]
         changed = change(frames)
         frames = frames if changed is None else changed
         path = tmp_path / "changed.tfrecord"
@@ -51,7 +53,7 @@ def broken(rewrite):
     def check(change, said, error=DataError):
         path = rewrite(change)
         with pytest.raises(error, match=said) as caught:
-            list(records.read_segment(path, SEGMENT))
+            list(frames_v1(path, SEGMENT))
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
     return check
@@ -105,27 +107,27 @@ def test_frames_are_openpcdets(goldens, golden_frames):
 
 
 def test_v1_and_v2_are_equal_to_the_last_bit(golden_frames, golden_split):
-    same(golden_frames, list(parquet.read_segment(golden_split, SEGMENT)))
+    same(golden_frames, list(frames_v2(golden_split, SEGMENT)))
 
 
 def test_the_segment_is_known_from_inside_the_file(golden):
-    assert records.segment_name(golden) == SEGMENT
+    assert segment_name(golden) == SEGMENT
     path = golden.with_name("absent.tfrecord")
     with pytest.raises(DataError, match="does not exist"):
-        records.segment_name(path)
+        segment_name(path)
 
 
 def test_the_name_is_found_behind_other_fields(golden, tmp_path):
     path = tmp_path / "unusual.tfrecord"
     with open(path, "wb") as file:
-        for payload in tfrecord.iter_records(golden):
+        for payload in tfrecord.iter_payloads(golden):
             tfrecord.write_record(file, b"\x22\x83\x80\x01" + bytes(16387) + payload)  # an image first
-    assert records.segment_name(path) == SEGMENT
+    assert segment_name(path) == SEGMENT
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match="corrupted record at 12"):
-        records.segment_name(path)
+        segment_name(path)
 
 
 def test_order_of_lasers_labels_and_fields_does_not_matter(golden_frames, rewrite):
@@ -134,7 +136,7 @@ def test_order_of_lasers_labels_and_fields_does_not_matter(golden_frames, rewrit
             for rows in (frame.lasers, frame.laser_labels, frame.context.laser_calibrations):
                 rows.sort(key=lambda row: zlib.crc32(row.SerializeToString()))
 
-    same(list(records.read_segment(rewrite(shuffle), SEGMENT)), golden_frames)
+    same(list(frames_v1(rewrite(shuffle), SEGMENT)), golden_frames)
 
 
 def test_files_without_camera_are_read(golden_frames, rewrite):
@@ -142,7 +144,7 @@ def test_files_without_camera_are_read(golden_frames, rewrite):
         for frame in frames:
             frame.DiscardUnknownFields()
 
-    same(list(records.read_segment(rewrite(strip), SEGMENT)), golden_frames)
+    same(list(frames_v1(rewrite(strip), SEGMENT)), golden_frames)
 
 
 def test_absent_motion_and_difficulty_are_zero(rewrite):
@@ -152,7 +154,7 @@ def test_absent_motion_and_difficulty_are_zero(rewrite):
                 label.ClearField("metadata")
                 label.ClearField("detection_difficulty_level")
 
-    for frame in records.read_segment(rewrite(strip), SEGMENT):
+    for frame in frames_v1(rewrite(strip), SEGMENT):
         assert not frame.labels.velocity.any() and not frame.labels.difficulty.any() and len(frame.labels.ids) == 6
 
 
@@ -161,7 +163,7 @@ def test_a_testing_file_has_no_boxes(golden_frames, rewrite):
         for frame in frames:
             del frame.laser_labels[:]
 
-    frames = list(records.read_segment(rewrite(strip), SEGMENT))
+    frames = list(frames_v1(rewrite(strip), SEGMENT))
     assert [frame.labels.boxes.shape for frame in frames] == [(0, 7)] * 2
     np.testing.assert_array_equal(frames[1].points, golden_frames[1].points)
 
@@ -172,7 +174,7 @@ def test_an_absent_second_return_is_no_points(golden_frames, rewrite):
             for entry in frame.lasers:
                 entry.ClearField("ri_return2")
 
-    frames = list(records.read_segment(rewrite(strip), SEGMENT))
+    frames = list(frames_v1(rewrite(strip), SEGMENT))
     assert 0 < len(frames[0].points) < len(golden_frames[0].points)
 
 
@@ -181,10 +183,10 @@ def test_an_empty_scan_is_a_frame_without_points(rewrite):
         for frame in frames:
             for entry in frame.lasers:
                 for echo in (entry.ri_return1, entry.ri_return2):
-                    image = matrix(echo.range_image_compressed, 4)
+                    image = unpack_matrix(echo.range_image_compressed, 4)
                     echo.range_image_compressed = pack_matrix(np.full_like(image, -1))
 
-    frames = list(records.read_segment(rewrite(empty), SEGMENT))
+    frames = list(frames_v1(rewrite(empty), SEGMENT))
     assert [frame.points.shape for frame in frames] == [(0, 6)] * 2 and len(frames[0].labels.ids) == 6
 
 
@@ -196,7 +198,7 @@ def test_a_cut_file_is_an_error_before_the_first_frame(golden, tmp_path):
     path = tmp_path / "cut.tfrecord"
     path.write_bytes(golden.read_bytes()[:-1])
     with pytest.raises(DataError, match="truncated record at 72026"):
-        next(records.read_segment(path, SEGMENT))
+        next(frames_v1(path, SEGMENT))
 
 
 def test_records_out_of_order_or_doubled_are_errors(broken):
@@ -210,7 +212,7 @@ def test_a_frame_of_another_segment_is_an_error(broken, golden):
 
     broken(mix, rf"record 1: is of segment somewhere_else, not of {SEGMENT}")
     with pytest.raises(DataError, match=f"record 0: is of segment {SEGMENT}, not of other"):
-        next(records.read_segment(golden, "other"))
+        next(frames_v1(golden, "other"))
 
 
 def test_uneven_timing_is_a_warning_and_even_timing_none(golden, rewrite):
@@ -218,10 +220,10 @@ def test_uneven_timing_is_a_warning_and_even_timing_none(golden, rewrite):
         frames[1].timestamp_micros += 300_000
 
     with pytest.warns(UserWarning, match=r"1 frames are not 95 to 105 ms .*400.0 ms"):
-        assert len(list(records.read_segment(rewrite(shift), SEGMENT))) == 2
+        assert len(list(frames_v1(rewrite(shift), SEGMENT))) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        list(records.read_segment(golden, SEGMENT))
+        list(frames_v1(golden, SEGMENT))
 
 
 def test_releases_without_lidar_are_named(broken):
@@ -256,7 +258,7 @@ def test_releases_without_point_counts_are_named(broken):
 
 def _image(frame, name, change, echo="ri_return1", part="range_image_compressed", channels=4):
     target = getattr(laser(frame, name), echo)
-    image = matrix(getattr(target, part), channels).copy()
+    image = unpack_matrix(getattr(target, part), channels).copy()
     setattr(target, part, pack_matrix(change(image)))
 
 
@@ -330,18 +332,18 @@ def test_other_tfrecords_are_not_frames(tmp_path):
     path = tmp_path / "examples.tfrecord"
     with open(path, "wb") as file:
         tfrecord.write_record(file, b"\x0a\x10\x0a\x0e\x0a\x03key\x12\x07\x0a\x05\x0a\x03abc")  # a tf.train.Example
-    for call in (records.segment_name, lambda some: next(records.read_segment(some, SEGMENT))):
+    for call in (segment_name, lambda some: next(frames_v1(some, SEGMENT))):
         with pytest.raises(DataError, match=f"{path}: .*context name is"):
             call(path)
     with open(path, "wb") as file:
         tfrecord.write_record(file, b"just text")
-    for call in (records.segment_name, lambda some: next(records.read_segment(some, SEGMENT))):
+    for call in (segment_name, lambda some: next(frames_v1(some, SEGMENT))):
         with pytest.raises(DataError, match=f"{path}: .*holds no Waymo frame"):
             call(path)
 
 
 def test_reading_may_stop_and_begin_again(golden, golden_frames):
-    frames = records.read_segment(golden, SEGMENT)
+    frames = frames_v1(golden, SEGMENT)
     same([next(frames)], golden_frames[:1])
     frames.close()
-    same(list(records.read_segment(golden, SEGMENT)), golden_frames)
+    same(list(frames_v1(golden, SEGMENT)), golden_frames)

@@ -1,8 +1,8 @@
-"""The TFRecord file of a Waymo v1 segment enters, frames in time order leave, streamed (format spec sections 1, 2 and 8)."""
+"""Streams the frames of a Waymo v1 segment from its TFRecord file, in time order (format spec sections 1, 2 and 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from kdlib.errors import DataError
 from kdlib.types import FloatArray, Frame, FrameLabels
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import context_name, matrix, parse_frame, peek_context_name
-from kdlib.waymo.labels import frame_labels
+from kdlib.waymo.annotations import frame_labels
+from kdlib.waymo.frame_proto import context_name, parse_frame, peek_context_name, unpack_matrix
 from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
 from kdlib.waymo.range_image import RangeImageError, as_transform
 
+_BOX = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
 _HEAD = 4096  # bytes of a record in which its context name is looked for
 
 
@@ -26,22 +27,20 @@ def segment_name(path: Path) -> str:
     Raises:
         DataError: If the file is empty, damaged at its beginning or no file of frames.
     """
-    record = tfrecord.first(path)
-    with tfrecord.opening(path) as file, naming(path, "the first record "):
-        name = peek_context_name(tfrecord.read(path, file, record, _HEAD))
+    head = tfrecord.first_payload(path, _HEAD)
+    with naming(path, "the first record "):
+        name = peek_context_name(head)
     if name is not None:
         return name
-    with tfrecord.opening(path) as file:
-        payload = tfrecord.read(path, file, record)
+    payload = tfrecord.first_payload(path)
     with naming(path, "the first record "):
         return context_name(parse_frame(payload))
 
 
-def read_segment(path: Path, segment: str) -> Iterator[Frame]:
+def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
     """Stream the frames of a v1 segment: the same frames, to the last bit, as of its v2 files.
 
-    Points are ordered by ascending laser, inside a laser return 1 before return 2, inside a return by row and column of the range
-    image. Every record's checksum is verified; the file's length is before the first frame. One record is in memory at a time.
+    Every record's checksum is verified; the file's length is before the first frame. One record is in memory at a time.
 
     Args:
         path: The ``.tfrecord`` file.
@@ -51,27 +50,24 @@ def read_segment(path: Path, segment: str) -> Iterator[Frame]:
         DataError: If the file is damaged, its records are not the rising frames of this segment, or its LiDAR was stripped; the
             message names file, frame and laser.
     """
-    records = tfrecord.index(path)
-    if not records:
-        raise DataError(f"{path} holds no frame; copy or download it again")
     times: list[int] = []
-    lasers: tuple[int, ...] | None = None
+    lasers: tuple[int, ...] = ()
     boxes, counted = 0, False
-    with tfrecord.opening(path) as file:
-        for index, record in enumerate(records):
-            payload = tfrecord.read(path, file, record)
-            with naming(path, f"record {index}: "):
-                proto = parse_frame(payload)
-                _check_place(proto, segment, times)
-            times.append(int(proto.timestamp_micros))
-            with naming(path, f"frame {times[-1]}: "):
-                frame, present = _frame(proto, segment, index)
-                if present != (lasers or present):
-                    raise DataError(f"has lasers {list(present)}, the frames before have {list(lasers or ())}")
-            lasers = present
-            boxes += len(proto.laser_labels)
-            counted = counted or any(label.HasField("num_lidar_points_in_box") for label in proto.laser_labels)
-            yield frame
+    for index, payload in enumerate(tfrecord.iter_payloads(path)):
+        with naming(path, f"record {index}: "):
+            proto = parse_frame(payload)
+            _check_place(proto, segment, times)
+        times.append(int(proto.timestamp_micros))
+        with naming(path, f"frame {times[-1]}: "):
+            frame, present = _frame(proto, segment, index)
+            if present != (lasers or present):
+                raise DataError(f"has lasers {list(present)}, the frames before have {list(lasers)}")
+        lasers = present
+        boxes += len(proto.laser_labels)
+        counted = counted or any(label.HasField("num_lidar_points_in_box") for label in proto.laser_labels)
+        yield frame
+    if not times:
+        raise DataError(f"{path} holds no frame; copy or download it again")
     if boxes and not counted:
         raise DataError(f"{path}: none of its {boxes} boxes says how many points it holds; download release 1.2 or later")
     warn_of_uneven_timing(path, times)
@@ -115,25 +111,25 @@ def _images(laser: Any) -> tuple[bytes, bytes]:
 
 
 def _calibrations(context: Any) -> dict[int, Calibration]:
-    found: dict[int, Calibration] = {}
+    calibrations: dict[int, Calibration] = {}
     for row in context.laser_calibrations:
-        if row.name in found:
+        if row.name in calibrations:
             raise DataError(f"has two calibrations of laser {LASER_NAMES.get(row.name, row.name)}")
         beams = (row.beam_inclination_min, row.beam_inclination_max, list(row.beam_inclinations))
-        found[int(row.name)] = calibration(list(row.extrinsic.transform), *beams)
-    return found
+        calibrations[int(row.name)] = calibration(list(row.extrinsic.transform), *beams)
+    return calibrations
 
 
 def _points(laser: Any, calibration: Calibration | None, pose: NDArray[np.float64]) -> NDArray[np.float32]:
     if calibration is None:
         raise RangeImageError("has no calibration")
-    returns: list[FloatArray | None] = [matrix(blob, 4) if blob else None for blob in _images(laser)]
+    returns: list[FloatArray | None] = [unpack_matrix(blob, 4) if blob else None for blob in _images(laser)]
     pixel_pose = None
     if laser.name == TOP:
         blob = laser.ri_return1.range_image_pose_compressed
         if not blob:
             raise RangeImageError("has no pose image; its points would be up to a metre off")
-        pixel_pose = matrix(blob, 6)
+        pixel_pose = unpack_matrix(blob, 6)
     return laser_points(returns, calibration, pixel_pose, pose)
 
 
@@ -144,16 +140,11 @@ def _labels(labels: Any, time: int, pose: NDArray[np.float64]) -> FrameLabels:
             ids.append(label.id.decode())
         except UnicodeDecodeError as error:
             raise DataError(f"an object id is no text: {label.id!r}") from error
-    places = [label.box for label in labels]
-    boxes = [(b.center_x, b.center_y, b.center_z, b.length, b.width, b.height, b.heading) for b in places]
-    speeds = [(label.metadata.speed_x, label.metadata.speed_y, label.metadata.speed_z) for label in labels]
-    return frame_labels(
-        time,
-        pose,
-        ids,
-        np.array(boxes, np.float64),
-        np.array([label.type for label in labels], np.int64),
-        np.array([label.detection_difficulty_level for label in labels], np.int64),
-        np.array([label.num_lidar_points_in_box for label in labels], np.int64),
-        np.array(speeds, np.float64),
-    )
+    boxes = _table(_BOX, [label.box for label in labels], np.float64)
+    speeds = _table(("speed_x", "speed_y", "speed_z"), [label.metadata for label in labels], np.float64)
+    numbers = _table(("type", "detection_difficulty_level", "num_lidar_points_in_box"), labels, np.int64)
+    return frame_labels(time, pose, ids, boxes, numbers[:, 0], numbers[:, 1], numbers[:, 2], speeds)
+
+
+def _table(fields: Sequence[str], messages: Any, dtype: type) -> NDArray[Any]:
+    return np.array([[getattr(item, field) for field in fields] for item in messages], dtype).reshape(-1, len(fields))

@@ -1,0 +1,143 @@
+"""Checks the annotated boxes of a frame, or of a segment's ``lidar_box`` rows, and puts them in order (format spec section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdlib.errors import DataError
+from kdlib.types import WAYMO_TYPES, FloatArray, FrameLabels, IntArray
+from kdlib.waymo.column_types import Converters, integers, reals, texts
+from kdlib.waymo.components import OBJECT, TIME
+
+_PREFIX = "[LiDARBoxComponent]."
+_PARTS = ("box.center.x", "box.center.y", "box.center.z", "box.size.x", "box.size.y", "box.size.z", "box.heading")
+BOX_NUMBERS = tuple(_PREFIX + name for name in _PARTS)
+SPEEDS = tuple(f"{_PREFIX}speed.{axis}" for axis in "xyz")
+TYPE, DIFFICULTY = f"{_PREFIX}type", f"{_PREFIX}difficulty_level.detection"
+NUM_POINTS = f"{_PREFIX}num_lidar_points_in_box"
+LABEL_COLUMNS: Converters = {
+    TIME: integers,
+    OBJECT: texts,
+    **dict.fromkeys((*BOX_NUMBERS, *SPEEDS), reals),
+    **dict.fromkeys((TYPE, DIFFICULTY), partial(integers, absent=0)),
+    NUM_POINTS: integers,
+}
+"""The columns of ``lidar_box`` that are read."""
+_FARTHEST, _FASTEST, _MOST_POINTS = 1e5, 1e4, 1 << 24  # beyond what any car, or float32, can be asked to hold
+
+
+def difficulty_level(difficulty: IntArray, num_points: IntArray) -> NDArray[np.int64]:
+    """Return the metric's level: as annotated where set, otherwise LEVEL_2 up to 5 points and LEVEL_1 above (spec section 5).
+
+    Args:
+        difficulty: (M,) 0 unset, 1 LEVEL_1, 2 LEVEL_2.
+        num_points: (M,) LiDAR points in the box.
+
+    Returns:
+        (M,) 1 or 2, and 0 for boxes without points, which are no ground truth.
+    """
+    unset = np.where(np.asarray(num_points) > 5, 1, 2)
+    level = np.where(np.asarray(difficulty) > 0, difficulty, unset)
+    return np.where(np.asarray(num_points) > 0, level, 0).astype(np.int64)
+
+
+def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, NDArray[np.float64]]) -> dict[int, FrameLabels]:
+    """Split a segment's ``lidar_box`` rows into the labels of every frame; rows may come in any order.
+
+    A missing speed counts as standing still, a missing difficulty as unset.
+
+    Args:
+        columns: ``LABEL_COLUMNS``, converted.
+        poses: World from vehicle (4, 4) of every frame, by timestamp.
+
+    Returns:
+        Labels by timestamp, for every frame that has boxes.
+
+    Raises:
+        DataError: If a box belongs to no frame, misses one of its numbers or appears twice in a frame.
+    """
+    times, ids = columns[TIME], columns[OBJECT]
+    strangers = sorted(set(times.tolist()) - set(poses))
+    if strangers:
+        raise DataError(f"boxes at time {strangers[0]}, for which there is no vehicle pose")
+    boxes = np.stack([columns[name] for name in BOX_NUMBERS], axis=1)
+    speeds = np.stack([columns[name] for name in SPEEDS], axis=1)
+    speeds = np.where(np.isnan(speeds), 0.0, speeds)
+    arrays = (boxes, columns[TYPE], columns[DIFFICULTY], columns[NUM_POINTS], speeds)
+    labels = {}
+    order = np.argsort(times, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(times[order])) + 1) if len(order) else ():
+        time = int(times[rows[0]])
+        labels[time] = frame_labels(time, poses[time], [ids[row] for row in rows], *(array[rows] for array in arrays))
+    return labels
+
+
+def frame_labels(
+    time: int,
+    pose: NDArray[np.float64],
+    ids: Sequence[str],
+    boxes: FloatArray,
+    types: IntArray,
+    difficulty: IntArray,
+    num_points: IntArray,
+    speeds: FloatArray,
+) -> FrameLabels:
+    """Return the labels of one frame: boxes of known type, by object id, speeds turned into the vehicle frame.
+
+    Args:
+        time: Timestamp, for messages.
+        pose: World from vehicle (4, 4).
+        ids: Object ids, any order.
+        boxes: (M, 7), NaN where a number is missing.
+        types: (M,) Waymo's type numbers, 0 unknown.
+        difficulty: (M,) 0 where unset.
+        num_points: (M,).
+        speeds: (M, 3) world frame, 0 where there is none.
+
+    Raises:
+        DataError: If a box misses one of its numbers, holds what no annotation can, or appears twice.
+    """
+    if not ids:
+        return FrameLabels.empty()
+    _check(time, ids, boxes, types, difficulty, num_points, speeds)
+    order = np.argsort(np.array(ids, dtype=str), kind="stable")
+    order = order[types[order] > 0]
+    names = tuple(ids[row] for row in order)
+    if len(set(names)) < len(names):
+        raise DataError(f"an object has two boxes in the frame at time {time}")
+    velocity = (speeds[order] @ pose[:3, :3])[:, :2]  # row vectors times F is F transposed times the vector
+    return FrameLabels(boxes[order], types[order], names, difficulty[order], num_points[order], velocity)
+
+
+def _check(
+    time: int,
+    ids: Sequence[str],
+    boxes: FloatArray,
+    types: IntArray,
+    difficulty: IntArray,
+    num_points: IntArray,
+    speeds: FloatArray,
+) -> None:
+    """Refuse what no annotation can be; any heading is legal."""
+    kinds = f"0 (unknown), {', '.join(f'{number} ({name})' for name, number in WAYMO_TYPES.items())}"
+    broken = ~(np.abs(boxes) < _FARTHEST).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1)
+    rushing = ~(np.abs(speeds) < _FASTEST).all(axis=1)
+
+    def outside(values: IntArray, highest: int) -> NDArray[np.bool_]:
+        return (values < 0) | (values > highest)
+
+    for wrong, values, said in (
+        (broken, boxes, "is not seven finite numbers with a size above 0: {}"),
+        (outside(types, max(WAYMO_TYPES.values())), types, f"has type {{}}, expected {kinds}"),
+        (outside(difficulty, 2), difficulty, "has difficulty {}, expected 0 (unset), 1 or 2"),
+        (outside(num_points, _MOST_POINTS), num_points, f"has number of points {{}}, expected 0 to {_MOST_POINTS}"),
+        (rushing, speeds, f"moves at {{}} m/s, expected less than {_FASTEST:g}"),
+    ):
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(f"box '{ids[row][:40]}' at time {time} {said.format(values[row].tolist())}")
