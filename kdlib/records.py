@@ -12,7 +12,8 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +27,9 @@ COMPLETE = "complete.json"
 PACKAGES = ("kdlib", "torch", "lightning", "safetensors", "numpy", "pyarrow", "open3d", "open3d-cpu", "spconv-cu118")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary one, so that a reader sees the old content or the new, never half of it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Hand out a temporary file's path; what is written there takes the place of ``path`` at the end, whole or not at all.
 
     Raises:
         OSError: If the disk is full or read-only; the old file is untouched and the temporary one removed.
@@ -36,17 +38,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, so that a reader sees the old content or the new; see :func:`replacing`."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove what :func:`write_bytes` leaves in a folder when its process is killed; only processes that are gone count."""
+    """Remove what :func:`replacing` leaves in a folder when its process is killed; only processes that are gone count."""
     left = []
     for path in Path(folder).glob(".*.tmp"):
         writer = path.name.split(".")[-2]

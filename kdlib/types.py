@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 WAYMO_TYPES: Mapping[str, int] = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 """Waymo's own type numbers, used in every file and table; labels inside the networks are positions instead."""

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.config import AugmentConfig
-
-Float32 = NDArray[np.float32]
+from kdlib.types import Bool, Float32
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ def _move_xy(rows: Float32, drawn: Augmentation) -> None:
     rows[:, 1] = x * sin + y * cos
 
 
-def points_in_range(points: Float32, point_range: tuple[float, ...]) -> NDArray[np.bool_]:
+def points_in_range(points: Float32, point_range: tuple[float, ...]) -> Bool:
     """Return which points (N, >=2) lie inside in x and y, limits included; z is left to the voxeliser (spec 2.5)."""
     low, high = np.array(point_range[:2], np.float32), np.array(point_range[3:5], np.float32)
     xy = points[:, :2]
     return np.asarray(((xy >= low) & (xy <= high)).all(axis=1), np.bool_)
 
 
-def boxes_in_range(boxes: Float32, point_range: tuple[float, ...]) -> NDArray[np.bool_]:
+def boxes_in_range(boxes: Float32, point_range: tuple[float, ...]) -> Bool:
     """Return which boxes (M, 7) have at least one of their eight corners inside the range, limits included (spec 2.5)."""
     signs = np.array([[sx, sy, sz] for sx in (-1, 1) for sy in (-1, 1) for sz in (-1, 1)], np.float32) / 2
     half = boxes[:, None, 3:6] * signs

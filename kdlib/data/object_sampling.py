@@ -13,17 +13,16 @@ from kdlib.data.containment import collisions, owner_of_points
 from kdlib.data.object_bank import ObjectBank, remedy
 from kdlib.data.store import class_types
 from kdlib.errors import ConfigError, DataError
-
-Float32 = NDArray[np.float32]
+from kdlib.types import Float32, Int64
 
 
 @dataclass(frozen=True)
 class Pasted:
     """Objects drawn for one frame."""
 
-    rows: NDArray[np.int64]  # (K,) in the bank
+    rows: Int64  # (K,) in the bank
     boxes: Float32  # (K, 7)
-    labels: NDArray[np.int64]  # (K,) 1-based class positions
+    labels: Int64  # (K,) 1-based class positions
 
 
 class ObjectSampler:
@@ -51,7 +50,7 @@ class ObjectSampler:
             np.flatnonzero(usable & (bank.types == kind)).astype(np.int32) for kind in class_types(class_names)
         )
 
-    def draw(self, boxes: Float32, labels: NDArray[np.int64], rng: np.random.Generator) -> Pasted:
+    def draw(self, boxes: Float32, labels: Int64, rng: np.random.Generator) -> Pasted:
         """Draw objects for a frame with boxes (M, 7) and labels (M,), 0 for boxes of no class; see :func:`draw_objects`."""
         rows, new = draw_objects(self.candidates, self.bank.boxes, self.config.counts, boxes, labels, rng)
         return Pasted(rows, np.asarray(self.bank.boxes[rows]), new)
@@ -70,9 +69,9 @@ def draw_objects(
     bank_boxes: Float32,
     counts: Sequence[int],
     boxes: Float32,
-    labels: NDArray[np.int64],
+    labels: Int64,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Int64, Int64]:
     """Draw what fills a frame up to ``counts`` objects per class; return rows of the bank (K,) and their labels (K,).
 
     Class by class, as many candidates are drawn as are missing. One that overlaps, seen from above, a box of the frame (of any

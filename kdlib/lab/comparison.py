@@ -19,9 +19,9 @@ from kdlib.data.store import fingerprint, ground_truth_table, limit_table
 from kdlib.lab import profiles
 from kdlib.lab.pipeline import Run, chosen_teacher, located
 from kdlib.metric.bootstrap import BootstrapReport, bootstrap
-from kdlib.metric.checks import check_trained_on
+from kdlib.metric.box_tables import read_table, write_predictions
+from kdlib.metric.loading import check_trained_on
 from kdlib.metric.predict import predict
-from kdlib.metric.tables import read_table, write_predictions
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+from kdlib.types import Float32, Float64
 
 RECALL_STEP = 0.05  # wider gaps of recall are filled with the lower precision
 _STEP_SLACK = 1e-6

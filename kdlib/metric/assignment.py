@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-Int64 = NDArray[np.int64]
+from kdlib.types import Bool, Float32, Int64
 
 WEIGHT_ONE = 1_000_000  # weight of IoU 1
 _NOISE = 1 << 26  # one unit of weight, in units of the noise that tells equal optima apart
@@ -15,7 +14,7 @@ _SEED = 20221128
 Pairs = tuple[tuple[int, int], ...]
 
 
-def weights_from_iou(iou: NDArray[np.float32]) -> Int64:
+def weights_from_iou(iou: Float32) -> Int64:
     """Return the integer weights of the official matcher: IoU times a million in float32, halves rounded up."""
     scaled = iou.astype(np.float32) * np.float32(WEIGHT_ONE)
     return np.floor(scaled.astype(np.float64) + 0.5).astype(np.int64)
@@ -100,7 +99,7 @@ class _Labelling:
                 queue = self._list_columns(rows, parent)
                 queue = queue[~inside[queue]]
 
-    def _relabel(self, rows: Int64, columns: NDArray[np.bool_]) -> None:
+    def _relabel(self, rows: Int64, columns: Bool) -> None:
         """Lower the tree's rows and raise its columns until one more column is tight."""
         step = (self.excess[rows].min(axis=0) + self.column_label)[~columns].min()
         self.excess[rows] -= step

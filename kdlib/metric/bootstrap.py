@@ -14,8 +14,8 @@ from kdlib.errors import ConfigError
 from kdlib.metric.ap import average_precisions, precision_recall
 from kdlib.metric.shards import MEAN_TYPES, type_breakdown
 from kdlib.metric.waymo_metrics import EvalResult, FrameCounts
+from kdlib.types import Float64, Int64
 
-Float64 = NDArray[np.float64]
 Unit = Literal["segment", "frame"]
 METRICS = ("LEVEL_1/mAP", "LEVEL_1/mAPH", "LEVEL_2/mAP", "LEVEL_2/mAPH")
 _BLOCK = 100  # resamples scored at once
@@ -158,7 +158,7 @@ def _same_frames(arms: Mapping[str, Sequence[EvalResult]]) -> tuple[Any, ...]:
     return ids
 
 
-def _units(ids: tuple[Any, ...], unit: Unit) -> tuple[NDArray[np.int64], int]:
+def _units(ids: tuple[Any, ...], unit: Unit) -> tuple[Int64, int]:
     """Return each frame's unit (F,) and the number of units."""
     if unit == "frame":
         return np.arange(len(ids)), len(ids)
@@ -167,7 +167,7 @@ def _units(ids: tuple[Any, ...], unit: Unit) -> tuple[NDArray[np.int64], int]:
     return np.array([names[name] for name in segments]), len(names)
 
 
-def _resampled(frames: FrameCounts, group: NDArray[np.int64], weight: Float64, metric: str) -> Float64:
+def _resampled(frames: FrameCounts, group: Int64, weight: Float64, metric: str) -> Float64:
     """Return the metric of every resample (R,); ``weight`` (R, units) is how often each unit was drawn."""
     level, kind = int(metric[6]), metric.split("/m")[1]
     wanted = [frames.breakdowns.index(type_breakdown(name)) for name in MEAN_TYPES]
@@ -185,7 +185,7 @@ def _resampled(frames: FrameCounts, group: NDArray[np.int64], weight: Float64, m
     return np.concatenate(scores)
 
 
-def _by_unit(values: NDArray[Any], group: NDArray[np.int64], units: int) -> Float64:
+def _by_unit(values: NDArray[Any], group: Int64, units: int) -> Float64:
     """Return the sums (units, T * C) of each unit's frames."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     sums = np.zeros((units, flat.shape[1]))

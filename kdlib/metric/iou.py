@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlib.metric.objects import Rows
 from kdlib.models.geometry.polygon import rectangle_overlap
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Int64 = NDArray[np.int64]
+from kdlib.types import Bool, Float32, Float64, Int64
 
 MAX_SIZE = 1e6  # a side this long or longer makes the IoU 0
 MIN_SIZE = 0.01  # so does a side this short or shorter, zero and negative ones included
@@ -21,19 +19,15 @@ _SLACK = 1e-6  # the pruning bounds are kept this much too generous, relatively
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Rows):
     """Prediction-truth pairs of one frame and type whose IoU reaches the threshold, sorted by prediction, then truth."""
 
     prediction: Int64  # (E,) positions in the predictions
     truth: Int64  # (E,) positions in the ground truth
     iou: Float32  # (E,)
 
-    def take(self, keep: NDArray[np.bool_]) -> Candidates:
-        """Return some of the pairs."""
-        return Candidates(self.prediction[keep], self.truth[keep], self.iou[keep])
 
-
-def iou_3d(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float32:
+def metric_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float32:
     """Return the IoU (N,) of the upright boxes ``a[i]`` and ``b[i]``, computed in float64, rounded to float32.
 
     Args:
@@ -76,7 +70,7 @@ def find_candidates(
     p, g = p[keep], g[keep]
     keep = _could_reach(boxes_p, boxes_g, p, g, thresholds)
     p, g = p[keep], g[keep]
-    iou = iou_3d(boxes_p[p], boxes_g[g])
+    iou = metric_iou(boxes_p[p], boxes_g[g])
     keep = iou >= thresholds[p]
     return Candidates(p[keep], g[keep], iou[keep])
 
@@ -91,7 +85,7 @@ def _same_group(prediction_group: Int64, truth_group: Int64) -> tuple[Int64, Int
     return p, order[np.repeat(start, count) + within]
 
 
-def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> NDArray[np.bool_]:
+def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> Bool:
     radius_a, radius_b = 0.5 * np.hypot(a[:, 3], a[:, 4]), 0.5 * np.hypot(b[:, 3], b[:, 4])
     x_a, x_b = np.ascontiguousarray(a[:, 0]), np.ascontiguousarray(b[:, 0])
     y_a, y_b = np.ascontiguousarray(a[:, 1]), np.ascontiguousarray(b[:, 1])
@@ -104,7 +98,7 @@ def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> NDArray[np.bool_]:
     return keep
 
 
-def _could_reach(a: Float64, b: Float64, p: Int64, g: Int64, thresholds: Float32) -> NDArray[np.bool_]:
+def _could_reach(a: Float64, b: Float64, p: Int64, g: Int64, thresholds: Float32) -> Bool:
     """The intersection is at most the smaller base times the common height, which bounds the IoU from above."""
     first, second = a[p], b[g]
     base_a, base_b = first[:, 3] * first[:, 4], second[:, 3] * second[:, 4]
@@ -112,7 +106,7 @@ def _could_reach(a: Float64, b: Float64, p: Int64, g: Int64, thresholds: Float32
     most = np.minimum(base_a, base_b) * height
     both = base_a * first[:, 5] + base_b * second[:, 5]
     reaches = most * (1.0 + thresholds[p]) * (1.0 + _SLACK) >= thresholds[p] * both
-    result: NDArray[np.bool_] = reaches & (height >= 0.0)
+    result: Bool = reaches & (height >= 0.0)
     return result
 
 

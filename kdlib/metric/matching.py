@@ -11,22 +11,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from kdlib.metric.assignment import Pairs, kuhn_munkres, unique_assignment, weights_from_iou
+from kdlib.metric.assignment import kuhn_munkres, unique_assignment, weights_from_iou
 from kdlib.metric.iou import Candidates
+from kdlib.metric.objects import Rows
+from kdlib.types import Bool, Int64
 
-Int64 = NDArray[np.int64]
 _BITS = 20  # a weight is at most 1,000,000 < 2 ** 20
 
 
 @dataclass(frozen=True)
-class Matches:
+class Matches(Rows):
     """Matched pairs; pair i holds at the cutoffs ``low[i] <= c < high[i]``. A prediction has at most one pair at a cutoff."""
 
     prediction: Int64  # (K,)
@@ -35,8 +34,11 @@ class Matches:
     high: Int64  # (K,)
 
 
+_Match = tuple[int, int, int, int]  # a row of Matches
+
+
 @dataclass(frozen=True)
-class _Edges:
+class _Edges(Rows):
     """Candidate pairs sorted by component, then by falling level (so: in the order in which falling cutoffs admit them)."""
 
     prediction: Int64
@@ -44,13 +46,10 @@ class _Edges:
     weight: Int64
     level: Int64  # of the prediction
     component: Int64  # ascending
-    star: NDArray[np.bool_]
-
-    def take(self, keep: NDArray[Any]) -> _Edges:
-        return _Edges(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+    star: Bool
 
 
-def match(candidates: Candidates, level: Int64, prediction_shard: Int64, truth_shard: Int64) -> Matches:
+def match_boxes(candidates: Candidates, level: Int64, prediction_shard: Int64, truth_shard: Int64) -> Matches:
     """Return all matches of many shards at all cutoffs.
 
     Args:
@@ -61,9 +60,9 @@ def match(candidates: Candidates, level: Int64, prediction_shard: Int64, truth_s
     """
     edges = _sorted_edges(candidates, level)
     ties = _Ties(edges, level, prediction_shard, truth_shard)
-    columns = [_match_stars(edges.take(edges.star), ties), _match_meshes(edges.take(~edges.star), ties), ties.resolve()]
-    p, g, low, high = (np.concatenate(parts) for parts in zip(*columns))
-    return Matches(p, g, low, high)
+    return Matches.joined(
+        [_match_stars(edges.take(edges.star), ties), _match_meshes(edges.take(~edges.star), ties), ties.resolve()]
+    )
 
 
 def _sorted_edges(candidates: Candidates, level: Int64) -> _Edges:
@@ -87,10 +86,7 @@ def _sorted_edges(candidates: Candidates, level: Int64) -> _Edges:
     return edges.take(order)
 
 
-_Columns = tuple[Int64, Int64, Int64, Int64]
-
-
-def _match_stars(edges: _Edges, ties: _Ties) -> _Columns:
+def _match_stars(edges: _Edges, ties: _Ties) -> Matches:
     """In a star the heaviest admitted pair wins: a running maximum along each component."""
     count = len(edges.weight)
     position = np.arange(count)
@@ -113,37 +109,36 @@ def _match_stars(edges: _Edges, ties: _Ties) -> _Columns:
         ties.add(members, int(low[i]), int(edges.level[i]))
     settled = np.flatnonzero(holds & ~tied)
     won = winner[settled]
-    return edges.prediction[won], edges.truth[won], low[settled], edges.level[settled]
+    return Matches(edges.prediction[won], edges.truth[won], low[settled], edges.level[settled])
 
 
-def _match_meshes(edges: _Edges, ties: _Ties) -> _Columns:
+def _match_meshes(edges: _Edges, ties: _Ties) -> Matches:
     """Components with several predictions and several ground truths: one small assignment per admission."""
-    found: list[tuple[int, int, int, int]] = []
-    borders = np.flatnonzero(np.diff(edges.component)) + 1
-    for start, stop in zip(np.append(0, borders), np.append(borders, len(edges.component))):
-        if start == stop:
-            continue
-        part = slice(start, stop)
-        rows, row = np.unique(edges.prediction[part], return_inverse=True)
-        columns, column = np.unique(edges.truth[part], return_inverse=True)
-        weights = np.zeros((len(rows), len(columns)), np.int64)
-        weights[row, column] = edges.weight[part]
-        row_level = np.zeros(len(rows), np.int64)
-        row_level[row] = edges.level[part]
-        steps = sorted({0, *row_level.tolist()})
-        for low, high in pairwise(steps):
-            active = np.flatnonzero(row_level >= high)
+    matched: list[_Match] = []
+    for part in np.split(np.arange(len(edges.component)), np.flatnonzero(np.diff(edges.component)) + 1):
+        mesh = edges.take(part)
+        rows, columns = np.unique(mesh.prediction), np.unique(mesh.truth)
+        weights = _weights(mesh, rows, columns)
+        level = ties.level[rows]
+        for low, high in pairwise(sorted({0, *level.tolist()})):
+            active = np.flatnonzero(level >= high)
             pairs = unique_assignment(weights[active])
             if pairs is None:
                 ties.add(rows[active], low, high)
             else:
-                found += [(int(rows[active[r]]), int(columns[c]), low, high) for r, c in pairs]
-    return _as_columns(found)
+                matched += [(int(rows[active[r]]), int(columns[c]), low, high) for r, c in pairs]
+    return _as_matches(matched)
 
 
-def _as_columns(found: list[tuple[int, int, int, int]]) -> _Columns:
-    table = np.array(found, np.int64).reshape(-1, 4)
-    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
+def _weights(edges: _Edges, rows: Int64, columns: Int64) -> Int64:
+    """Return the edges' weights as a matrix of some predictions and ground truths, both ascending."""
+    weights = np.zeros((len(rows), len(columns)), np.int64)
+    weights[np.searchsorted(rows, edges.prediction), np.searchsorted(columns, edges.truth)] = edges.weight
+    return weights
+
+
+def _as_matches(matched: list[_Match]) -> Matches:
+    return Matches(*np.array(matched, np.int64).reshape(-1, 4).T)
 
 
 @dataclass
@@ -161,27 +156,21 @@ class _Ties:
         """Leave the partners of some predictions of one component at cutoffs ``low <= c < high`` to the whole shard."""
         self.waiting.append((predictions, low, high))
 
-    def resolve(self) -> _Columns:
-        found: list[tuple[int, int, int, int]] = []
+    def resolve(self) -> Matches:
+        matched: list[_Match] = []
         for predictions, low, high in self.waiting:
             shard = int(self.prediction_shard[predictions[0]])
             members = np.flatnonzero(self.prediction_shard == shard)
-            inside = self.level[members]
-            steps = sorted({low, high, *inside[(inside > low) & (inside < high)].tolist()})
-            for begin, end in pairwise(steps):
-                partner = self._solve(shard, members[inside >= end], end)
-                found += [(p, partner[p], begin, end) for p in predictions.tolist() if p in partner]
-        return _as_columns(found)
+            level = self.level[members]
+            for begin, end in pairwise(sorted({low, high, *level[(level > low) & (level < high)].tolist()})):
+                partner = self._solve(shard, members[level >= end], end)
+                matched += [(p, partner[p], begin, end) for p in predictions.tolist() if p in partner]
+        return _as_matches(matched)
 
     def _solve(self, shard: int, rows: Int64, step: int) -> dict[int, int]:
         """Return each matched prediction's ground truth when exactly ``rows`` of the shard take part."""
         if (shard, step) not in self.solved:
             columns = np.flatnonzero(self.truth_shard == shard)
-            weights = np.zeros((len(rows), len(columns)), np.int64)
-            edges = np.flatnonzero(np.isin(self.edges.prediction, rows))
-            r = np.searchsorted(rows, self.edges.prediction[edges])
-            c = np.searchsorted(columns, self.edges.truth[edges])
-            weights[r, c] = self.edges.weight[edges]
-            pairs: Pairs = kuhn_munkres(weights)
-            self.solved[shard, step] = {int(rows[r]): int(columns[c]) for r, c in pairs}
+            weights = _weights(self.edges.take(np.isin(self.edges.prediction, rows)), rows, columns)
+            self.solved[shard, step] = {int(rows[r]): int(columns[c]) for r, c in kuhn_munkres(weights)}
         return self.solved[shard, step]

@@ -15,11 +15,11 @@ from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError
-from kdlib.metric.tables import TIMESTAMPS, predictions_table
+from kdlib.metric.box_tables import TIMESTAMPS, predictions_table
 from kdlib.types import WAYMO_TYPES, Detections, PointBatch, Sample
 
 
-class Detector(Protocol):
+class Predictor(Protocol):
     """What :func:`predict` needs of a model."""
 
     config: ModelConfig
@@ -47,7 +47,7 @@ class Samples(Protocol):
 
 
 def predict(
-    model: Detector,
+    model: Predictor,
     dataset: Samples,
     *,
     batch_size: int = 4,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Int64 = NDArray[np.int64]
+from kdlib.types import Float32, Float64, Int64
 
 TYPE_NAMES = ("VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")  # Waymo's types 1 to 4; 0 is UNKNOWN and in no breakdown
 RANGE_NAMES = ("[0, 30)", "[30, 50)", "[50, +inf)")
@@ -23,7 +23,7 @@ class Generator:
     name: str
     names: tuple[str, ...]  # official names of its shards, without the level
 
-    def shard(self, kind: NDArray[np.integer], box: NDArray[np.float32]) -> Int64:
+    def shard(self, kind: NDArray[np.integer], box: Float32) -> Int64:
         """Return each object's shard (N,), -1 for none; an object is placed by its own centre."""
         index = kind.astype(np.int64) - 1
         if self.name == "RANGE":
@@ -36,10 +36,10 @@ OBJECT_TYPE = Generator("OBJECT_TYPE", tuple(f"OBJECT_TYPE_TYPE_{kind}" for kind
 RANGE = Generator("RANGE", tuple(f"RANGE_TYPE_{kind}_{part}" for kind in TYPE_NAMES for part in RANGE_NAMES))
 
 
-def centre_distance(box: NDArray[np.float32]) -> NDArray[np.float64]:
+def centre_distance(box: Float32) -> Float64:
     """Return the distances (N,) of box centres from the vehicle's origin, height included, in metres."""
     centre = box[:, :3].astype(np.float64)
-    result: NDArray[np.float64] = np.sqrt(centre[:, 0] ** 2 + centre[:, 1] ** 2 + centre[:, 2] ** 2)
+    result: Float64 = np.sqrt(centre[:, 0] ** 2 + centre[:, 1] ** 2 + centre[:, 2] ** 2)
     return result
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.metric.ap import Curve, average_precision, precision_recall
-from kdlib.metric.columns import Source, TableFile
-from kdlib.metric.counting import CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
-from kdlib.metric.objects import Scene
+from kdlib.metric.box_tables import BoxTable, TableFile
+from kdlib.metric.counts import CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
+from kdlib.metric.loading import TABLE_NAMES, Loaded, load_boxes
+from kdlib.metric.objects import EvalBoxes
 from kdlib.metric.shards import LEVELS, MEAN_TYPES, OBJECT_TYPE, RANGE, TYPE_NAMES, Generator, type_breakdown
-from kdlib.metric.tables import NAMES, Loaded, load
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,20 @@ def evaluate_files(predictions: str | Path, truth: str | Path, **options: Any) -
 
 
 def evaluate_tables(
-    predictions: Source,
-    truth: Source,
+    predictions: BoxTable,
+    truth: BoxTable,
     *,
     ranges: bool = True,
     workers: int = 1,
     strict: bool = True,
     max_distance: float = np.inf,
     keep_frames: bool = True,
-    names: tuple[str, str] = NAMES,
+    names: tuple[str, str] = TABLE_NAMES,
 ) -> EvalResult:
-    """Return Waymo's detection metrics of a predictions table; columns and checks are those of :func:`tables.load`.
+    """Return Waymo's detection metrics of a predictions table; see :func:`~kdlib.metric.loading.load_boxes` for the columns.
 
     Args:
-        predictions: Boxes with scores: a table, or a :class:`~kdlib.metric.columns.TableFile`.
+        predictions: Boxes with scores: a table, or a :class:`~kdlib.metric.box_tables.TableFile`.
         truth: Labelled boxes, likewise.
         ranges: Also break every class down by distance.
         workers: Processes; one does some thousand frames a second, so more only pay for very many.
@@ -94,7 +94,7 @@ def evaluate_tables(
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    loaded = load(predictions, truth, strict=strict, max_distance=max_distance, names=names)
+    loaded = load_boxes(predictions, truth, strict=strict, max_distance=max_distance, names=names)
     card = {"max_distance": float(max_distance) if np.isfinite(max_distance) else None}
     return evaluate_loaded(loaded, ranges=ranges, workers=workers, keep_frames=keep_frames, card=card)
 
@@ -107,11 +107,11 @@ def evaluate_loaded(loaded: Loaded, *, card: Mapping[str, Any] | None = None, **
         "predictions_too_far": far_p,
         "ground_truth_too_far": far_g,
     }
-    return evaluate_scene(loaded.scene, loaded.frame_ids, card={"max_distance": None, **left_out, **(card or {})}, **options)
+    return evaluate_boxes(loaded.boxes, loaded.frame_ids, card={"max_distance": None, **left_out, **(card or {})}, **options)
 
 
-def evaluate_scene(
-    scene: Scene,
+def evaluate_boxes(
+    scene: EvalBoxes,
     frame_ids: tuple[Any, ...],
     *,
     ranges: bool = True,
@@ -142,7 +142,7 @@ def evaluate_scene(
     return EvalResult(metrics, curves, CUTOFFS.copy(), {**_card(scene, frame_ids, ranges), **(card or {})}, frames)
 
 
-def _count(scene: Scene, generators: tuple[Generator, ...], workers: int) -> Iterator[Counts]:
+def _count(scene: EvalBoxes, generators: tuple[Generator, ...], workers: int) -> Iterator[Counts]:
     """Yield the counts of consecutive frames, in order whatever the number of processes."""
     if workers <= 1:
         for chunk in scene.chunks():
@@ -197,7 +197,7 @@ def _join(parts: list[Counts], breakdowns: int) -> Counts:
     return Counts(*(np.concatenate([getattr(part, name) for part in parts]) for name in Counts.__dataclass_fields__))
 
 
-def _card(scene: Scene, frame_ids: tuple[Any, ...], ranges: bool) -> dict[str, Any]:
+def _card(scene: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> dict[str, Any]:
     truth, found = scene.truth, scene.predictions
     labelled = {
         name: {
@@ -222,7 +222,7 @@ def _card(scene: Scene, frame_ids: tuple[Any, ...], ranges: bool) -> dict[str, A
     }
 
 
-def _fingerprint(scene: Scene, frame_ids: tuple[Any, ...]) -> str:
+def _fingerprint(scene: EvalBoxes, frame_ids: tuple[Any, ...]) -> str:
     """Twelve hexadecimal digits that change with any frame id or ground-truth box: equal ones may be compared."""
     digest = hashlib.sha256("\n".join(map(str, frame_ids)).encode())
     truth = scene.truth

@@ -18,7 +18,7 @@ from kdlib.errors import ConfigError, DataError
 from kdlib.lab import comparison, pipeline
 from kdlib.lab.comparison import Scores, compare
 from kdlib.lab.pipeline import Run
-from kdlib.metric.tables import predictions_table, read_table
+from kdlib.metric.box_tables import predictions_table, read_table
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.build import build
 from kdlib.models.weights import save_weights

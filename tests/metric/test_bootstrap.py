@@ -8,37 +8,40 @@ import pytest
 from kdlib.errors import ConfigError
 from kdlib.metric.ap import average_precision, precision_recall
 from kdlib.metric.bootstrap import METRICS, bootstrap
-from kdlib.metric.objects import scene_from_arrays
-from kdlib.metric.waymo_metrics import evaluate_scene
+from kdlib.metric.waymo_metrics import evaluate_boxes
 
 SIZES = np.array([[4.5, 2, 1.7], [0.8, 0.8, 1.7], [1.8, 0.8, 1.7]])
 TYPES = np.array([1, 2, 4])
 
 
-def result(quality, seed, segments=6, frames=5, objects=12, truth_seed=0, **options):
-    """An evaluation in which a share ``quality`` of the objects is found, misses and alarms drawn by seed."""
-    fixed, rng = np.random.default_rng(truth_seed), np.random.default_rng([seed, 1])
-    count = segments * frames * objects
-    which = fixed.integers(0, 3, count)
-    boxes = np.column_stack((fixed.uniform(-70, 70, (count, 2)), np.zeros(count), SIZES[which], fixed.uniform(-3, 3, count)))
-    ids = np.array([f"seg-{s}_{f:03d}" for s in range(segments) for f in range(frames) for _ in range(objects)])
-    found = rng.random(count) < quality
-    alarm = rng.random(count) < 0.3
-    alarms = boxes[alarm] + np.array([0, 0, 30, 0, 0, 0, 0])
-    scene, names = scene_from_arrays(
-        prediction_frame=np.concatenate((ids[found], ids[alarm])),
-        prediction_box=np.concatenate((boxes[found] + rng.normal(0, 0.02, (found.sum(), 7)), alarms)),
-        prediction_type=TYPES[np.concatenate((which[found], which[alarm]))],
-        score=np.concatenate((rng.uniform(0.3, 1, found.sum()), rng.uniform(0, 0.7, alarm.sum()))),
-        truth_frame=ids,
-        truth_box=boxes,
-        truth_type=TYPES[which],
-        difficulty=fixed.integers(1, 3, count),
-    )
-    return evaluate_scene(scene, tuple(names.tolist()), ranges=False, **options)
+@pytest.fixture(scope="module")
+def result(eval_boxes):
+    def evaluated(quality, seed, segments=6, frames=5, objects=12, truth_seed=0, **options):
+        """An evaluation in which a share ``quality`` of the objects is found, misses and alarms drawn by seed."""
+        fixed, rng = np.random.default_rng(truth_seed), np.random.default_rng([seed, 1])
+        count = segments * frames * objects
+        which = fixed.integers(0, 3, count)
+        boxes = np.column_stack((fixed.uniform(-70, 70, (count, 2)), np.zeros(count), SIZES[which], fixed.uniform(-3, 3, count)))
+        ids = np.array([f"seg-{s}_{f:03d}" for s in range(segments) for f in range(frames) for _ in range(objects)])
+        found = rng.random(count) < quality
+        alarm = rng.random(count) < 0.3
+        alarms = boxes[alarm] + np.array([0, 0, 30, 0, 0, 0, 0])
+        boxes_by_frame, names = eval_boxes(
+            prediction_frame=np.concatenate((ids[found], ids[alarm])),
+            prediction_box=np.concatenate((boxes[found] + rng.normal(0, 0.02, (found.sum(), 7)), alarms)),
+            prediction_type=TYPES[np.concatenate((which[found], which[alarm]))],
+            score=np.concatenate((rng.uniform(0.3, 1, found.sum()), rng.uniform(0, 0.7, alarm.sum()))),
+            truth_frame=ids,
+            truth_box=boxes,
+            truth_type=TYPES[which],
+            difficulty=fixed.integers(1, 3, count),
+        )
+        return evaluate_boxes(boxes_by_frame, tuple(names.tolist()), ranges=False, **options)
+
+    return evaluated
 
 
-def test_identical_arms_do_not_differ():
+def test_identical_arms_do_not_differ(result):
     results = [result(0.6, seed) for seed in range(3)]
     report = bootstrap({"a": results, "b": results}, resamples=200)
     difference = report.difference("b", "a")
@@ -46,7 +49,7 @@ def test_identical_arms_do_not_differ():
     assert report.arm("a") == report.arm("b").__class__(**{**vars(report.arm("b")), "name": "a"})
 
 
-def test_a_better_arm_is_better():
+def test_a_better_arm_is_better(result):
     report = bootstrap(
         {"base": [result(0.5, seed) for seed in range(3)], "better": [result(0.75, seed) for seed in range(3)]}, resamples=300
     )
@@ -61,7 +64,7 @@ def test_a_better_arm_is_better():
         assert arm.mean == pytest.approx(np.mean(arm.values)) and arm.std == pytest.approx(np.std(arm.values, ddof=1))
 
 
-def test_a_resample_is_the_metric_of_the_drawn_segments():
+def test_a_resample_is_the_metric_of_the_drawn_segments(result):
     """Known answer: score every drawn multiset of segments with the official accumulation."""
     evaluated = result(0.6, 0)
     report = bootstrap({"a": [evaluated]}, resamples=40, seed=5)
@@ -84,7 +87,7 @@ def test_a_resample_is_the_metric_of_the_drawn_segments():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_mean_can_be_resampled(metric):
+def test_every_mean_can_be_resampled(result, metric):
     evaluated = result(0.6, 0)
     arm = bootstrap({"a": [evaluated]}, metric=metric, resamples=200).arm("a")
     assert arm.values == (evaluated.metrics[metric],)
@@ -92,7 +95,7 @@ def test_every_mean_can_be_resampled(metric):
     assert arm.std == 0.0
 
 
-def test_segments_spread_more_than_frames_where_segments_differ():
+def test_segments_spread_more_than_frames_where_segments_differ(result):
     """Every frame of a segment repeats the same luck, so single frames look more certain than they are."""
     good, bad = result(0.9, 0, segments=4), result(0.3, 0, segments=4)
     half = good.frames.counts, bad.frames.counts
@@ -105,7 +108,7 @@ def test_segments_spread_more_than_frames_where_segments_differ():
     assert segment.arm("a").high - segment.arm("a").low > 1.3 * (frame.arm("a").high - frame.arm("a").low)
 
 
-def test_deterministic_by_seed():
+def test_deterministic_by_seed(result):
     arms = {"a": [result(0.6, 0), result(0.6, 1)], "b": [result(0.7, 2)]}
     first, again, other = (bootstrap(arms, resamples=100, seed=seed).to_dict() for seed in (3, 3, 4))
     assert first == again
@@ -113,7 +116,7 @@ def test_deterministic_by_seed():
     assert json.loads(json.dumps(first))["arms"][0]["name"] == "a"
 
 
-def test_results_that_cannot_be_compared_are_refused():
+def test_results_that_cannot_be_compared_are_refused(result):
     good = result(0.6, 0)
     with pytest.raises(ConfigError, match="result 0 of arm 'b' was evaluated on other frames"):
         bootstrap({"a": [good], "b": [result(0.6, 0, segments=5)]})

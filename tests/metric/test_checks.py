@@ -11,9 +11,8 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store, ground_truth_table
 from kdlib.errors import DataError
-from kdlib.metric.checks import check_trained_on
+from kdlib.metric.loading import check_trained_on, load_boxes
 from kdlib.metric.predict import predict
-from kdlib.metric.tables import load
 from kdlib.metric.waymo_metrics import evaluate_tables
 from kdlib.models.build import build
 from kdlib.simulate import simulate
@@ -57,14 +56,14 @@ def test_labels_without_any_level_are_no_release():
 
 
 def test_leniency_takes_labels_as_they_are():
-    assert load(predictions(), truth(0, 0), strict=False).without_points == 6
+    assert load_boxes(predictions(), truth(0, 0), strict=False).without_points == 6
 
 
 def test_fingerprints_must_agree_where_both_are_known():
     refused(predictions(dataset="aaaa"), truth(dataset="bbbb"), "predicted on dataset aaaa, but .* is of dataset bbbb; take both")
     for ours, theirs in (("aaaa", "aaaa"), ("aaaa", ""), ("", "bbbb")):
-        load(predictions(dataset=ours), truth(dataset=theirs))
-    load(predictions(dataset="aaaa"), truth(dataset="bbbb"), strict=False)
+        load_boxes(predictions(dataset=ours), truth(dataset=theirs))
+    load_boxes(predictions(dataset="aaaa"), truth(dataset="bbbb"), strict=False)
 
 
 def test_a_run_is_scored_on_the_store_it_was_trained_with():
@@ -80,22 +79,22 @@ def test_classes_must_agree_in_any_order():
         predictions(class_names=one), truth(class_names=both), "the model knows Vehicle, but .* holds Vehicle, Cyclist; make the"
     )
     refused(predictions(class_names=both), truth(class_names=one), "knows Vehicle, Cyclist, but")
-    load(predictions(class_names=both), truth(class_names=both[::-1]))
-    load(predictions(class_names=both), truth())
+    load_boxes(predictions(class_names=both), truth(class_names=both[::-1]))
+    load_boxes(predictions(class_names=both), truth())
 
 
 def test_b16_half_the_frames_is_an_error_with_counts():
     half = IDS[:3]
     refused(predictions(half, frame_ids=half), truth(), r"frame 'seg_003' \(and 2 more\) .*never predicted on, 3 of its 6 frames")
     refused(predictions(half), truth(), "only 3 of the 6 frames with boxes in .* have a prediction; .*'frame_ids'")
-    load(predictions(half, frame_ids=IDS), truth())  # the detector looked and found nothing
-    load(predictions(IDS[:4]), truth())
-    load(predictions([]), truth())
+    load_boxes(predictions(half, frame_ids=IDS), truth())  # the detector looked and found nothing
+    load_boxes(predictions(IDS[:4]), truth())
+    load_boxes(predictions([]), truth())
 
 
 def test_frames_without_boxes_do_not_count_as_omitted():
     empty = [f"empty_{i}" for i in range(20)]
-    load(predictions(IDS[:4]), truth(frame_ids=IDS + empty))
+    load_boxes(predictions(IDS[:4]), truth(frame_ids=IDS + empty))
 
 
 @pytest.mark.parametrize("text", ["seg_000", '{"a": 1}', "[1, "])
@@ -128,6 +127,6 @@ def test_tables_made_here_say_where_they_come_from(splits, tmp_path):
     data = FrameDataset(splits[0], model.class_names, point_range=model.grid.point_range)
     found = predict(build(model), data, progress=False)
     own, other = (ground_truth_table(split, class_names=model.class_names) for split in splits)
-    load(found, own)
+    load_boxes(found, own)
     refused(found, other, f"predicted on dataset {splits[0].fingerprint}, but .* is of dataset {splits[1].fingerprint}")
     refused(found, ground_truth_table(splits[0], class_names=("Vehicle",)), "the model knows Vehicle, Pedestrian, Cyclist")

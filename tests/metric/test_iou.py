@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdlib.metric.iou import find_candidates, iou_3d
+from kdlib.metric.iou import find_candidates, metric_iou
 
 
 def one(first, second):
-    return float(iou_3d(np.array([first], np.float32), np.array([second], np.float32))[0])
+    return float(metric_iou(np.array([first], np.float32), np.array([second], np.float32))[0])
 
 
 BOX = (10.0, -4.0, 1.0, 4.0, 2.0, 1.5, 0.3)
@@ -43,7 +43,7 @@ def test_iou_by_hand(other, expected):
 
 
 def test_result_is_float32():
-    assert iou_3d(np.array([BOX]), np.array([BOX])).dtype == np.float32
+    assert metric_iou(np.array([BOX]), np.array([BOX])).dtype == np.float32
 
 
 def test_candidates_are_all_pairs_of_a_group_above_the_threshold():
@@ -66,7 +66,7 @@ def test_candidates_are_all_pairs_of_a_group_above_the_threshold():
     found = find_candidates(group_a, first, group_b, second, thresholds)
     expected = []
     for i in range(count):
-        values = iou_3d(np.repeat(first[i : i + 1], count, 0), second)
+        values = metric_iou(np.repeat(first[i : i + 1], count, 0), second)
         expected += [(i, j, values[j]) for j in range(count) if group_a[i] == group_b[j] and values[j] >= thresholds[i]]
     assert len(expected) > 50
     assert sorted(zip(found.prediction.tolist(), found.truth.tolist(), found.iou.tolist())) == sorted(expected)

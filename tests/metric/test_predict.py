@@ -11,10 +11,10 @@ from kdlib import zoo
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.store import Store
 from kdlib.errors import ConfigError
+from kdlib.metric.loading import load_boxes
 from kdlib.metric.predict import predict
-from kdlib.metric.tables import load
 from kdlib.models.build import build
-from kdlib.tools.judge.export import export_objects, import_objects
+from kdlib.tools.judge.leaderboard import export_objects, import_objects
 from kdlib.types import Detections, Sample
 
 
@@ -53,7 +53,9 @@ def test_rows_follow_the_dataset_and_carry_waymo_types():
 def test_a_frame_without_detections_has_no_row_but_is_named():
     table = predict(FixedDetector(), samples(2), batch_size=1, progress=False)
     assert table.num_rows == 0
-    loaded = load(table, table.slice(0, 0).append_column("difficulty", [[]]).append_column("num_points", [[]]), strict=False)
+    loaded = load_boxes(
+        table, table.slice(0, 0).append_column("difficulty", [[]]).append_column("num_points", [[]]), strict=False
+    )
     assert loaded.frame_ids == ("seg_000", "seg_001")
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kdlib.metric.objects import scene_from_arrays
-from kdlib.metric.tables import predictions_table
-from kdlib.metric.waymo_metrics import evaluate_scene, evaluate_tables
+from kdlib.metric.box_tables import predictions_table
+from kdlib.metric.waymo_metrics import evaluate_boxes, evaluate_tables
 
 GOLDENS = ("edge_few_scores edge_flipped edge_no_gt edge_no_pd edge_nothing edge_perfect stress1 stress2 stress3").split()
 
@@ -30,9 +29,13 @@ def columns_of(path):
     return {name: arrays[stored] for name, stored in names.items()}, arrays
 
 
-def score(columns, **options):
-    scene, ids = scene_from_arrays(**columns)
-    return evaluate_scene(scene, tuple(ids.tolist()), **options)
+@pytest.fixture(scope="module")
+def score(eval_boxes):
+    def evaluate(columns, **options):
+        boxes, ids = eval_boxes(**columns)
+        return evaluate_boxes(boxes, tuple(ids.tolist()), **options)
+
+    return evaluate
 
 
 def check(result, official, config):
@@ -52,7 +55,7 @@ def check_counts(result, official):
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_official_results(goldens, name):
+def test_official_results(goldens, score, name):
     columns, official = columns_of(goldens / "metrics" / f"{name}.npz")
     check(score(columns, ranges=False), official, "openpcdet")
     result = score(columns, ranges=True)
@@ -60,7 +63,7 @@ def test_official_results(goldens, name):
     check_counts(result, official)
 
 
-def test_official_sample(shared):
+def test_official_sample(shared, score):
     columns, official = columns_of(shared / "data" / "waymo_metric_sample.npz")
     result = score(columns)
     check(result, official, "main")

@@ -9,19 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kdlib.metric.objects import Predictions, Scene, Truth
-from kdlib.metric.tables import load, predictions_table, write_predictions
-from kdlib.metric.waymo_metrics import evaluate_loaded, evaluate_scene
+from kdlib.metric.box_tables import predictions_table, write_predictions
+from kdlib.metric.loading import load_boxes
+from kdlib.metric.objects import EvalBoxes, Predictions, Truth
+from kdlib.metric.waymo_metrics import evaluate_boxes, evaluate_loaded
 from kdlib.tools.bench.official import AGREEMENT, compare_with_official, crowd
-from kdlib.tools.judge.export import export_objects, import_objects
 from kdlib.tools.judge.judge import judge
+from kdlib.tools.judge.leaderboard import export_objects, import_objects
 from kdlib.tools.judge.official import OfficialError, official_scores, run_child
 
 SETS = 200
 SIZES = np.array(((1.0, 1.0, 1.0), (4.6, 2.0, 1.7), (0.9, 0.8, 1.75), (0.6, 0.1, 0.6), (1.8, 0.8, 1.7)))
 
 
-def draw(seed: int) -> Scene:
+def draw(seed: int) -> EvalBoxes:
     """A set of one of eight kinds, by turns."""
     rng = np.random.default_rng([2026, seed])
     kind = ("plain", "crowded", "empty frames", "equal scores", "far", "duplicates", "no predictions", "no truth")[seed % 8]
@@ -52,7 +53,7 @@ def draw(seed: int) -> Scene:
     order = np.argsort(found_frame, kind="stable")
     flag = rng.random(len(found)) < 0.1
     predictions = Predictions(found_frame, found.astype(np.float32), found_types, score.astype(np.float32), flag).take(order)
-    return Scene(predictions, Truth(truth_frame, truth.astype(np.float32), types, rng.integers(1, 3, len(types))), frames)
+    return EvalBoxes(predictions, Truth(truth_frame, truth.astype(np.float32), types, rng.integers(1, 3, len(types))), frames)
 
 
 def boxes(rng, types, spread):
@@ -72,7 +73,7 @@ def test_two_hundred_random_sets(official_python):
     judged = official_scores(scenes, ranges=True, python=official_python)
     worst, nonzero = 0.0, 0
     for scene, official in zip(scenes, judged):
-        result = evaluate_scene(scene, tuple(range(scene.frames)), ranges=True, keep_frames=False)
+        result = evaluate_boxes(scene, tuple(range(scene.frames)), ranges=True, keep_frames=False)
         assert len(official.metrics) == 64
         for name, value in official.metrics.items():
             worst = max(worst, abs(result.metrics[name] - value))
@@ -126,7 +127,7 @@ def test_exported_file_is_read_and_scored_alike(files, official_python, tmp_path
     script = tmp_path / "read.py"
     script.write_text(READ)
     run_child(official_python, script, [str(tmp_path / "out.bin"), str(tmp_path / "read.npz")], timeout=300.0)
-    scene = load(*(pq.read_table(path) for path in (predictions, truth))).scene
+    scene = load_boxes(*(pq.read_table(path) for path in (predictions, truth))).boxes
     with np.load(tmp_path / "read.npz") as read:
         found = scene.predictions
         np.testing.assert_array_equal(read["box"].astype(np.float32), found.box)
@@ -161,8 +162,8 @@ np.savez(
 
 def test_sample_files_of_the_package_score_as_documented(shared, official_python):
     found, truth = (import_objects(shared / "data" / f"fake_{name}.bin") for name in ("predictions", "ground_truths"))
-    loaded = load(found, truth)
-    (official,) = official_scores([loaded.scene], python=official_python)
+    loaded = load_boxes(found, truth)
+    (official,) = official_scores([loaded.boxes], python=official_python)
     ours = evaluate_loaded(loaded)
     assert all(ours.metrics[name] == value for name, value in official.metrics.items())
     assert ours.metrics["LEVEL_2/mAPH"] == pytest.approx(0.085525, abs=1e-6)
@@ -203,7 +204,7 @@ def test_both_in_one_process():
         ground_truth_difficulty=truth.difficulty.astype(np.uint8),
         config=config.SerializeToString(),
     )
-    result = evaluate_scene(scene, tuple(range(scene.frames)), ranges=False)
+    result = evaluate_boxes(scene, tuple(range(scene.frames)), ranges=False)
     for i, name in enumerate(result.curves):
         assert result.metrics[f"{name}/AP"] == pytest.approx(float(ap[i]), abs=AGREEMENT)
         assert result.metrics[f"{name}/APH"] == pytest.approx(float(aph[i]), abs=AGREEMENT)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from kdlib.metric.iou import iou_3d
+from kdlib.metric.iou import metric_iou
 from kdlib.types import FloatArray, IntArray
 from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer
@@ -63,7 +63,7 @@ def judge_layers(truth: BoxLayer, boxes: BoxLayer, iou: float | None = None) -> 
 
 def _pairs(truth: FloatArray, boxes: FloatArray, limit: float) -> tuple[IntArray, IntArray]:
     left, right = np.repeat(truth, len(boxes), axis=0), np.tile(boxes, (len(truth), 1))
-    overlap = iou_3d(left, right).reshape(len(truth), len(boxes)).astype(float)
+    overlap = metric_iou(left, right).reshape(len(truth), len(boxes)).astype(float)
     overlap[overlap < limit] = 0.0
     rows, columns = linear_sum_assignment(overlap, maximize=True)
     matched = overlap[rows, columns] > 0

@@ -14,7 +14,7 @@ from kdlib.config import ModelConfig
 from kdlib.data.store import fingerprint
 from kdlib.lab.comparison import predict_weights, truth
 from kdlib.lab.pipeline import Run
-from kdlib.metric.checks import check_trained_on
+from kdlib.metric.loading import check_trained_on
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.weights import read_card
 

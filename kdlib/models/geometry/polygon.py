@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-_Float64 = NDArray[np.float64]
+from kdlib.types import Float64
 
 # Corners in units of half the length and half the width, counter-clockwise.
 _CORNERS_X = np.array((1.0, -1.0, -1.0, 1.0))
 _CORNERS_Y = np.array((1.0, 1.0, -1.0, -1.0))
 
 
-def rectangle_overlap(a: _Float64, b: _Float64) -> _Float64:
+def rectangle_overlap(a: Float64, b: Float64) -> Float64:
     """Return the intersection areas (N,) in square metres of the rectangles ``a[i]`` and ``b[i]``.
 
     A rectangle is ``x, y, length, width, heading`` (metres, radians). Seen from ``b``, whose sides are then the lines
@@ -42,7 +41,7 @@ def rectangle_overlap(a: _Float64, b: _Float64) -> _Float64:
     return np.maximum(np.abs(area), 0.0)
 
 
-def _corners_seen_from(a: _Float64, b: _Float64) -> tuple[_Float64, _Float64]:
+def _corners_seen_from(a: Float64, b: Float64) -> tuple[Float64, Float64]:
     """Return x (4, N) and y (4, N) of the corners of ``a`` in the frames of ``b``."""
     dx, dy = a[:, 0] - b[:, 0], a[:, 1] - b[:, 1]
     cos_b, sin_b = np.cos(b[:, 4]), np.sin(b[:, 4])
@@ -54,7 +53,7 @@ def _corners_seen_from(a: _Float64, b: _Float64) -> tuple[_Float64, _Float64]:
     return centre_x + along * cos - across * sin, centre_y + along * sin + across * cos
 
 
-def _edge_integral(x0: _Float64, y0: _Float64, x1: _Float64, y1: _Float64, half_x: _Float64, half_y: _Float64) -> _Float64:
+def _edge_integral(x0: Float64, y0: Float64, x1: Float64, y1: Float64, half_x: Float64, half_y: Float64) -> Float64:
     """Return the integral of clamp(x, -half_x, half_x) dy along the edge's part with |y| <= half_y."""
     low, high = np.clip(y0, -half_y, half_y), np.clip(y1, -half_y, half_y)
     rise, run = y1 - y0, x1 - x0
@@ -72,5 +71,5 @@ def _edge_integral(x0: _Float64, y0: _Float64, x1: _Float64, y1: _Float64, half_
     c1 = np.clip(start + first * span, -half_x, half_x)
     c2 = np.clip(start + second * span, -half_x, half_x)
     mean = 0.5 * (first * (c0 + c1) + (second - first) * (c1 + c2) + (1.0 - second) * (c2 + c3))
-    result: _Float64 = (high - low) * mean
+    result: Float64 = (high - low) * mean
     return result

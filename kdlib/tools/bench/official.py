@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from kdlib.errors import KdlibError
-from kdlib.metric.objects import Predictions, Scene, Truth
-from kdlib.metric.waymo_metrics import evaluate_scene
+from kdlib.metric.objects import EvalBoxes, Predictions, Truth
+from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.judge.official import official_scores
 
 AGREEMENT = 1e-6  # the two must not differ by more, in AP and APH between 0 and 1
@@ -98,7 +98,9 @@ class Comparison:
         }
 
 
-def compare_with_official(scene: Scene, *, ranges: bool = True, workers: int = 1, python: str | Path | None = None) -> Comparison:
+def compare_with_official(
+    scene: EvalBoxes, *, ranges: bool = True, workers: int = 1, python: str | Path | None = None
+) -> Comparison:
     """Return kdlib's and Waymo's scores of the same boxes, one after the other, each in a fresh process.
 
     Args:
@@ -116,7 +118,7 @@ def compare_with_official(scene: Scene, *, ranges: bool = True, workers: int = 1
     return Comparison(scene.frames, *boxes, _ours(scene, ranges, workers), official, judged.version)
 
 
-def crowd(frames: int = 1000, labels: int = 100, predictions: int = 200, seed: int = 0) -> Scene:
+def crowd(frames: int = 1000, labels: int = 100, predictions: int = 200, seed: int = 0) -> EvalBoxes:
     """Return random boxes of three classes, as before non-maximum suppression.
 
     A third of the labels stands within a metre of another one, two thirds of the predictions lie on a label, several on some, and
@@ -141,7 +143,7 @@ def crowd(frames: int = 1000, labels: int = 100, predictions: int = 200, seed: i
     found[lost, :2] = rng.uniform(-75.0, 75.0, (int(lost.sum()), 2))
     score = np.clip(rng.beta(2, 3, (frames, predictions)) + np.where(lost, -0.1, 0.2), 0.0, 1.0)
     flag = np.zeros(frames * predictions, np.bool_)
-    return Scene(
+    return EvalBoxes(
         Predictions(
             np.repeat(np.arange(frames), predictions),
             found.reshape(-1, 7).astype(np.float32),
@@ -159,7 +161,7 @@ def crowd(frames: int = 1000, labels: int = 100, predictions: int = 200, seed: i
     )
 
 
-def _ours(scene: Scene, ranges: bool, workers: int) -> Side:
+def _ours(scene: EvalBoxes, ranges: bool, workers: int) -> Side:
     """Run kdlib's metric in a fresh interpreter, so that its memory is its own."""
     with tempfile.TemporaryDirectory(prefix="kdlib-metric-") as folder:
         boxes, scores = Path(folder) / "boxes.npz", Path(folder) / "scores.json"
@@ -172,7 +174,7 @@ def _ours(scene: Scene, ranges: bool, workers: int) -> Side:
     return Side(found["metrics"], found["seconds"], found["peak_bytes"])
 
 
-def _flat(scene: Scene) -> dict[str, Any]:
+def _flat(scene: EvalBoxes) -> dict[str, Any]:
     sides = {"predictions": scene.predictions, "truth": scene.truth}
     return {f"{side}/{name}": column for side, boxes in sides.items() for name, column in vars(boxes).items()}
 
@@ -183,7 +185,9 @@ def _child(boxes: str, scores: str) -> None:
         truth = Truth(*(stored[f"truth/{name}"] for name in Truth.__dataclass_fields__))
         frames, ranges, workers = int(stored["frames"]), bool(stored["ranges"]), int(stored["workers"])
     start = time.perf_counter()
-    result = evaluate_scene(Scene(found, truth, frames), tuple(range(frames)), ranges=ranges, workers=workers, keep_frames=False)
+    result = evaluate_boxes(
+        EvalBoxes(found, truth, frames), tuple(range(frames)), ranges=ranges, workers=workers, keep_frames=False
+    )
     seconds = time.perf_counter() - start
     peak = peak_bytes() + (workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 if workers > 1 else 0)
     Path(scores).write_text(json.dumps({"metrics": result.to_dict(), "seconds": seconds, "peak_bytes": peak}))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlib.metric.columns import TableFile
-from kdlib.metric.tables import load
+from kdlib.metric.box_tables import TableFile
+from kdlib.metric.loading import load_boxes
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_loaded
 from kdlib.tools.bench.official import Comparison, compare_with_official
-from kdlib.tools.judge.export import export_objects
+from kdlib.tools.judge.leaderboard import export_objects
 from kdlib.tools.judge.official import find_python
 
 
@@ -64,8 +64,8 @@ def judge(
         find_python(python)  # before the work, not after it
     names = (f"predictions file '{predictions}'", f"ground-truth file '{truth}'")
     files = TableFile.open(predictions, "predictions"), TableFile.open(truth, "ground-truth")
-    loaded = load(*files, names=names)
+    loaded = load_boxes(*files, names=names)
     result = evaluate_loaded(loaded, workers=workers, keep_frames=False)
-    comparison = compare_with_official(loaded.scene, workers=workers, python=python) if official else None
+    comparison = compare_with_official(loaded.boxes, workers=workers, python=python) if official else None
     exported = export_objects(files[0], export, names[0]) if export else None
     return Judgement(result, comparison, exported)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdlib.errors import KdlibError
-from kdlib.metric.objects import Scene
+from kdlib.metric.objects import EvalBoxes
 
 PACKAGE = "waymo_open_dataset"
 VARIABLE = "KDLIB_OFFICIAL_PYTHON"
@@ -70,7 +70,7 @@ def find_python(named: str | Path | None = None) -> Path:
 
 
 def official_scores(
-    scenes: Sequence[Scene], *, ranges: bool = True, python: str | Path | None = None, timeout: float = LONGEST
+    scenes: Sequence[EvalBoxes], *, ranges: bool = True, python: str | Path | None = None, timeout: float = LONGEST
 ) -> list[OfficialScores]:
     """Return the official op's scores of each set of boxes, all from one child process.
 
@@ -128,13 +128,13 @@ def run_child(interpreter: Path, script: Path, arguments: Sequence[str], timeout
     raise OfficialError(f"the official tool in '{interpreter}' failed with: {lines[-1]}")
 
 
-def _check_types(scene: Scene) -> None:
+def _check_types(scene: EvalBoxes) -> None:
     for side in (scene.predictions, scene.truth):
         if len(side.kind) and not 0 <= side.kind.min() <= side.kind.max() <= _MOST_TYPE:
             raise OfficialError(f"a box is of type {int(side.kind.max())}; the official tool aborts on types above {_MOST_TYPE}")
 
 
-def _columns(scene: Scene) -> dict[str, np.ndarray[Any, Any]]:
+def _columns(scene: EvalBoxes) -> dict[str, np.ndarray[Any, Any]]:
     found, truth = scene.predictions, scene.truth
     return {
         "pd_frame": found.frame.astype(np.int64),

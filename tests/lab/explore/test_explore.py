@@ -15,7 +15,7 @@ from kdlib.errors import ConfigError
 from kdlib.lab import comparison, explore, pipeline
 from kdlib.lab.explore.ranking import count
 from kdlib.lab.pipeline import Run
-from kdlib.metric.tables import predictions_table
+from kdlib.metric.box_tables import predictions_table
 from kdlib.viz.widgets import MAPS
 
 BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "heading")

@@ -16,7 +16,7 @@ from kdlib.lab.study import trainings
 from kdlib.lab.study.answers import Scores
 from kdlib.lab.study.trainings import Chapter, Trained
 from kdlib.metric.bootstrap import bootstrap
-from kdlib.metric.tables import predictions_table
+from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.training.launch import RunResult
 

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from kdlib.cli import app
 from kdlib.errors import DataError
-from kdlib.metric.tables import predictions_table, write_predictions
-from kdlib.metric.waymo_metrics import evaluate_scene
+from kdlib.metric.box_tables import predictions_table, write_predictions
+from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.bench.official import crowd
-from kdlib.tools.judge.export import import_objects
 from kdlib.tools.judge.judge import judge
+from kdlib.tools.judge.leaderboard import import_objects
 from kdlib.tools.judge.official import OfficialError
 
 
@@ -56,7 +56,7 @@ def evaluate(folder, *options):
 
 def test_plain(files):
     scene, folder = files
-    expected = evaluate_scene(scene, tuple(range(6))).to_dict()
+    expected = evaluate_boxes(scene, tuple(range(6))).to_dict()
     judged = judge(folder / "p.parquet", folder / "g.parquet")
     assert judged.to_dict() == expected and judged.comparison is None and judged.exported is None
     shown = evaluate(folder, "--json", "--workers", "2")
@@ -65,7 +65,7 @@ def test_plain(files):
 
 def test_official_agrees(files):
     scene, folder = files
-    python = official_python(folder, evaluate_scene(scene, tuple(range(6))).metrics)
+    python = official_python(folder, evaluate_boxes(scene, tuple(range(6))).metrics)
     shown = evaluate(folder, "--official", "--python", str(python))
     assert shown.exit_code == 0
     assert "largest difference 0.0e+00: they agree" in shown.stdout and "9.00 s" in shown.stdout
@@ -75,14 +75,14 @@ def test_official_agrees(files):
 
 def test_official_disagrees(files):
     scene, folder = files
-    python = official_python(folder, evaluate_scene(scene, tuple(range(6))).metrics, off=1e-4)
+    python = official_python(folder, evaluate_boxes(scene, tuple(range(6))).metrics, off=1e-4)
     shown = evaluate(folder, "--official", "--python", str(python))
     assert shown.exit_code == 1 and "THEY DISAGREE" in shown.stdout
 
 
 def test_a_missing_python_is_said_before_the_work(files, monkeypatch):
     _, folder = files
-    monkeypatch.setattr("kdlib.tools.judge.judge.load", lambda *_, **__: pytest.fail("worked first"))
+    monkeypatch.setattr("kdlib.tools.judge.judge.load_boxes", lambda *_, **__: pytest.fail("worked first"))
     with pytest.raises(OfficialError, match="does not exist"):
         judge(folder / "p.parquet", folder / "g.parquet", official=True, python=folder / "none")
 

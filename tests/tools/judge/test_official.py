@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdlib.metric.waymo_metrics import evaluate_scene
+from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.bench.official import compare_with_official, crowd
 from kdlib.tools.judge import official
 from kdlib.tools.judge.official import VARIABLE, OfficialError, find_python, official_scores
@@ -111,7 +111,7 @@ def test_types_the_official_tool_aborts_on(tmp_path):
 def test_comparison_runs_ours_in_its_own_process(monkeypatch, tmp_path):
     """The official side is played by kdlib's numbers, one of them shifted."""
     scene = crowd(20, 10, 20)
-    result = evaluate_scene(scene, tuple(range(20)))
+    result = evaluate_boxes(scene, tuple(range(20)))
     names = list(result.curves)
     ap, aph = ([result.metrics[f"{name}/{kind}"] for name in names] for kind in ("AP", "APH"))
     ap[0] += 1e-3
@@ -135,5 +135,5 @@ def test_the_crowd_is_dense_and_repeatable():
     assert len(scene.predictions.frame) == 600 and len(scene.truth.frame) == 300 and scene.frames == 10
     assert ((scene.predictions.score >= 0) & (scene.predictions.score <= 1)).all()
     assert set(scene.truth.kind) == {1, 2, 4} and set(scene.truth.difficulty) == {1, 2}
-    counts = evaluate_scene(scene, tuple(range(10))).frames.counts
+    counts = evaluate_boxes(scene, tuple(range(10))).frames.counts
     assert counts.tp[:, :, 0].sum() > 100

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdlib.errors import DataError
-from kdlib.metric.tables import load, predictions_table, read_table, write_predictions
+from kdlib.metric.box_tables import predictions_table, read_table, write_predictions
+from kdlib.metric.loading import load_boxes
 from kdlib.metric.waymo_metrics import evaluate_files, evaluate_tables
 
 BOX = ("x", "y", "z", "length", "width", "height", "heading")
@@ -39,27 +40,27 @@ def replaced(table, column, values):
 
 
 def test_a_good_pair_loads():
-    loaded = load(predictions(), truth())
+    loaded = load_boxes(predictions(), truth())
     assert loaded.frame_ids == ("seg_000", "seg_001")
-    assert loaded.scene.truth.frame.tolist() == [0, 0, 1, 1]
-    assert loaded.scene.predictions.box.dtype == np.float32
-    assert not loaded.scene.predictions.overlap_nlz.any()
+    assert loaded.boxes.truth.frame.tolist() == [0, 0, 1, 1]
+    assert loaded.boxes.predictions.box.dtype == np.float32
+    assert not loaded.boxes.predictions.overlap_nlz.any()
 
 
 def test_boxes_are_sorted_by_frame_and_keep_their_order_within_one():
     ids = ["b_1", "a_1", "b_1", "a_1"]
-    loaded = load(predictions(ids=ids), truth(ids=ids))
+    loaded = load_boxes(predictions(ids=ids), truth(ids=ids))
     assert loaded.frame_ids == ("a_1", "b_1")
-    assert loaded.scene.predictions.score.tolist() == pytest.approx([0.5, 0.9, 0.3, 0.7])
+    assert loaded.boxes.predictions.score.tolist() == pytest.approx([0.5, 0.9, 0.3, 0.7])
 
 
 def test_ground_truth_is_normalised():
     table = truth(6)
     table = replaced(table, "num_points", [0, -1, None, 5, 6, 3])
     table = replaced(table, "difficulty", [1, 1, 1, 0, None, 1])
-    loaded = load(predictions(), table)
+    loaded = load_boxes(predictions(), table)
     assert loaded.without_points == 3
-    assert loaded.scene.truth.difficulty.tolist() == [2, 1, 1]  # five points unset, six unset, annotated
+    assert loaded.boxes.truth.difficulty.tolist() == [2, 1, 1]  # five points unset, six unset, annotated
 
 
 @pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
@@ -73,8 +74,8 @@ def test_frame_ids_of_any_type(kind):
 
     first = first.set_column(0, "frame_id", cast(first["frame_id"]))
     expected = (7, 10) if pa.types.is_integer(kind) else ("10", "7")
-    assert load(first, second).frame_ids == expected
-    assert load(first, second.set_column(0, "frame_id", cast(second["frame_id"]))).frame_ids == expected
+    assert load_boxes(first, second).frame_ids == expected
+    assert load_boxes(first, second.set_column(0, "frame_id", cast(second["frame_id"]))).frame_ids == expected
 
 
 def test_a_frame_without_boxes_may_be_predicted_on():
@@ -92,14 +93,14 @@ def test_a_frame_without_boxes_may_be_predicted_on():
         ]
     )
     for table in (named, empty):
-        loaded = load(found, table)
+        loaded = load_boxes(found, table)
         assert loaded.frame_ids == ("seg_000", "seg_001", "seg_009")
-        assert len(loaded.scene.truth.frame) == 4
+        assert len(loaded.boxes.truth.frame) == 4
 
 
 def test_numpy_views_of_many_chunks():
     parts = pa.concat_tables([truth().slice(0, 1), truth().slice(1, 3)])
-    assert load(predictions(), parts).scene.truth.frame.tolist() == [0, 0, 1, 1]
+    assert load_boxes(predictions(), parts).boxes.truth.frame.tolist() == [0, 0, 1, 1]
 
 
 BAD_PREDICTIONS = [
@@ -163,9 +164,9 @@ def test_unknown_frames_count_as_false_positives_when_asked():
 
 
 def test_a_frame_with_too_many_pairs_is_refused(monkeypatch):
-    monkeypatch.setattr("kdlib.metric.checks.MOST_PAIRS", 3)
+    monkeypatch.setattr("kdlib.metric.loading.MOST_PAIRS", 3)
     with pytest.raises(DataError, match="frame 'seg_000' has 4 pairs"):
-        load(predictions(), truth())
+        load_boxes(predictions(), truth())
 
 
 def test_files(tmp_path):
@@ -201,7 +202,7 @@ def test_writing_leaves_nothing_half_done(tmp_path, monkeypatch):
             stream.write(b"PAR1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kdlib.metric.tables.pq.write_table", full_disk)
+    monkeypatch.setattr("kdlib.metric.box_tables.pq.write_table", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_predictions(target, predictions(2))
     assert target.read_bytes() == before

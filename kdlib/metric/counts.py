@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.metric.iou import Candidates, find_candidates
-from kdlib.metric.matching import Matches, match
-from kdlib.metric.objects import Predictions, Scene, Truth
-from kdlib.metric.shards import Generator
-
-Int64 = NDArray[np.int64]
-Float32 = NDArray[np.float32]
+from kdlib.metric.matching import match_boxes
+from kdlib.metric.objects import EvalBoxes, Predictions, Rows, Truth
+from kdlib.metric.shards import LEVELS, Generator
+from kdlib.types import Float32, Float64, FloatArray, Int64, IntArray
 
 # IoU a pair must reach, by Waymo's type number (UNKNOWN, VEHICLE, PEDESTRIAN, SIGN, CYCLIST).
 IOU_THRESHOLDS = np.array((0.0, 0.7, 0.5, 0.5, 0.5), np.float32)
@@ -22,29 +19,30 @@ CUTOFFS = np.append(np.arange(100) * 0.01, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Counts:
+class Counts(Rows):
     """What one or many frames contribute, per breakdown S and score cutoff C."""
 
-    tp: NDArray[np.integer]  # (F, S, C) matched predictions, whatever the level of the ground truth
-    fp: NDArray[np.integer]  # (F, S, C) unmatched predictions outside no-label zones
-    fn1: NDArray[np.integer]  # (F, S, C) unmatched LEVEL_1 ground truth
-    fn2: NDArray[np.integer]  # (F, S, C) unmatched ground truth of both levels
+    tp: IntArray  # (F, S, C) matched predictions, whatever the level of the ground truth
+    fp: IntArray  # (F, S, C) unmatched predictions outside no-label zones
+    fn1: IntArray  # (F, S, C) unmatched LEVEL_1 ground truth
+    fn2: IntArray  # (F, S, C) unmatched ground truth of both levels
     sum_ha: Float32  # (F, S, C) heading accuracy summed over the matched predictions
 
-    def fn(self, level: int) -> NDArray[np.integer]:
+    def fn(self, level: int) -> IntArray:
         """Return the misses at LEVEL_1 or LEVEL_2."""
         return self.fn1 if level == 1 else self.fn2
 
     def narrow(self) -> Counts:
         """Return the same with counts in 16 bits where they fit: kept for thousands of frames, the size matters."""
-        counts: tuple[NDArray[np.integer], ...] = (self.tp, self.fp, self.fn1, self.fn2)
-        if max(int(c.max(initial=0)) for c in counts) < 2**15:
-            counts = tuple(c.astype(np.int16) for c in counts)
-        tp, fp, fn1, fn2 = counts
-        return Counts(tp, fp, fn1, fn2, self.sum_ha)
+        columns = vars(self)
+        if max(int(columns[name].max(initial=0)) for name in ("tp", "fp", "fn1", "fn2")) >= 2**15:
+            return self
+        return Counts(
+            **{name: values.astype(np.int16) for name, values in columns.items() if name != "sum_ha"}, sum_ha=self.sum_ha
+        )
 
 
-def count_frames(scene: Scene, generators: tuple[Generator, ...], cutoffs: Float32 = CUTOFFS) -> Counts:
+def count_frames(scene: EvalBoxes, generators: tuple[Generator, ...], cutoffs: Float32 = CUTOFFS) -> Counts:
     """Return the counts of a few frames (metric spec sections 5 and 6); the order of frames and of boxes within one is kept.
 
     Args:
@@ -64,7 +62,7 @@ def count_frames(scene: Scene, generators: tuple[Generator, ...], cutoffs: Float
     level = np.searchsorted(cutoffs, predictions.score, side="right").astype(np.int64)
     level[np.isnan(predictions.score)] = 0
     parts = [_count_generator(predictions, truth, candidates, level, g, scene.frames, len(cutoffs)) for g in generators]
-    return Counts(*(np.concatenate([getattr(p, name) for p in parts], axis=1) for name in Counts.__dataclass_fields__))
+    return Counts.joined(parts, axis=1)
 
 
 def _count_generator(
@@ -73,27 +71,26 @@ def _count_generator(
     shards = len(generator.names)
     row_p = predictions.frame * shards + generator.shard(predictions.kind, predictions.box)
     row_g = truth.frame * shards + generator.shard(truth.kind, truth.box)
-    matches = match(candidates.take(row_p[candidates.prediction] == row_g[candidates.truth]), level, row_p, row_g)
+    matches = match_boxes(candidates.take(row_p[candidates.prediction] == row_g[candidates.truth]), level, row_p, row_g)
     # In prediction order: sums of float32 depend on it.
-    order = np.argsort(matches.prediction, kind="stable")
-    p, g, low, high = (getattr(matches, name)[order] for name in Matches.__dataclass_fields__)
+    matches = matches.take(np.argsort(matches.prediction, kind="stable"))
+    p, g, low, high = matches.prediction, matches.truth, matches.low, matches.high
     grid = _Grid(frames * shards, cutoffs)
 
     seen = ~predictions.overlap_nlz
     tp = grid.count(row_p[p], low, high)
-    matched_seen = seen[p]
-    fp = grid.count(row_p[seen], np.zeros(seen.sum(), np.int64), level[seen])
-    fp = fp - grid.count(row_p[p[matched_seen]], low[matched_seen], high[matched_seen])
+    hits = seen[p]
+    fp = grid.count(row_p[seen], np.zeros(seen.sum(), np.int64), level[seen]) - grid.count(row_p[p[hits]], low[hits], high[hits])
     misses = []
-    for hardest in (1, 2):
+    for hardest in LEVELS:
         counted = truth.difficulty <= hardest
-        found = counted[g]
+        hits = counted[g]
         total = np.bincount(row_g[counted], minlength=frames * shards)[:, None]
-        misses.append(total - grid.count(row_g[g[found]], low[found], high[found]))
+        misses.append(total - grid.count(row_g[g[hits]], low[hits], high[hits]))
     accuracy = heading_accuracy(predictions.box[p, 6], truth.box[g, 6])
     sum_ha = grid.add(row_p[p], low, high, accuracy)
     shape = (frames, shards, cutoffs)
-    counts = [a.reshape(shape).astype(np.int32) for a in (tp, fp, *misses)]
+    counts = [column.reshape(shape).astype(np.int32) for column in (tp, fp, *misses)]
     return Counts(counts[0], counts[1], counts[2], counts[3], sum_ha.reshape(shape))
 
 
@@ -123,19 +120,18 @@ class _Grid:
         return sums.reshape(self.rows, self.cutoffs)
 
 
-def heading_accuracy(prediction: NDArray[np.floating], truth: NDArray[np.floating]) -> Float32:
+def heading_accuracy(prediction: FloatArray, truth: FloatArray) -> Float32:
     """Return 1 - (angle between two headings) / pi, in [0, 1] (N,), with the official roundings (metric spec section 6)."""
-    first, second = wrap_heading(prediction).astype(np.float32), wrap_heading(truth).astype(np.float32)
+    first, second = wrap_by_remainder(prediction).astype(np.float32), wrap_by_remainder(truth).astype(np.float32)
     difference = np.abs(first - second).astype(np.float64)
     folded = (2.0 * np.pi - difference).astype(np.float32).astype(np.float64)
     difference = np.where(difference > np.pi, folded, difference)
     return np.clip(1.0 - difference / np.pi, 0.0, 1.0).astype(np.float32)
 
 
-def wrap_heading(heading: NDArray[np.floating]) -> NDArray[np.float64]:
+def wrap_by_remainder(heading: FloatArray) -> Float64:
     """Return headings in [-pi, pi), by the truncating remainder in float64."""
-    turned = np.fmod(heading.astype(np.float64), 2.0 * np.pi)
-    result: NDArray[np.float64] = np.where(
-        turned >= np.pi, turned - 2.0 * np.pi, np.where(turned < -np.pi, turned + 2.0 * np.pi, turned)
-    )
-    return result
+    turned: Float64 = np.fmod(heading.astype(np.float64), 2.0 * np.pi)
+    turned[turned >= np.pi] -= 2.0 * np.pi
+    turned[turned < -np.pi] += 2.0 * np.pi
+    return turned

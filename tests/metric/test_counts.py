@@ -5,9 +5,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from kdlib.metric.assignment import kuhn_munkres, weights_from_iou
-from kdlib.metric.counting import CUTOFFS, IOU_THRESHOLDS, count_frames, heading_accuracy, wrap_heading
-from kdlib.metric.iou import iou_3d
-from kdlib.metric.objects import scene_from_arrays
+from kdlib.metric.counts import CUTOFFS, IOU_THRESHOLDS, count_frames, heading_accuracy, wrap_by_remainder
+from kdlib.metric.iou import metric_iou
 from kdlib.metric.shards import OBJECT_TYPE, RANGE, centre_distance
 
 SIZES = np.array([[1, 1, 1], [4.5, 2, 1.7], [0.8, 0.8, 1.7], [0.4, 0.9, 0.8], [1.8, 0.8, 1.7]])
@@ -50,12 +49,12 @@ def shard_of(generator, kind, box):
     return (kind - 1) * 3 + (0 if distance < 30 else 1 if distance < 50 else 2)
 
 
-def naive_counts(scene, generator, solve):
+def naive_counts(boxes, generator, solve):
     """Sections 4 to 6 word by word: one assignment per frame, shard and cutoff."""
-    shape = (scene.frames, len(generator.names), len(CUTOFFS))
+    shape = (boxes.frames, len(generator.names), len(CUTOFFS))
     tp, fp, fn1, fn2 = (np.zeros(shape, int) for _ in range(4))
     sum_ha = np.zeros(shape, np.float32)
-    pd, gt = scene.predictions, scene.truth
+    pd, gt = boxes.predictions, boxes.truth
     shard_p = np.array([shard_of(generator, k, b) for k, b in zip(pd.kind, pd.box)], int)
     shard_g = np.array([shard_of(generator, k, b) for k, b in zip(gt.kind, gt.box)], int)
     for f, s, c in np.ndindex(*shape):
@@ -63,7 +62,7 @@ def naive_counts(scene, generator, solve):
         columns = np.flatnonzero((gt.frame == f) & (shard_g == s))
         pairs = {}
         if len(rows) and len(columns):
-            iou = iou_3d(np.repeat(pd.box[rows], len(columns), 0), np.tile(gt.box[columns], (len(rows), 1)))
+            iou = metric_iou(np.repeat(pd.box[rows], len(columns), 0), np.tile(gt.box[columns], (len(rows), 1)))
             iou = iou.reshape(len(rows), len(columns))
             weights = np.where(iou >= IOU_THRESHOLDS[pd.kind[rows]][:, None], weights_from_iou(iou), 0)
             pairs = dict(solve(weights))
@@ -85,23 +84,23 @@ def scipy_pairs(weights):
 
 
 @pytest.mark.parametrize(("generator", "ties"), [(OBJECT_TYPE, False), (RANGE, False), (OBJECT_TYPE, True)])
-def test_counts_equal_one_assignment_per_frame_shard_and_cutoff(generator, ties):
+def test_counts_equal_one_assignment_per_frame_shard_and_cutoff(eval_boxes, generator, ties):
     columns = random_columns(4, frames=3, ties=ties)
     if generator is RANGE:
         for side in ("prediction_box", "truth_box"):
             columns[side][:, 0] += 30.0  # across the border
-    scene, _ = scene_from_arrays(**columns)
-    got = count_frames(scene, (generator,))
-    expected = naive_counts(scene, generator, kuhn_munkres if ties else scipy_pairs)
+    boxes, _ = eval_boxes(**columns)
+    got = count_frames(boxes, (generator,))
+    expected = naive_counts(boxes, generator, kuhn_munkres if ties else scipy_pairs)
     for name, values in zip(("tp", "fp", "fn1", "fn2", "sum_ha"), expected):
         np.testing.assert_array_equal(getattr(got, name), values, err_msg=name)
 
 
-def test_chunks_change_nothing():
-    scene, _ = scene_from_arrays(**random_columns(1))
-    whole = count_frames(scene, (OBJECT_TYPE, RANGE))
+def test_chunks_change_nothing(eval_boxes):
+    boxes, _ = eval_boxes(**random_columns(1))
+    whole = count_frames(boxes, (OBJECT_TYPE, RANGE))
     for most_frames, most_pairs in ((1, 10**6), (4, 10**6), (64, 500)):
-        parts = [count_frames(chunk, (OBJECT_TYPE, RANGE)) for chunk in scene.chunks(most_frames, most_pairs)]
+        parts = [count_frames(chunk, (OBJECT_TYPE, RANGE)) for chunk in boxes.chunks(most_frames, most_pairs)]
         for name in ("tp", "fp", "fn1", "fn2", "sum_ha"):
             np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
 
@@ -111,10 +110,10 @@ def test_cutoffs_are_float32():
     assert CUTOFFS[7] == np.float32(0.07) and CUTOFFS[-1] == 1.0
 
 
-def test_a_score_on_the_grid_passes_its_cutoff():
+def test_a_score_on_the_grid_passes_its_cutoff(eval_boxes):
     box = np.array([[5, 0, 0, 4, 2, 1.5, 0]])
     for cutoff in (0, 7, 29, 58, 100):
-        scene, _ = scene_from_arrays(
+        boxes, _ = eval_boxes(
             prediction_frame=np.array([0]),
             prediction_box=box,
             prediction_type=np.array([1]),
@@ -124,7 +123,7 @@ def test_a_score_on_the_grid_passes_its_cutoff():
             truth_type=np.array([1]),
             difficulty=np.array([1]),
         )
-        assert count_frames(scene, (OBJECT_TYPE,)).tp[0, 0].tolist() == [1] * (cutoff + 1) + [0] * (100 - cutoff)
+        assert count_frames(boxes, (OBJECT_TYPE,)).tp[0, 0].tolist() == [1] * (cutoff + 1) + [0] * (100 - cutoff)
 
 
 def test_range_borders_and_distance():
@@ -145,6 +144,6 @@ def test_heading_accuracy_by_hand():
 
 
 def test_wrap_heading_stays_in_the_half_open_interval():
-    wrapped = wrap_heading(np.linspace(-20, 20, 1001))
+    wrapped = wrap_by_remainder(np.linspace(-20, 20, 1001))
     assert (wrapped >= -np.pi).all() and (wrapped < np.pi).all()
-    assert wrap_heading(np.array([np.pi]))[0] == -np.pi
+    assert wrap_by_remainder(np.array([np.pi]))[0] == -np.pi

@@ -1,28 +1,26 @@
-"""A predictions table in, the leaderboard's ``Objects`` file out; and such a file in, tables out."""
+"""Predictions as the leaderboard's ``Objects`` file, and such a file back as a table."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from kdlib import records
+from kdlib.data.segment import BOX_NUMBERS
 from kdlib.errors import DataError
-from kdlib.metric.checks import BOX_COLUMNS, PREDICTION_COLUMNS, check_boxes, check_columns, check_scores, check_types
-from kdlib.metric.columns import Source, batches, head
-from kdlib.metric.tables import TIMESTAMPS
+from kdlib.metric import box_tables
+from kdlib.metric.box_tables import PREDICTION_COLUMNS, TIMESTAMPS, BoxTable
 from kdlib.tools.judge.objects_proto import message
 
 _PROTO_NAMES = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
-_OPTIONAL = ("overlap_nlz", "context_name", "frame_timestamp_micros")
+_PLACE = ("context_name", "frame_timestamp_micros")
 _UNSET_SCORE = 1.0  # of the official command-line tool
 
 
-def export_objects(predictions: Source, path: str | Path, name: str = "the predictions table") -> int:
+def export_objects(predictions: BoxTable, path: str | Path, name: str = "the predictions table") -> int:
     """Write predictions as a serialised ``waymo.open_dataset.Objects``, whole or not at all; return the number of boxes.
 
     A box needs its frame's context name and timestamp. They come from the columns ``context_name`` and
@@ -38,32 +36,20 @@ def export_objects(predictions: Source, path: str | Path, name: str = "the predi
     Raises:
         DataError: If a frame's time or segment is unknown, or a box makes no sense.
     """
-    check_columns(head(predictions), PREDICTION_COLUMNS, name)
-    frames = _frames(predictions.schema, name)
-    wanted = [column for column in (*PREDICTION_COLUMNS, *_OPTIONAL) if column in predictions.schema.names]
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            # Messages written one after the other are one message with all their repeated fields.
-            for table in batches(predictions, wanted):
-                file.write(_objects(table, frames, name))
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    box_tables.check_columns(predictions.schema, PREDICTION_COLUMNS, name)
+    present = set(predictions.schema.names)
+    frames = None if present.issuperset(_PLACE) else _frames(predictions.schema, name)
+    columns = [*PREDICTION_COLUMNS, *(column for column in ("overlap_nlz", *_PLACE) if column in present)]
+    with records.replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        # Messages written one after the other are one message with all their repeated fields.
+        for table in box_tables.row_batches(predictions, columns):
+            file.write(_objects(table, frames, name))
     return int(predictions.num_rows)
 
 
-def _frames(schema: pa.Schema, name: str) -> Mapping[Any, tuple[str, int]] | None:
-    """Return (context name, microseconds) of every frame id, None if the table has columns for them."""
-    if {"context_name", "frame_timestamp_micros"} <= set(schema.names):
-        return None
-    facts = {key.decode(): value for key, value in (schema.metadata or {}).items()}
-    try:
-        ids, times = json.loads(facts.get("frame_ids", "[]")), json.loads(facts.get(TIMESTAMPS, "[]"))
-    except ValueError as error:
-        raise DataError(f"{name}: its metadata frame_ids and {TIMESTAMPS} are no JSON lists ({error})") from error
+def _frames(schema: pa.Schema, name: str) -> Mapping[Any, tuple[str, int]]:
+    """Return (context name, microseconds) of every frame id a table's metadata names."""
+    ids, times = box_tables.stated(schema, "frame_ids"), box_tables.stated(schema, TIMESTAMPS)
     if not times or len(ids) != len(times):
         raise DataError(
             f"{name}: the leaderboard wants the time of every frame, but this table states {len(times)} for {len(ids)} frames; "
@@ -73,35 +59,27 @@ def _frames(schema: pa.Schema, name: str) -> Mapping[Any, tuple[str, int]] | Non
 
 
 def _objects(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name: str) -> bytes:
-    ids = table.column("frame_id").to_pylist()
-    box = np.stack([table.column(column).cast(pa.float64()).to_numpy() for column in BOX_COLUMNS], axis=1)
-    kind, score = table.column("type").to_numpy(), table.column("score").cast(pa.float64()).to_numpy()
-    rows = np.arange(len(ids))
-    check_boxes(box, ids, rows, name)
-    check_types(kind, name)
-    check_scores(score, ids, rows, name)
-    flags = table.column("overlap_nlz").fill_null(False).to_pylist() if "overlap_nlz" in table.column_names else None
+    boxes, kinds = box_tables.boxes_of(table, name).tolist(), box_tables.types_of(table, name).tolist()
+    scores, flags = box_tables.scores_of(table, name).tolist(), box_tables.flags_of(table, name).tolist()
     objects = message("Objects")()
-    for i, (context, time) in enumerate(_places(table, ids, frames, name)):
-        item = objects.objects.add(context_name=context, frame_timestamp_micros=time, score=score[i])
-        item.object.type = int(kind[i])
-        for field, value in zip(_PROTO_NAMES, box[i].tolist()):
+    for (context, time), box, kind, score, flag in zip(_places(table, frames, name), boxes, kinds, scores, flags):
+        item = objects.objects.add(context_name=context, frame_timestamp_micros=time, score=score)
+        item.object.type = kind
+        for field, value in zip(_PROTO_NAMES, box):
             setattr(item.object.box, field, value)
-        if flags is not None:
-            item.overlap_with_nlz = flags[i]
+        if "overlap_nlz" in table.column_names:
+            item.overlap_with_nlz = flag
     return bytes(objects.SerializeToString())
 
 
-def _places(
-    table: pa.Table, ids: Sequence[Any], frames: Mapping[Any, tuple[str, int]] | None, name: str
-) -> Iterator[tuple[str, int]]:
+def _places(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name: str) -> Iterator[tuple[str, int]]:
     if frames is None:
-        for context, time in zip(*(table.column(column).to_pylist() for column in ("context_name", "frame_timestamp_micros"))):
+        for context, time in zip(*(table.column(column).to_pylist() for column in _PLACE)):
             if not context or time is None:
                 raise DataError(f"{name}: a box has no context_name or no frame_timestamp_micros; every box needs both")
             yield context, int(time)
         return
-    for frame in ids:
+    for frame in table.column("frame_id").to_pylist():
         if frame not in frames:
             raise DataError(f"{name}: frame {frame!r} is not among the frame_ids of its metadata, so its time is unknown")
         yield frames[frame]
@@ -130,7 +108,7 @@ def import_objects(path: str | Path) -> pa.Table:
 
 _IMPORTED = pa.schema(
     [("frame_id", pa.string()), ("context_name", pa.string()), ("frame_timestamp_micros", pa.int64())]
-    + [(column, pa.float64()) for column in BOX_COLUMNS]
+    + [(column, pa.float64()) for column in BOX_NUMBERS]
     + [("type", pa.int8()), ("score", pa.float32()), ("overlap_nlz", pa.bool_())]
     + [("difficulty", pa.int8()), ("num_points", pa.int64()), ("speed_x", pa.float64()), ("speed_y", pa.float64())]
 )

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from kdlib.errors import DataError
-from kdlib.metric.tables import TIMESTAMPS, predictions_table
+from kdlib.metric.box_tables import TIMESTAMPS, predictions_table
 from kdlib.metric.waymo_metrics import evaluate_tables
-from kdlib.tools.judge.export import export_objects, import_objects
+from kdlib.tools.judge.leaderboard import export_objects, import_objects
 from kdlib.tools.judge.objects_proto import message
 
 SEGMENT = "1024360143612057520_3580_000_3600_000"
@@ -47,7 +47,7 @@ def test_bytes_are_those_of_the_official_message(tmp_path):
 
 
 def test_round_trip_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdlib.metric.columns._ROWS", 2)
+    monkeypatch.setattr("kdlib.metric.box_tables._ROWS", 2)
     source = table(5, overlap_nlz=pa.array([True, False, None, True, False]))
     assert export_objects(source, tmp_path / "o.bin") == 5
     again = import_objects(tmp_path / "o.bin")
@@ -79,7 +79,7 @@ def test_nothing_found_is_an_empty_message(tmp_path):
     [
         (table(metadata=False), "the time of every frame, but this table states 0 for 0 frames"),
         (table().replace_schema_metadata({"frame_ids": '["a"]', TIMESTAMPS: "[1]"}), "frame .* is not among the frame_ids"),
-        (table().replace_schema_metadata({"frame_ids": "nonsense", TIMESTAMPS: "[1]"}), "are no JSON lists"),
+        (table().replace_schema_metadata({"frame_ids": "nonsense", TIMESTAMPS: "[1]"}), "not a JSON list"),
         (table(score=pa.array([0.1, 1.5, 0.2])), "has the score 1.5"),
         (table(type=pa.array([1, 9, 2])), "type 9 is none of Waymo's"),
         (table(x=pa.array([1.0, float("nan"), 2.0])), "has x = nan"),

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdlib.errors import DataError
-from kdlib.metric import columns
-from kdlib.metric.columns import TableFile, read_predictions, read_truth
+from kdlib.metric import box_tables
+from kdlib.metric.box_tables import TableFile
+from kdlib.metric.loading import load_boxes
 
 BOX = ("x", "y", "z", "length", "width", "height", "heading")
 
@@ -27,50 +28,53 @@ def table(count=10, seed=0):
     )
 
 
-def same(a, b):
-    assert a.ids == b.ids and a.labelled == b.labelled
-    for name in ("frame", "box", "kind"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    assert a.more.keys() == b.more.keys()
-    for name, values in a.more.items():
-        np.testing.assert_array_equal(values, b.more[name])
+def load(source):
+    """The boxes of one source on both sides, and its frame ids."""
+    loaded = load_boxes(source, source, strict=False)
+    return loaded.boxes.predictions, loaded.boxes.truth, loaded.frame_ids
 
 
-@pytest.mark.parametrize("read", [read_predictions, read_truth])
+def same(first, second):
+    assert first[2] == second[2]
+    for a, b in zip(first[:2], second[:2]):
+        for name, values in vars(a).items():
+            np.testing.assert_array_equal(values, vars(b)[name])
+
+
 @pytest.mark.parametrize("encode", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_a_file_in_any_batches_is_the_table(read, encode, rows, tmp_path, monkeypatch):
-    whole = read(table(), "t")
-    assert [whole.ids[i] for i in whole.frame] == table()["frame_id"].to_pylist()
+def test_a_file_in_any_batches_is_the_table(encode, rows, tmp_path, monkeypatch):
+    whole = load(table())
+    assert [whole[2][i] for i in whole[0].frame] == sorted(table()["frame_id"].to_pylist())
     written = table()
     if encode:
         written = written.set_column(0, "frame_id", written["frame_id"].dictionary_encode())
     pq.write_table(written, tmp_path / "t.parquet", row_group_size=4)
-    monkeypatch.setattr(columns, "_ROWS", rows)
-    same(whole, read(TableFile.open(tmp_path / "t.parquet", "t"), "t"))
-    same(whole, read(written, "t"))
+    monkeypatch.setattr(box_tables, "_ROWS", rows)
+    same(whole, load(TableFile.open(tmp_path / "t.parquet", "t")))
+    same(whole, load(written))
 
 
 def test_integer_ids(tmp_path):
     numbered = table().set_column(0, "frame_id", pa.array(np.arange(10) // 3))
     pq.write_table(numbered, tmp_path / "t.parquet")
-    found = read_predictions(TableFile.open(tmp_path / "t.parquet", "t"), "t")
-    assert found.ids == [0, 1, 2, 3] and found.frame.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    predictions, _, ids = load(TableFile.open(tmp_path / "t.parquet", "t"))
+    assert ids == (0, 1, 2, 3) and predictions.frame.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
 def test_values_of_other_rows_in_a_dictionary_are_no_frames():
     encoded = table().set_column(0, "frame_id", pa.DictionaryArray.from_arrays([1] * 10, ["phantom", "real"]))
-    assert read_predictions(encoded, "t").ids == ["real"]
+    assert load(encoded)[2] == ("real",)
 
 
 def test_a_row_without_a_box_only_names_its_frame():
     source = table(3)
+    source = source.set_column(source.column_names.index("num_points"), "num_points", pa.array([5, 5, 5]))
     nulls = {
         name: pa.array([None, *source[name].to_pylist()[1:]], source.schema.field(name).type) for name in source.column_names[1:]
     }
-    source = pa.table({"frame_id": ["a", "b", "b"], **nulls})
-    found = read_truth(source, "t")
-    assert found.ids == ["a", "b"] and found.labelled == {"b"} and len(found.box) == 2
+    loaded = load_boxes(table(1).slice(0, 0), pa.table({"frame_id": ["a", "b", "b"], **nulls}), strict=False)
+    assert loaded.frame_ids == ("a", "b") and loaded.boxes.truth.frame.tolist() == [1, 1] and loaded.without_points == 0
 
 
 def test_damage_found_while_reading_names_the_file(tmp_path):
@@ -79,9 +83,9 @@ def test_damage_found_while_reading_names_the_file(tmp_path):
     file = TableFile.open(path, "predictions")
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"predictions file '.*t.parquet' is no readable Parquet"):
-        read_predictions(file, "t")
+        load(file)
 
 
 def test_no_rows():
-    found = read_predictions(table(0), "t")
-    assert found.ids == [] and found.box.shape == (0, 7) and found.box.dtype == np.float32
+    predictions, _, ids = load(table(1).slice(0, 0))
+    assert ids == () and predictions.box.shape == (0, 7) and predictions.box.dtype == np.float32
