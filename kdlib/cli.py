@@ -87,7 +87,7 @@ def _prepare(
 
     splits = split or preparing.SPLITS
     if dry_run:
-        expected = preparing.plan(source, out, splits, workers, scheduler, objects)
+        expected = preparing.estimate_prepare(source, out, splits, workers, scheduler, objects)
         _print(expected.to_dict()) if as_json else print(expected)
         return
     try:

@@ -1,4 +1,4 @@
-"""A function and tasks enter, results leave as they come: from this process, a Dask cluster of this machine, or a running one."""
+"""Runs a function over many tasks: in this process, on a Dask cluster of this machine, or on a running one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import pyarrow as pa
@@ -26,7 +27,6 @@ WORKER_MEMORY = 3 << 29
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _CONNECT, _CLOSE = 20, 10  # seconds
-_LOGGERS = ("distributed", "tornado", "asyncio")
 _SETTINGS = {
     # Results are a few hundred bytes: nothing to spill, and a paused worker would only look like a hanging one.
     **{f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")},
@@ -38,28 +38,18 @@ _SETTINGS = {
 _AGAIN = "finished segments are kept, the same command continues"
 
 
-def worker_count(wanted: int, tasks: int) -> int:
+def worker_count(asked: int, tasks: int) -> int:
     """Return how many processes to start: no more than tasks; 0 means all cores, or as many as the free memory can feed.
 
     Raises:
-        ConfigError: If ``wanted`` is negative.
+        ConfigError: If ``asked`` is negative.
     """
-    if wanted < 0:
-        raise ConfigError(f"workers is {wanted}; give a number of processes, or 0 for all cores")
-    if not wanted:
+    if asked < 0:
+        raise ConfigError(f"workers is {asked}; give a number of processes, or 0 for all cores")
+    if not asked:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        wanted = min(cores, max(1, psutil.virtual_memory().available // WORKER_MEMORY))
-    return max(1, min(wanted, tasks))
-
-
-def cluster_cores(address: str) -> int:
-    """Return the threads of a running cluster.
-
-    Raises:
-        DataError: If no scheduler answers there, or it has no worker.
-    """
-    with connect(address) as client:
-        return int(sum(client.ncores().values()))
+        asked = min(cores, psutil.virtual_memory().available // WORKER_MEMORY)
+    return max(1, min(asked, tasks))
 
 
 def run_tasks(
@@ -79,11 +69,24 @@ def run_tasks(
         DataError: Whatever the function raises, or if a process dies or the scheduler is lost.
     """
     if scheduler is None and (workers <= 1 or len(tasks) <= 1):
-        for task in tasks:
-            yield task, function(task)
+        yield from ((task, function(task)) for task in tasks)
         return
     with connect(scheduler) if scheduler else _local(min(workers, len(tasks))) as client:
         yield from _collect(client, function, tasks)
+
+
+def cluster_cores(address: str) -> int:
+    """Return the threads of a running cluster.
+
+    Raises:
+        DataError: If no scheduler answers there, or it has no worker.
+    """
+    with connect(address) as client:
+        return _threads(client)
+
+
+def _threads(client: Client) -> int:
+    return int(sum(client.ncores().values()))
 
 
 def _on_worker(function: Callable[[_T], _R], task: _T) -> _R:
@@ -94,48 +97,36 @@ def _on_worker(function: Callable[[_T], _R], task: _T) -> _R:
 def _collect(client: Client, function: Callable[[_T], _R], tasks: Sequence[_T]) -> Iterator[tuple[_T, _R]]:
     from distributed import as_completed
 
-    arriving, waiting, failure = as_completed(loop=client.loop), iter(tasks), None
-    flying: dict[Any, tuple[_T, Any]] = {}
+    arriving = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+    waiting, flying, failure = iter(tasks), dict[str, _T](), None
+    lost = DataError(f"the Dask scheduler was lost; start one and run the same command again ({_AGAIN})")
 
     def start() -> None:
-        threads = sum(client.ncores().values())
-        while failure is None and len(flying) < max(1, threads):
-            task = next(waiting, None)
-            if task is None:
-                return
+        for task in islice(waiting, max(1, _threads(client)) - len(flying)):
             future = client.submit(_on_worker, function, task, pure=False)
-            flying[future.key] = task, future
+            flying[future.key] = task
             arriving.add(future)
 
     try:
-        with _connected():
-            start()
-        while flying:
-            with _connected():
-                future = next(arriving)
-            task, _ = flying.pop(future.key)
-            problem = _problem(future)
-            if problem is None:
-                yield task, future.result()
-                with _connected():
-                    start()
-            else:  # kept, and raised when the others are done
-                failure = failure or problem
-    finally:
-        left = [future for _, future in flying.values()]
-        if left and client.status == "running":
-            client.cancel(left)
-    if failure is not None:
-        raise failure
+        start()
+        for future, result in arriving:
+            task = flying.pop(future.key)
+            if future.status == "finished":
+                yield task, result
+            else:  # raised when the others are done
+                failure = failure or (_explained(result[1]) if future.status == "error" else lost)
+            if failure is None:
+                start()
+    except (OSError, asyncio.TimeoutError, CancelledError) as error:
+        raise lost from error
+    if failure or flying:
+        raise failure or lost
 
 
-def _problem(future: Any) -> BaseException | None:
+def _explained(error: BaseException) -> BaseException:
+    """Say in one sentence what happened to a worker; what the function itself raised stays as it is."""
     from distributed.scheduler import KilledWorker
 
-    if future.status in ("cancelled", "lost"):
-        return _lost()
-    with _connected():
-        error: BaseException | None = future.exception()
     if isinstance(error, KilledWorker):
         return DataError(f"a preparing process died, most likely out of memory; run again with fewer workers ({_AGAIN})")
     if isinstance(error, ModuleNotFoundError):
@@ -143,52 +134,30 @@ def _problem(future: Any) -> BaseException | None:
     return error
 
 
-def _lost() -> DataError:
-    return DataError(f"the Dask scheduler was lost; start one and run the same command again ({_AGAIN})")
-
-
 @contextmanager
-def _connected() -> Iterator[None]:
-    """Turn what a broken connection raises into one sentence."""
-    try:
-        yield
-    except (OSError, asyncio.TimeoutError, CancelledError, StopIteration) as error:
-        raise _lost() from error
+def _prepared_dask() -> Iterator[None]:
+    """Set what a preparation needs of Dask, and keep its remarks about its own workings off the screen."""
+    import dask
+    import distributed  # noqa: F401  # makes the loggers
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Dask's remarks about its own workings off the screen."""
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _LOGGERS]
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _kept_environment() -> Iterator[None]:
-    """Undo what Dask sets for its workers: one thread and an eager malloc, which trainings started later would inherit."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado", "asyncio"))]
+    levels = {name: logging.getLogger(name).level for name in names}
+    with dask.config.set(_SETTINGS):
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 @contextmanager
 def _local(workers: int) -> Iterator[Client]:
-    import dask
     from distributed import Client, LocalCluster
 
-    with dask.config.set(_SETTINGS), _quiet(), _kept_environment():
+    before = dict(os.environ)
+    with _prepared_dask():
         try:
             cluster = LocalCluster(
                 n_workers=workers,
@@ -205,6 +174,10 @@ def _local(workers: int) -> Iterator[Client]:
                 yield client
         finally:
             _close(cluster)
+            # Dask sets one thread and an eager malloc for its workers, which trainings started later would inherit.
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+            os.environ.update(before)
 
 
 def _close(cluster: LocalCluster) -> None:
@@ -224,11 +197,15 @@ def connect(address: str) -> Iterator[Client]:
     Raises:
         DataError: If no scheduler answers there, or it has no worker.
     """
-    import dask
     from distributed import Client
+    from distributed.comm.addressing import get_address_host_port, parse_address
 
-    with dask.config.set(_SETTINGS), _quiet():
-        _knock(address)
+    with _prepared_dask():
+        try:  # knock first: a Dask client that could not connect would keep the process waiting for a minute
+            if parse_address(address)[0] in ("tcp", "tls"):
+                socket.create_connection(get_address_host_port(address, strict=True), _CONNECT).close()
+        except (OSError, ValueError) as error:
+            raise DataError(f"no Dask scheduler answers at {address} ({error}); start one with 'dask scheduler'") from error
         try:
             client = Client(address, timeout=_CONNECT, set_as_default=False)
         except (OSError, asyncio.TimeoutError, ValueError) as error:
@@ -242,14 +219,3 @@ def connect(address: str) -> Iterator[Client]:
                     f"start some with 'dask worker {address}' from this environment"
                 ) from error
             yield client
-
-
-def _knock(address: str) -> None:
-    """See whether somebody listens: a Dask client that could not connect would keep the process waiting for a minute."""
-    from distributed.comm.addressing import get_address_host_port, parse_address
-
-    try:
-        if parse_address(address)[0] in ("tcp", "tls"):
-            socket.create_connection(get_address_host_port(address, strict=True), _CONNECT).close()
-    except (OSError, ValueError) as error:
-        raise DataError(f"no Dask scheduler answers at {address} ({error}); start one with 'dask scheduler'") from error

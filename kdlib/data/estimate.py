@@ -1,8 +1,7 @@
-"""A Waymo folder and a store's place enter; what preparing will take leaves: frames, disk, memory and time."""
+"""Lists the segments to prepare, and reckons from a few samples what preparing all will take: disk, memory and time."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import statistics
 import tempfile
@@ -10,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 from kdlib import records
 from kdlib.data.cluster import WORKER_MEMORY
 from kdlib.data.object_bank import EVERY
+from kdlib.data.points import POINT
 from kdlib.data.segment import MANIFEST, write_segment, writing
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES, Frame
+from kdlib.types import WAYMO_TYPES, Frame, FrameLabels
 from kdlib.waymo import tfrecord
 from kdlib.waymo.components import component_files, reading
 from kdlib.waymo.segments import detect_format, list_segments, read_segment, segment_files
 
-_SAMPLES, _SAMPLE_FRAMES = 3, 3
+_SAMPLE_FRAMES = 3
 _READERS = 16  # threads that look at small files; a network disk answers many at once
-_POINT_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SegmentTask:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PrepareEstimate:
     """What preparing will take; figures per frame are measured on samples of the source, on this machine."""
 
     segments: Mapping[str, int]  # by split
@@ -83,11 +83,10 @@ class Estimate:
         disk, duration = f"{_bytes(self.store_bytes)} to be written", f"about {_duration(self.seconds)}"
         if not self.sampled_frames:
             disk = duration = "unknown, for the sampled segments cannot be read"
-        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         lines += [
             f"disk:   {disk}; {_bytes(self.free_bytes)} free{'' if self.fits else ', which is NOT ENOUGH'}",
             f"memory: at most {self.workers} x {_bytes(WORKER_MEMORY)}; {_bytes(self.available_memory)} available here",
-            f"time:   {duration}, with {workers}",
+            f"time:   {duration}, with {self.workers} worker{'s' if self.workers > 1 else ''}",
             f"        ({self.frames_to_do:,} frames to do; measured on {self.sampled_frames} of them, here and now)",
         ]
         return "\n".join(lines)
@@ -95,41 +94,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sample:
-    frames: int  # of the whole segment
-    seconds_opening: float
-    seconds_a_frame: float
-    bytes_a_frame: float
-    object_bytes_a_frame: float
+    frames: int = 0  # of the whole segment
+    sampled: int = 0
+    seconds_opening: float = 0.0
+    seconds_a_frame: float = 0.0
+    bytes_a_frame: float = 0.0
+    object_bytes_a_frame: float = 0.0
 
 
-def survey(source: Path, out: Path, splits: Sequence[str]) -> dict[str, list[SegmentTask]]:
-    """List what is to be prepared, by split, in order of names; only names, sizes and footers are looked at.
-
-    Raises:
-        DataError: If a split has no segments, a component is missing, or a segment lies in two splits.
-    """
-    tasks = {split: _survey_split(source / split, out / split) for split in splits}
-    check_homes(source, {split: [task.segment for task in some] for split, some in tasks.items()})
-    return tasks
-
-
-def check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
-    """Refuse a segment that is in two splits.
+def list_tasks(folder: Path, out: Path) -> list[SegmentTask]:
+    """Return what is to be prepared of a split, in order of names; only names, sizes and footers are looked at.
 
     Raises:
-        DataError: If there is one.
+        DataError: If the split has no segments, or a component is missing.
     """
-    home: dict[str, str] = {}
-    for split, segments in splits.items():
-        for segment in segments:
-            if home.setdefault(segment, split) != split:
-                raise DataError(
-                    f"{place}: segment {segment} is in both {home[segment]} and {split}; remove it from one of them, "
-                    "or a model would be tested on what it was trained on"
-                )
-
-
-def _survey_split(folder: Path, out: Path) -> list[SegmentTask]:
     names = list_segments(folder)
     if detect_format(folder) == "v1":
         size = sum(path.stat().st_size for path in folder.glob("*.tfrecord"))
@@ -145,11 +123,13 @@ def _survey_split(folder: Path, out: Path) -> list[SegmentTask]:
         return list(pool.map(look, names))
 
 
-def estimate(tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int, objects: Sequence[str] = ()) -> Estimate:
+def estimate_tasks(
+    tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int, objects: Sequence[str] = ()
+) -> PrepareEstimate:
     """Prepare the first frames of a few segments in a temporary folder, and reckon from that what all will take.
 
     Args:
-        tasks: From :func:`survey`.
+        tasks: From :func:`list_tasks`, by split.
         out: Where the store will be; need not exist.
         workers: Processes that will share the work.
         objects: Splits that get an object bank.
@@ -157,23 +137,24 @@ def estimate(tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int
     Raises:
         DataError: If there is no folder for temporary files.
     """
-    everything = [task for some in tasks.values() for task in some]
+    everything = list(chain(*tasks.values()))
     missing = [task for task in everything if not _seems_finished(task.folder)]
-    samples = list(_samples(missing))
-    typical = _typical(samples)
-    frames = {split: sum(_frames(task, typical) for task in some) for split, some in tasks.items()}
-    to_do = sum(_frames(task, typical) for task in missing)
-    of_objects = sum(_frames(task, typical) for task in missing if task.source.name in objects)
-    seconds = len(missing) * typical.seconds_opening + to_do * typical.seconds_a_frame
+    typical = _typical(missing)
+
+    def frames(some: Iterable[SegmentTask]) -> int:
+        return sum(typical.frames if task.frames is None else task.frames for task in some)
+
+    of_objects = frames(task for task in missing if task.source.name in objects)
+    seconds = len(missing) * typical.seconds_opening + frames(missing) * typical.seconds_a_frame
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
-    return Estimate(
+    return PrepareEstimate(
         segments={split: len(some) for split, some in tasks.items()},
-        frames=frames,
+        frames={split: frames(some) for split, some in tasks.items()},
         source_bytes=sum(task.source_bytes for task in everything),
         finished=len(everything) - len(missing),
-        frames_to_do=to_do,
-        sampled_frames=sum(min(_SAMPLE_FRAMES, sample.frames) for sample in samples),
-        store_bytes=int(to_do * typical.bytes_a_frame + of_objects * typical.object_bytes_a_frame),
+        frames_to_do=frames(missing),
+        sampled_frames=typical.sampled,
+        store_bytes=int(frames(missing) * typical.bytes_a_frame + of_objects * typical.object_bytes_a_frame),
         free_bytes=shutil.disk_usage(place).free,
         workers=workers,
         memory_bytes=workers * WORKER_MEMORY,
@@ -190,15 +171,20 @@ def _seems_finished(folder: Path) -> bool:
         return False
 
 
-def _frames(task: SegmentTask, typical: _Sample) -> int:
-    return typical.frames if task.frames is None else task.frames
-
-
-def _typical(samples: Sequence[_Sample]) -> _Sample:
-    if not samples:  # nothing left to do, or nothing could be read: then preparing will say why
-        return _Sample(0, 0.0, 0.0, 0.0, 0.0)
+def _typical(tasks: Sequence[SegmentTask]) -> _Sample:
+    """Return what a segment of those to prepare takes, from the first, a middle and the last one."""
+    samples = []
+    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kdlib-") as folder:
+        for number in sorted({0, len(tasks) // 2, len(tasks) - 1} if tasks else ()):
+            try:
+                samples.append(_sample(tasks[number], Path(folder) / "sample"))
+            except DataError:  # a damaged segment: the run itself gets to it, says so, and keeps what was finished before
+                continue
+    if not samples:
+        return _Sample()
     return _Sample(
         round(statistics.fmean(sample.frames for sample in samples)),
+        sum(sample.sampled for sample in samples),
         statistics.median(sample.seconds_opening for sample in samples),
         statistics.median(sample.seconds_a_frame for sample in samples),
         max(sample.bytes_a_frame for sample in samples),
@@ -206,38 +192,33 @@ def _typical(samples: Sequence[_Sample]) -> _Sample:
     )
 
 
-def _samples(tasks: Sequence[SegmentTask]) -> Iterator[_Sample]:
-    chosen = sorted({round(position * (len(tasks) - 1) / max(1, _SAMPLES - 1)) for position in range(_SAMPLES)} if tasks else ())
-    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kdlib-") as folder:
-        for number in chosen:
-            try:
-                yield _sample(tasks[number], Path(folder) / "sample")
-            except DataError:  # a damaged segment: the run itself gets to it, says so, and keeps what was finished before
-                continue
-
-
 def _sample(task: SegmentTask, folder: Path) -> _Sample:
     arrivals: list[float] = []
-    object_points = 0.0
-    started = time.monotonic()
+    labels: list[FrameLabels] = []
 
-    def watched(frames: Iterable[Frame]) -> Iterator[Frame]:
-        nonlocal object_points
-        for frame in frames:
+    def first_frames() -> Iterator[Frame]:
+        for frame in islice(read_segment(task.source, task.segment), _SAMPLE_FRAMES):
             arrivals.append(time.monotonic())
+            labels.append(frame.labels)
             yield frame
-            object_points += sum(
-                frame.labels.num_points[frame.labels.types == WAYMO_TYPES[name]].sum() / every for name, every in EVERY.items()
-            )
 
-    frames = read_segment(task.source, task.segment)
-    manifest = write_segment(watched(itertools.islice(frames, _SAMPLE_FRAMES)), folder, "sample")
-    seconds, count = time.monotonic() - started, manifest["frames"]
+    started = time.monotonic()
+    manifest = write_segment(first_frames(), folder, "sample")
+    ended, count = time.monotonic(), manifest["frames"]
     # The first frame comes with the tables of the whole segment; what it takes beyond a later one is paid once a segment.
-    each = (time.monotonic() - arrivals[0]) / count if count == 1 else (arrivals[-1] - arrivals[0]) / (count - 1)
-    whole = task.frames or len(tfrecord.index(segment_files(task.source, task.segment)["tfrecord"]))
-    size = sum(record["bytes"] for record in manifest["files"].values())
-    return _Sample(whole, max(0.0, seconds - count * each), each, size / count, _POINT_BYTES * object_points / count)
+    each = ended - arrivals[0] if count == 1 else (arrivals[-1] - arrivals[0]) / (count - 1)
+    object_points = 0.0
+    for some in labels:
+        for name, every in EVERY.items():
+            object_points += some.num_points[some.types == WAYMO_TYPES[name]].sum() / every
+    return _Sample(
+        frames=task.frames or len(tfrecord.index(segment_files(task.source, task.segment)["tfrecord"])),
+        sampled=count,
+        seconds_opening=max(0.0, ended - started - count * each),
+        seconds_a_frame=each,
+        bytes_a_frame=sum(record["bytes"] for record in manifest["files"].values()) / count,
+        object_bytes_a_frame=POINT.itemsize * object_points / count,
+    )
 
 
 def _bytes(count: float) -> str:

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 
 from kdlib.data.containment import owner_of_points
 from kdlib.data.object_bank import build_bank
-from kdlib.data.prepare import OBJECT_SPLITS, merged, only_one, remove_leftovers, write_index
-from kdlib.data.segment import write_segment, writing
+from kdlib.data.prepare import OBJECT_SPLITS, only_writer, write_index
+from kdlib.data.segment import write_segment
 from kdlib.data.store import Store
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Frame, FrameLabels
@@ -96,23 +96,21 @@ def store_frames(
     Raises:
         DataError: If there is no frame, a drive's frames are not in order, or the disk is full; finished drives are kept.
     """
-    out, found = Path(out), {}
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with only_one(out):
-            remove_leftovers(out)
-            for segment, some in groupby(frames, key=lambda frame: frame.segment):
-                if segment in found:
-                    raise DataError(f"the frames of '{segment}' do not follow each other; sort the frames by drive")
-                if not segment or segment.startswith(".") or set(segment) & set("/\\\0"):
-                    raise DataError(f"'{segment}' cannot name a folder; name the drive without slashes and leading dots")
-                found[segment] = write_segment(_in_order(some), out / split / segment, source="own frames", simulated=simulated)
-            if not found:
-                raise DataError(f"there is no frame to store in {out / split}")
-            write_index(out, {split: merged(out / split, found)})
-            store = Store.open(out)
-            if objects and split in OBJECT_SPLITS:
-                build_bank(store.split(split), progress=False)
+    out, written = Path(out), {}
+    with only_writer(out):
+        for segment, of_segment in groupby(frames, key=lambda frame: frame.segment):
+            if segment in written:
+                raise DataError(f"the frames of '{segment}' do not follow each other; sort the frames by drive")
+            if not segment or segment.startswith(".") or set(segment) & set("/\\\0"):
+                raise DataError(f"'{segment}' cannot name a folder; name the drive without slashes and leading dots")
+            folder = out / split / segment
+            written[segment] = write_segment(_in_order(of_segment), folder, source="own frames", simulated=simulated)
+        if not written:
+            raise DataError(f"there is no frame to store in {out / split}")
+        write_index(out, {split: written})
+        store = Store.open(out)
+        if objects and split in OBJECT_SPLITS:
+            build_bank(store.split(split), progress=False)
     return store
 
 

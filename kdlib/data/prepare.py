@@ -1,28 +1,30 @@
-"""Waymo files of either format enter, a prepared store leaves; segment by segment, continuing where it was interrupted."""
+"""Turns Waymo files of either format into a prepared store, segment by segment, continuing where it was interrupted."""
 
 from __future__ import annotations
 
-import fcntl
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from kdlib import records
 from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
-from kdlib.data.estimate import Estimate, SegmentTask, check_homes, estimate, survey
+from kdlib.data.estimate import PrepareEstimate, SegmentTask, estimate_tasks, list_tasks
 from kdlib.data.object_bank import build_bank
 from kdlib.data.points import POINT
 from kdlib.data.progress import progress_bar
 from kdlib.data.segment import STORE_VERSION, read_manifest, source_fingerprint, write_segment, writing
 from kdlib.data.store import INDEX, Store, fingerprint
-from kdlib.data.summary import PrepareReport, SplitReport
 from kdlib.errors import DataError
+from kdlib.types import WAYMO_TYPES
 from kdlib.waymo.components import reading
 from kdlib.waymo.segments import read_segment, segment_files
 from kdlib.waymo.simulated import is_simulated
@@ -31,31 +33,82 @@ SPLITS = ("training", "validation")
 OBJECT_SPLITS = ("training",)
 """Splits whose objects are pasted into other frames in training."""
 
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split of the store holds."""
+
+    segments: int
+    reused: int  # of those, segments an earlier call had finished
+    elsewhere: int  # of those, segments the source does not have (any more)
+    simulated: bool
+    frames: int
+    points: int
+    points_out_of_reach: int  # beyond +-80 m, left out
+    boxes: Mapping[str, int]  # by class, boxes without points included
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What a call of :func:`prepare` made."""
+
+    store: str
+    fingerprint: str  # of the whole store
+    seconds: float
+    frames_per_second: float | None  # of those prepared in this call, all workers together, object bank left out
+    workers: int
+    peak_memory: int  # bytes, of the largest process
+    bytes_per_point: int
+    missing_splits: tuple[str, ...]  # asked for, but the source has no such folder
+    splits: Mapping[str, SplitReport]
+    object_bank: str | None  # path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.store} (fingerprint {self.fingerprint}), {self.seconds:.1f} s"]
+        for name, split in self.splits.items():
+            boxes = ", ".join(f"{count:,} {kind}" for kind, count in split.boxes.items())
+            counts = f"{split.frames:,} frames, {split.points:,} points"
+            what = "simulated segments" if split.simulated else "segments"
+            lines += [f"  {name}: {split.segments} {what} ({split.reused} kept), {counts}", f"    boxes: {boxes}"]
+            if split.elsewhere:
+                lines.append(f"    {split.elsewhere} of the segments are of earlier calls, the source does not have them")
+            if split.points_out_of_reach:
+                lines.append(f"    {split.points_out_of_reach:,} points beyond +-80 m left out")
+        lines += [f"  {name}: the source has no such folder" for name in self.missing_splits]
+        lines += [f"  objects to paste: {self.object_bank}"] if self.object_bank else []
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class _Done:
     """What a worker says of a segment."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     kept: bool
     peak_memory: int  # bytes, of its process so far
 
 
-def plan(
+def estimate_prepare(
     source: Path,
     out: Path,
     splits: Sequence[str] = SPLITS,
     workers: int = 1,
     scheduler: str | None = None,
     objects: bool = True,
-) -> Estimate:
+) -> PrepareEstimate:
     """Say what :func:`prepare` would take with these arguments, without writing into ``out``.
 
     Raises:
         DataError: If the source is missing or incomplete.
     """
-    tasks = survey(Path(source).resolve(), Path(out).resolve(), _present(Path(source), splits))
-    return estimate(tasks, Path(out).resolve(), _threads(tasks, workers, scheduler), OBJECT_SPLITS if objects else ())
+    tasks, threads = _survey(Path(source), Path(out), splits, workers, scheduler)
+    return estimate_tasks(tasks, Path(out).resolve(), threads, OBJECT_SPLITS if objects else ())
 
 
 def prepare(
@@ -84,39 +137,70 @@ def prepare(
     Raises:
         DataError: If the source is missing or damaged, or the disk too small, full or read-only; finished segments are kept.
     """
-    started, source, out = time.monotonic(), Path(source), Path(out)
-    present = _present(source, splits)
-    tasks = survey(source.resolve(), out.resolve(), present)
-    threads = _threads(tasks, workers, scheduler)
+    started, out = time.monotonic(), Path(out)
+    tasks, threads = _survey(Path(source), out, splits, workers, scheduler)
     banks = OBJECT_SPLITS if objects else ()
-    _announce(estimate(tasks, out.resolve(), threads, banks), out, progress, force)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with only_one(out):
-            begun = time.monotonic()
-            done = _run(out, [task for some in tasks.values() for task in some], threads, scheduler, progress)
-            speed = sum(one.manifest["frames"] for one in done.values() if not one.kept) / (time.monotonic() - begun)
-            manifests = {
-                split: merged(out / split, {task.segment: done[task.folder].manifest for task in some})
-                for split, some in tasks.items()
-            }
-            contents = write_index(out, manifests)
-            paths = [build_bank(Store.open(out).split(split), progress=progress) for split in present if split in banks]
+    expected = estimate_tasks(tasks, out.resolve(), threads, banks)
+    if progress:
+        print(expected, file=sys.stderr)
+    if not (expected.fits or force):
+        raise DataError(f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force")
+    with only_writer(out):
+        begun = time.monotonic()
+        done = _run(list(chain(*tasks.values())), threads, scheduler, progress)
+        speed = sum(segment.manifest["frames"] for segment in done.values() if not segment.kept) / (time.monotonic() - begun)
+        fresh = {split: {task.segment: done[task].manifest for task in of_split} for split, of_split in tasks.items()}
+        manifests = write_index(out, fresh)
+        store = Store.open(out)
+        paths = [build_bank(store.split(split), progress=progress) for split in tasks if split in banks]
     return PrepareReport(
         store=str(out),
-        fingerprint=fingerprint(contents),
+        fingerprint=store.fingerprint,
         seconds=time.monotonic() - started,
         frames_per_second=speed or None,
         workers=threads,
-        peak_memory=max(one.peak_memory for one in done.values()),
+        peak_memory=max(segment.peak_memory for segment in done.values()),
         bytes_per_point=POINT.itemsize,
-        missing_splits=tuple(split for split in splits if split not in present),
+        missing_splits=tuple(split for split in splits if split not in tasks),
         splits={
-            split: SplitReport.of(manifests[split], len(tasks[split]), sum(done[task.folder].kept for task in tasks[split]))
-            for split in present
+            split: _split_report(manifests[split], [done[task].kept for task in of_split]) for split, of_split in tasks.items()
         },
         object_bank=str(paths[0]) if paths else None,
     )
+
+
+def _survey(
+    source: Path, out: Path, splits: Sequence[str], workers: int, scheduler: str | None
+) -> tuple[dict[str, list[SegmentTask]], int]:
+    """Return the segments of the splits that exist, and how many threads will share them."""
+    present = [split for split in dict.fromkeys(splits) if (source / split).is_dir()]
+    if not present:
+        raise DataError(f"{source} has none of the folders {', '.join(splits)}; point to the folder that holds them")
+    tasks = {split: list_tasks(source.resolve() / split, out.resolve() / split) for split in present}
+    _check_homes(source, {split: [task.segment for task in of_split] for split, of_split in tasks.items()})
+    count = sum(map(len, tasks.values()))
+    return tasks, cluster_cores(scheduler) if scheduler else worker_count(workers, count)
+
+
+def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a segment that is in two splits."""
+    home: dict[str, str] = {}
+    for split, segments in splits.items():
+        for segment in segments:
+            if home.setdefault(segment, split) != split:
+                raise DataError(
+                    f"{place}: segment {segment} is in both {home[segment]} and {split}; remove it from one of them, "
+                    "or a model would be tested on what it was trained on"
+                )
+
+
+def _run(tasks: Sequence[SegmentTask], workers: int, scheduler: str | None, progress: bool) -> dict[SegmentTask, _Done]:
+    done = {}
+    with progress_bar(len(tasks), "prepare", "segment", progress) as bar:
+        for task, result in run_tasks(prepare_segment, tasks, workers, scheduler):
+            done[task] = result
+            bar.update()
+    return done
 
 
 def prepare_segment(task: SegmentTask) -> _Done:
@@ -137,102 +221,84 @@ def prepare_segment(task: SegmentTask) -> _Done:
     return _Done(manifest, kept, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def _announce(expected: Estimate, out: Path, progress: bool, force: bool) -> None:
-    if progress:
-        print(expected, file=sys.stderr)
-    if not (expected.fits or force):
-        raise DataError(f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force")
-
-
-def _present(source: Path, splits: Sequence[str]) -> list[str]:
-    present = [split for split in dict.fromkeys(splits) if (source / split).is_dir()]
-    if not present:
-        raise DataError(f"{source} has none of the folders {', '.join(splits)}; point to the folder that holds them")
-    return present
-
-
-def _threads(tasks: Mapping[str, Sequence[SegmentTask]], workers: int, scheduler: str | None) -> int:
-    return cluster_cores(scheduler) if scheduler else worker_count(workers, sum(map(len, tasks.values())))
-
-
 def _finished(folder: Path, source: str) -> dict[str, Any] | None:
-    if not folder.is_dir():
-        return None
     try:
         manifest = read_manifest(folder)
-    except DataError:  # another version or damaged: it is written anew
+    except DataError:  # missing, damaged or of another version: it is written anew
         return None
     return manifest if manifest.get("source") == source and "checksum" in manifest else None
 
 
-def _run(out: Path, tasks: Sequence[SegmentTask], workers: int, scheduler: str | None, progress: bool) -> dict[Path, _Done]:
-    done: dict[Path, _Done] = {}
-    remove_leftovers(out)
-    try:
-        with progress_bar(len(tasks), "prepare", "segment", progress) as bar:
-            for task, result in run_tasks(prepare_segment, tasks, workers, scheduler):
-                done[task.folder] = result
-                bar.update()
-    finally:
-        remove_leftovers(out)  # of workers that were ended in the middle
-    return done
+def _split_report(manifests: Sequence[Manifest], kept: Sequence[bool]) -> SplitReport:
+    """Add up the manifests of a split; ``kept`` says of each segment of the source whether an earlier call wrote it."""
+    return SplitReport(
+        segments=len(manifests),
+        reused=sum(kept),
+        elsewhere=len(manifests) - len(kept),
+        simulated=bool(manifests[0].get("simulated")),
+        **{name: sum(manifest[name] for manifest in manifests) for name in ("frames", "points", "points_out_of_reach")},
+        boxes={name: sum(manifest["boxes"][name] for manifest in manifests) for name in WAYMO_TYPES},
+    )
 
 
-def merged(folder: Path, written: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the manifests of a split: those just written, and those of segments an earlier call took from elsewhere.
+def write_index(out: Path, fresh: Mapping[str, Mapping[str, Manifest]]) -> dict[str, list[Manifest]]:
+    """Write store.json last, without which the store does not open; return the manifests of all segments of some splits.
+
+    Args:
+        out: The store.
+        fresh: By split and segment, what was just written. Segments an earlier call took from elsewhere stay.
 
     Raises:
-        DataError: If an earlier segment is damaged, or simulated ones would stand beside others.
+        DataError: If an earlier segment is damaged or in another split, or simulated ones would stand beside others.
     """
-    found = dict(written)
-    index = folder.parent / INDEX
-    known = records.read_json(index) if index.is_file() else {}
-    if known.get("version") == STORE_VERSION:
-        for name in known["splits"].get(folder.name, {}):
-            if name not in found:
-                try:
-                    found[name] = read_manifest(folder / name)
-                except DataError as error:
-                    raise DataError(f"{error}, from a source that has this segment; or delete {index} to forget it") from error
-    kinds = {bool(manifest.get("simulated")): name for name, manifest in found.items()}
-    if len(kinds) > 1:
-        raise DataError(f"{folder}: segment {kinds[True]} is simulated, {kinds[False]} is not; prepare them into two stores")
-    return [found[name] for name in sorted(found)]
-
-
-def write_index(out: Path, manifests: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
-    """Write store.json last and return what it lists: without it, or with changed segments, the store does not open."""
-    contents: dict[str, dict[str, str]] = {}
-    if (out / INDEX).is_file():
-        index = records.read_json(out / INDEX)
-        if index.get("version") == STORE_VERSION:
-            contents.update(index["splits"])
-    for split, some in manifests.items():
-        contents[split] = {manifest["segment"]: manifest["content"] for manifest in some}
-    check_homes(out, contents)
+    path = out / INDEX
+    index = records.read_json(path) if path.is_file() else {}
+    contents: dict[str, dict[str, str]] = dict(index["splits"]) if index.get("version") == STORE_VERSION else {}
+    manifests: dict[str, list[Manifest]] = {}
+    for split, written in fresh.items():
+        merged = dict(written)
+        for name in sorted(contents.get(split, {}).keys() - written.keys()):
+            try:
+                merged[name] = read_manifest(out / split / name)
+            except DataError as error:
+                raise DataError(f"{error}, from a source that has this segment; or delete {path} to forget it") from error
+        kinds = {bool(manifest.get("simulated")): name for name, manifest in merged.items()}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{out / split}: segment {kinds[True]} is simulated, {kinds[False]} is not; prepare them into two stores"
+            )
+        manifests[split] = [merged[name] for name in sorted(merged)]
+        contents[split] = {manifest["segment"]: manifest["content"] for manifest in manifests[split]}
+    _check_homes(out, contents)
     values = {"format": "kdlib-store", "version": STORE_VERSION, "fingerprint": fingerprint(contents), "splits": contents}
-    if not (out / INDEX).is_file() or records.read_json(out / INDEX) != values:
-        records.write_json(out / INDEX, values)
-    return contents
+    if index != values:
+        records.write_json(path, values)
+    return manifests
 
 
 @contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Hold a lock on the store; it ends with the process, however that ends.
+def only_writer(out: Path) -> Iterator[None]:
+    """Make a store's folder and hold its lock, which ends with the process, however that ends; clear what killed calls left.
 
     Raises:
-        DataError: If another process holds it.
+        DataError: If another process holds the lock, or the disk is full or read-only.
     """
-    with (out / ".lock").open("w") as stream:
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock.acquire()
+        except Timeout as error:
             raise DataError(f"{out} is being prepared by another process; wait for it or choose another folder") from error
-        yield
+        try:
+            _remove_leftovers(out)
+            yield
+        finally:
+            _remove_leftovers(out)  # of workers that were ended in the middle
+            lock.release()
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove what a killed call left; nobody else writes, the lock is ours."""
+def _remove_leftovers(out: Path) -> None:
     for left in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

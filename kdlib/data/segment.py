@@ -1,4 +1,7 @@
-"""Frames of one segment enter, its folder in the store leaves: points.npy, frames.parquet, boxes.parquet, manifest.json."""
+"""Writes the frames of one segment into its folder of the store, and reads and checks such a folder.
+
+A folder holds points.npy, frames.parquet, boxes.parquet and manifest.json.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,41 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib import records
-from kdlib.data import points as codec
+from kdlib.data.points import POINT, encode
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES, Frame
+from kdlib.types import WAYMO_TYPES, Frame, FrameLabels
 
 STORE_VERSION = 1
 POINTS, FRAMES, BOXES, MANIFEST = "points.npy", "frames.parquet", "boxes.parquet", "manifest.json"
 BOX_NUMBERS = ("x", "y", "z", "length", "width", "height", "heading")
-FRAME_COLUMNS = ("frame", "timestamp", "offset", "count", "pose")
-BOX_COLUMNS = ("frame", "id", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y")
+_FRAME_SCHEMA = pa.schema(
+    {
+        "frame": pa.int32(),
+        **dict.fromkeys(("timestamp", "offset", "count"), pa.int64()),
+        "pose": pa.list_(pa.float64(), 16),
+    }
+)
+_BOX_SCHEMA = pa.schema(
+    {
+        "frame": pa.int32(),
+        "id": pa.string(),
+        "type": pa.int8(),
+        **dict.fromkeys(BOX_NUMBERS, pa.float64()),
+        "difficulty": pa.int8(),
+        "num_points": pa.int32(),
+        **dict.fromkeys(("speed_x", "speed_y"), pa.float64()),
+    }
+)
 _HEADER = 192  # bytes; fixed, so that the number of points can be filled in at the end
 
 
@@ -46,15 +64,6 @@ def writing(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {reason}") from error
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def source_fingerprint(files: Iterable[Path]) -> str:
     """Return a hash of the size and 16 spread blocks of each file, footer included; reading all of 200 GB would take an hour."""
     digest = hashlib.sha256()
@@ -69,48 +78,22 @@ def source_fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-@dataclass
-class _Rows:
-    """Columns of the two tables while they grow."""
-
-    frames: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in FRAME_COLUMNS})
-    boxes: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in BOX_COLUMNS})
-
-    def add(self, frame: Frame, offset: int, count: int) -> None:
-        row = (frame.index, frame.timestamp_micros, offset, count, np.asarray(frame.pose, np.float64).ravel())
-        for name, value in zip(self.frames, row):
-            self.frames[name].append(value)
-        labels = frame.labels
-        columns = (
-            np.full(len(labels.ids), frame.index),
-            np.array(labels.ids, dtype=object),
-            labels.types,
-            *np.asarray(labels.boxes, np.float64).T,
-            labels.difficulty,
-            labels.num_points,
-            *np.asarray(labels.velocity, np.float64).T,
+def _box_table(labels: Sequence[tuple[int, FrameLabels]]) -> pa.Table:
+    """Return the boxes of all frames, frame after frame, from frame numbers and labels."""
+    parts = [
+        (
+            np.full(len(some.ids), number),
+            np.array(some.ids, dtype=object),
+            some.types,
+            *np.asarray(some.boxes, np.float64).T,
+            some.difficulty,
+            some.num_points,
+            *np.asarray(some.velocity, np.float64).T,
         )
-        for name, values in zip(self.boxes, columns):
-            self.boxes[name].append(values)
-
-    def tables(self) -> tuple[pa.Table, pa.Table]:
-        frames = self.frames
-        poses = pa.array(np.concatenate(frames["pose"]) if frames["pose"] else np.zeros(0))
-        frame_table = pa.table(
-            {
-                "frame": pa.array(frames["frame"], pa.int32()),
-                **{name: pa.array(frames[name], pa.int64()) for name in ("timestamp", "offset", "count")},
-                "pose": pa.FixedSizeListArray.from_arrays(poses, 16),
-            }
-        )
-        kinds = {"frame": pa.int32(), "id": pa.string(), "type": pa.int8(), "difficulty": pa.int8(), "num_points": pa.int32()}
-        columns = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in self.boxes.items()}
-        box_table = pa.table({name: pa.array(values).cast(kinds.get(name, pa.float64())) for name, values in columns.items()})
-        return frame_table, box_table
-
-    def box_counts(self) -> dict[str, int]:
-        types = np.concatenate(self.boxes["type"]) if self.boxes["type"] else np.zeros(0)
-        return {name: int((types == number).sum()) for name, number in WAYMO_TYPES.items()}
+        for number, some in labels
+    ]
+    columns = [np.concatenate(column) for column in zip(*parts)] or [np.zeros(0)] * len(_BOX_SCHEMA)
+    return pa.table(dict(zip(_BOX_SCHEMA.names, map(pa.array, columns)))).cast(_BOX_SCHEMA)
 
 
 def write_segment(
@@ -135,8 +118,8 @@ def write_segment(
             temporary.mkdir(parents=True)
             manifest = _fill(frames, temporary, {"segment": folder.name, "simulated": simulated, "source": source})
             if expected is not None and manifest["frames"] != expected:
-                found = manifest["frames"]
-                raise DataError(f"segment {folder.name}: {found} of {expected} frames were read; download its files again")
+                counts = f"{manifest['frames']} of {expected} frames were read"
+                raise DataError(f"segment {folder.name}: {counts}; download its files again")
             _put_in_place(temporary, folder, manifest)
         return manifest
     finally:
@@ -149,32 +132,42 @@ def _process() -> str:
 
 
 def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    rows, digest, offset, seen = _Rows(), hashlib.sha256(), 0, 0
+    """Write the files of a segment, the manifest last, frame by frame: the points of a whole segment are never in memory."""
+    digest, offset, seen = hashlib.sha256(), 0, 0
+    rows: list[dict[str, Any]] = []
+    labels: list[tuple[int, FrameLabels]] = []
     with (folder / POINTS).open("wb") as stream:
         stream.write(_npy_header(0))
         for frame in frames:
-            stored = _encode(frame)
-            content = stored.tobytes()
-            stream.write(content)
-            digest.update(content)
-            rows.add(frame, offset, len(stored))
+            try:
+                stored = encode(frame.points)
+            except DataError as error:
+                raise DataError(f"frame {frame.frame_id}: {error}") from error
+            stream.write(stored.tobytes())
+            digest.update(stored.tobytes())
+            place = {"offset": offset, "count": len(stored), "pose": np.asarray(frame.pose, np.float64).ravel()}
+            rows.append({"frame": frame.index, "timestamp": frame.timestamp_micros, **place})
+            labels.append((frame.index, frame.labels))
             offset, seen = offset + len(stored), seen + len(frame.points)
-        _finish_npy(stream, offset)
-    tables = rows.tables()
-    for name, table in zip((FRAMES, BOXES), tables):
+        stream.seek(0)
+        stream.write(_npy_header(offset))
+        stream.flush()
+        os.fsync(stream.fileno())
+    tables = {FRAMES: pa.Table.from_pylist(rows, _FRAME_SCHEMA), BOXES: _box_table(labels)}
+    for name, table in tables.items():
         digest.update(repr(table.to_pydict()).encode())
         pq.write_table(table, folder / name, compression="zstd")
+    types = tables[BOXES].column("type").to_numpy()
     paths = [folder / name for name in (POINTS, FRAMES, BOXES)]
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in paths}
     manifest = {
         "format": "kdlib-segment",
         "version": STORE_VERSION,
         **facts,
-        "frames": tables[0].num_rows,
+        "frames": len(rows),
         "points": offset,
         "points_out_of_reach": seen - offset,
-        "boxes": rows.box_counts(),
-        "files": files,
+        "boxes": {name: int((types == number).sum()) for name, number in WAYMO_TYPES.items()},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": records.sha256(path)} for path in paths},
         "content": digest.hexdigest(),
     }
     manifest["checksum"] = _checksum(manifest)
@@ -187,23 +180,9 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _encode(frame: Frame) -> np.ndarray[Any, np.dtype[np.void]]:
-    try:
-        return codec.encode(frame.points)
-    except DataError as error:
-        raise DataError(f"frame {frame.frame_id}: {error}") from error
-
-
 def _npy_header(count: int) -> bytes:
-    text = repr({"descr": codec.POINT.descr, "fortran_order": False, "shape": (count,)})
+    text = repr({"descr": POINT.descr, "fortran_order": False, "shape": (count,)})
     return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
-
-
-def _finish_npy(stream: BinaryIO, count: int) -> None:
-    stream.seek(0)
-    stream.write(_npy_header(count))
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _put_in_place(temporary: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -216,19 +195,13 @@ def _put_in_place(temporary: Path, folder: Path, manifest: Mapping[str, Any]) ->
     except OSError:
         if not folder.is_dir():
             raise
-        if _is_written(folder, manifest):
-            return
+        with suppress(DataError):
+            if read_manifest(folder) == manifest:
+                return
         aside = folder.with_name(f".{folder.name}.{_process()}.old.tmp")
         os.replace(folder, aside)
         os.replace(temporary, folder)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _is_written(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    try:
-        return read_manifest(folder) == manifest
-    except DataError:
-        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -242,8 +215,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} is missing or incomplete; {remedy}")
     manifest = records.read_json(folder / MANIFEST)
     if manifest.get("version") != STORE_VERSION:
-        found = manifest.get("version")
-        raise DataError(f"{folder} was written as version {found}, this is {STORE_VERSION}; delete the store and {remedy}")
+        written = f"{folder} was written as version {manifest.get('version')}, this is {STORE_VERSION}"
+        raise DataError(f"{written}; delete the store and {remedy}")
     if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
         raise DataError(f"{folder / MANIFEST} is not what was written; delete {folder} and {remedy}")
     for name, record in manifest["files"].items():
@@ -274,7 +247,7 @@ def damage(folder: Path, content: str) -> list[str]:
     if manifest["content"] != content or ("checksum" not in manifest and not is_outdated(manifest)):
         return [f"{folder / MANIFEST} is not what was written; {remedy}"]
     try:
-        changed = [name for name, record in manifest["files"].items() if file_hash(folder / name) != record["sha256"]]
+        changed = [name for name, record in manifest["files"].items() if records.sha256(folder / name) != record["sha256"]]
     except OSError as error:
         return [f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}"]
     return [f"{folder / name} is not what was written; {remedy}" for name in changed]
@@ -290,7 +263,7 @@ def read_points(folder: Path, offset: int, count: int) -> np.ndarray[Any, np.dty
     """
     path = folder / POINTS
     try:
-        stored = np.fromfile(path, codec.POINT, count, offset=_HEADER + offset * codec.POINT.itemsize)
+        stored = np.fromfile(path, POINT, count, offset=_HEADER + offset * POINT.itemsize)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); run 'python -m kdlib prepare' again") from error
     if len(stored) < count:

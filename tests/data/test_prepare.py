@@ -146,9 +146,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_earlier_results(source, waymo, o
         raise OSError(errno.ENOSPC, "No space left on device")
 
     targets = {
-        "manifest": (segments.jsonfile, "write"),
+        "manifest": (segments.records, "write_json"),
         "table": (segments.pq, "write_table"),
-        "points": (segments, "_finish_npy"),
+        "points": (segments.os, "fsync"),
     }
     monkeypatch.setattr(*targets[step], full)
     with pytest.raises(DataError, match=r"the disk is full; free some space and run the same command again"):
@@ -197,7 +197,7 @@ def test_a_file_where_the_store_should_be_is_an_error(source, out):
 
 def test_two_calls_at_once_are_refused(source, out):
     out.mkdir()
-    with module.only_one(out), pytest.raises(DataError, match="is being prepared by another process"):
+    with module.only_writer(out), pytest.raises(DataError, match="is being prepared by another process"):
         prepare(source, out, progress=False)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from kdlib import records
 from kdlib.data.object_bank import bank_path
-from kdlib.data.prepare import plan, prepare
+from kdlib.data.prepare import estimate_prepare, prepare
 from kdlib.data.store import Store
 from kdlib.errors import DataError
 from kdlib.tools.server import verify as module
@@ -92,9 +92,9 @@ def test_a_store_of_an_older_kdlib_is_called_so_and_prepared_anew(copy, source):
     assert "outdated: 3 of 3 segments were prepared by an older kdlib" in str(report) and "damaged" not in str(report)
     assert {check.kind for check in report.splits.values()} == {"unknown"}
     assert f"run 'python -m kdlib prepare {source} {copy}' once more: it prepares them anew, about 1 s a segment" in str(report)
-    assert plan(source, copy).finished == 0
+    assert estimate_prepare(source, copy).finished == 0
     prepare(source, copy, progress=False)
-    assert verify(copy, source, progress=False).sound and plan(source, copy).finished == 3
+    assert verify(copy, source, progress=False).sound and estimate_prepare(source, copy).finished == 3
 
 
 def test_damage_in_a_store_of_an_older_kdlib_is_found(copy):
