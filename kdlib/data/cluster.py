@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import pyarrow as pa
@@ -98,7 +98,8 @@ def _collect(client: Client, function: Callable[[_T], _R], tasks: Sequence[_T]) 
     from distributed import as_completed
 
     arriving = as_completed(loop=client.loop, with_results=True, raise_errors=False)
-    waiting, flying, failure = iter(tasks), dict[str, _T](), None
+    waiting, failure = iter(tasks), None
+    flying: dict[Any, _T] = {}  # by the future's key
     lost = DataError(f"the Dask scheduler was lost; start one and run the same command again ({_AGAIN})")
 
     def start() -> None:

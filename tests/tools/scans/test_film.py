@@ -29,7 +29,9 @@ def near(image: np.ndarray, color: str) -> int:
 
 
 @pytest.fixture
-def shots(cloud: np.ndarray) -> list[Shot]:
+def shots() -> list[Shot]:
+    rng = np.random.default_rng(3)
+    cloud = np.column_stack((rng.uniform(-20, 20, (3000, 2)), rng.normal(0, 0.03, 3000))).astype(np.float32)
     box = np.array([[6.0, 1.0, 0.8, 4.5, 2.0, 1.6, 0.3]])
     found = []
     for number in range(2):
