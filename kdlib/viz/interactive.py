@@ -1,18 +1,21 @@
-"""Scenes to turn and zoom: points and box layers of one frame in, a plotly figure or one self-contained HTML file out."""
+"""Scenes to turn and zoom in the browser: points and boxes of one frame, alone or as two halves that turn together."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlib.records import write_bytes
 from kdlib.types import FloatArray
-from kdlib.viz import canvas, palette
+from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer, LayerError, count_inside, drawable_points, height_limits, wireframe
+from kdlib.viz.pair import Panel
 from kdlib.viz.perspective import Camera
 
 CONTENT_POLICY = (
@@ -20,27 +23,55 @@ CONTENT_POLICY = (
 )
 """What a saved page may load: nothing that is not in it. plotly compiles its shaders' glue, hence unsafe-eval."""
 
+_HEIGHT = 620  # pixels
+_CONFIG = {"displaylogo": False, "responsive": True}
+# What is drawn of each edge, as shares of it: plotly's own dashes are as long as a box, so that whole edges are missing.
+_DASHES = {
+    "dashed": [(0.0, 0.2), (0.4, 0.6), (0.8, 1.0)],
+    "dotted": [(0.0, 0.06), (0.2, 0.26), (0.4, 0.46), (0.6, 0.66), (0.8, 0.86)],
+    "solid": [(0.0, 1.0)],
+}
+_MOST_DASHED = 100  # boxes of a layer; dashes of more would only make the page large
 
-def scene_figure(
-    points: FloatArray,
-    layers: Sequence[BoxLayer],
-    point_budget: int = 60_000,
-    *,
-    title: str = "",
-    height: int = 620,
-    seed: int = 0,
-) -> Any:
-    """Return a plotly figure: points coloured by height, one trace for each layer, click the legend to switch a layer.
+# What turns one scene of a plot turns the other; a change that names both cameras is a button's or our own.
+_COUPLE = """plot => {
+  const follow = change => {
+    const turned = ["scene.camera", "scene2.camera"].filter(name => name in change);
+    if (turned.length !== 1 || !plot.layout.scene2) return;
+    const camera = change[turned[0]];
+    Plotly.relayout(plot, {"scene.camera": camera, "scene2.camera": camera});
+  };
+  plot.on("plotly_relayouting", follow);
+  plot.on("plotly_relayout", follow);
+}"""
 
-    The axes keep their proportions (``aspectmode='data'``). Hovering over a box shows its class, score and number of points.
+# State, not messages: whatever was sent before this script was ready is still there to be read.
+_LIVE = """(channel, config, couple) => {
+  const plot = document.getElementById("kdlib-scene");
+  let version = null;
+  setInterval(() => {
+    const sent = window.parent.document.getElementsByClassName(channel)[0];
+    if (!sent || sent.dataset.version === version) return;
+    const next = JSON.parse(sent.textContent);
+    if (version) next.layout.scene.camera = next.layout.scene2.camera = plot.layout.scene.camera;
+    Plotly.react(plot, next.data, next.layout, config);
+    if (!version) couple(plot);
+    version = plot.dataset.version = sent.dataset.version;
+  }, 150);
+}"""
+
+
+def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = "", point_budget: int = 60_000) -> Any:
+    """Return a plotly figure of one scene, or of two side by side; click the legend to switch a layer in both.
+
+    Points are coloured by height, the axes keep their proportions, and hovering over a box shows its class, score, number of
+    points and size. Maps of the panels are left out.
 
     Args:
         points: (N, >=3) x, y, z in metres.
-        layers: Boxes; each layer is one line trace with gaps.
-        point_budget: More points than this are thinned at random (same seed, same points), so that browsers stay quick.
-        title: Above the scene.
-        height: Pixels.
-        seed: Of the thinning.
+        panels: One or two.
+        title: Above the scenes.
+        point_budget: Points drawn; of more, a random choice that is the same every time, so that browsers stay quick.
 
     Returns:
         A ``plotly.graph_objects.Figure``.
@@ -53,23 +84,33 @@ def scene_figure(
     points = drawable_points(points)
     if point_budget < 1:
         raise LayerError(f"point_budget={point_budget} must be at least 1")
-    shown = points
-    if len(points) > point_budget:
-        shown = points[np.sort(np.random.default_rng(seed).choice(len(points), point_budget, replace=False))]
-    figure = go.Figure(go.Scatter3d(**_cloud(shown, len(points))))
-    for layer in layers:
-        figure.add_trace(go.Scatter3d(**_boxes(layer, count_inside(points, layer.boxes))))
-    reach = float(np.clip(np.percentile(np.hypot(points[:, 0], points[:, 1]), 90), 15, 40)) if len(points) else 20.0
-    figure.update_layout(**_layout(title, height, _bounds(points, layers), reach))
+    shown, budget = points, max(point_budget // len(panels), 1)
+    if len(points) > budget:
+        shown = points[np.sort(np.random.default_rng(0).choice(len(points), budget, replace=False))]
+    count = f"{len(shown):,} points" if len(shown) == len(points) else f"{len(shown):,} of {len(points):,} points"
+    counts: dict[str, list[str]] = {}
+    for layer in (layer for panel in panels for layer in panel.layers):
+        counts.setdefault(layer.name, []).append(str(len(layer)))
+    figure, listed = go.Figure(), set()
+    for scene, panel in zip(("scene", "scene2"), panels):
+        traces = [{**_cloud(shown), "name": count}]
+        for layer in panel.layers:
+            name = f"{html.escape(layer.name)} ({' | '.join(counts[layer.name])})"
+            traces.append({**_boxes(layer, count_inside(points, layer.boxes)), "name": name})
+        for trace in traces:
+            group = {"legendgroup": trace["name"], "showlegend": trace["name"] not in listed, "uid": f"{scene} {trace['name']}"}
+            figure.add_trace(go.Scatter3d(scene=scene, **trace, **group))
+            listed.add(trace["name"])
+    figure.update_layout(**_layout(title, panels, points))
     return figure
 
 
 def figure_html(figure: Any) -> str:
-    """Return the ``<div>`` of a figure, without plotly.js (see :func:`plotly_script`)."""
+    """Return the ``<div>`` of a figure whose scenes turn together, without plotly.js (see :func:`plotly_script`)."""
     import plotly.io
 
-    config = {"displaylogo": False, "responsive": True}
-    return str(plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config=config))
+    couple = f"({_COUPLE})(document.getElementById('{{plot_id}}'))"
+    return str(plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config=_CONFIG, post_script=couple))
 
 
 def plotly_script() -> str:
@@ -79,63 +120,61 @@ def plotly_script() -> str:
     return f"<script>{get_plotlyjs()}</script>"
 
 
-def save_html(figures: Any, path: str | Path, *, title: str = "kdlib scenes") -> Path:
-    """Write one HTML file that needs no network: plotly.js once, then every figure.
+def save_html(figure: Any, path: str | Path, *, title: str) -> Path:
+    """Write a figure as one HTML file that needs no network, and return its path."""
+    write_bytes(Path(path), _page(figure_html(figure), title).encode())
+    return Path(path)
 
-    Args:
-        figures: A figure, a sequence of figures, or a mapping from heading to figure.
-        path: The file to write.
-        title: Of the page.
 
-    Returns:
-        The path.
+def live_frame(channel: str) -> str:
+    """Return an ``<iframe>`` that shows the figure which the surrounding page holds in the element :func:`live_data` made.
+
+    The frame looks for a new figure by itself, so the camera stays where the reader turned it while frames and layers change.
     """
-    if isinstance(figures, Mapping):
-        named = dict(figures)
-    elif isinstance(figures, Sequence):
-        named = {f"scene {number}" if len(figures) > 1 else "": figure for number, figure in enumerate(figures, 1)}
-    else:
-        named = {"": figures}
-    parts = [(f"<h2>{html.escape(str(name))}</h2>" if name else "") + figure_html(figure) for name, figure in named.items()]
-    style = f"body{{margin:0;background:{palette.NIGHT};color:{palette.NIGHT_INK};font:15px/1.5 system-ui,sans-serif}}"
-    style += "h1,h2{margin:.8em 1.2rem .4em}"
-    page = (
+    start = f"({_LIVE})({json.dumps(channel)}, {json.dumps(_CONFIG)}, {_COUPLE})"
+    page = html.escape(_page(f'<div id="kdlib-scene"></div><script>{start}</script>', "3D"), quote=True)
+    return f'<iframe title="3D view" srcdoc="{page}" style="width:100%;height:{_HEIGHT}px;border:0;display:block"></iframe>'
+
+
+def live_data(figure: Any, channel: str, version: int) -> str:
+    """Return the hidden element that feeds the frame of a channel; another version number means another figure."""
+    import plotly.io
+
+    data = plotly.io.to_json(figure, remove_uids=False).replace("<", "\\u003c")
+    return f'<script type="application/json" class="{html.escape(channel)}" data-version="{version}">{data}</script>'
+
+
+def _page(body: str, title: str) -> str:
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{style}</style>{plotly_script()}</head>"
-        f"<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}"><title>{html.escape(title)}</title>'
+        f"<style>body{{margin:0;background:{palette.NIGHT}}}</style>{plotly_script()}</head><body>{body}</body></html>"
     )
-    return canvas.write_bytes(path, page.encode())
 
 
-def _cloud(points: FloatArray, total: int) -> dict[str, Any]:
+def _cloud(points: FloatArray) -> dict[str, Any]:
     low, high = height_limits(points)
     ramp = [[index / (len(palette.NIGHT_RAMP) - 1), color] for index, color in enumerate(palette.NIGHT_RAMP)]
-    kept = f"{len(points):,} points" if len(points) == total else f"{len(points):,} of {total:,} points"
-    return {
-        **_coordinates(points[:, :3]),
-        "mode": "markers",
-        "name": kept,
-        "hoverinfo": "skip",
-        "marker": {"size": 1.2, "color": _short(points[:, 2]), "colorscale": ramp, "cmin": low, "cmax": high},
-    }
+    marker = {"size": 1.2, "color": _short(points[:, 2]), "colorscale": ramp, "cmin": low, "cmax": high}
+    return {**_coordinates(points[:, :3]), "mode": "markers", "hoverinfo": "skip", "marker": marker}
 
 
 def _boxes(layer: BoxLayer, inside: NDArray[Any]) -> dict[str, Any]:
     vertices, edges = wireframe(layer.boxes)
-    gap = np.full((len(layer), len(edges), 1, 3), np.nan)
-    path = np.concatenate((vertices[:, edges], gap), axis=2).reshape(-1, 3)
+    start, end = vertices[:, edges[:, 0], None, None], vertices[:, edges[:, 1], None, None]  # (M, 15, 1, 1, 3)
+    style = layer.dash if len(layer) <= _MOST_DASHED else "solid"
+    dashes = start + np.array(_DASHES[style])[..., None] * (end - start)  # (M, 15, dashes, 2, 3)
+    path = np.insert(dashes, 2, np.nan, axis=-2)  # a gap behind each
     texts = []
     for index in range(len(layer)):
         score = "" if layer.scores is None else f"<br>score {layer.scores[index]:.2f}"
         size = " x ".join(f"{side:.1f}" for side in layer.boxes[index, 3:6])
         text = f"<b>{html.escape(layer.class_of(index))}</b>{score}<br>{int(inside[index])} points<br>{size} m"
-        texts.extend([text] * (3 * len(edges)))
+        texts.extend([text] * path[index, ..., 0].size)
     width = 5 if layer.width > 2.5 else 3
     return {
-        **_coordinates(path),
+        **_coordinates(path.reshape(-1, 3)),
         "mode": "lines",
-        "name": f"{html.escape(layer.name)} ({len(layer)})",
         "line": {"color": palette.on_dark(layer.color), "width": width},
         "text": texts,
         "hovertemplate": "%{text}<extra>" + html.escape(layer.name) + "</extra>",
@@ -151,38 +190,45 @@ def _short(values: FloatArray) -> list[float]:
     return [round(value, 2) for value in np.asarray(values, np.float64).tolist()]
 
 
-def _layout(title: str, height: int, bounds: FloatArray, reach: float) -> dict[str, Any]:
-    axis = {
-        "showbackground": False,
-        "zeroline": False,
-        "showspikes": False,
-        "gridcolor": palette.NIGHT_FAINT,
-        "color": palette.FAINT,
-    }
-    axes: dict[str, Any] = {f"{key}axis": {**axis, "range": list(limits)} for key, limits in zip("xyz", bounds.T.tolist())}
-    axes["xaxis"]["title"], axes["yaxis"]["title"] = {"text": "x, forward [m]"}, {"text": "y, left [m]"}
-    axes["zaxis"]["visible"] = False
+def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str, Any]:
+    bounds = _bounds(points, [layer for panel in panels for layer in panel.layers])
+    reach = float(np.clip(np.percentile(np.hypot(points[:, 0], points[:, 1]), 90), 15, 40)) if len(points) else 20.0
     cameras = {
         "behind": Camera.behind(reach),
         "above": Camera((0, 0, 2.6 * reach), (0, 0, 0), up=(1, 0, 0)),
         "left": Camera((0.1 * reach, 1.3 * reach, 0.5 * reach), (0.1 * reach, 0, 0)),
     }
     views = {name: _view(camera, bounds) for name, camera in cameras.items()}
-    buttons = [{"label": name, "method": "relayout", "args": [{"scene.camera": view}]} for name, view in views.items()]
-    menu = {"type": "buttons", "direction": "right", "showactive": False}
-    place = {"x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"}
-    style = {"bgcolor": palette.NIGHT, "bordercolor": palette.NIGHT_FAINT, "font": {"size": 11, "color": palette.NIGHT_INK}}
+    scene = {"aspectmode": "data", "camera": views["behind"], "bgcolor": palette.NIGHT, **_axes(bounds)}
+    scenes, captions, buttons = {}, [], []
+    for name, panel, left in zip(("scene", "scene2"), panels, (0.0, 0.5)):
+        scenes[name] = {**scene, "domain": {"x": [left, left + 1 / len(panels)]}}
+        words = ": ".join(html.escape(part) for part in (panel.title, panel.note) if part)
+        place = {"x": left + 0.01, "xanchor": "left", "y": 1, "yanchor": "bottom"}
+        captions.append({"text": words, "font": {"size": 13}, "showarrow": False, **place})
+    for name, view in views.items():
+        buttons.append({"label": name, "method": "relayout", "args": [{f"{scene}.camera": view for scene in scenes}]})
+    menu = {"type": "buttons", "direction": "right", "showactive": False, "buttons": buttons, "bgcolor": palette.NIGHT}
+    look = {"bordercolor": palette.NIGHT_FAINT, "font": {"size": 11, "color": palette.NIGHT_INK}}
     return {
         "template": "plotly_dark",
         "paper_bgcolor": palette.NIGHT,
-        "height": height,
-        "margin": {"l": 0, "r": 0, "t": 44 if title else 0, "b": 0},
-        "title": {"text": html.escape(title), "x": 0.012, "y": 0.97, "font": {"size": 15}},
-        "legend": {"x": 0.01, "y": 0.98, "bgcolor": "rgba(13,17,23,0.7)", "itemsizing": "constant"},
-        "scene": {"aspectmode": "data", "camera": views["behind"], "bgcolor": palette.NIGHT, **axes},
-        "updatemenus": [{**menu, **place, **style, "buttons": buttons}],
-        "uirevision": "keep",  # the view survives switching layers
+        "height": _HEIGHT,
+        "margin": {"l": 0, "r": 0, "t": 44 * bool(title) + 24 * any(panel.title for panel in panels), "b": 0},
+        "title": {"text": html.escape(title), "x": 0.012, "y": 0.985, "yanchor": "top", "font": {"size": 15}},
+        "annotations": captions,
+        "legend": {"orientation": "h", "y": 0, "yanchor": "top", "itemsizing": "constant"},
+        "updatemenus": [{**menu, **look, "x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"}],
+        "uirevision": "keep",  # what was switched off stays off
+        **scenes,
     }
+
+
+def _axes(bounds: FloatArray) -> dict[str, Any]:
+    plain = {"showbackground": False, "zeroline": False, "showspikes": False, "gridcolor": palette.NIGHT_FAINT}
+    x, y, z = ({**plain, "color": palette.FAINT, "range": list(limits)} for limits in bounds.T.tolist())
+    named = {"xaxis": {**x, "title": {"text": "x, forward [m]"}}, "yaxis": {**y, "title": {"text": "y, left [m]"}}}
+    return {**named, "zaxis": {**z, "visible": False}}
 
 
 def _bounds(points: FloatArray, layers: Sequence[BoxLayer]) -> FloatArray:

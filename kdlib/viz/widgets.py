@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from kdlib.config import CLASS_NAMES
 from kdlib.errors import KdlibError
-from kdlib.viz import canvas, linked
+from kdlib.viz import canvas, interactive
 
 LAYERS = ("ground truth", "found boxes", "misses", "false alarms")
 MAPS = ("none", "heatmap", "pivotal positions", "BEV features", "KD masks")
@@ -63,8 +63,8 @@ class Source(Protocol):
     def draw(self, view: View) -> Figure:
         """Return both models from above."""
 
-    def scene(self, view: View) -> str:
-        """Return both models in space, as :func:`kdlib.viz.linked.scene_data` packs them."""
+    def scene(self, view: View) -> Any:
+        """Return both models in space, as :func:`kdlib.viz.interactive.scene_figure` does."""
 
     def jump(self, order: str, view: View) -> tuple[int, str]:
         """Return the frame after this one in an order of JUMPS, and a sentence about it."""
@@ -111,7 +111,7 @@ class _Application:
         self.map = w.ToggleButtons(options=list(MAPS), description="map", style={**label, "button_width": "auto"})
         self.jumps = {o: w.Button(description=f"next: {words}", layout=w.Layout(width="auto")) for o, words in JUMPS.items()}
         self.note, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
-        self.space, self.data = w.HTML(linked.live_frame(self._channel)), w.HTML(layout=w.Layout(display="none"))
+        self.space, self.data = w.HTML(interactive.live_frame(self._channel)), w.HTML(layout=w.Layout(display="none"))
         self.picture.add_class("kdlib-picture")
         self.widget = self._arranged(w)
         self._open(start)
@@ -177,7 +177,7 @@ class _Application:
             return
         self.picture.value = png
         self._version += 1
-        self.data.value = linked.live_data(scene, self._channel, self._version)
+        self.data.value = interactive.live_data(scene, self._channel, self._version)
         self._say(" · ".join(part for part in (self._source.name(view), sentence) if part))
 
     def _say(self, words: str, bad: bool = False) -> None:

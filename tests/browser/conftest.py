@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,32 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SOFTWARE = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 PATIENCE = 120_000  # milliseconds; only a busy machine needs more than a few seconds
+
+
+@pytest.fixture(scope="session")
+def cameras() -> Callable[[Any], list[str]]:
+    """A function: how the cameras of the two halves stand that a page or frame shows."""
+
+    def both(frame: Any) -> list[str]:
+        script = "plot => [plot.layout.scene, plot.layout.scene2].map(scene => JSON.stringify(scene.camera))"
+        return list(frame.eval_on_selector(".js-plotly-plot", script))
+
+    return both
+
+
+@pytest.fixture()
+def drag(page: Any) -> Callable[..., None]:
+    """A function that moves the mouse over a view, from the middle or from another share of its width, the button held."""
+
+    def move(element: Any, across: float = 0.5) -> None:
+        box = element.bounding_box()
+        x, y = box["x"] + across * box["width"], box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 90, y + 25, steps=6)
+        page.mouse.up()
+
+    return move
 
 
 @pytest.fixture(scope="session")

@@ -107,13 +107,7 @@ def changed(page: Any, before: str) -> str:
     return str(page.eval_on_selector(".kdlib-picture", "image => image.src"))
 
 
-def pixels(frame: Any) -> list[str]:
-    """What both 3D canvases show."""
-    found: list[str] = frame.eval_on_selector_all("canvas", "all => all.map(canvas => canvas.toDataURL())")
-    return found
-
-
-def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, tmp_path: Path) -> None:
+def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, tmp_path: Path, cameras: Any, drag: Any) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}/lab/tree/{NAME}", wait_until="commit")
@@ -134,17 +128,20 @@ def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, 
 
     page.get_by_role("button", name=re.compile("most misses")).click()
     page.get_by_text(re.compile("most misses, right, 1 of")).wait_for()
-    page.locator("iframe[title='3D view']").scroll_into_view_if_needed()
-    view = page.frame_locator("iframe[title='3D view']")
-    canvas = view.locator("canvas").first
-    canvas.wait_for()
-    frame = next(one for one in page.frames if one.query_selector(".kdlib-linked"))
-    before = pixels(frame)
-    canvas.focus()
-    page.keyboard.press("ArrowLeft")
-    frame.wait_for_function("old => document.querySelector('canvas').toDataURL() !== old", arg=before[0])
-    after = pixels(frame)
-    assert len(before) == len(after) == 2 and all(a != b for a, b in zip(before, after)), "both views turn together"
+    space = page.locator("iframe[title='3D view']")
+    space.scroll_into_view_if_needed()
+    page.frame_locator("iframe[title='3D view']").locator("canvas").first.wait_for()
+    frame = next(one for one in page.frames if one.query_selector("#kdlib-scene"))
+    first, version = cameras(frame)[0], frame.get_attribute("#kdlib-scene", "data-version")
+    drag(space, 0.25)
+    frame.wait_for_function(
+        "old => JSON.stringify(document.getElementById('kdlib-scene').layout.scene.camera) !== old", arg=first
+    )
+    left, right = cameras(frame)
+    assert left == right != first, "both views turn together"
+    page.get_by_role("checkbox", name="misses").click()
+    frame.wait_for_function("old => document.getElementById('kdlib-scene').dataset.version > old", arg=version)
+    assert cameras(frame) == [left, right], "the camera stays where the reader turned it"
     page.screenshot(path=tmp_path / "lab.png")
     assert not [text for text in page.locator(".jp-RenderedText[data-mime-type$='stderr']").all_inner_texts() if "Error" in text]
     assert not errors

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from kdlib.errors import ConfigError
-from kdlib.viz import linked, widgets
+from kdlib.viz import widgets
+from kdlib.viz.interactive import scene_figure
 from kdlib.viz.pair import Panel, draw_pair
 from kdlib.viz.widgets import JUMPS, LAYERS, BrowserError, View
 
@@ -38,8 +39,8 @@ class Street:
         self.seen.append(view)
         return draw_pair(self.cloud, self.panels(), extent=(-20, -20, 20, 20), title=str(view.frame))
 
-    def scene(self, view: View) -> str:
-        return linked.scene_data(self.cloud, self.panels(), reach=20.0)
+    def scene(self, view: View) -> Any:
+        return scene_figure(self.cloud, self.panels())
 
     def jump(self, order: str, view: View) -> tuple[int, str]:
         if order == "hurt":

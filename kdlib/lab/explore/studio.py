@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from kdlib.lab.pipeline import Run, chosen_teacher, located, open_run
 from kdlib.models.detector import CenterPoint
 from kdlib.models.weights import load_weights
 from kdlib.types import Batch, GroundTruth
-from kdlib.viz import linked
+from kdlib.viz.interactive import scene_figure
 from kdlib.viz.layers import BoxLayer, select
 from kdlib.viz.pair import GroundMap, Panel, contact_sheet, draw_pair
 from kdlib.viz.widgets import JUMPS, LAYERS, MAPS, View, checked
@@ -68,6 +69,9 @@ class Studio:
         """Return the frame's name."""
         return f"frame {view.frame}: {self._at(view.frame).frame_id}"
 
+    def _title(self, view: View) -> str:
+        return self._at(view.frame).frame_id + ("  (simulated data)" if self.run.profile.simulated is not None else "")
+
     def panels(self, view: View) -> tuple[Panel, Panel]:
         """Return both halves, judged and cut as chosen, with the maps asked for.
 
@@ -81,11 +85,11 @@ class Studio:
 
     def draw(self, view: View, path: str | Path | None = None) -> Figure:
         """Return both models from above."""
-        simulated = "  (simulated data)" if self.run.profile.simulated is not None else ""
-        title, region = self._at(view.frame).frame_id + simulated, extent(self.run.profile.student_model)
+        region = extent(self.run.profile.student_model)
         limits = "Waymo's" if view.iou is None else f"{view.iou:g}"
         note = f"score ≥ {view.min_score:.2f}, 3D IoU ≥ {limits}, {view.class_name or 'all classes'}"
-        return draw_pair(self._at(view.frame).points, self.panels(view), extent=region, title=title, note=note, path=path)
+        title, points = self._title(view), self._at(view.frame).points
+        return draw_pair(points, self.panels(view), extent=region, title=title, note=note, path=path)
 
     def sheet(self, view: View, path: str | Path | None = None) -> Figure:
         """Return a view once for each map of its recipe: the static twin of switching them."""
@@ -102,11 +106,10 @@ class Studio:
                 found[order] = f"{self.name(replace(view, frame=frame))}: {sentence}"
         return found
 
-    def scene(self, view: View) -> str:
-        """Return both models in space, for :mod:`kdlib.viz.linked`."""
+    def scene(self, view: View) -> Any:
+        """Return both models in space, as a plotly figure."""
         view = replace(view, map="none")  # maps lie on the ground of the picture from above only
-        reach = extent(self.run.profile.student_model)[2]
-        return linked.scene_data(self._at(view.frame).points, self.panels(view), reach=reach)
+        return scene_figure(self._at(view.frame).points, self.panels(view), title=self._title(view))
 
     def jump(self, order: str, view: View) -> tuple[int, str]:
         """Return the frame after this one in an order of JUMPS, and a sentence about it; after the last comes the first.

@@ -106,7 +106,10 @@ def test_studio_judges_both_sides(studio: explore.Studio) -> None:
     one, _ = studio.panels(replace(view, layers=("misses",), class_name="Vehicle"))
     assert len(one.layers) == 1 and set(one.layers[0].labels) <= {1}
     assert isinstance(studio.draw(view), Figure)
-    assert len(json.loads(studio.scene(view))["panels"]) == 2
+    space = json.loads(studio.scene(view).to_json())
+    assert {trace["scene"] for trace in space["data"]} == {"scene", "scene2"}
+    assert [note["text"].endswith("false alarms") for note in space["layout"]["annotations"]] == [True, True]
+    assert "simulated data" in space["layout"]["title"]["text"]
 
 
 @pytest.mark.parametrize("name", MAPS[1:])
