@@ -109,9 +109,9 @@ def _train(
     ] = None,
 ) -> None:
     """Train one model; what the notebooks start as a child process. Continues from the newest checkpoint."""
-    from kdlib.training.supervise import train as fit
+    from kdlib.training.loop import train
 
-    fit(run_dir, devices)
+    train(run_dir, devices)
 
 
 @app.command("run")

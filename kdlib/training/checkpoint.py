@@ -1,4 +1,4 @@
-"""Resumable checkpoints: a training state goes in, one safetensors file comes out, whole or not at all; and back."""
+"""Checkpoints to resume from: the state of a training as one safetensors file, which is whole or not there at all."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         records.write_bytes(path, safetensors.torch.save(tensors, {"kdlib": json.dumps(head)}))
     except OSError as error:
-        kept = files(folder)
-        rest = f"the run can go on from {kept[-1].name}" if kept else "there is no earlier checkpoint"
+        earlier = files(folder)
+        rest = f"the run can go on from {earlier[-1].name}" if earlier else "there is no earlier checkpoint"
         raise CheckpointError(
             f"cannot write {path} ({error.strerror or error}); free some space and start again: {rest}"
         ) from error
@@ -71,7 +71,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint and check its digest.
 
     Raises:
@@ -98,14 +98,15 @@ def latest(folder: Path, job: str) -> Checkpoint | None:
     """
     for path in reversed(files(folder)):
         try:
-            found = read(path)
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             log.warning("%s; going back to the checkpoint before it", error)
             continue
-        if found.job != job:
+        if checkpoint.job != job:
             raise CheckpointError(
-                f"{path} belongs to job {found.job}, this run is job {job}: the settings, the store or a weight file changed; "
+                f"{path} belongs to job {checkpoint.job}, this run is job {job}: "
+                "the settings, the store or a weight file changed; "
                 f"choose another run folder, or delete {folder} to start over"
             )
-        return found
+        return checkpoint
     return None

@@ -1,7 +1,4 @@
-"""The launcher's environment enters, this process's place among the ranks of a training leaves, with what they agree on.
-
-Ranks are started by :mod:`kdlib.training.supervise`, by torchrun (whose variables the former sets, too) or by SLURM's srun.
-"""
+"""This process's place among the ranks of a training, as torchrun or SLURM's srun told it, and what the ranks agree on."""
 
 from __future__ import annotations
 
@@ -26,9 +23,10 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy
 
 from kdlib.errors import ConfigError
-from kdlib.training.launcher import LOST, SUPERVISOR, TERMINATED, check_devices, from_torchrun, srun_tasks
+from kdlib.training.launcher import LOST, TERMINATED, check_devices, from_torchrun, srun_tasks
 
 _SETTLE_SECONDS = 0.3
+_MOURN_SECONDS = 1.0
 _LOST_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection closed", "connection was closed", "socket closed")
 
 
@@ -59,6 +57,14 @@ class Processes:
         dist.all_reduce(values)
         return tuple(values.tolist())
 
+    def first_says(self, answer: bool) -> bool:
+        """Return the first process's answer; the others wait for it."""
+        if not self.several:
+            return answer
+        message = torch.tensor(int(answer))
+        dist.broadcast(message, src=0)
+        return bool(message)
+
     def same(self, number: int) -> bool:
         """Return whether all processes have the same number."""
         if not self.several:
@@ -81,11 +87,11 @@ class Processes:
         return SLURMEnvironment(auto_requeue=False) if self.slurm else TorchElasticEnvironment()
 
 
-ALONE = Processes()
+ONE_PROCESS = Processes()
 
 
 def here() -> Processes:
-    """Return this process's place as torchrun or srun tell it; without them it is alone.
+    """Return this process's place as torchrun or srun tell it; without them it is the only one.
 
     Raises:
         ConfigError: If machines have unequal numbers of processes, or this one has fewer GPUs than processes.
@@ -97,9 +103,9 @@ def here() -> Processes:
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
         devices = world // nodes if world % nodes == 0 else 0
     else:
-        return ALONE
+        world = 1
     if world == 1:
-        return ALONE
+        return ONE_PROCESS
     try:
         if devices < 1 or world % devices:
             raise ConfigError(f"{world} processes are not shared evenly by the machines; start as many on each of them")
@@ -121,17 +127,18 @@ def joined(processes: Processes) -> Iterator[None]:
     if not processes.several:
         yield
         return
-    _follow_supervisor()
+    if from_torchrun():
+        threading.Thread(target=_follow_starter, args=(os.getppid(),), daemon=True).start()
     with contextlib.ExitStack() as quiet:
         if not processes.first:
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
             logging.getLogger("kdlib").setLevel(logging.ERROR)
         try:
-            if not dist.is_initialized():
-                place = processes.environment()
-                os.environ.setdefault("MASTER_ADDR", place.main_address)
-                os.environ.setdefault("MASTER_PORT", str(place.main_port))
-                dist.init_process_group(rank=processes.rank, world_size=processes.world)  # gloo, and nccl where there are GPUs
+            place = processes.environment()
+            os.environ.setdefault("MASTER_ADDR", place.main_address)
+            os.environ.setdefault("MASTER_PORT", str(place.main_port))
+            # gloo, and nccl where there are GPUs
+            dist.init_process_group(rank=processes.rank, world_size=processes.world)
             try:
                 yield
             except SystemExit as ending:
@@ -143,6 +150,7 @@ def joined(processes: Processes) -> Iterator[None]:
             if not any(sign in str(error).lower() for sign in _LOST_SIGNS):
                 raise
             print(f"rank {processes.rank} of {processes.world} lost another rank and ends", file=sys.stderr, flush=True)
+            time.sleep(_MOURN_SECONDS)  # so that torchrun sees the end of the other one first
             os._exit(LOST)  # without farewells to a group that is no more
 
 
@@ -187,15 +195,8 @@ def ignore_termination(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _follow_supervisor() -> None:
-    """Save and end, as after SIGTERM, if the supervising process dies: nobody would notice a rank that hangs."""
-    pid = int(os.environ.get(SUPERVISOR) or 0)
-    if not pid:
-        return
-
-    def watch() -> None:
-        while os.getppid() == pid:
-            time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True, name="supervisor").start()
+def _follow_starter(starter: int) -> None:
+    """Save and end, as after SIGTERM, if the process that started this rank dies: nobody would notice a rank that hangs."""
+    while os.getppid() == starter:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

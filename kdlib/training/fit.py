@@ -1,4 +1,4 @@
-"""Runs an objective through its schedule with Lightning: batches in, history and checkpoints out, exactly resumable."""
+"""Runs an objective through its schedule with Lightning, writing history and checkpoints from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ from torch import Tensor, nn
 from kdlib import records
 from kdlib.config import TrainConfig
 from kdlib.errors import ConfigError
-from kdlib.training import checkpoint as store
 from kdlib.training import history
-from kdlib.training.checkpoint import Checkpoint, CheckpointError
-from kdlib.training.distributed import ALONE, Processes, held_back_termination, let_termination_in
+from kdlib.training.checkpoint import Checkpoint, CheckpointError, latest, save
+from kdlib.training.distributed import ONE_PROCESS, Processes, held_back_termination, let_termination_in
 from kdlib.training.history import Meter
+from kdlib.training.job import RunDir
 from kdlib.training.module import TrainingModule
-from kdlib.training.rundir import RunDir
 
-LINES = 400  # in a whole history, about
+_LINES = 400  # in a whole history, about
 
 LoaderFactory = Callable[[int], Iterable[Any]]
 """First batch, counted over all epochs, to the batches from there on."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Session:
     """How far a session came."""
 
     step: int
@@ -87,26 +86,24 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@dataclass(eq=False)
 class _Recorder(pl.Callback):
     """After each optimiser step: history, checkpoint, and the question whether to stop."""
 
-    def __init__(
-        self,
-        run: RunDir,
-        job: str,
-        config: TrainConfig,
-        per_epoch: int,
-        stop_after: int | None,
-        resumed: Checkpoint | None,
-        processes: Processes,
-    ) -> None:
-        self.run, self.job, self.config, self.per_epoch, self.stop_after = run, job, config, per_epoch, stop_after
-        self.resumed, self.processes = resumed, processes
-        notes = resumed.notes if resumed else {}
+    run: RunDir
+    job: str
+    config: TrainConfig
+    per_epoch: int
+    stop_after: int | None
+    resumed: Checkpoint | None
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        notes = self.resumed.notes if self.resumed else {}
         self.seconds_before = float(notes.get("seconds", 0.0))
         self.samples = int(notes.get("samples", 0))
         self.last: dict[str, Any] = dict(notes.get("last", {}))
-        self.seen = resumed.step if resumed else 0
+        self.seen = self.resumed.step if self.resumed else 0
         self.terminated = False
         self.begun = self.mark = time.monotonic()
         self.marked_samples = self.fresh = 0  # of all ranks since the last line; of this rank since the last step
@@ -147,7 +144,7 @@ class _Recorder(pl.Callback):
         self.samples += int(samples)
         self.marked_samples += int(samples)
         last = step == pl_module.total
-        if last or step % max(1, pl_module.total // LINES) == 0:
+        if last or step % max(1, pl_module.total // _LINES) == 0:
             self._line(pl_module, step)
         stop = self.terminated or (self.stop_after is not None and step >= self.stop_after)
         if last or stop or step % self.config.checkpoint_steps == 0:
@@ -159,17 +156,18 @@ class _Recorder(pl.Callback):
         if not self.processes.first:
             module.meter = Meter()
             return
-        now = time.monotonic()
+        assert module.grad_norm is not None  # a step was made
+        now, norm = time.monotonic(), float(module.grad_norm)
         self.last = {
             "step": step,
             "steps": module.total,
             "epoch": (step * self.config.accumulate - 1) // self.per_epoch,
             "lr": module.optimiser.param_groups[0]["lr"],
             **module.meter.means(),
-            "grad_norm": None if module.grad_norm is None else _finite(float(module.grad_norm)),
+            "grad_norm": norm if math.isfinite(norm) else None,
             "samples_per_second": round(self.marked_samples / max(now - self.mark, 1e-9), 3),
             "seconds": round(self.seconds, 3),
-            "memory_mb": round(memory_mb(module.device), 1),
+            "memory_mb": round(_memory_mb(module.device), 1),
         }
         history.append(self.run.history, self.last)
         module.meter = Meter()
@@ -187,15 +185,11 @@ class _Recorder(pl.Callback):
             "versions": records.versions(),
         }
         tensors = {**module.state(), **_random_state(module.device)}
-        store.save(self.run.checkpoints, Checkpoint(step, self.job, tensors, notes))
+        save(self.run.checkpoints, Checkpoint(step, self.job, tensors, notes))
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def memory_mb(where: torch.device) -> float:
-    """Return the peak memory of this process: the device's where it has its own, else the resident set."""
+def _memory_mb(where: torch.device) -> float:
+    # the peak of this process: the device's where it has memory of its own, else the resident set's
     if _accelerator(where) is not None:
         return float(_accelerator(where).max_memory_allocated(where)) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -238,7 +232,7 @@ def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder, 
     )
 
 
-def fit(
+def fit_objective(
     objective: nn.Module,
     loader: LoaderFactory,
     run: RunDir,
@@ -248,8 +242,8 @@ def fit(
     total: int,
     per_epoch: int,
     stop_after: int | None = None,
-    processes: Processes = ALONE,
-) -> Outcome:
+    processes: Processes = ONE_PROCESS,
+) -> Session:
     """Train an objective up to step ``total``, from the newest checkpoint of this job if there is one.
 
     Args:
@@ -269,7 +263,7 @@ def fit(
         Diverged: If the loss became NaN or infinite.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    resumed = store.latest(run.checkpoints, job)
+    resumed = latest(run.checkpoints, job)
     start = resumed.step if resumed else 0
     if not processes.same(start):
         raise CheckpointError(f"{run.checkpoints} differs between the ranks; put the run folder on a file system they share")
@@ -285,12 +279,12 @@ def fit(
         trainer = _trainer(config, run, total - start, recorder, processes)
         with _deterministic(trainer.strategy.root_device), held_back_termination(processes):
             trainer.fit(module, train_dataloaders=loader(start * config.accumulate))
-    return Outcome(
+    return Session(
         step=recorder.seen,
         done=recorder.seen == total,
         terminated=recorder.terminated,
         seconds=recorder.seconds if start < total else recorder.seconds_before,
         samples=recorder.samples,
-        memory_mb=memory_mb(module.device),
+        memory_mb=_memory_mb(module.device),
         last=recorder.last,
     )

@@ -1,4 +1,4 @@
-"""The record of a run while it goes: losses of every batch go in, one JSON line per few steps comes out."""
+"""The record of a run while it goes: means of the losses of every batch, and a file of one JSON line per few steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdlib import records
 from kdlib.errors import KdlibError
@@ -24,20 +23,16 @@ class Meter:
     """Means of a loss and its parts since the last line; sums stay on the device, so no step waits for them."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self.batches = 0
-        self.samples = 0
-        if state is not None:
-            self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
-            self.batches, self.samples = int(state["batches"]), int(state["samples"])
+        before = state or {"sums": {}, "batches": 0}
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in before["sums"].items()}
+        self.batches = int(before["batches"])
 
-    def add(self, terms: LossTerms, samples: int) -> None:
+    def add(self, terms: LossTerms) -> None:
         """Count one batch."""
         for name, value in {"loss": terms.loss, **{f"parts/{k}": v for k, v in terms.parts.items()}}.items():
             value = value.detach().double()
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         self.batches += 1
-        self.samples += samples
 
     def state(self) -> dict[str, Any]:
         """Return the sums as plain values, from which a resumed run goes on exactly.
@@ -49,7 +44,7 @@ class Meter:
         bad = sorted(name for name, value in sums.items() if not math.isfinite(value))
         if bad:
             raise Diverged(f"{', '.join(bad)} became NaN or infinite; lower learning_rate, or check the frames for bad values")
-        return {"sums": sums, "batches": self.batches, "samples": self.samples}
+        return {"sums": sums, "batches": self.batches}
 
     def means(self) -> dict[str, Any]:
         """Return ``loss`` and ``parts``.
@@ -71,5 +66,5 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 def rewind(path: Path, step: int) -> None:
     """Forget the lines after a step, which a resumed run is going to write again."""
     if path.is_file():
-        kept = [line for line in records.read_json_lines(path) if line["step"] <= step]
-        records.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        lines = [json.dumps(line) + "\n" for line in records.read_json_lines(path) if line["step"] <= step]
+        records.write_bytes(path, "".join(lines).encode())

@@ -1,20 +1,52 @@
-"""One training job: what to train, on what, from what; a frozen dataclass in, ``job.json`` and a hash out."""
+"""One training as a folder: the job that says what to train, the files beside it, and the process at work there."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdlib import records
-from kdlib.config import Initialisation, KDConfig, ModelConfig, TrainConfig, TwoStageConfig, config_hash, from_dict, to_dict
-from kdlib.errors import ConfigError
-from kdlib.records import sha256
-from kdlib.training.rundir import RunDir, worker
+import psutil
+from filelock import FileLock
 
-# Settings that change how a run goes but not where it ends; two jobs that differ only here are the same job.
-_NEUTRAL: dict[str, Any] = {"workers": 0, "checkpoint_steps": 1}
+from kdlib import records
+from kdlib.config import (
+    Initialisation,
+    KDConfig,
+    ModelConfig,
+    TrainConfig,
+    TwoStageConfig,
+    config_hash,
+    from_dict,
+    to_dict,
+)
+from kdlib.data.store import fingerprint, read_index
+from kdlib.errors import ConfigError, DataError, KdlibError
+from kdlib.records import sha256
+
+
+class RunBusy(KdlibError):
+    """Another process is training in this run folder."""
+
+
+class RunDir:
+    """Where everything of a training run lies."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the files of a folder; none has to exist."""
+        self.path = Path(path)
+        self.job = self.path / "job.json"  # what to train
+        self.history = self.path / "history.jsonl"  # losses and speed, one JSON object a line
+        self.log = self.path / "train.log"  # everything the child printed
+        self.checkpoints = self.path / "checkpoints"  # folder of those to resume from
+        self.weights = self.path / "weights.safetensors"  # the trained student
+        self.result = self.path / "result.json"  # the run in numbers
+        self.owner = self.path / "child.json"  # the process at work, while there is one
 
 
 @dataclass(frozen=True)
@@ -37,7 +69,7 @@ class TrainJob:
     teacher: TeacherSource | None = None  # needed by kd
     init_weights: str | None = None  # safetensors the model starts from
     initialisation: Initialisation = "matching"  # how its tensors are taken over
-    max_steps: int | None = None  # optimiser steps, at most; the schedule spans what is left of the epochs
+    max_steps: int | None = None  # optimiser steps, at most; the schedule spans what is left
     name: str = ""  # shown in progress and reports
 
     def __post_init__(self) -> None:
@@ -67,28 +99,34 @@ class TrainJob:
             if not path.is_file():
                 raise ConfigError(f"weights {path} do not exist; train that model first or correct the path in the job")
 
-    def hash(self) -> str:
-        """Return 12 hexadecimal digits over the settings and over the contents (not the places) of split and weights.
+    def hash(self, dataset: str | None = None) -> str:
+        """Return 12 hexadecimal digits over the settings and the contents, not the places, of split and weights.
+
+        It is never kept but computed anew: weights that changed and frames that changed give another one.
+
+        Args:
+            dataset: Fingerprint of the split where that is open; None takes it from the store's index.
 
         Raises:
             ConfigError: If an input is missing.
             DataError: If the store is damaged.
         """
-        from kdlib.data.store import Store, fingerprint
-
         self.check_inputs()
-        splits = Store.open(Path(self.store)).contents
-        if self.split not in splits:
-            raise ConfigError(f"store {self.store} has no split '{self.split}', it has: {', '.join(splits) or 'none'}")
-        contents = replace(
-            self,
-            train=replace(self.train, **_NEUTRAL),
-            store=fingerprint({self.split: splits[self.split]}),
-            teacher=replace(self.teacher, weights=sha256(Path(self.teacher.weights))) if self.teacher else None,
-            init_weights=sha256(Path(self.init_weights)) if self.init_weights else None,
-            name="",
-        )
-        return config_hash(contents)
+        if dataset is None:
+            splits = read_index(Path(self.store))
+            if self.split not in splits:
+                names = ", ".join(splits) or "none"
+                raise ConfigError(f"store {self.store} has no split '{self.split}', it has: {names}")
+            dataset = fingerprint({self.split: splits[self.split]})
+        digest = functools.cache(lambda path: sha256(Path(path)))  # one file is often both teacher and start
+        contents = self._with_inputs(dataset, digest)
+        # Where data is loaded, how often is saved and what the run is called changes no weight.
+        neutral = replace(self.train, workers=0, checkpoint_steps=1)
+        return config_hash(replace(contents, train=neutral, name=""))
+
+    def _with_inputs(self, store: str, named: Callable[[str], str]) -> TrainJob:
+        teacher = self.teacher and replace(self.teacher, weights=named(self.teacher.weights))
+        return replace(self, store=store, teacher=teacher, init_weights=self.init_weights and named(self.init_weights))
 
     def write(self, run_dir: Path) -> None:
         """Write ``job.json``, paths made absolute, into a run folder.
@@ -96,17 +134,12 @@ class TrainJob:
         Raises:
             ConfigError: If the folder holds a different job's results or is training one; nothing is changed then.
         """
-        run = RunDir(Path(run_dir))
-        absolute = replace(
-            self,
-            store=os.path.abspath(self.store),
-            teacher=replace(self.teacher, weights=os.path.abspath(self.teacher.weights)) if self.teacher else None,
-            init_weights=os.path.abspath(self.init_weights) if self.init_weights else None,
-        )
+        run = RunDir(run_dir)
+        absolute = self._with_inputs(os.path.abspath(self.store), os.path.abspath)
         values = to_dict(absolute)
         if run.job.is_file() and records.read_json(run.job) != values:
-            mark = run.path / records.COMPLETE
-            if mark.is_file() and not records.is_complete(run.path, absolute.hash()):
+            finished = (run.path / records.COMPLETE).is_file()
+            if finished and not records.is_complete(run.path, absolute.hash()):
                 raise ConfigError(f"{run.path} holds the results of another job; delete that folder or choose another one")
             if worker(run) is not None:
                 raise ConfigError(f"{run.path} is being trained under other settings; stop that run or choose another folder")
@@ -120,4 +153,51 @@ class TrainJob:
             DataError: If it is missing or damaged.
             ConfigError: If a setting is unknown or missing.
         """
-        return from_dict(TrainJob, records.read_json(RunDir(Path(run_dir)).job))
+        return from_dict(TrainJob, records.read_json(RunDir(run_dir).job))
+
+
+def _alive(owner: dict[str, Any]) -> bool:
+    # Another machine's processes cannot be looked up: its claim counts until somebody deletes it.
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        same = abs(process.create_time() - owner["created"]) < 2  # numbers of processes are used again
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def worker(run: RunDir) -> dict[str, Any] | None:
+    """Return pid, host and start of the living process that trains here, None where there is none."""
+    try:
+        owner = records.read_json(run.owner)
+        return owner if _alive(owner) else None
+    except (DataError, KeyError):  # no file, or one written by something else: nobody is at work
+        return None
+
+
+@contextlib.contextmanager
+def claim(run: RunDir) -> Iterator[None]:
+    """Hold a run folder for this process; a claim of a process that is gone is taken over.
+
+    Raises:
+        RunBusy: If another living process holds it.
+    """
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    # The lock covers only the look and the entry: data workers inherit it and would hold it after our death.
+    with FileLock(run.path / ".claim"):
+        other = worker(run)
+        if other is not None and other["pid"] != os.getpid():
+            raise RunBusy(
+                f"{run.path} is being trained by process {other['pid']} on {other['host']}; "
+                f"wait for it, or stop it, or delete {run.owner} if that machine is gone"
+            )
+        me = psutil.Process()
+        records.write_json(run.owner, {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+        for home in (run.path, run.checkpoints):  # left half-written by whoever was killed here
+            records.remove_leftovers(home)
+    try:
+        yield
+    finally:
+        run.owner.unlink(missing_ok=True)

@@ -1,26 +1,28 @@
-"""Starts or re-attaches to training children: run folders go in, progress lines and results come out."""
+"""Starts trainings as child processes, or attaches to those at work, and follows them to their results."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import os
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.training.job import TrainJob
+from kdlib.training.job import RunDir, TrainJob, worker
 from kdlib.training.places import Child, Places, places
-from kdlib.training.rundir import RunDir, worker
 
-CHILD = (sys.executable, "-m", "kdlib", "train")
-LOG_LINES = 15
-POLL_SECONDS = 0.2
+_COMMAND = (sys.executable, "-m", "kdlib", "train")
+_LOG_LINES = 15
+_POLL_SECONDS = 0.2
 
 
 class TrainingFailed(KdlibError):
@@ -42,7 +44,7 @@ class RunResult:
         return RunDir(self.run_dir).weights
 
 
-@dataclass
+@dataclass(eq=False)
 class _Watched:
     """One run folder while it is being waited for."""
 
@@ -51,29 +53,59 @@ class _Watched:
     label: str
     child: Child | None = None
     log_start: int = 0
-    shown: float = field(default=-1e9)  # when its last progress line was printed
+    shown: float = -math.inf  # when its last progress line was printed
     shown_step: int = -1
 
-    def running(self) -> bool:
-        """Return whether a process is at work, ours or one found at work."""
-        if self.child is not None and (self.child.poll() is None or self.child.lost):
-            return not self.child.lost
-        return worker(self.run) is not None
+    @staticmethod
+    def open(run_dir: Path) -> _Watched:
+        job = TrainJob.read(run_dir)
+        return _Watched(RunDir(run_dir), job.hash(), job.name or run_dir.name)
 
-    def start(self, where: Places, command: Sequence[str]) -> bool:
-        """Start a child; False if there is no room for it now."""
+    def begin(self, where: Places, command: Sequence[str]) -> str:
+        """Find a process at work or start one, and say which; "" where there is no room for it now."""
+        if worker(self.run) is not None:
+            return "already in training, following it"
         self.log_start = self.run.log.stat().st_size if self.run.log.is_file() else 0
         self.child = where.start(self.run, command)
-        return self.child is not None
+        if self.child is None:
+            return ""
+        return f"starting on {self.child.place}" if self.child.place else "starting"
 
-    def ending(self) -> str:
-        return self.child.ending() if self.child else "ended without finishing"
+    def running(self) -> bool:
+        """Return whether a process is at work, ours or another one."""
+        if self.child is not None:
+            if self.child.poll() is None:
+                return True
+            if self.child.lost:  # it may go on where nobody sees it: only the next call can tell
+                return False
+        return worker(self.run) is not None
+
+    def show(self, every: float, began: float, echo: Callable[[str], None]) -> None:
+        # The pause grows with the run, so that a day of training is some hundred lines and not thousands.
+        now = time.monotonic()
+        if now - self.shown < max(every, 0.02 * (now - began)):
+            return
+        lines = records.read_json_lines(self.run.history)
+        if lines and lines[-1]["step"] != self.shown_step:
+            self.shown, self.shown_step = now, lines[-1]["step"]
+            echo(progress_line(self.label, lines[-1]))
 
     def complete(self) -> bool:
         return records.is_complete(self.run.path, self.key)
 
+    def ending(self) -> str:
+        if self.child is None:
+            return "ended without finishing"
+        if self.child.poll() == 0:
+            return "was trained on other inputs than were there when it was started: its store or a weight file changed meanwhile"
+        return self.child.ending()
 
-def log_tail(path: Path, lines: int = LOG_LINES, start: int = 0) -> str:
+    def result(self, reused: bool) -> RunResult:
+        complete = self.complete()
+        return RunResult(self.run.path, complete, reused, records.read_json(self.run.result) if complete else {})
+
+
+def log_tail(path: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
     """Return the last lines of a log, from a byte position on."""
     if not path.is_file():
         return "(no log)"
@@ -94,17 +126,6 @@ def progress_line(label: str, line: dict[str, Any]) -> str:
     return f"{label}: step {step}/{steps}, loss {line['loss']:.4g} ({parts}), {speed:.1f} frames/s, {minutes}:{seconds:02d} left"
 
 
-def _show(watched: _Watched, every: float, began: float, echo: Callable[[str], None]) -> None:
-    # The pause grows with the run, so that a day of training is some hundred lines and not thousands.
-    now = time.monotonic()
-    if now - watched.shown < max(every, 0.02 * (now - began)):
-        return
-    lines = records.read_json_lines(watched.run.history)
-    if lines and lines[-1]["step"] != watched.shown_step:
-        watched.shown, watched.shown_step = now, lines[-1]["step"]
-        echo(progress_line(watched.label, lines[-1]))
-
-
 def _failure(failed: Sequence[_Watched], count: int) -> TrainingFailed:
     first = failed[0]
     others = f" So did {', '.join(watched.label for watched in failed[1:])}." if failed[1:] else ""
@@ -116,57 +137,32 @@ def _failure(failed: Sequence[_Watched], count: int) -> TrainingFailed:
     )
 
 
-def _watch(run_dir: Path) -> _Watched:
-    job = TrainJob.read(run_dir)
-    return _Watched(RunDir(run_dir), job.hash(), job.name or run_dir.name)
-
-
-def _result(watched: _Watched, reused: bool) -> RunResult:
-    complete = watched.complete()
-    return RunResult(watched.run.path, complete, reused, records.read_json(watched.run.result) if complete else {})
-
-
-def _begin(
-    queue: list[_Watched], room: int, where: Places, command: Sequence[str], echo: Callable[[str], None]
-) -> list[_Watched]:
-    """Take as many runs from the queue as there is room for: those found at work are followed, the others started."""
-    begun: list[_Watched] = []
-    while queue and len(begun) < room:
-        watched = queue[0]
-        if watched.running():
-            echo(f"{watched.label}: already in training, following it")
-        elif watched.start(where, command):
-            place = watched.child.place if watched.child else ""
-            echo(f"{watched.label}: starting" + (f" on {place}" if place else ""))
-        else:
-            break
-        begun.append(queue.pop(0))
-    return begun
-
-
 def _follow(
-    queue: list[_Watched], where: Places, command: Sequence[str], every: float, echo: Callable[[str], None]
+    waiting: Sequence[_Watched], where: Places, command: Sequence[str], every: float, echo: Callable[[str], None]
 ) -> list[_Watched]:
     """Bring all runs to their end and return those that failed, which keeps no other from finishing."""
     began = time.monotonic()
-    active: list[_Watched] = []
-    failed: list[_Watched] = []
+    queue, active, failed = list(waiting), list[_Watched](), list[_Watched]()
     while queue or active:
-        active += _begin(queue, where.limit - len(active), where, command, echo)
+        while queue and len(active) < where.limit:
+            begun = queue[0].begin(where, command)
+            if not begun:
+                break
+            echo(f"{queue[0].label}: {begun}")
+            active.append(queue.pop(0))
         for watched in list(active):
             running = watched.running()  # asked before complete(): the mark is the last thing a child writes
-            _show(watched, every, began, echo)
+            watched.show(every, began, echo)
             if running:
                 continue
             active.remove(watched)
             if watched.complete():
-                steps = records.read_json(watched.run.result).get("steps", "?")
-                echo(f"{watched.label}: done, {steps} steps")
+                echo(f"{watched.label}: done, {watched.result(False).values.get('steps', '?')} steps")
             else:
                 echo(f"{watched.label}: {watched.ending()}")
                 failed.append(watched)
         if queue or active:
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
     return failed
 
 
@@ -177,7 +173,7 @@ def launch(
     follow: bool = True,
     *,
     every: float = 5.0,
-    command: Sequence[str] = CHILD,
+    command: Sequence[str] = _COMMAND,
     echo: Callable[[str], None] | None = None,
 ) -> list[RunResult]:
     """Train in every run folder, in child processes that outlive the caller; finished runs are not repeated.
@@ -197,28 +193,29 @@ def launch(
         ConfigError: If a job, store or weight file is missing or wrong; nothing was started then.
         TrainingFailed: If a child ended without finishing, once all others have ended; the message ends with its log.
     """
-    say = echo or _print
+    say = echo or functools.partial(print, flush=True)
     folders = [Path(folder).resolve() for folder in run_dirs]
     if parallel < 1 or threads < 0:
         raise ConfigError(f"parallel must be at least 1 and threads at least 0, not {parallel} and {threads}")
     if len(set(folders)) != len(folders):
         raise ConfigError("a run folder is named twice")
-    all_runs = [_watch(folder) for folder in folders]
-    done = {watched.run.path for watched in all_runs if watched.complete()}
-    for watched in all_runs:
-        if watched.run.path in done:
+    runs = [_Watched.open(folder) for folder in folders]
+    waiting = [watched for watched in runs if not watched.complete()]
+    for watched in runs:
+        if watched not in waiting:
             say(f"{watched.label}: finished earlier, kept")
-    waiting = [watched for watched in all_runs if watched.run.path not in done]
-    if not waiting:
-        return [_result(watched, reused=True) for watched in all_runs]
-    with places(parallel, threads) as where:
-        if not follow:
-            if len(waiting) > where.limit:
+    if waiting:
+        with places(parallel, threads) as where:
+            if follow:
+                failed = _follow(waiting, where, command, every, say)
+                if failed:
+                    raise _failure(failed, len(runs))
+            elif len(waiting) > where.limit:
                 raise ConfigError(f"{len(waiting)} runs but parallel={where.limit}: without follow nobody would start the others")
-            _begin(list(waiting), len(waiting), where, command, lambda line: None)
-        elif failed := _follow(list(waiting), where, command, every, say):
-            raise _failure(failed, len(all_runs))
-    return [_result(watched, watched.run.path in done) for watched in all_runs]
+            else:
+                for watched in waiting:
+                    watched.begin(where, command)
+    return [watched.result(reused=watched not in waiting) for watched in runs]
 
 
 def stop(run_dir: Path) -> bool:
@@ -227,18 +224,11 @@ def stop(run_dir: Path) -> bool:
     Raises:
         ConfigError: If it works on another machine.
     """
-    owner = worker(RunDir(Path(run_dir)))
+    owner = worker(RunDir(run_dir))
     if owner is None:
         return False
-    try:
-        process = psutil.Process(int(owner["pid"]))
-        if abs(process.create_time() - owner["created"]) > 2:
-            raise ConfigError(f"{run_dir} is being trained on {owner['host']}; stop it there")
-        process.terminate()
-    except psutil.NoSuchProcess as error:
-        raise ConfigError(f"{run_dir} is being trained on {owner['host']}; stop it there") from error
+    if owner["host"] != socket.gethostname():
+        raise ConfigError(f"{run_dir} is being trained on {owner['host']}; stop it there")
+    with contextlib.suppress(ProcessLookupError):  # it ended just now
+        os.kill(int(owner["pid"]), signal.SIGTERM)
     return True
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -1,13 +1,12 @@
-"""``python -m kdlib train RUN_DIR``: a run folder with ``job.json`` goes in, its weights and result come out."""
+"""Trains the job of a run folder, in this process or in several that share every batch: ``python -m kdlib train RUN_DIR``."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,16 @@ from kdlib.data.collate import collate_share
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.sampler import StepSampler, check_shares
 from kdlib.data.store import Store, StoreSplit
-from kdlib.errors import ConfigError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_weights, save_weights
-from kdlib.training import preflight
-from kdlib.training.distributed import ALONE, Processes, here, ignore_termination, joined, settle
-from kdlib.training.fit import Outcome, fit, schedule_length, seed_everything
-from kdlib.training.job import TrainJob
-from kdlib.training.launcher import TERMINATED
-from kdlib.training.rundir import RunDir, claim
+from kdlib.training.distributed import ONE_PROCESS, Processes, here, ignore_termination, joined, settle
+from kdlib.training.fit import Session, fit_objective, schedule_length, seed_everything
+from kdlib.training.job import RunDir, TrainJob, claim
+from kdlib.training.launcher import TERMINATED, check_devices, positive_number, ranks_to_start, start_ranks
+from kdlib.training.preflight import check_split
 
 
 def limit_threads() -> None:
@@ -40,13 +37,9 @@ def limit_threads() -> None:
     Raises:
         ConfigError: If it says no number.
     """
-    for name in ("KDLIB_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(name, "")
-        if text:
-            if not text.isdigit() or int(text) < 1:
-                raise ConfigError(f"{name}='{text}' must be a positive number")
-            torch.set_num_threads(int(text))
-            return
+    threads = positive_number("KDLIB_THREADS") or positive_number("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def open_dataset(job: TrainJob, split: StoreSplit | None = None) -> FrameDataset:
@@ -96,7 +89,7 @@ class _SharedLoader(DataLoader[Any]):
         return super().__iter__()
 
 
-def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ALONE) -> DataLoader[Any]:
+def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ONE_PROCESS) -> DataLoader[Any]:
     config = job.train
     share = {"rank": processes.rank, "world": processes.world}
     sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
@@ -123,84 +116,77 @@ def _report(objective: Plain | Distillation, batches: Iterable[Any]) -> list[dic
     return [asdict(row) for row in rows]
 
 
-def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, outcome: Outcome, facts: dict[str, Any]) -> None:
-    """Write weights, result and, last, the completion mark."""
-    card = {
-        "model": job.model.name,
-        "job": key,
-        "seed": job.train.seed,
-        "steps": outcome.step,
-        "dataset": facts["dataset"],
-        **records.provenance(),
-    }
-    save_weights(run.weights, student, card)
-    final = {name: outcome.last.get(name) for name in ("loss", "parts")}
-    values = {
-        "kind": "training",
-        "name": job.name,
-        "model": job.model.name,
-        "job": key,
-        "seed": job.train.seed,
-        "steps": outcome.step,
-        "epochs": job.train.epochs,
-        "samples": outcome.samples,
-        "parameters": sum(p.numel() for p in student.parameters()),
-        "final": final,
-        **facts,
-        "weights": run.weights.name,
-        "timing": {
-            "seconds": round(outcome.seconds, 2),
-            "samples_per_second": round(outcome.samples / max(outcome.seconds, 1e-9), 3),
-            "memory_mb": round(outcome.memory_mb, 1),
-        },
-        "card": records.provenance(),
-    }
-    records.write_json(run.result, values)
-    records.mark_complete(run.path, key)
-
-
-def train(run_dir: Path, *, stop_after: int | None = None) -> None:
+def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None = None) -> None:
     """Train the job of a run folder to its end, from the newest checkpoint if there is one; a finished run is left alone.
 
-    Under torchrun or srun this is one rank of several; they share every batch, so that the weights are those of one process.
     SIGTERM (or ``stop_after`` steps) saves a checkpoint; the same call later goes on from it, to the same weights bit for bit
     on a CPU with the same number of threads.
 
+    Args:
+        run_dir: Folder with its ``job.json``.
+        devices: Processes of this machine that share every batch, so that the weights are those of one; each takes a GPU where
+            there are some. None: as many as KDLIB_DEVICES says, else one. Under torchrun or srun this call is one of theirs.
+        stop_after: Save and return after this step, for tests.
+
     Raises:
-        ConfigError: If a setting, the store or a weight file is missing or does not fit.
+        ConfigError: If a setting, the store or a weight file is missing or does not fit, or if the processes cannot share the
+            batch, are more than the GPUs, or contradict the launcher.
         DataError: If the store is damaged or has nothing to learn from.
         RunBusy: If another process trains in this folder.
-        SystemExit: With code 143 after SIGTERM.
+        SystemExit: With code 143 after SIGTERM; with the code of the rank that failed.
     """
+    run = RunDir(Path(run_dir).resolve())
+    count = ranks_to_start(devices)
+    if count > 1:
+        check_shares(TrainJob.read(run.path).train.batch_size, count)
+        check_devices(count)
+        code = start_ranks(("-m", "kdlib", "train", str(run.path)), count)
+        if code:
+            raise SystemExit(code)
+        return
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     limit_threads()
-    run = RunDir(Path(run_dir).resolve())
     processes = here()
-    with joined(processes), contextlib.ExitStack() as held:
+    with joined(processes), contextlib.ExitStack() as claimed:
         # The first rank looks before the others begin: what is wrong is said once.
-        begin = processes.first and _open(run, held)
-        if any(processes.sums(begin)):
-            _train(run, processes, stop_after)
+        training = _begin(run, claimed) if processes.first else None
+        if processes.first_says(training is not None):
+            _train(training or _Training.open(run), processes, stop_after)
 
 
-def _open(run: RunDir, held: contextlib.ExitStack) -> bool:
-    """Claim a run folder and check what its job needs; False if it is complete."""
-    job = TrainJob.read(run.path)
-    if records.is_complete(run.path, job.hash()):
+@dataclass(frozen=True)
+class _Training:
+    """A job with the frames it learns from, opened once for all that follows."""
+
+    run: RunDir
+    job: TrainJob
+    split: StoreSplit
+    key: str  # of exactly these settings, frames and weight files
+
+    @staticmethod
+    def open(run: RunDir) -> _Training:
+        job = TrainJob.read(run.path)
+        job.check_inputs()
+        split = Store.open(Path(job.store)).split(job.split)
+        return _Training(run, job, split, job.hash(split.fingerprint))
+
+
+def _begin(run: RunDir, claimed: contextlib.ExitStack) -> _Training | None:
+    """Open a training, claim its folder and check what it needs; None where it is complete."""
+    training = _Training.open(run)
+    if records.is_complete(run.path, training.key):
         print(f"{run.path} is complete, nothing to do", flush=True)
-        return False
-    held.enter_context(claim(run))
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    for line in preflight.check(job, Store.open(Path(job.store)).split(job.split), run).warnings:
+        return None
+    claimed.enter_context(claim(run))
+    for line in check_split(training.job, training.split, run).warnings:
         print(f"warning: {line}", flush=True)
-    return True
+    return training
 
 
-def _train(run: RunDir, processes: Processes, stop_after: int | None) -> None:
-    job = TrainJob.read(run.path)
-    key = job.hash()
+def _train(training: _Training, processes: Processes, stop_after: int | None) -> None:
+    job = training.job
     check_shares(job.train.batch_size, processes.world)
-    dataset = open_dataset(job)
+    dataset = open_dataset(job, training.split)
     per_epoch = -(-len(dataset) // job.train.batch_size)
     total = schedule_length(per_epoch * job.train.epochs, job.train, job.max_steps)
     seed_everything(job.train.seed)
@@ -210,21 +196,48 @@ def _train(run: RunDir, processes: Processes, stop_after: int | None) -> None:
     print(
         f"{job.name or job.model.name}: {len(dataset)} frames, {total} steps of {job.train.batch_size} frames{among}", flush=True
     )
-    outcome = fit(
+    session = fit_objective(
         objective,
         lambda first: _loader(dataset, job, first, processes),
-        run,
+        training.run,
         job.train,
-        key,
+        training.key,
         total=total,
         per_epoch=per_epoch,
         stop_after=stop_after,
         processes=processes,
     )
-    if outcome.terminated and not outcome.done:
-        print(f"stopped at step {outcome.step} of {total}; start again to go on from there", flush=True)
+    if session.terminated and not session.done:
+        print(f"stopped at step {session.step} of {total}; start again to go on from there", flush=True)
         raise SystemExit(TERMINATED)
-    if outcome.done and processes.first:
-        facts = {"dataset": dataset.split.fingerprint, "frames": len(dataset), "terms": terms}
-        _finish(run, job, key, objective.student, outcome, facts)
-        print(f"done: {outcome.step} steps in {outcome.seconds:.0f} s", flush=True)
+    if session.done and processes.first:
+        facts = {"dataset": training.split.fingerprint, "frames": len(dataset), "terms": terms}
+        _finish(training, objective.student, session, facts)
+        print(f"done: {session.step} steps in {session.seconds:.0f} s", flush=True)
+
+
+def _finish(training: _Training, student: nn.Module, session: Session, facts: dict[str, Any]) -> None:
+    """Write weights, result and, last, the completion mark."""
+    run, job = training.run, training.job
+    made = {"model": job.model.name, "job": training.key, "seed": job.train.seed, "steps": session.step}
+    provenance = records.provenance()
+    save_weights(run.weights, student, {**made, "dataset": facts["dataset"], **provenance})
+    values = {
+        "kind": "training",
+        "name": job.name,
+        **made,
+        "epochs": job.train.epochs,
+        "samples": session.samples,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "final": {name: session.last.get(name) for name in ("loss", "parts")},
+        **facts,
+        "weights": run.weights.name,
+        "timing": {
+            "seconds": round(session.seconds, 2),
+            "samples_per_second": round(session.samples / max(session.seconds, 1e-9), 3),
+            "memory_mb": round(session.memory_mb, 1),
+        },
+        "card": provenance,
+    }
+    records.write_json(run.result, values)
+    records.mark_complete(run.path, training.key)

@@ -1,4 +1,4 @@
-"""The LightningModule around an objective: batches in, losses out; schedule, decay and clipping follow the global step."""
+"""The LightningModule around an objective; schedule, decay and clipping follow the step of the whole training."""
 
 from __future__ import annotations
 
@@ -54,12 +54,14 @@ class TrainingModule(pl.LightningModule):
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors a resumed run needs: weights and buffers without the teacher's, and the optimiser's moments."""
-        weights = {k: v for k, v in self.objective.state_dict().items() if not k.startswith("teacher.")}
-        found: dict[str, Tensor] = {f"weights/{name}": value for name, value in weights.items()}
+        tensors: dict[str, Tensor] = {f"weights/{name}": value for name, value in self._own_weights().items()}
         for name, parameter in self.trainable().items():
             for moment, value in self.optimiser.state.get(parameter, {}).items():
-                found[f"optimiser/{moment}/{name}"] = value
-        return found
+                tensors[f"optimiser/{moment}/{name}"] = value
+        return tensors
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.objective.state_dict().items() if not name.startswith("teacher.")}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the tensors of :meth:`state`.
@@ -67,17 +69,16 @@ class TrainingModule(pl.LightningModule):
         Raises:
             KeyError: If a tensor is missing; the job hash, checked before, makes that a defect of kdlib.
         """
-        own = {k for k in self.objective.state_dict() if not k.startswith("teacher.")}
         with torch.no_grad():
-            for name, value in self.objective.state_dict().items():
-                if name in own:
-                    value.copy_(tensors[f"weights/{name}"])
-        for name, parameter in self.trainable().items():
-            moments = {m: tensors[f"optimiser/{m}/{name}"] for m in _MOMENTS if f"optimiser/{m}/{name}" in tensors}
-            if moments:
-                # empty_like: in the parameter's memory layout, as the optimiser itself would have made them
-                placed = {m: v.clone() if m == "step" else torch.empty_like(parameter).copy_(v) for m, v in moments.items()}
-                self.optimiser.state[parameter] = {m: v.detach() for m, v in placed.items()}
+            for name, value in self._own_weights().items():
+                value.copy_(tensors[f"weights/{name}"])
+            for name, parameter in self.trainable().items():
+                for moment in _MOMENTS:
+                    stored = tensors.get(f"optimiser/{moment}/{name}")
+                    if stored is not None:
+                        # empty_like: in the parameter's memory layout, as the optimiser itself would have made it
+                        place = torch.empty_like(stored if moment == "step" else parameter)
+                        self.optimiser.state[parameter][moment] = place.copy_(stored)
 
     def configure_optimizers(self) -> OneCycleAdam:
         """Return the optimiser; there is no scheduler, the step decides."""
@@ -92,7 +93,7 @@ class TrainingModule(pl.LightningModule):
         with ranks.together():
             # Progress is of steps, so a resumed run sees the same.
             terms: LossTerms = self.objective(batch, progress=self.step / self.total)
-            self.meter.add(terms, batch.points.batch_size)
+            self.meter.add(terms)
             return ranks.world() * terms.loss if ranks.several() else terms.loss
 
     def optimizer_step(

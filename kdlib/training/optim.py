@@ -14,7 +14,7 @@ DIVIDE = 10.0  # the first learning rate is the highest divided by this
 FINAL_DIVIDE = 1e4  # the last one is the first divided by this
 MOMENTA = (0.95, 0.85)  # beta1 at both ends, beta1 at the peak
 BETA2 = 0.99
-EPSILON = 1e-8
+_EPSILON = 1e-8
 
 
 def _anneal(start: float, end: float, fraction: float) -> float:
@@ -59,7 +59,7 @@ class OneCycleAdam(torch.optim.Adam):
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, highest: float, weight_decay: float, total: int) -> None:
         first = learning_rate(0, total, highest)
-        super().__init__(parameters, lr=first, betas=(MOMENTA[0], BETA2), eps=EPSILON, weight_decay=0.0)
+        super().__init__(parameters, lr=first, betas=(MOMENTA[0], BETA2), eps=_EPSILON, weight_decay=0.0)
         self.highest = highest
         self.decay = weight_decay
         self.total = total

@@ -1,4 +1,4 @@
-"""Where trainings run: a run folder goes in, a child to wait for comes out; here, on GPUs, or on a Dask cluster."""
+"""Where trainings run: as processes of this machine, one on each of its GPUs, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kdlib import records
 from kdlib.data.cluster import connect
 from kdlib.errors import DataError
-from kdlib.training.rundir import RunDir
+from kdlib.training.job import RunDir
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -34,31 +34,27 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": st
 _LOOK = 2.0  # seconds between two looks at a cluster's workers
 
 
-class Child(Protocol):
-    """A training that was started."""
+class Child:
+    """A training that was started, as a process of this machine."""
 
-    place: str  # shown when it starts, "" where there is only one
-    lost: bool  # nobody can say any more what became of it
+    lost = False  # whether nobody can say any more what became of it
+
+    def __init__(self, process: subprocess.Popen[bytes], place: str = "") -> None:
+        """Keep a process and the name of its place, which is shown; "" where there is only one."""
+        self.process, self.place = process, place
 
     def poll(self) -> int | None:
         """Return its exit code, None while it runs."""
+        return self.process.poll()
 
     def ending(self) -> str:
         """Say in words how it ended, where that was too early."""
+        code = self.poll() or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return f"{how} without finishing"
 
 
-class Places(Protocol):
-    """Where trainings can run."""
-
-    @property
-    def limit(self) -> int:
-        """How many trainings may run at a time."""
-
-    def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
-        """Start a command (to which the folder is added) in a free place; None if all are taken, perhaps by other drivers."""
-
-
-def environment(threads: int) -> dict[str, str]:
+def _environment(threads: int) -> dict[str, str]:
     """Return a child's environment: this package, unbuffered output, at most so many threads (0 sets no limit)."""
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
@@ -66,43 +62,19 @@ def environment(threads: int) -> dict[str, str]:
     return {**_MALLOC, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **limits}
 
 
-def spawn(
+def _spawn(
     run: RunDir, command: Sequence[str], variables: dict[str, str], keep_open: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, printing to the run's log: the end of a notebook or terminal does not reach it."""
     with run.log.open("ab") as log:
         return subprocess.Popen(
             (*command, str(run.path)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True,  # so that the end of a notebook or terminal does not reach it
             env=variables,
             pass_fds=keep_open,
         )
-
-
-def _ending(code: int | None) -> str:
-    if code is None:
-        return "ended"
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-
-class Process:
-    """A child on this machine."""
-
-    lost = False
-
-    def __init__(self, child: subprocess.Popen[bytes], place: str = "") -> None:
-        self._child, self.place = child, place
-
-    def poll(self) -> int | None:
-        """See :class:`Child`."""
-        return self._child.poll()
-
-    def ending(self) -> str:
-        """See :class:`Child`."""
-        return f"{_ending(self._child.returncode)} without finishing"
 
 
 class Processor:
@@ -112,8 +84,8 @@ class Processor:
         self.limit, self._threads = limit, threads
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child:
-        """See :class:`Places`; who keeps to the limit is never refused."""
-        return Process(spawn(run, command, environment(self._threads)))
+        """Start a command, to which the folder is added; who keeps to the limit is never refused."""
+        return Child(_spawn(run, command, _environment(self._threads)))
 
 
 class Gpus:
@@ -135,45 +107,45 @@ class Gpus:
         return len(self._ids)
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
-        """See :class:`Places`."""
+        """Start a command, to which the folder is added, on a free GPU; None if all are taken, perhaps by other drivers."""
         for name in self._ids:
             with (self._locks / f"gpu_{name.replace('/', '_')}").open("w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                child = spawn(run, command, {**environment(self._threads), VISIBLE: name}, (lock.fileno(),))
-                return Process(child, f"GPU {name}")
+                variables = {**_environment(self._threads), VISIBLE: name}
+                return Child(_spawn(run, command, variables, (lock.fileno(),)), f"GPU {name}")
         return None
 
 
-class Remote:
-    """A child that a worker of a Dask cluster started."""
+class RemoteChild(Child):
+    """A training that a worker of a Dask cluster started."""
 
     def __init__(self, cluster: Cluster, worker: str, future: Future[Any]) -> None:
-        self._cluster, self.worker, self._future = cluster, worker, future
+        """Keep the future of :func:`train_here`."""
+        self._cluster, self.place, self._future = cluster, worker, future
         self._code: int | None = None
-        self.place, self.lost = worker, False
 
     def poll(self) -> int | None:
-        """See :class:`Child`."""
+        """See :meth:`Child.poll`; 1 where its worker was lost."""
         if self._code is None and self._future.done():
             self.lost = self._future.status != "finished"
             self._code = 1 if self.lost else int(self._future.result())
-        if self._code is None and self.worker not in self._cluster.workers():
+        if self._code is None and self.place not in self._cluster.workers():
             self.lost, self._code = True, 1
             self._future.cancel()
         return self._code
 
     def ending(self) -> str:
-        """See :class:`Child`."""
-        return f"lost its Dask worker {self.worker}" if self.lost else f"{_ending(self._code)} without finishing"
+        """See :meth:`Child.ending`."""
+        return f"lost its Dask worker {self.place}" if self.lost else super().ending()
 
 
 def train_here(run_dir: str, arguments: Sequence[str], threads: int) -> int:
     """Train in a run folder from a Dask worker, with the worker's own Python, and return the exit code."""
     run = RunDir(Path(run_dir))
-    child = spawn(run, (sys.executable, *arguments), environment(threads))
+    child = _spawn(run, (sys.executable, *arguments), _environment(threads))
     code = child.wait()
     # Another machine cannot see that the process is gone: where it was killed, its claim is taken back here.
     with contextlib.suppress(DataError):
@@ -187,7 +159,7 @@ class Cluster:
 
     def __init__(self, client: Client, threads: int) -> None:
         self._client, self._threads = client, threads
-        self._started: list[Remote] = []
+        self._started: list[RemoteChild] = []
         self._known: frozenset[str] = frozenset()
         self._looked = -1e9
 
@@ -206,14 +178,17 @@ class Cluster:
         return max(1, len(self.workers()))
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
-        """See :class:`Places`."""
-        busy = {child.worker for child in self._started if child.poll() is None}
+        """Start a command, to which the folder is added, on a free worker; None if all are at work."""
+        busy = {child.place for child in self._started if child.poll() is None}
         for worker in sorted(self.workers() - busy):
             task: tuple[Any, ...] = (train_here, str(run.path), tuple(command[1:]), self._threads)
             future = self._client.submit(*task, workers=[worker], allow_other_workers=False, pure=False)
-            self._started.append(Remote(self, worker, future))
+            self._started.append(RemoteChild(self, worker, future))
             return self._started[-1]
         return None
+
+
+Places = Processor | Gpus | Cluster
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A training job and its split in, what it will learn from out; or one sentence with the remedy, before the first step."""
+"""Checks before the first step that a job can learn from its split, and says what it will learn from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from kdlib.data.object_sampling import ObjectSampler
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError, DataError
 from kdlib.training import checkpoint
-from kdlib.training.job import TrainJob
-from kdlib.training.rundir import RunDir
+from kdlib.training.job import RunDir, TrainJob
 
 FEW_IN_RANGE = 0.1  # share of a class's boxes inside the model's range below which the two hardly fit
 
@@ -36,7 +35,7 @@ class Findings:
         return {**asdict(self), "warnings": list(self.warnings)}
 
 
-def check(job: TrainJob, split: StoreSplit, run: RunDir) -> Findings:
+def check_split(job: TrainJob, split: StoreSplit, run: RunDir) -> Findings:
     """Check that a job can learn from a split, and that a resumed run goes on with the data it began with.
 
     The findings go into ``preflight.json`` of the run folder.

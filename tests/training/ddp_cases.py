@@ -31,9 +31,9 @@ from kdlib.config import (
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.term import Term
 from kdlib.models.build import build
-from kdlib.training.distributed import ALONE, Processes, here, joined
-from kdlib.training.fit import Outcome, fit, seed_everything
-from kdlib.training.rundir import RunDir
+from kdlib.training.distributed import ONE_PROCESS, Processes, here, joined
+from kdlib.training.fit import Session, fit_objective, seed_everything
+from kdlib.training.job import RunDir
 from kdlib.types import Batch, GroundTruth, LossTerms, PointBatch
 
 HALF = 5.12
@@ -159,13 +159,13 @@ class Batches:
             yield make_batch(position, self.processes, self.sizes)
 
 
-def run_case(folder: Path, case: str, steps: int, processes: Processes = ALONE, stop_after: int | None = None) -> Outcome:
+def run_case(folder: Path, case: str, steps: int, processes: Processes = ONE_PROCESS, stop_after: int | None = None) -> Session:
     """Train from fresh weights, or from the newest checkpoint of the folder; its last checkpoint holds everything."""
     seed_everything(7)
     sizes = (3,) if steps == 1 else SIZES
     objective = make_objective(case)
     config = TrainConfig(batch_size=4, workers=0, checkpoint_steps=1000, learning_rate=0.003)
-    return fit(
+    return fit_objective(
         objective,
         lambda first: Batches(first, processes, sizes),
         RunDir(folder),

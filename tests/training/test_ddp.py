@@ -20,8 +20,8 @@ from kdlib.config import GridConfig, HeadConfig, PillarEncoderConfig, TrainConfi
 from kdlib.data.prepare import prepare
 from kdlib.errors import ConfigError
 from kdlib.simulate import simulate
-from kdlib.training import checkpoint, supervise
-from kdlib.training.distributed import ALONE, here
+from kdlib.training import checkpoint, loop
+from kdlib.training.distributed import ONE_PROCESS, here
 from kdlib.training.job import TrainJob
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -56,17 +56,14 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, Path]:
     words = [f"{case}:{count}" for case, count in steps.items()] + [f"{RESUMED}:{cases.STEPS}:13", "die"]
     with (both / "log").open("w") as log:
         # In a process of its own: its output is looked at below.
-        order = f"import sys; from kdlib.training.supervise import supervise; sys.exit(supervise({command(both, words)!r}, 2))"
+        arguments = (str(Path(cases.__file__)), str(both), *words)
+        order = f"import sys; from kdlib.training.launcher import start_ranks; sys.exit(start_ranks({arguments!r}, 2))"
         subprocess.run((sys.executable, "-c", order), stdout=log, stderr=log, timeout=300, check=False)
     return alone, both
 
 
-def command(folder: Path, words: list[str]) -> tuple[str, ...]:
-    return (sys.executable, str(Path(cases.__file__)), str(folder), *words)
-
-
 def newest(folder: Path) -> checkpoint.Checkpoint:
-    return checkpoint.read(checkpoint.files(folder / "checkpoints")[-1])
+    return checkpoint.read_checkpoint(checkpoint.files(folder / "checkpoints")[-1])
 
 
 def largest_difference(a: Path, b: Path, kind: str) -> float:
@@ -184,7 +181,7 @@ def test_termination_and_resume_through_the_command_line(tmp_path, job, one_thre
     job.write(tmp_path)
     child = start(tmp_path, "-m", "kdlib", "train", str(tmp_path), "--devices", "2")
     wait_for_step(tmp_path, child, 5)
-    os.killpg(child.pid, signal.SIGTERM)  # as a terminal or a scheduler does it: supervisor, ranks and data workers
+    os.killpg(child.pid, signal.SIGTERM)  # as a terminal or a scheduler does it: starter, ranks and data workers
     assert ended(child, tmp_path) == 143
     assert (tmp_path / "train.log").read_text().count("stopped at step") == 1
     stopped = newest(tmp_path).step
@@ -210,22 +207,22 @@ def test_termination_and_resume_through_the_command_line(tmp_path, job, one_thre
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path, job, monkeypatch):
     job.write(tmp_path)
     with pytest.raises(ConfigError, match="a batch of 2 frames cannot be shared evenly by 3 processes"):
-        supervise.train(tmp_path, 3)
+        loop.train(tmp_path, 3)
     monkeypatch.setenv("KDLIB_DEVICES", "4")  # a whole chain of notebooks says it so
     with pytest.raises(ConfigError, match="a batch of 2 frames cannot be shared evenly by 4 processes"):
-        supervise.train(tmp_path)
+        loop.train(tmp_path)
     monkeypatch.setenv("KDLIB_DEVICES", "all")
     with pytest.raises(ConfigError, match="KDLIB_DEVICES='all' must be a positive number"):
-        supervise.train(tmp_path)
+        loop.train(tmp_path)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes on this machine but only 1 GPU visible; use --devices 1"):
-        supervise.train(tmp_path, 2)
+        loop.train(tmp_path, 2)
     assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_places_as_launchers_tell_them(monkeypatch):
-    assert here() == ALONE
+    assert here() == ONE_PROCESS
     for name, value in {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5"}.items():
         monkeypatch.setenv(name, value)
     place = here()
@@ -239,4 +236,4 @@ def test_places_as_launchers_tell_them(monkeypatch):
         here()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ConfigError, match="--devices 2 but the launcher started 3 processes"):
-        supervise.train(Path("unread"), 2)
+        loop.train(Path("unread"), 2)

@@ -19,10 +19,10 @@ from kdlib.config import TrainConfig
 from kdlib.errors import ConfigError
 from kdlib.training import checkpoint
 from kdlib.training.checkpoint import CheckpointError
-from kdlib.training.fit import fit, schedule_length
+from kdlib.training.fit import fit_objective, schedule_length
 from kdlib.training.history import Diverged
+from kdlib.training.job import RunDir
 from kdlib.training.optim import beta1, learning_rate
-from kdlib.training.rundir import RunDir
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
@@ -128,7 +128,7 @@ def test_sigterm_saves_and_exits_143(tmp_path, uninterrupted):
     output = child.communicate(timeout=60)[0].decode()
     assert child.returncode == 143, output
     (kept,) = checkpoint.files(tmp_path / "checkpoints")
-    assert checkpoint.read(kept).step >= 5
+    assert checkpoint.read_checkpoint(kept).step >= 5
     assert not (tmp_path / "child.json").exists()
     (tmp_path / "toy.json").unlink()
     toy.run_toy(tmp_path)
@@ -157,12 +157,16 @@ def test_finished_run_is_not_repeated(tmp_path, uninterrupted):
 def test_checkpoint_of_another_job_is_refused(tmp_path):
     toy.run_toy(tmp_path, stop_after=4)
     with pytest.raises(CheckpointError, match="belongs to job 0123456789ab, this run is job other"):
-        fit(toy.ToyObjective(), lambda s: toy.Batches(s, 9), RunDir(tmp_path), TrainConfig(), "other", total=9, per_epoch=9)
+        fit_objective(
+            toy.ToyObjective(), lambda s: toy.Batches(s, 9), RunDir(tmp_path), TrainConfig(), "other", total=9, per_epoch=9
+        )
 
 
 def small(folder, objective, batches, *, accumulate, total, clip=10.0):
     config = TrainConfig(accumulate=accumulate, clip_norm=clip, checkpoint_steps=100)
-    return fit(objective, lambda s: Listed(batches[s:]), RunDir(folder), config, "job", total=total, per_epoch=len(batches))
+    return fit_objective(
+        objective, lambda s: Listed(batches[s:]), RunDir(folder), config, "job", total=total, per_epoch=len(batches)
+    )
 
 
 def test_accumulation_equals_a_big_batch_without_batchnorm(tmp_path):
@@ -193,7 +197,7 @@ def test_accumulating_run_resumes_at_whole_steps(tmp_path):
             torch.manual_seed(0)
             objective = toy.ToyObjective()
             options = {"total": 6, "per_epoch": 20, "stop_after": stop}
-            outcome = fit(objective, lambda s: Listed(batches[s:]), RunDir(tmp_path / name), config, "job", **options)
+            outcome = fit_objective(objective, lambda s: Listed(batches[s:]), RunDir(tmp_path / name), config, "job", **options)
         assert outcome.done and outcome.samples == 18 * 4
         ends.append(objective.state_dict())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
@@ -205,7 +209,7 @@ def test_teacher_is_neither_updated_nor_stored(tmp_path):
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
     small(tmp_path, objective, [toy.make_batch(i) for i in range(5)], accumulate=1, total=5)
     assert all(torch.equal(before[k], v) for k, v in objective.teacher.state_dict().items())
-    saved = checkpoint.read(checkpoint.files(tmp_path / "checkpoints")[-1])
+    saved = checkpoint.read_checkpoint(checkpoint.files(tmp_path / "checkpoints")[-1])
     assert not any("teacher" in name for name in saved.tensors)
 
 
@@ -246,7 +250,7 @@ def test_bfloat16_resumes_exactly(tmp_path):
             objective = toy.ToyObjective()
             batches = Listed([toy.make_batch(i) for i in range(9)])
             loader = lambda s, b=batches: Listed(b.batches[s:])  # noqa: E731
-            fit(objective, loader, RunDir(tmp_path / name), config, "job", total=9, per_epoch=9, stop_after=stop)
+            fit_objective(objective, loader, RunDir(tmp_path / name), config, "job", total=9, per_epoch=9, stop_after=stop)
         ends.append(objective.state_dict())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
@@ -256,7 +260,7 @@ def test_float16_without_a_gpu_is_refused(tmp_path):
         pytest.skip("there is a GPU")
     config = TrainConfig(precision="16-mixed")
     with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
-        fit(toy.ToyObjective(), lambda s: toy.Batches(s, 3), RunDir(tmp_path), config, "job", total=3, per_epoch=3)
+        fit_objective(toy.ToyObjective(), lambda s: toy.Batches(s, 3), RunDir(tmp_path), config, "job", total=3, per_epoch=3)
 
 
 def test_diverging_loss_stops_without_a_checkpoint(tmp_path):

@@ -19,28 +19,28 @@ def terms(a: float, b: float) -> LossTerms:
 
 def test_means():
     meter = Meter()
-    meter.add(terms(1.0, 2.0), 4)
-    meter.add(terms(3.0, 6.0), 2)
+    meter.add(terms(1.0, 2.0))
+    meter.add(terms(3.0, 6.0))
     assert meter.means() == {"loss": 6.0, "parts": {"a": 2.0, "kd/b": 4.0}}
-    assert (meter.batches, meter.samples) == (2, 6)
+    assert meter.batches == 2
 
 
 def test_state_goes_on_exactly():
     whole, first = Meter(), Meter()
     values = [(math.pi, math.e), (1 / 3, 1e-7), (2 / 7, 5.5)]
     for pair in values:
-        whole.add(terms(*pair), 1)
-    first.add(terms(*values[0]), 1)
+        whole.add(terms(*pair))
+    first.add(terms(*values[0]))
     rest = Meter(first.state())
     for pair in values[1:]:
-        rest.add(terms(*pair), 1)
+        rest.add(terms(*pair))
     assert rest.state() == whole.state()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_no_number_is_named(bad):
     meter = Meter()
-    meter.add(terms(1.0, bad), 1)
+    meter.add(terms(1.0, bad))
     with pytest.raises(Diverged, match="loss, parts/kd/b became NaN or infinite"):
         meter.means()
 

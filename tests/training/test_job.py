@@ -5,30 +5,28 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import replace
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from kdlib import records, zoo
 from kdlib.config import AugmentConfig, TrainConfig
-from kdlib.data.store import Store
+from kdlib.data.segment import STORE_VERSION
+from kdlib.data.store import INDEX, fingerprint
 from kdlib.errors import ConfigError, DataError
 from kdlib.training.job import TeacherSource, TrainJob
 
 PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
 
 
-@pytest.fixture
-def contents(monkeypatch):
-    splits = {"training": {"s1": "aa"}, "validation": {"s2": "bb"}}
-    monkeypatch.setattr(Store, "open", staticmethod(lambda path: SimpleNamespace(contents=splits)))
-    return splits
+def write_store(folder, **changes):
+    splits = {"training": {"s1": "aa"}, "validation": {"s2": "bb"}, **changes}
+    records.write_json(folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": splits})
 
 
 @pytest.fixture
-def job(tmp_path, contents):
-    (tmp_path / "store").mkdir()
+def job(tmp_path):
+    write_store(tmp_path / "store")
     for name in ("teacher", "first"):
         (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
     teacher = TeacherSource(PAIR.teacher, str(tmp_path / "teacher.safetensors"))
@@ -78,16 +76,17 @@ def test_hash_notices_every_setting(job, change):
     assert replace(job, **change).hash() != job.hash()
 
 
-def test_hash_follows_contents_not_places(tmp_path, job, contents):
+def test_hash_follows_contents_not_places(tmp_path, job):
     before = job.hash()
-    contents["validation"]["s3"] = "cc"  # of no interest to a job on the training split
+    assert job.hash(fingerprint({"training": {"s1": "aa"}})) == before
+    write_store(tmp_path / "store", validation={"s3": "cc"})  # of no interest to a job on the training split
     os.rename(tmp_path / "first.safetensors", tmp_path / "moved.safetensors")
     moved = replace(job, init_weights=str(tmp_path / "moved.safetensors"))
     assert moved.hash() == before
     (tmp_path / "moved.safetensors").write_bytes(b"other weights")
     assert moved.hash() != before
     (tmp_path / "moved.safetensors").write_bytes(b"first")
-    contents["training"]["s1"] = "changed"
+    write_store(tmp_path / "store", training={"s1": "changed"})
     assert moved.hash() != before
 
 

@@ -13,8 +13,8 @@ import pytest
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.training import launch as launching
+from kdlib.training.job import RunBusy, RunDir, claim, worker
 from kdlib.training.launch import TrainingFailed, launch, progress_line, stop
-from kdlib.training.rundir import RunBusy, RunDir, claim, worker
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy

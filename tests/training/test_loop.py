@@ -31,10 +31,9 @@ from kdlib.models.weights import load_weights, read_card, save_weights
 from kdlib.simulate import simulate
 from kdlib.training import checkpoint, loop
 from kdlib.training.checkpoint import CheckpointError
-from kdlib.training.job import TeacherSource, TrainJob
+from kdlib.training.job import RunDir, TeacherSource, TrainJob, worker
 from kdlib.training.launch import TrainingFailed, launch, stop
 from kdlib.training.loop import limit_threads, train
-from kdlib.training.rundir import RunDir, worker
 
 PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
 
@@ -145,7 +144,7 @@ def test_adapters_resume_bit_identically_and_stay_out_of_the_weights(tmp_path, j
     for stop_after in (3, 8, None):
         train(parts, stop_after=stop_after)
     same_end(whole, parts)
-    last, again = (checkpoint.read(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
+    last, again = (checkpoint.read_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
     kept = {name for name in last if "adapter" in name}
     moments = {
         f"optimiser/{moment}/adapter.{name}" for moment in ("step", "exp_avg", "exp_avg_sq") for name in ("weight", "bias")

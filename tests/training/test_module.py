@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kdlib.config import TrainConfig
-from kdlib.training.fit import fit
-from kdlib.training.rundir import RunDir
+from kdlib.training.fit import fit_objective
+from kdlib.training.job import RunDir
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
@@ -32,7 +32,7 @@ def train(folder, total, accumulate=1, stop_after=None):
     torch.manual_seed(0)
     objective = Listening()
     config = TrainConfig(epochs=3, batch_size=4, workers=0, checkpoint_steps=100, accumulate=accumulate)
-    fit(
+    fit_objective(
         objective,
         lambda start: toy.Batches(start, 1000),
         RunDir(folder),

@@ -14,9 +14,9 @@ import pytest
 from kdlib.errors import ConfigError, DataError
 from kdlib.training import launch as launching
 from kdlib.training import places
+from kdlib.training.job import RunDir
 from kdlib.training.launch import TrainingFailed, launch
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE, Gpus, Processor
-from kdlib.training.rundir import RunDir
 
 # Notes what it was given, trains for a moment, and ends as its folder asks.
 CHILD = """
@@ -107,14 +107,14 @@ def test_two_drivers_share_the_gpus(tmp_path, command):
     assert first.start(runs[2], command) is None and second.start(runs[2], command) is None
     del first
     assert second.start(runs[2], command) is None
-    os.kill(children[0]._child.pid, signal.SIGKILL)
+    os.kill(children[0].process.pid, signal.SIGKILL)
     while children[0].poll() is None:
         time.sleep(0.01)
     assert children[0].ending() == "was killed by SIGKILL without finishing"
     again = second.start(runs[2], command)
     assert again.place == "GPU 0", "a lock that outlives its training"
     for child in (again, children[1]):
-        child._child.kill()
+        child.process.kill()
 
 
 def test_cores_are_shared_out_between_gpus(tmp_path, monkeypatch, command):

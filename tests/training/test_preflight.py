@@ -13,10 +13,9 @@ from kdlib.data.prepare import prepare
 from kdlib.data.store import Store, StoreSplit
 from kdlib.errors import ConfigError, DataError
 from kdlib.simulate import simulate
-from kdlib.training.job import TrainJob
+from kdlib.training.job import RunDir, TrainJob
 from kdlib.training.loop import train
-from kdlib.training.preflight import check
-from kdlib.training.rundir import RunDir
+from kdlib.training.preflight import check_split
 
 TYPES = [1, 2, 4, 1, 3, 1]  # one box a frame
 X = [5.0, 10.0, 15.0, 18.0, 5.0, 30.0]
@@ -58,7 +57,7 @@ def job(model=zoo.CP_PILLAR_DEMO, **train) -> TrainJob:
 
 
 def test_findings_by_hand(split, run):
-    found = check(job(), split, run)
+    found = check_split(job(), split, run)
     assert (found.dataset, found.frames, found.warnings) == ("f" * 16, 6, ())
     assert found.boxes == {"Vehicle": 3, "Pedestrian": 1, "Cyclist": 1}
     assert found.in_range == {"Vehicle": 2, "Pedestrian": 1, "Cyclist": 1}
@@ -66,33 +65,33 @@ def test_findings_by_hand(split, run):
 
 
 def test_boxes_without_points_do_not_count(split, run):
-    found = check(job(), replace(split, num_points=np.array([10, 0, 10, 0, 10, 10], np.int32)), run)
+    found = check_split(job(), replace(split, num_points=np.array([10, 0, 10, 0, 10, 10], np.int32)), run)
     assert found.boxes == {"Vehicle": 2, "Pedestrian": 0, "Cyclist": 1}
     assert found.warnings == ("no box of class Pedestrian in the 6 frames: the model will not learn it",)
 
 
 def test_the_interval_is_judged(split, run):
-    assert check(job(interval=2), split, run).frames == 3
-    skipping = check(job(interval=4), split, run)
+    assert check_split(job(interval=2), split, run).frames == 3
+    skipping = check_split(job(interval=4), split, run)
     assert skipping.frames == 2 and "interval 4 skips 1 of 3 segments altogether" in skipping.warnings
     with pytest.raises(ConfigError, match=r"interval 6 leaves one of the 6 frames in split 'training' of .*store; lower it"):
-        check(job(interval=6), split, run)
+        check_split(job(interval=6), split, run)
 
 
 def test_a_batch_larger_than_the_data_is_a_warning(split, run):
-    assert check(job(batch_size=8), split, run).warnings == ("the 6 frames are fewer than one batch of 8",)
+    assert check_split(job(batch_size=8), split, run).warnings == ("the 6 frames are fewer than one batch of 8",)
 
 
 def test_no_frames(split, run):
     with pytest.raises(DataError, match=r"split 'training' of .*store has no frames; run 'python -m kdlib prepare'"):
-        check(job(), replace(split, index=split.index[:0]), run)
+        check_split(job(), replace(split, index=split.index[:0]), run)
 
 
 @pytest.mark.parametrize(("difficulty", "message"), [(0, "nor a difficulty"), (2, "although some have a difficulty")])
 def test_labels_of_an_old_release(split, run, difficulty, message):
     bare = replace(split, num_points=split.num_points * 0, difficulty=np.full(6, difficulty, np.int8))
     with pytest.raises(DataError, match=f"none of the 6 boxes .* has a number of points, {message}.*v1.2"):
-        check(job(), bare, run)
+        check_split(job(), bare, run)
     assert not run.path.exists()
 
 
@@ -102,30 +101,30 @@ def narrow(low: float, high: float):
 
 
 def test_the_models_range_must_meet_the_data(split, run):
-    found = check(job(narrow(0.0, 6.4)), split, run)
+    found = check_split(job(narrow(0.0, 6.4)), split, run)
     assert found.in_range == {"Vehicle": 1, "Pedestrian": 0, "Cyclist": 0}
     assert [re.match(r"only 0 of 1 boxes of class (\w+) lie in the model's range", line)[1] for line in found.warnings] == [
         "Pedestrian",
         "Cyclist",
     ]
     with pytest.raises(ConfigError, match=r"none of the 5 boxes .* lies in the range \(-6.4, .* choose a model of another range"):
-        check(job(narrow(-6.4, 0.0)), split, run)
+        check_split(job(narrow(-6.4, 0.0)), split, run)
 
 
 def test_a_resumed_run_needs_the_data_it_began_with(split, run):
-    check(job(), split, run)
+    check_split(job(), split, run)
     other = replace(split, fingerprint="e" * 16)
-    check(job(), other, run)  # nothing was trained yet
+    check_split(job(), other, run)  # nothing was trained yet
     run.checkpoints.mkdir()
     (run.checkpoints / "step_0000004.safetensors").write_bytes(b"")
-    check(job(), other, run)
+    check_split(job(), other, run)
     with pytest.raises(DataError, match=f"begun on dataset {'e' * 16}, but .* is now {'f' * 16}; restore that store, or delete"):
-        check(job(), split, run)
+        check_split(job(), split, run)
 
 
 def test_object_sampling_needs_a_count_for_each_class(split, run):
     with pytest.raises(ConfigError, match=r"2 counts \(15, 10\) for 3 classes Vehicle, Pedestrian, Cyclist"):
-        check(job(augment=AugmentConfig(objects=ObjectSamplingConfig(counts=(15, 10)))), split, run)
+        check_split(job(augment=AugmentConfig(objects=ObjectSamplingConfig(counts=(15, 10)))), split, run)
 
 
 def test_object_sampling_needs_a_bank_of_these_frames(tmp_path):
@@ -135,12 +134,12 @@ def test_object_sampling_needs_a_bank_of_these_frames(tmp_path):
     pasting = job(batch_size=1, augment=AugmentConfig(objects=ObjectSamplingConfig(min_points=10**6)))
     bank_path(split).unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"has no object bank .*prepare"):
-        check(pasting, split, run)
+        check_split(pasting, split, run)
     build_bank(split, progress=False)
-    lines = check(pasting, split, run).warnings
+    lines = check_split(pasting, split, run).warnings
     assert sum(line.endswith("of at least 1000000 points: none will be pasted") for line in lines) == 3
     with pytest.raises(DataError, match="was made from other frames"):
-        check(pasting, replace(split, fingerprint="e" * 16), run)
+        check_split(pasting, replace(split, fingerprint="e" * 16), run)
 
 
 def test_training_asks_first(tmp_path):

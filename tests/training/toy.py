@@ -15,8 +15,8 @@ from torch import nn
 
 from kdlib import records
 from kdlib.config import TrainConfig
-from kdlib.training.fit import fit, seed_everything
-from kdlib.training.rundir import RunDir, claim
+from kdlib.training.fit import fit_objective, seed_everything
+from kdlib.training.job import RunDir, claim
 from kdlib.types import Batch, GroundTruth, LossTerms, PointBatch
 
 PER_EPOCH = 10
@@ -76,7 +76,7 @@ def run_toy(run_dir: Path, *, steps: int = 30, pause: float = 0.0, seed: int = 1
     with claim(run):
         seed_everything(seed)
         objective = ToyObjective()
-        outcome = fit(
+        outcome = fit_objective(
             objective, lambda start: Batches(start, 1000, pause), run, config, JOB, total=steps, per_epoch=PER_EPOCH, **options
         )
         if outcome.terminated:

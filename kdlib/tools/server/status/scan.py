@@ -14,8 +14,8 @@ from kdlib.errors import ConfigError, DataError
 from kdlib.lab import occupancy, runlog
 from kdlib.lab.execute import RUN
 from kdlib.lab.profiles import PROFILES
+from kdlib.training.job import RunDir, worker
 from kdlib.training.launch import log_tail
-from kdlib.training.rundir import RunDir, worker
 
 State = Literal["running", "failed", "stopped", "waiting", "done"]  # stopped: its process is gone, a new call goes on
 STATES: tuple[State, ...] = get_args(State)  # in the order of a reader's interest
