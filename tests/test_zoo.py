@@ -209,7 +209,8 @@ def test_demo_has_three_seeds_and_one_budget() -> None:
 
 
 def test_arms_differ_in_the_teacher_only() -> None:
-    uses = {name: (arm.initialise, arm.distil) for name, arm in profiles.ARMS.items()}
+    arms = [profiles.profile("demo").arm(name) for name in profiles.ARMS]
+    uses = {arm.name: (arm.initialisation != "none", arm.kd is not None) for arm in arms}
     assert uses == {"alone": (False, False), "init": (True, False), "full": (True, True)}
 
 

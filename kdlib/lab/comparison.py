@@ -1,120 +1,69 @@
-"""Trained weights in; predictions, Waymo scores, intervals and tables out; predictions are kept until anything changes."""
+"""Compares arms that were scored on the same frames: paired differences with intervals, tables, sentences, charts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import torch
+from matplotlib.figure import Figure
 
 from kdlib import records
-from kdlib.config import ModelConfig, config_hash
-from kdlib.data.dataset import FrameDataset
-from kdlib.data.store import fingerprint, ground_truth_table, limit_table
-from kdlib.lab import profiles
-from kdlib.lab.pipeline import Run, chosen_teacher, located
+from kdlib.config import CLASS_NAMES
+from kdlib.lab.parts import part
+from kdlib.lab.pipeline import Run, chosen_teacher, student_name, trained_students
+from kdlib.lab.profiles import ARMS, Profile
+from kdlib.lab.scoring import check_store, evaluate_weights
 from kdlib.metric.bootstrap import BootstrapReport, bootstrap
-from kdlib.metric.box_tables import read_table, write_predictions
-from kdlib.metric.loading import check_trained_on
-from kdlib.metric.predict import predict
-from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
-from kdlib.models.build import build
-from kdlib.models.weights import load_weights, read_card
-from kdlib.viz import palette
+from kdlib.metric.waymo_metrics import EvalResult
+from kdlib.viz import curves, palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
 
 METRIC = "LEVEL_2/mAPH"
+UNIT = "points of LEVEL_2 mAPH"
 RANGES = ("[0, 30)", "[30, 50)", "[50, +inf)")
-
-
-def truth(run: Run) -> pa.Table:
-    """Return the validation boxes that count."""
-    table = ground_truth_table(
-        run.store.split("validation"), run.profile.evaluation.interval, run.profile.student_model.class_names
-    )
-    return limit_table(table, half_width=run.profile.evaluation.half_width)
-
-
-def predict_weights(run: Run, name: str, model: ModelConfig, weights: Path) -> pa.Table:
-    """Return a model's boxes on the validation frames, from ``predictions/<name>.parquet`` if nothing changed since."""
-    path, settings = run.folder / "predictions" / f"{name}.parquet", run.profile.evaluation
-    split = run.store.split("validation")
-    key = config_hash(model, settings, records.sha256(weights), split.fingerprint)
-    mark = path.with_suffix(".json")
-    if not (mark.is_file() and path.is_file() and records.read_json(mark).get("key") == key):
-        dataset = FrameDataset(split, model.class_names, settings.interval, point_range=model.grid.point_range)
-        detector = build(model)
-        load_weights(weights, detector)
-        table = predict(detector, dataset, batch_size=settings.batch_size, device=_device(), progress=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_predictions(path, table)
-        records.write_json(mark, {"key": key, "model": model.name})
-    return limit_table(read_table(path, "predictions"), half_width=run.profile.evaluation.half_width)
-
-
-def _device() -> torch.device:
-    # A torch that was built for an accelerator names it even where there is none.
-    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return there or torch.device("cpu")
-
-
-def evaluate_weights(run: Run, name: str, model: ModelConfig, weights: Path) -> EvalResult:
-    """Score one set of weights on the validation split."""
-    return evaluate_tables(predict_weights(run, name, model, weights), truth(run))
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Everything notebook 03 scored, on the same frames."""
-
-    teacher: EvalResult
-    students: Mapping[str, Mapping[int, EvalResult]]  # arm -> seed -> result
-
-    @property
-    def arms(self) -> dict[str, list[EvalResult]]:
-        """Results by arm; the teacher is one with a single seed, repeated so that every arm has as many."""
-        count = max(len(seeds) for seeds in self.students.values())
-        return {"teacher": [self.teacher] * count, **{arm: list(seeds.values()) for arm, seeds in self.students.items()}}
-
-
-def evaluate_all(run: Run) -> Scores:
-    """Score the teacher and every student of the run.
-
-    Raises:
-        ConfigError: If notebook 01 or 02 has not finished.
-        DataError: If the store is not the one the students were trained on.
-    """
-    teacher, contents = chosen_teacher(run), run.store.contents
-    present = fingerprint({"training": contents["training"]}) if "training" in contents else ""
-    students: dict[str, dict[int, EvalResult]] = {}
-    for row in run.result("02_distill_student")["students"]:
-        name = f"{row['arm']}_seed{row['seed']}"
-        print(f"scoring {name}", flush=True)
-        check_trained_on(read_card(located(row["weights"])).get("dataset", ""), present, row["weights"])
-        result = evaluate_weights(run, name, run.profile.student_model, located(row["weights"]))
-        students.setdefault(row["arm"], {})[row["seed"]] = result
-    return Scores(evaluate_weights(run, "teacher", teacher.model, teacher.weights), students)
-
-
-def score_frame(result: EvalResult) -> pd.DataFrame:
-    """Return AP and APH in percent, a row for each class and the mean."""
-    rows = {}
-    for name, kind in ((n, f"OBJECT_TYPE_TYPE_{n.upper()}_") for n in ("Vehicle", "Pedestrian", "Cyclist")):
-        rows[name] = {f"LEVEL_{k} {m}": 100 * result.metrics[f"{kind}LEVEL_{k}/{m}"] for k in (1, 2) for m in ("AP", "APH")}
-    rows["mean"] = {f"LEVEL_{k} {m}": 100 * result.metrics[f"LEVEL_{k}/m{m}"] for k in (1, 2) for m in ("AP", "APH")}
-    return pd.DataFrame(rows).T.round(2)
+Group = Literal["logits", "labels", "features", "recipe", "start", "student"]
+_GROUP_COLORS: dict[Group, str] = {
+    "logits": palette.SERIES[1],
+    "labels": palette.SERIES[3],
+    "features": palette.SERIES[4],
+    "recipe": palette.role("student").color,
+    "start": palette.role("teacher").color,
+    "student": palette.SERIES[0],
+}
+_ARM_COLORS = {
+    "teacher": palette.role("teacher").color,
+    "full": palette.role("student").color,
+    "alone": palette.SERIES[3],
+    "first": palette.SERIES[1],
+}
 
 
 def arm_color(arm: str) -> str:
     """Return the colour an arm has in every chart."""
-    if arm == "teacher":
-        return palette.role("teacher").color
-    return palette.role("student").color if arm == "full" else {"alone": palette.SERIES[3]}.get(arm, palette.SERIES[0])
+    return _ARM_COLORS.get(arm, palette.SERIES[0])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two arms whose difference is asked for; ``second`` is the first one's own base."""
+
+    first: str
+    second: str
+    group: Group = "recipe"  # what differs; colours its row
+
+
+CONTRASTS = (
+    Contrast("teacher", "alone"),
+    Contrast("teacher", "init"),
+    Contrast("init", "alone"),
+    Contrast("teacher", "full"),
+    Contrast("full", "alone"),
+    Contrast("full", "init"),
+)
 
 
 @dataclass(frozen=True)
@@ -131,148 +80,267 @@ WISHES = (Wish("teacher", "alone", 5.0, False), Wish("full", "alone", 2.0, False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The comparison of all arms."""
+class Gain:
+    """What came of a contrast, in points of LEVEL_2 mAPH.
 
+    Raises:
+        ValueError: If the limits are no interval.
+    """
+
+    first: str  # titles
+    second: str
+    mean: float  # first minus second
+    low: float  # of the 95 % interval
+    high: float
+    seeds: tuple[float, ...] = ()  # the difference, seed by seed
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"{self.low} to {self.high} is no interval")
+
+    @property
+    def shown(self) -> Literal["above", "below", "no difference"]:
+        """On which side of 0 the interval lies, as it is printed: a limit that prints as 0 touches 0."""
+        if round(self.low, 2) > 0:
+            return "above"
+        return "below" if round(self.high, 2) < 0 else "no difference"
+
+    def sentence(self, simulated: bool) -> str:
+        """Say what the comparison showed; the sentence follows the interval as it is printed."""
+        where = f"On {'simulated' if simulated else 'these'} data, at this budget,"
+        mean, low, high = (round(value, 2) + 0.0 for value in (self.mean, self.low, self.high))  # + 0.0: no negative zero
+        interval = f"95 % interval {low:+.2f} to {high:+.2f}"
+        if self.shown == "no difference":
+            pair = f"{self.first} and {self.second}"
+            return f"{where} no difference between {pair} is shown: {mean:+.2f} {UNIT}, and the {interval} includes 0."
+        return f"{where} {self.first} scores {abs(mean):.2f} {UNIT} {self.shown} {self.second} ({interval})."
+
+    def row(self) -> dict[str, float]:
+        """Return the mean and its interval as a row of a table."""
+        return {"LEVEL_2 mAPH": self.mean, "95 % low": self.low, "95 % high": self.high}
+
+
+def summary(gains: Sequence[Gain]) -> str:
+    """Count in one sentence what several comparisons showed."""
+    sides = [gain.shown for gain in gains]
+    above, below, none = (sides.count(side) for side in ("above", "below", "no difference"))
+    if len(sides) == 1:
+        return f"One comparison: {sides[0]} is shown." if none else f"One comparison: it is shown {sides[0]} its base."
+    verb = "is" if above == 1 else "are"
+    return f"Of {len(sides)} comparisons, {above} {verb} shown above the base, {below} below, and {none} show no difference."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms scored on the same frames, compared by paired bootstrap over segments and seeds."""
+
+    profile: Profile
+    titles: Mapping[str, str]  # of the arms, for people
+    results: Mapping[str, Mapping[int, EvalResult]]  # arm -> seed -> result
     report: BootstrapReport
-    scores: Scores
 
-    def title_of(self, arm: str) -> str:
-        """Return an arm's name for people."""
-        return profiles.ARMS[arm].title if arm in profiles.ARMS else arm
+    def mean(self, arm: str, metric: str) -> float:
+        """Return a metric's mean over the seeds of an arm, as a share."""
+        return float(np.mean([result.metrics[metric] for result in self.results[arm].values()]))
 
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, in percent."""
         rows = [
             {
-                "arm": self.title_of(arm.name),
+                "arm": self.titles[arm.name],
                 "LEVEL_2 mAPH": 100 * arm.mean,
-                "std over seeds": 100 * arm.std if arm.name != "teacher" else np.nan,
+                "std over seeds": 100 * arm.std if len(arm.values) > 1 else np.nan,
                 "95 % low": 100 * arm.low,
                 "95 % high": 100 * arm.high,
-                "seeds": len(arm.values) if arm.name != "teacher" else 1,
+                "seeds": len(arm.values),
             }
             for arm in self.report.arms
         ]
         return pd.DataFrame(rows).round(2)
 
-    def difference_table(self) -> pd.DataFrame:
-        """Return the paired differences between arms, in points."""
-        names = [arm.name for arm in self.report.arms]
-        pairs = [(a, b) for i, b in enumerate(names) for a in names[:i] if b != "teacher"]
-        pairs = [(b, a) if a != "teacher" else (a, b) for a, b in pairs]
-        rows = []
-        for first, second in pairs:
-            d = self.report.difference(first, second)
-            rows.append(
-                {
-                    "difference": f"{self.title_of(first)} − {self.title_of(second)}",
-                    "LEVEL_2 mAPH": 100 * d.mean,
-                    "95 % low": 100 * d.low,
-                    "95 % high": 100 * d.high,
-                    "a gain": d.low > 0,
-                }
-            )
-        return pd.DataFrame(rows).round(2)
-
-    def verdicts(self) -> list[dict[str, Any]]:
-        """Return every wish about these arms with what came of it, in plain words."""
-        names, found = {arm.name for arm in self.report.arms}, []
-        for wish in WISHES:
-            if not {wish.first, wish.second} <= names:
-                continue
-            d = self.report.difference(wish.first, wish.second)
-            met = 100 * d.mean >= wish.margin and (d.low > 0 or not wish.significant)
-            extra = ", with its interval above 0" if wish.significant else ""
-            found.append(
-                {
-                    "wish": f"{self.title_of(wish.first)} at least {wish.margin:g} above {self.title_of(wish.second)}{extra}",
-                    "result": f"{100 * d.mean:+.2f} points, 95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f}",
-                    "met": bool(met),
-                }
-            )
-        return found
-
-    def last_step(self) -> tuple[str, str]:
-        """Return the two arms between which the recipe's last part came in: initialised and full, where both were trained."""
-        arms = [arm for arm in profiles.ARMS if arm in self.scores.students]
-        return arms[-2:][0], arms[-1]
-
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
         return [
             Estimate(
-                self.title_of(arm.name),
+                self.titles[arm.name],
                 100 * arm.mean,
                 100 * arm.low,
                 100 * arm.high,
-                tuple(100 * v for v in arm.values),
+                tuple(100 * value for value in arm.values),
                 arm_color(arm.name),
             )
             for arm in self.report.arms
         ]
 
+    def gain(self, first: str, second: str) -> Gain:
+        """Return what ``first`` scores above ``second``."""
+        difference = self.report.difference(first, second)
+        pairs = zip(self.report.arm(first).values, self.report.arm(second).values)
+        seeds = tuple(100 * (ours - theirs) for ours, theirs in pairs)
+        limits = (100 * difference.mean, 100 * difference.low, 100 * difference.high)
+        return Gain(self.titles[first], self.titles[second], *limits, seeds)
+
+    def asked(self, contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
+        """Return those contrasts whose arms are both there."""
+        return tuple(one for one in contrasts if {one.first, one.second} <= set(self.results))
+
+    def difference_table(self) -> pd.DataFrame:
+        """Return the paired differences between the arms of the main line, in points."""
+        gains = [self.gain(one.first, one.second) for one in self.asked(CONTRASTS)]
+        rows = [{"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0} for gain in gains]
+        return pd.DataFrame(rows).round(2)
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Return every wish about these arms with what came of it, in plain words."""
+        verdicts = []
+        for wish in WISHES:
+            if not {wish.first, wish.second} <= set(self.results):
+                continue
+            gain = self.gain(wish.first, wish.second)
+            extra = ", with its interval above 0" if wish.significant else ""
+            verdicts.append(
+                {
+                    "wish": f"{gain.first} at least {wish.margin:g} above {gain.second}{extra}",
+                    "result": f"{gain.mean:+.2f} points, 95 % interval {gain.low:+.2f} to {gain.high:+.2f}",
+                    "met": bool(gain.mean >= wish.margin and (gain.low > 0 or not wish.significant)),
+                }
+            )
+        return verdicts
+
+    def last_step(self) -> tuple[str, str]:
+        """Return the arm that the recipe's last part led to, and the one it came from: full and initialised, where both are."""
+        arms = [arm for arm in ARMS if arm in self.results]
+        return arms[-1], arms[max(len(arms) - 2, 0)]
+
     def precision_recall(self) -> list[PRCurve]:
-        """Return the LEVEL_2 curves of the teacher and of each arm's first seed."""
-        found = []
-        for arm, results in self.scores.arms.items():
-            for kind in ("Vehicle", "Pedestrian", "Cyclist"):
+        """Return the LEVEL_2 curves of each arm's first seed."""
+        drawn = []
+        for arm, results in self.results.items():
+            result = next(iter(results.values()))
+            for kind in CLASS_NAMES:
                 name = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2"
-                curve = results[0].curves[name]
-                score = results[0].metrics[f"{name}/AP"]
-                found.append(PRCurve(self.title_of(arm), kind, curve.recall, curve.precision, arm_color(arm), score))
-        return found
+                curve, score = result.curves[name], result.metrics[f"{name}/AP"]
+                drawn.append(PRCurve(self.titles[arm], kind, curve.recall, curve.precision, arm_color(arm), score))
+        return drawn
 
-    def change(self, first: str, second: str) -> ScoreTable:
-        """Return ``second`` minus ``first``, mean over seeds: a row for each class, AP and APH, and LEVEL_2 APH by range.
+    def breakdown(self, first: str, second: str) -> ScoreTable:
+        """Return ``first`` minus ``second`` by class and level: AP, APH, and APH by range where several ranges hold objects."""
+        kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
 
-        Ranges are left out where all boxes lie in one of them.
-        """
-        classes = ("Vehicle", "Pedestrian", "Cyclist")
-        forms = {f"LEVEL_{k} {m}": f"OBJECT_TYPE_TYPE_{{}}_LEVEL_{k}/{m}" for k in (1, 2) for m in ("AP", "APH")}
-        ranges = {f"{r} m": f"RANGE_TYPE_{{}}_{r}_LEVEL_2/APH" for r in RANGES}
-        ranges = {title: form for title, form in ranges.items() if any(self._found(form.format(c.upper())) for c in classes)}
-        columns = {**forms, **(ranges if len(ranges) > 1 else {})}
-        names = [[form.format(kind.upper()) for form in columns.values()] for kind in classes]
-        values = [[self._mean(second, name) - self._mean(first, name) for name in row] for row in names]
-        return ScoreTable(np.array(values), classes, tuple(columns))
+        def values(arm: str, form: str) -> list[float]:
+            return [self.mean(arm, form.format(f"TYPE_{kind.upper()}", level)) for kind, level in kinds]
 
-    def _mean(self, arm: str, metric: str) -> float:
-        return float(np.mean([result.metrics[metric] for result in self.scores.arms[arm]]))
-
-    def _found(self, metric: str) -> bool:
-        """Return whether any model found anything there; a range beyond the models' reach has no boxes."""
-        return any(result.metrics[metric] > 0 for results in self.scores.arms.values() for result in results)
+        columns = {name: f"OBJECT_TYPE_{{}}_LEVEL_{{}}/{name}" for name in ("AP", "APH")}
+        ranges = {f"APH {r} m": f"RANGE_{{}}_{r}_LEVEL_{{}}/APH" for r in RANGES}
+        reached = {name: form for name, form in ranges.items() if any(values(first, form) + values(second, form))}
+        columns |= reached if len(reached) > 1 else {}
+        change = [np.subtract(values(first, form), values(second, form)) for form in columns.values()]
+        return ScoreTable(np.stack(change, axis=1), tuple(f"{kind} LEVEL_{level}" for kind, level in kinds), tuple(columns))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything the report and the tests need."""
-        seeds = {
-            arm: {str(seed): result.to_dict() for seed, result in found.items()} for arm, found in self.scores.students.items()
-        }
+        """Return everything the report of the main line and the tests need."""
+        metrics = {arm: {str(seed): one.to_dict() for seed, one in results.items()} for arm, results in self.results.items()}
+        teacher = next(iter(self.results["teacher"].values()))
         return {
             "metric": METRIC,
             "comparison": self.report.to_dict(),
             "arms": records.table_rows(self.table()),
             "differences": records.table_rows(self.difference_table()),
             "verdicts": self.verdicts(),
-            "metrics": {"teacher": self.scores.teacher.to_dict(), **seeds},
-            "evaluation": dict(self.scores.teacher.card),
+            "metrics": {**metrics, "teacher": teacher.to_dict()},
+            "evaluation": dict(teacher.card),
         }
 
 
-def compare(scores: Scores, resamples: int = 1000) -> Outcome:
-    """Compare all arms by paired bootstrap over segments and seeds."""
-    report = bootstrap(scores.arms, metric=METRIC, resamples=resamples)
-    single = [replace(arm, values=arm.values[:1], std=0.0) if arm.name == "teacher" else arm for arm in report.arms]
-    return Outcome(replace(report, arms=tuple(single)), scores)
+def compare(
+    profile: Profile, titles: Mapping[str, str], results: Mapping[str, Mapping[int, EvalResult]], resamples: int = 1000
+) -> Comparison:
+    """Compare arms by paired bootstrap over segments and seeds.
+
+    Args:
+        profile: Of the run.
+        titles: Of the arms, for people.
+        results: Arm -> seed -> result, all on the same frames; one with a single seed, as a given teacher has, stands beside
+            every seed of the others.
+        resamples: Of the bootstrap.
+    """
+    count = max(len(seeds) for seeds in results.values())
+    lists = {arm: list(seeds.values()) * (count if len(seeds) == 1 else 1) for arm, seeds in results.items()}
+    report = bootstrap(lists, metric=METRIC, resamples=resamples)
+    arms = [replace(arm, values=arm.values[:1], std=0.0) if len(results[arm.name]) == 1 else arm for arm in report.arms]
+    return Comparison(profile, titles, results, replace(report, arms=tuple(arms)))
 
 
-def run_predictions(run: Run, arms: Sequence[str] = ()) -> dict[str, pa.Table]:
-    """Return the kept predictions of the teacher and of the first seed of each arm, by name."""
-    teacher, found = chosen_teacher(run), {}
-    found["teacher"] = predict_weights(run, "teacher", teacher.model, teacher.weights)
-    for row in run.result("02_distill_student")["students"]:
-        if row["arm"] not in found and (not arms or row["arm"] in arms):
-            name = f"{row['arm']}_seed{row['seed']}"
-            found[row["arm"]] = predict_weights(run, name, run.profile.student_model, located(row["weights"]))
-    return found
+def compare_run(run: Run, resamples: int = 1000) -> Comparison:
+    """Score the teacher and every student of notebooks 01 and 02 on the same frames and compare them.
+
+    Raises:
+        ConfigError: If one of these notebooks has not finished.
+        DataError: If the store is not the one the students were trained on.
+    """
+    students = trained_students(run)
+    check_store(run, [student.weights for student in students.values()])
+    results = {"teacher": {0: evaluate_weights(run, "teacher", chosen_teacher(run))}}
+    for (arm, seed), student in students.items():
+        name = student_name(arm, seed)
+        print(f"scoring {name}", flush=True)
+        results.setdefault(arm, {})[seed] = evaluate_weights(run, name, student)
+    return compare(run.profile, {"teacher": "teacher", **ARMS}, results, resamples)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of some contrasts that belong together: a table, sentences, pictures and a part of the report."""
+
+    title: str
+    contrasts: tuple[Contrast, ...]
+    comparison: Comparison
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """What came of each contrast."""
+        return tuple(self.comparison.gain(one.first, one.second) for one in self.contrasts)
+
+    @property
+    def base(self) -> str:
+        """What the rows are compared with."""
+        bases = {gain.second for gain in self.gains}
+        return bases.pop() if len(bases) == 1 else "its own base"
+
+    def labels(self, minus: str = " − ") -> list[str]:
+        """Return what the rows are called: both arms, or only the first where all rows have one base."""
+        alone = self.base != "its own base"
+        return [gain.first if alone else f"{gain.first}{minus}{gain.second}" for gain in self.gains]
+
+    def table(self) -> pd.DataFrame:
+        """Return each difference with its interval, in points."""
+        name = "difference" if self.base == "its own base" else f"difference from {self.base}"
+        rows = [{name: label, **gain.row(), "shown": gain.shown} for label, gain in zip(self.labels(), self.gains)]
+        return pd.DataFrame(rows).round(2)
+
+    def sentences(self) -> list[str]:
+        """Return one sentence for each difference; it follows the interval."""
+        return [gain.sentence(self.comparison.profile.simulated is not None) for gain in self.gains]
+
+    def draw(self, path: Path) -> Figure:
+        """Draw the differences with their intervals and seeds."""
+        rows = []
+        for label, gain, contrast in zip(self.labels(minus="\n− "), self.gains, self.contrasts):
+            # A mean over resamples may miss the measured one's interval by a hair where all seeds agree.
+            low, high = min(gain.low, gain.mean), max(gain.high, gain.mean)
+            rows.append(Estimate(label, gain.mean, low, high, gain.seeds, _GROUP_COLORS[contrast.group]))
+        title = self.comparison.profile.titled(self.title)
+        return curves.draw_arms(rows, label=f"{UNIT} above {self.base}", reference=0, title=title, path=path)
+
+    def classes(self) -> ScoreTable:
+        """Return each difference class by class, APH at both levels."""
+        kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
+        forms = {f"{kind} L{level}": f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_{level}/APH" for kind, level in kinds}
+        mean = self.comparison.mean
+        values = [[mean(one.first, form) - mean(one.second, form) for form in forms.values()] for one in self.contrasts]
+        return ScoreTable(np.array(values), tuple(self.labels(minus="\n− ")), tuple(forms))
+
+    def part(self, pictures: Mapping[str, str]) -> dict[str, Any]:
+        """Return a chapter of the report: sentences, table and pictures (file name to caption)."""
+        tables = {f"Paired differences, {UNIT}": self.table()}
+        return part(self.title, summary(self.gains), sentences=self.sentences(), tables=tables, pictures=pictures)

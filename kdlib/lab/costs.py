@@ -1,7 +1,8 @@
-"""Models in, tables of what they cost out: parameters, multiply-accumulates in two conventions, activations, latency."""
+"""Tables of what models cost: parameters, multiply-accumulates in two conventions, activations, latency, ratios."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError
-from kdlib.lab.pipeline import Run, located
+from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling import published
@@ -23,6 +24,8 @@ from kdlib.profiling.model_profile import dense_report, ghost
 from kdlib.types import PointBatch
 from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint
+
+COSTS = ("G MACs", "M acts", "parameters", "latency p50 ms")
 
 
 def cpr(score: float, teacher_score: float, cost: float, teacher_cost: float) -> float:
@@ -70,16 +73,19 @@ def measure_model(model: ModelConfig, weights: Path | None, frames: list[PointBa
     }
 
 
-def measure_run(run: Run, repeats: int) -> pd.DataFrame:
-    """Return the costs of the run's teacher and student, on its own frames."""
-    teacher, students = run.result("01_train_teacher"), run.result("02_distill_student")["students"]
+def measure_roles(run: Run, models: Mapping[str, TrainedWeights], repeats: int) -> pd.DataFrame:
+    """Return a row of costs for each role's model, on the run's own frames and this machine."""
     rows = []
-    for role, model, weights in (
-        ("teacher", run.profile.teacher_model, located(teacher["weights"])),
-        ("student", run.profile.student_model, located(students[-1]["weights"])),
-    ):
-        rows.append({"role": role, **measure_model(model, weights, frames_for(run, model, repeats), repeats)})
+    for role, trained in models.items():
+        frames = frames_for(run, trained.model, repeats)
+        rows.append({"role": role, **measure_model(trained.model, trained.weights, frames, repeats)})
     return pd.DataFrame(rows).round(3)
+
+
+def measure_run(run: Run, repeats: int) -> pd.DataFrame:
+    """Return the costs of the run's teacher and student."""
+    *_, student = trained_students(run).values()
+    return measure_roles(run, {"teacher": chosen_teacher(run), "student": student}, repeats)
 
 
 def family_table() -> pd.DataFrame:
@@ -107,33 +113,28 @@ def family_table() -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
+def ratio_row(score: float, teacher_score: float, costs: pd.DataFrame, role: str) -> dict[str, float]:
+    """Return the share of the teacher's score that a student keeps, and its cost-performance ratio by each of ``COSTS``."""
+    own, whole = (costs.set_index("role").loc[one] for one in (role, "teacher"))
+    by_cost = {f"CPR, {cost}": cpr(score, teacher_score, float(own[cost]), float(whole[cost])) for cost in COSTS}
+    return {"share of mAPH kept": score / teacher_score, **by_cost}
+
+
 def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
     """Return the cost-performance ratio of every student arm of a run, by each cost that was measured."""
-    arms = run.result("03_evaluate")["arms"]
-    teacher_score = next(float(row["LEVEL_2 mAPH"]) for row in arms if row["arm"] == "teacher")
-    teacher, student = (costs.set_index("role").loc[role] for role in ("teacher", "student"))
-    kinds = ("G MACs", "M acts", "parameters", "latency p50 ms")
-    rows = []
-    for row in arms:
-        if row["arm"] == "teacher":
-            continue
-        score = float(row["LEVEL_2 mAPH"])
-        ratios = {f"CPR, {kind}": cpr(score, teacher_score, float(student[kind]), float(teacher[kind])) for kind in kinds}
-        rows.append({"arm": row["arm"], "share of mAPH kept": score / teacher_score, **ratios})
-    return pd.DataFrame(rows).round(3)
+    scores = {row["arm"]: float(row["LEVEL_2 mAPH"]) for row in run.result("03_evaluate")["arms"]}
+    full = scores.pop("teacher")
+    return pd.DataFrame([{"arm": arm, **ratio_row(score, full, costs, "student")} for arm, score in scores.items()]).round(3)
 
 
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
     """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm: one model, one cost."""
     cost = {row["role"]: row["G MACs"] for row in records.table_rows(costs)}
+    arms = {row["arm"]: row for row in run.result("03_evaluate")["arms"]}
+    students = sorted((arm for arm in arms if arm != "teacher"), key=lambda arm: float(arms[arm]["LEVEL_2 mAPH"]))
     points = []
-    arms = run.result("03_evaluate")["arms"]
-    students = sorted((row for row in arms if row["arm"] != "teacher"), key=lambda row: float(row["LEVEL_2 mAPH"]))
-    for row in (
-        *(row for row in arms if row["arm"] == "teacher"),
-        *{row["arm"]: row for row in (students[0], students[-1])}.values(),
-    ):
-        role = "teacher" if row["arm"] == "teacher" else "student"
+    for arm in dict.fromkeys(("teacher", students[0], students[-1])):
+        role, row = "teacher" if arm == "teacher" else "student", arms[arm]
         interval = (row["95 % low"], row["95 % high"])
-        points.append(CostPoint(row["arm"], cost[role], row["LEVEL_2 mAPH"], *interval, palette.role(role).color))
+        points.append(CostPoint(arm, cost[role], row["LEVEL_2 mAPH"], *interval, palette.role(role).color))
     return points

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from kdlib.data.store import INDEX, Store
 from kdlib.errors import ConfigError
 from kdlib.lab import occupancy, profiles
 from kdlib.lab.execute import PROJECT, WEIGHTS, run_folder
-from kdlib.lab.profiles import Profile
+from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
 from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
+
+Student = tuple[str, int]  # arm, seed
 
 
 @dataclass(frozen=True)
@@ -87,27 +89,17 @@ def prepare_data(run: Run) -> Store:
             return run.store  # frames of another dataset, or the licensed files are on another machine
         raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
     pasted = any(schedule.augment.objects is not None for schedule in (run.profile.teacher, run.profile.student))
+    made = run.profile.simulated
+    # Starting a process costs more than a smoke run's few frames.
+    workers = 1 if made is not None and made.training_segments < 10 else os.cpu_count() or 1
+    scheduler = os.environ.get(places.SCHEDULER) or None
     with occupancy.turn(run.data):
-        _simulate(run, source)
-        prepare(
-            source, run.data / "store", workers=_workers(run), objects=pasted, scheduler=os.environ.get(places.SCHEDULER) or None
-        )
+        if made is not None:
+            counts = {"training": made.training_segments, "validation": made.validation_segments}
+            for offset, (split, count) in enumerate(counts.items()):
+                simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=workers)
+        prepare(source, run.data / "store", workers=workers, objects=pasted, scheduler=scheduler)
     return run.store
-
-
-def _simulate(run: Run, source: Path) -> None:
-    made = run.profile.simulated
-    if made is None:
-        return
-    counts = {"training": made.training_segments, "validation": made.validation_segments}
-    for offset, (split, count) in enumerate(counts.items()):
-        simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=_workers(run))
-
-
-def _workers(run: Run) -> int:
-    """Return how many processes pay: starting one costs more than a smoke run's few frames."""
-    made = run.profile.simulated
-    return 1 if made is not None and made.training_segments < 10 else os.cpu_count() or 1
 
 
 def portable(path: Path) -> str:
@@ -121,134 +113,133 @@ def located(text: str) -> Path:
 
 
 @dataclass(frozen=True)
-class TeacherWeights:
-    """A teacher ready to teach."""
+class TrainedWeights:
+    """A model's configuration and its weights on disk."""
 
     model: ModelConfig
     weights: Path
-    origin: str  # "shipped", "scratch" or the path given
+    origin: str = ""  # of a teacher: "shipped", "scratch" or the path given
 
 
-def shipped_teacher(run: Run) -> TeacherWeights:
-    """Return the teacher in data/weights.
-
-    Raises:
-        ConfigError: If the profile has none, or its file is missing.
-    """
-    name = run.profile.shipped_teacher
-    if not name:
-        raise ConfigError(f"profile {run.profile.name} ships no teacher (Waymo's licence); pass TEACHER=scratch or TEACHER=FILE")
-    if not (WEIGHTS / name).is_file():
-        raise ConfigError(f"{WEIGHTS / name} is missing; restore it from git, or pass TEACHER=scratch")
-    return TeacherWeights(run.profile.teacher_model, WEIGHTS / name, "shipped")
-
-
-def _full_range(run: Run) -> ModelConfig:
-    """The teacher trains on its own range; the pair may show it the student's."""
-    return zoo.model(run.profile.teacher_model.name)
-
-
-def _launch(jobs: Mapping[Path, TrainJob], run: Run) -> list[RunResult]:
+def launch_all(run: Run, jobs: Mapping[Path, TrainJob], every: float = 5.0) -> dict[Path, RunResult]:
+    """Train every job in its folder; what is trained already is kept (``every``: seconds between two lines of a training)."""
     for folder, job in jobs.items():
         job.write(folder)
-    return launch(list(jobs), parallel=run.profile.parallel, threads=run.profile.threads)
+    results = launch(list(jobs), parallel=run.profile.parallel, threads=run.profile.threads, every=every)
+    return dict(zip(jobs, results))
 
 
-def train_teacher(run: Run, epochs: int = 0) -> TeacherWeights:
-    """Train the teacher from scratch by the profile's schedule (``epochs`` above 0 replaces its length)."""
-    schedule = replace(run.profile.teacher, epochs=epochs) if epochs else run.profile.teacher
-    folder = run.folder / "teacher" / "scratch"
-    result = _launch({folder: TrainJob(_full_range(run), schedule, str(run.data / "store"), name="teacher")}, run)[0]
-    return TeacherWeights(run.profile.teacher_model, result.weights, "scratch")
+def plain_job(run: Run, model: ModelConfig, schedule: TrainConfig, name: str) -> TrainJob:
+    """Return the training of a model on the run's data, from nothing and without distillation."""
+    return TrainJob(model, schedule, str(run.data / "store"), name=name)
 
 
-def exercise_training(run: Run, teacher: TeacherWeights) -> RunResult:
+def teacher_job(run: Run, epochs: int = 0, name: str = "teacher") -> TrainJob:
+    """Return the teacher's training from scratch by the profile's schedule (``epochs`` above 0 replaces its length)."""
+    schedule = replace(run.profile.teacher, epochs=epochs or run.profile.teacher.epochs)
+    # It trains on its own range; the pair may show it the student's.
+    return plain_job(run, zoo.model(run.profile.teacher_model.name), schedule, name)
+
+
+def exercise_training(run: Run, teacher: TrainedWeights) -> RunResult:
     """Return the training from scratch, or train a given teacher some more steps at a hundredth of the learning rate."""
     if teacher.origin == "scratch":
-        folder = teacher.weights.parent
-        return launch([folder], parallel=1, threads=run.profile.threads)[0]
-    schedule = replace(run.profile.teacher, learning_rate=run.profile.teacher.learning_rate / 100)
-    job = TrainJob(
-        _full_range(run),
-        schedule,
-        str(run.data / "store"),
-        init_weights=str(teacher.weights),
-        max_steps=run.profile.continue_steps,
-        name="teacher, continued",
-    )
-    return _launch({run.folder / "teacher" / "continued": job}, run)[0]
+        return launch([teacher.weights.parent], parallel=1, threads=run.profile.threads)[0]
+    job = teacher_job(run, name="teacher, continued")
+    slow = replace(job.train, learning_rate=job.train.learning_rate / 100)
+    job = replace(job, train=slow, init_weights=str(teacher.weights), max_steps=run.profile.continue_steps)
+    folder = run.folder / "teacher" / "continued"
+    return launch_all(run, {folder: job})[folder]
 
 
-def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TeacherWeights:
+def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
     """Return the teacher a notebook asks for: ``auto``, ``shipped``, ``scratch`` or a file; ``auto`` is shipped where possible.
 
     Raises:
-        ConfigError: If the file is missing.
+        ConfigError: If the file is missing, or none is shipped.
     """
+    shipped, model = run.profile.shipped_teacher, run.profile.teacher_model
     if teacher == "auto":
-        teacher = "shipped" if run.profile.shipped_teacher else "scratch"
-    if teacher == "shipped":
-        return shipped_teacher(run)
+        teacher = "shipped" if shipped else "scratch"
     if teacher == "scratch":
-        return train_teacher(run, epochs)
+        folder = run.folder / "teacher" / "scratch"
+        return TrainedWeights(model, launch_all(run, {folder: teacher_job(run, epochs)})[folder].weights, "scratch")
+    if teacher == "shipped":
+        if not shipped:
+            raise ConfigError(
+                f"profile {run.profile.name} ships no teacher (Waymo's licence); pass TEACHER=scratch or TEACHER=FILE"
+            )
+        if not (WEIGHTS / shipped).is_file():
+            raise ConfigError(f"{WEIGHTS / shipped} is missing; restore it from git, or pass TEACHER=scratch")
+        return TrainedWeights(model, WEIGHTS / shipped, "shipped")
     if not Path(teacher).is_file():
         raise ConfigError(f"TEACHER={teacher} is neither 'auto', 'shipped', 'scratch' nor a safetensors file")
-    return TeacherWeights(run.profile.teacher_model, Path(teacher).resolve(), teacher)
+    return TrainedWeights(model, Path(teacher).resolve(), teacher)
 
 
-def chosen_teacher(run: Run) -> TeacherWeights:
+def chosen_teacher(run: Run) -> TrainedWeights:
     """Return the teacher notebook 01 settled on.
 
     Raises:
         ConfigError: If notebook 01 has not finished.
     """
     values = run.result("01_train_teacher")
-    return TeacherWeights(run.profile.teacher_model, located(values["weights"]), values["origin"])
+    return TrainedWeights(run.profile.teacher_model, located(values["weights"]), values["origin"])
 
 
-def starting_weights(run: Run, teacher: TeacherWeights, schedule: TrainConfig) -> Path:
+def starting_weights(run: Run, teacher: TrainedWeights, schedule: TrainConfig) -> Path:
     """Return what an initialised student starts from: the teacher, or the model its pair names, trained without distillation."""
     source = run.profile.zoo_pair.initialise_from
     if source is None or run.profile.kd.initialisation == "none":
         return teacher.weights
     folder = run.folder / "students" / f"start_{source.name}"
-    job = TrainJob(source, schedule, str(run.data / "store"), name=f"{source.name}, to start from")
-    return _launch({folder: job}, run)[0].weights
+    return launch_all(run, {folder: plain_job(run, source, schedule, f"{source.name}, to start from")})[folder].weights
 
 
-def student_job(
-    run: Run, arm: str, seed: int, teacher: TeacherWeights, schedule: TrainConfig, start: Path | None = None
-) -> TrainJob:
-    """Return the training job of one arm and seed; the arms differ in nothing else.
+def student_folder(run: Run, arm: str, seed: int) -> Path:
+    """Return where a student is trained; notebooks that share an arm share its students."""
+    return run.folder / "students" / student_name(arm, seed)
+
+
+def student_name(arm: str, seed: int) -> str:
+    """Return what a student's folder and predictions are called."""
+    return f"{arm}_seed{seed}"
+
+
+def student_job(run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: Path | None = None) -> TrainJob:
+    """Return the training of one arm and seed; the arms differ in nothing else.
 
     Args:
         run: The run.
-        arm: One of the profile's.
+        arm: What is trained, and how.
         seed: Of data order, augmentation and fresh weights.
         teacher: Who distils.
-        schedule: Same for all arms.
         start: Weights an initialised arm starts from; the teacher's if None.
-
-    Raises:
-        ConfigError: If the arm is unknown.
     """
-    chosen = profiles.arm(arm)
+    starts = arm.initialisation != "none"
     return TrainJob(
-        run.profile.student_model,
-        replace(schedule, seed=seed),
+        arm.student,
+        replace(run.profile.student, seed=seed, epochs=arm.epochs or run.profile.student.epochs),
         str(run.data / "store"),
-        kd=run.profile.kd if chosen.distil else None,
-        teacher=TeacherSource(teacher.model, str(teacher.weights)) if chosen.distil else None,
-        init_weights=str(start or teacher.weights) if chosen.initialise else None,
-        initialisation=run.profile.kd.initialisation if chosen.initialise else "matching",
-        name=f"{chosen.title}, seed {seed}",
+        # A recipe names an initialisation, too: the arm's holds, also where it is none.
+        kd=None if arm.kd is None else replace(arm.kd, initialisation=arm.initialisation),
+        teacher=None if arm.kd is None else TeacherSource(teacher.model, str(teacher.weights)),
+        init_weights=str(start or teacher.weights) if starts else None,
+        initialisation=arm.initialisation if starts else "matching",
+        name=f"{arm.title}, seed {seed}",
     )
 
 
+def longest_first(run: Run, arms: Iterable[Arm], seeds: Sequence[int]) -> list[tuple[Arm, int]]:
+    """Return every training of some arms, those that take longest first: no core waits at the end."""
+    trainings = [(arm, seed) for seed in seeds for arm in arms]
+    return sorted(trainings, key=lambda one: (one[0].epochs or run.profile.student.epochs, one[0].kd is not None), reverse=True)
+
+
 def train_students(
-    run: Run, teacher: TeacherWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0
-) -> dict[tuple[str, int], RunResult]:
-    """Train every arm with every seed under one schedule; finished runs are kept.
+    run: Run, teacher: TrainedWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0
+) -> dict[Student, RunResult]:
+    """Train every arm of the main line with every seed under one schedule; finished runs are kept.
 
     Returns:
         The outcome of every (arm, seed).
@@ -256,18 +247,30 @@ def train_students(
     Raises:
         ConfigError: If an arm is unknown.
     """
-    schedule = replace(run.profile.student, epochs=epochs) if epochs else run.profile.student
-    keys = [(arm, seed) for seed in seeds for arm in arms]
-    # Distilling takes longest: started first, no core waits at the end.
-    order = sorted(keys, key=lambda key: not profiles.arm(key[0]).distil)
-    start = starting_weights(run, teacher, schedule) if any(profiles.arm(arm).initialise for arm in arms) else None
-    folders = {key: run.folder / "students" / f"{key[0]}_seed{key[1]}" for key in order}
-    results = _launch({folders[key]: student_job(run, *key, teacher, schedule, start) for key in order}, run)
-    found = dict(zip(order, results))
-    return {key: found[key] for key in keys}
+    chosen = [replace(run.profile.arm(name), epochs=epochs) for name in arms]
+    start = None
+    if any(arm.initialisation != "none" for arm in chosen):
+        start = starting_weights(run, teacher, replace(run.profile.student, epochs=epochs or run.profile.student.epochs))
+    jobs = {
+        student_folder(run, arm.name, seed): student_job(run, arm, seed, teacher, start)
+        for arm, seed in longest_first(run, chosen, seeds)
+    }
+    results = launch_all(run, jobs)
+    return {(arm, seed): results[student_folder(run, arm, seed)] for seed in seeds for arm in arms}
 
 
-def students_result(run: Run, students: Mapping[tuple[str, int], RunResult], epochs: int = 0) -> dict[str, Any]:
+def trained_students(run: Run) -> dict[Student, TrainedWeights]:
+    """Return the students notebook 02 trained, by arm and seed.
+
+    Raises:
+        ConfigError: If notebook 02 has not finished.
+    """
+    rows = run.result("02_distill_student")["students"]
+    model = run.profile.student_model
+    return {(row["arm"], row["seed"]): TrainedWeights(model, located(row["weights"])) for row in rows}
+
+
+def students_result(run: Run, students: Mapping[Student, RunResult], epochs: int = 0) -> dict[str, Any]:
     """Return what notebook 02 hands over: the budget all arms share, and every student's weights."""
     rows = [
         {

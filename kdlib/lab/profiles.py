@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from kdlib import zoo
-from kdlib.config import AugmentConfig, EvalConfig, KDConfig, ModelConfig, ObjectSamplingConfig, TrainConfig, lookup
+from kdlib.config import (
+    AugmentConfig,
+    EvalConfig,
+    Initialisation,
+    KDConfig,
+    ModelConfig,
+    ObjectSamplingConfig,
+    TrainConfig,
+    lookup,
+)
+
+TeacherQuality = Literal["strong", "weak"]
 
 
 @dataclass(frozen=True)
@@ -30,24 +42,28 @@ ABLATIONS = (
 CROSS_STAGE = ("07_cross_stage",)
 
 
+# The main line's ways of training the student, with their titles; all share data, schedule and seeds.
+ARMS = {"alone": "student alone", "init": "initialised from the teacher", "full": "full SparseKD"}
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One way of training the student; all arms share data, schedule and seeds."""
+    """One way of training one student."""
 
-    name: str
-    title: str
-    initialise: bool  # start from the teacher's matching tensors
-    distil: bool  # logit and label distillation
+    name: str  # of its folders
+    title: str  # in sentences and tables
+    student: ModelConfig
+    kd: KDConfig | None = None  # None trains on annotations alone
+    initialisation: Initialisation = "matching"  # from the arm's teacher
+    teacher: TeacherQuality = "strong"
+    epochs: int = 0  # 0: the profile's
 
-
-ARMS: dict[str, Arm] = {
-    one.name: one
-    for one in (
-        Arm("alone", "student alone", initialise=False, distil=False),
-        Arm("init", "initialised from the teacher", initialise=True, distil=False),
-        Arm("full", "full SparseKD", initialise=True, distil=True),
-    )
-}
+    @property
+    def recipe(self) -> str:
+        """What a training step has to compute, which decides how long it takes."""
+        if self.kd is None:
+            return "plain"
+        return "distilled" if self.kd.feature is None else f"features, {self.kd.feature.form}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,16 @@ class Profile:
     def teacher_model(self) -> ModelConfig:
         """The teacher's configuration, on the student's range."""
         return self.zoo_pair.teacher
+
+    def arm(self, name: str) -> Arm:
+        """Return one of the main line's ways of training the student.
+
+        Raises:
+            ConfigError: If there is none of that name; the message lists those there are.
+        """
+        title = lookup(ARMS, name, "arm")
+        start: Initialisation = "none" if name == "alone" else self.kd.initialisation
+        return Arm(name, title, self.student_model, self.kd if name == "full" else None, start)
 
     def titled(self, words: str) -> str:
         """Return the title of a picture, which says so where the data are simulated."""
@@ -260,12 +286,3 @@ def profile(name: str) -> Profile:
         ConfigError: If there is none of that name; the message lists those there are.
     """
     return lookup(PROFILES, name, "profile")
-
-
-def arm(name: str) -> Arm:
-    """Return a way of training the student by name.
-
-    Raises:
-        ConfigError: If there is none of that name; the message lists those there are.
-    """
-    return lookup(ARMS, name, "arm")

@@ -265,12 +265,12 @@ def test_starting_weights_of_every_pair(pair, how, monkeypatch):
     run = SimpleNamespace(profile=profile, folder=Path("run"), data=Path("data"))
     launched = []
 
-    def launch(jobs, _run):
+    def launch(_run, jobs):
         launched.extend(job.model for job in jobs.values())
-        return [SimpleNamespace(weights=Path("start.safetensors"))]
+        return dict.fromkeys(jobs, SimpleNamespace(weights=Path("start.safetensors")))
 
-    monkeypatch.setattr(pipeline, "_launch", launch)
-    given = pipeline.TeacherWeights(recipe.teacher, Path("teacher.safetensors"), "scratch")
+    monkeypatch.setattr(pipeline, "launch_all", launch)
+    given = pipeline.TrainedWeights(recipe.teacher, Path("teacher.safetensors"), "scratch")
     found = pipeline.starting_weights(run, given, TrainConfig())
     other = pair == "cp_voxel_xxs_sparsekd" and how != "none"
     assert found == Path("start.safetensors" if other else "teacher.safetensors")

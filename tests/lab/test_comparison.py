@@ -1,31 +1,30 @@
-"""Scores of several arms in, verdicts out: equal arms gain nothing, better ones do; predictions are made once."""
+"""Equal arms gain nothing, better ones do; a sentence follows its interval as it is printed."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kdlib import records
-from kdlib.data.store import ground_truth_table
-from kdlib.errors import ConfigError, DataError
-from kdlib.lab import comparison, pipeline
-from kdlib.lab.comparison import Scores, compare
-from kdlib.lab.pipeline import Run
-from kdlib.metric.box_tables import predictions_table, read_table
+from kdlib.errors import ConfigError
+from kdlib.lab import profiles
+from kdlib.lab.comparison import Comparison, Gain, compare, summary
+from kdlib.lab.scoring import score_frame
+from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
-from kdlib.models.build import build
-from kdlib.models.weights import save_weights
 
 FRAMES = [f"segment{s}_{f:03d}" for s in range(4) for f in range(3)]
 TYPES = (1, 2, 4)
 EACH = 6  # objects of a class in a frame
+SMOKE = profiles.profile("smoke")
+TITLES = {"teacher": "teacher", **profiles.ARMS}
+limits = st.floats(-90, 90, allow_nan=False)
 
 
 def objects() -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -60,13 +59,13 @@ def results() -> dict[int, EvalResult]:
     return {found: scored(found) for found in (0, 2, 3, 4, 6)}
 
 
-def outcome(results: dict[int, EvalResult], teacher: int, **arms: tuple[int, ...]) -> comparison.Outcome:
+def compared(results: dict[int, EvalResult], teacher: int, **arms: tuple[int, ...]) -> Comparison:
     students = {arm: {seed: results[found] for seed, found in enumerate(each, 1)} for arm, each in arms.items()}
-    return compare(Scores(results[teacher], students), resamples=200)
+    return compare(SMOKE, TITLES, {"teacher": {0: results[teacher]}, **students}, resamples=200)
 
 
 def test_equal_arms_gain_nothing(results: dict[int, EvalResult]) -> None:
-    found = outcome(results, 3, alone=(3, 3), init=(3, 3), full=(3, 3))
+    found = compared(results, 3, alone=(3, 3), init=(3, 3), full=(3, 3))
     assert [v["met"] for v in found.verdicts()] == [False, False, False]
     assert all("+0.00 points, 95 % interval +0.00 to +0.00" in v["result"] for v in found.verdicts())
     table = found.difference_table()
@@ -75,7 +74,7 @@ def test_equal_arms_gain_nothing(results: dict[int, EvalResult]) -> None:
 
 
 def test_better_arms_gain(results: dict[int, EvalResult]) -> None:
-    found = outcome(results, 6, alone=(2, 3), init=(3, 4), full=(4, 6))
+    found = compared(results, 6, alone=(2, 3), init=(3, 4), full=(4, 6))
     assert [v["met"] for v in found.verdicts()] == [True, True, True]
     table = found.table().set_index("arm")
     assert list(table.index) == ["teacher", "student alone", "initialised from the teacher", "full SparseKD"]
@@ -91,7 +90,7 @@ def test_better_arms_gain(results: dict[int, EvalResult]) -> None:
 
 
 def test_a_worse_full_recipe_is_said_plainly(results: dict[int, EvalResult]) -> None:
-    verdicts = outcome(results, 6, alone=(3, 3), init=(4, 4), full=(2, 2)).verdicts()
+    verdicts = compared(results, 6, alone=(3, 3), init=(4, 4), full=(2, 2)).verdicts()
     assert [v["met"] for v in verdicts] == [True, False, False]
     assert verdicts[1]["wish"] == "full SparseKD at least 2 above student alone"
     assert verdicts[1]["result"].startswith("-16.")
@@ -99,18 +98,18 @@ def test_a_worse_full_recipe_is_said_plainly(results: dict[int, EvalResult]) -> 
 
 def test_a_gain_needs_its_interval(results: dict[int, EvalResult]) -> None:
     """The full arm is better on average and worse with one of its seeds: margin met, interval not."""
-    verdicts = outcome(results, 6, alone=(2, 2), init=(4, 2), full=(2, 6)).verdicts()
+    verdicts = compared(results, 6, alone=(2, 2), init=(4, 2), full=(2, 6)).verdicts()
     assert "full SparseKD at least 0.5 above initialised" in verdicts[2]["wish"]
     assert float(verdicts[2]["result"].split()[0]) > 0.5 and verdicts[2]["met"] is False
 
 
 def test_verdicts_of_missing_arms_are_left_out(results: dict[int, EvalResult]) -> None:
-    assert len(outcome(results, 6, alone=(2,), full=(4,)).verdicts()) == 2
-    assert outcome(results, 6, full=(4,)).verdicts() == []
+    assert len(compared(results, 6, alone=(2,), full=(4,)).verdicts()) == 2
+    assert compared(results, 6, full=(4,)).verdicts() == []
 
 
 def test_outcome_is_json(results: dict[int, EvalResult]) -> None:
-    found = outcome(results, 6, alone=(2, 3), init=(3, 4), full=(4, 6))
+    found = compared(results, 6, alone=(2, 3), init=(3, 4), full=(4, 6))
     values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert values["metric"] == "LEVEL_2/mAPH"
     assert values["arms"][0]["std over seeds"] is None
@@ -120,124 +119,86 @@ def test_outcome_is_json(results: dict[int, EvalResult]) -> None:
 
 
 def test_charts_get_what_they_need(results: dict[int, EvalResult]) -> None:
-    found = outcome(results, 6, alone=(2, 3), full=(4, 6))
+    found = compared(results, 6, alone=(2, 3), full=(4, 6))
     estimates = found.estimates()
     assert [e.name for e in estimates] == ["teacher", "student alone", "full SparseKD"]
     assert all(e.low - 0.01 <= e.mean <= e.high + 0.01 for e in estimates) and len({e.color for e in estimates}) == 3
     assert len(found.precision_recall()) == 9
-    assert found.last_step() == ("alone", "full")
-    change = found.change("alone", "full")
-    assert change.columns[:4] == ("LEVEL_1 AP", "LEVEL_1 APH", "LEVEL_2 AP", "LEVEL_2 APH")
-    assert "[50, +inf) m" not in change.columns, "nobody is there"
-    assert np.nanmin(change.values[:, :4]) > 0
-    np.testing.assert_allclose(found.change("full", "alone").values, -change.values)
+    assert found.last_step() == ("full", "alone")
+    change = found.breakdown("full", "alone")
+    assert change.rows == tuple(f"{kind} LEVEL_{level}" for kind in ("Vehicle", "Pedestrian", "Cyclist") for level in (1, 2))
+    assert change.columns[:2] == ("AP", "APH")
+    assert "APH [50, +inf) m" not in change.columns, "nobody is there"
+    assert np.nanmin(change.values[:, :2]) > 0
+    np.testing.assert_allclose(found.breakdown("alone", "full").values, -change.values)
 
 
 def test_no_change_where_nothing_is_found(results: dict[int, EvalResult]) -> None:
-    change = outcome(results, 0, alone=(0,), full=(0,)).change("alone", "full")
-    assert len(change.columns) == 4 and not change.values.any()
+    change = compared(results, 0, alone=(0,), full=(0,)).breakdown("full", "alone")
+    assert len(change.columns) == 2 and not change.values.any()
 
 
 def test_score_frame(results: dict[int, EvalResult]) -> None:
-    table = comparison.score_frame(results[3])
+    table = score_frame(results[3])
     assert list(table.index) == ["Vehicle", "Pedestrian", "Cyclist", "mean"]
     assert table.loc["mean", "LEVEL_2 APH"] == pytest.approx(50, abs=1)
     assert ((table >= 0) & (table <= 100)).all(axis=None)
 
 
-def test_results_of_other_frames_are_refused(results: dict[int, EvalResult], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_frames_are_refused(results: dict[int, EvalResult]) -> None:
     other = replace(results[3], card={**results[3].card, "truth_fingerprint": "else"})
     with pytest.raises(ConfigError, match="other frames or ground truth"):
-        compare(Scores(results[6], {"alone": {1: other}}), resamples=10)
+        compare(SMOKE, TITLES, {"teacher": {0: results[6]}, "alone": {1: other}}, resamples=10)
 
 
-@pytest.fixture
-def own(smoke_run: Run, tmp_path: Path) -> Run:
-    """The made-up run with a folder of its own for predictions."""
-    for stage in ("01_train_teacher", "02_distill_student"):
-        records.write_json(tmp_path / stage / "result.json", smoke_run.result(stage))
-    return replace(smoke_run, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "expected"),
+    [
+        (2.36, 1.34, 3.41, "FG scores 2.36 points of LEVEL_2 mAPH above the base (95 % interval +1.34 to +3.41)."),
+        (-1.2, -2.0, -0.4, "FG scores 1.20 points of LEVEL_2 mAPH below the base (95 % interval -2.00 to -0.40)."),
+        (
+            0.3,
+            -0.5,
+            1.1,
+            "no difference between FG and the base is shown: +0.30 points of LEVEL_2 mAPH, and the 95 % interval -0.50 to +1.10 "
+            "includes 0.",
+        ),
+    ],
+)
+def test_three_outcomes(mean: float, low: float, high: float, expected: str) -> None:
+    assert Gain("FG", "the base", mean, low, high).sentence(simulated=True) == f"On simulated data, at this budget, {expected}"
 
 
-@pytest.fixture
-def predicting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Counts predictions and makes them cheap."""
-    calls: list[str] = []
-
-    def pretend(model, dataset, **options):
-        calls.append(model.config.name)
-        sample = dataset[0]
-        box = np.array([[1.0, 2, 0, 4, 2, 1.5, 0], [-20.0, 20.0, 0, 4, 2, 1.5, 0], [21.0, 0, 0, 4, 2, 1.5, 0]])
-        return predictions_table([sample.frame_id] * 3, box, np.array([1, 2, 4]), np.full(3, 0.5), None, [sample.frame_id])
-
-    monkeypatch.setattr(comparison, "predict", pretend)
-    return calls
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (0.004, 1.0), (-1.0, -0.004)])
+def test_an_interval_that_prints_as_touching_zero_includes_it(interval: tuple[float, float]) -> None:
+    text = Gain("a", "b", 0.5, *interval).sentence(simulated=True)
+    assert "no difference" in text and "includes 0" in text
+    assert "-0.00" not in text, "no negative zero"
 
 
-def test_predictions_are_kept_until_something_changes(own: Run, tmp_path: Path, predicting: list[str]) -> None:
-    teacher = pipeline.chosen_teacher(own)
-    first = comparison.predict_weights(own, "teacher", teacher.model, teacher.weights)
-    assert first.column("x").to_pylist() == [1.0, -20.0], "what the student cannot see takes no part"
-    assert comparison.predict_weights(own, "teacher", teacher.model, teacher.weights).equals(first)
-    assert len(predicting) == 1
-    copied = tmp_path / "copy.safetensors"
-    copied.write_bytes(teacher.weights.read_bytes())
-    comparison.predict_weights(own, "teacher", teacher.model, copied)
-    assert len(predicting) == 1, "same weights elsewhere"
-    torch.manual_seed(99)
-    save_weights(copied, build(teacher.model), {})
-    comparison.predict_weights(own, "teacher", teacher.model, copied)
-    assert len(predicting) == 2, "other weights"
-    profile = own.profile
-    other = replace(own, profile=replace(profile, evaluation=replace(profile.evaluation, interval=2)))
-    comparison.predict_weights(other, "teacher", teacher.model, copied)
-    assert len(predicting) == 3, "other frames"
-    decode = replace(teacher.model.head.decode, score_threshold=0.2)
-    comparison.predict_weights(other, "teacher", replace(teacher.model, head=replace(teacher.model.head, decode=decode)), copied)
-    assert len(predicting) == 4, "other decoding"
+@given(limits, limits, limits)
+def test_a_difference_is_claimed_only_outside_zero(mean: float, a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    gain = Gain("a", "b", mean, low, high)
+    text = gain.sentence(simulated=True)
+    assert ("includes 0" in text) == (gain.shown == "no difference") == (round(low, 2) <= 0 <= round(high, 2))
+    assert (" above " in text, " below " in text) == (gain.shown == "above", gain.shown == "below")
 
 
-def test_a_missing_table_is_made_again(own: Run, predicting: list[str]) -> None:
-    teacher = pipeline.chosen_teacher(own)
-    for _ in range(2):
-        comparison.predict_weights(own, "teacher", teacher.model, teacher.weights)
-        (own.folder / "predictions" / "teacher.parquet").unlink()
-    assert len(predicting) == 2
+def test_real_data_are_not_called_simulated() -> None:
+    assert Gain("a", "b", 1, 0.5, 2).sentence(simulated=False).startswith("On these data, at this budget, a scores")
 
 
-def test_half_written_weights_are_named(own: Run, tmp_path: Path) -> None:
-    teacher = pipeline.chosen_teacher(own)
-    half = tmp_path / "half.safetensors"
-    half.write_bytes(teacher.weights.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"half\.safetensors is no complete safetensors file"):
-        comparison.evaluate_weights(own, "teacher", teacher.model, half)
-    assert not (own.folder / "predictions").exists()
+@pytest.mark.parametrize("limits", [(1.0, 0.0), (float("nan"), 1.0)])
+def test_no_interval(limits: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="is no interval"):
+        Gain("a", "b", 0.0, *limits)
 
 
-def test_truth_lies_within_the_models_range(smoke_run: Run) -> None:
-    table = comparison.truth(smoke_run)
-    everything = ground_truth_table(smoke_run.store.split("validation"))
-    assert 0 < table.num_rows < everything.num_rows
-    assert np.abs(np.stack([table.column(axis).to_numpy() for axis in "xy"])).max() <= 20.48
-
-
-def test_a_run_is_scored_as_a_whole(smoke_run: Run) -> None:
-    scores = comparison.evaluate_all(smoke_run)
-    assert {arm: list(seeds) for arm, seeds in scores.students.items()} == {"alone": [1], "init": [1], "full": [1]}
-    assert scores.arms["teacher"] == [scores.teacher]
-    assert all(0 <= value <= 1 for value in scores.teacher.metrics.values())
-    predictions = comparison.run_predictions(smoke_run)
-    assert list(predictions) == ["teacher", "alone", "init", "full"]
-    assert list(comparison.run_predictions(smoke_run, ("full",))) == ["teacher", "full"]
-    kept = smoke_run.folder / "predictions" / "teacher.parquet"
-    assert read_table(kept, "predictions").num_rows >= predictions["teacher"].num_rows
-    assert set(records.read_json(kept.with_suffix(".json"))) == {"key", "model"}
-
-
-def test_device_is_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch built for an accelerator names one even on a machine without."""
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert comparison._device() == torch.device("cpu")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert comparison._device().type == "cuda"
+def test_summary() -> None:
+    above, below, none = (Gain("a", "b", mean, mean - 1, mean + 1) for mean in (2.0, -2.0, 0.0))
+    assert summary([above, below, none, none]) == (
+        "Of 4 comparisons, 1 is shown above the base, 1 below, and 2 show no difference."
+    )
+    assert summary([none]) == "One comparison: no difference is shown."
+    assert summary([below]) == "One comparison: it is shown below its base."

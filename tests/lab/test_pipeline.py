@@ -10,7 +10,7 @@ import pytest
 from kdlib import records
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import execute, pipeline, profiles
-from kdlib.lab.pipeline import Run, TeacherWeights
+from kdlib.lab.pipeline import Run, TrainedWeights
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult
 
@@ -21,7 +21,7 @@ def run(tmp_path: Path, smoke_data: Path) -> Run:
 
 
 @pytest.fixture
-def teacher(smoke_run: Run) -> TeacherWeights:
+def teacher(smoke_run: Run) -> TrainedWeights:
     return pipeline.chosen_teacher(smoke_run)
 
 
@@ -30,7 +30,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
     """Collects the jobs instead of training them."""
     jobs: list[TrainJob] = []
 
-    def pretend(folders, parallel, threads):
+    def pretend(folders, parallel, threads, every):
         jobs.extend(TrainJob.read(folder) for folder in folders)
         return [RunResult(folder, True, False, {"steps": 4, "samples": 8, "frames": 8}) for folder in folders]
 
@@ -59,7 +59,7 @@ def test_results_are_handed_over(run: Run) -> None:
     pipeline.save_result(run, "01_train_teacher", {"weights": "/w", "origin": "x"})
     values = run.result("01_train_teacher")
     assert (values["profile"], values["simulated"], values["weights"]) == ("smoke", True, "/w")
-    assert pipeline.chosen_teacher(run) == TeacherWeights(run.profile.teacher_model, Path("/w"), "x")
+    assert pipeline.chosen_teacher(run) == TrainedWeights(run.profile.teacher_model, Path("/w"), "x")
 
 
 def test_data_is_made_once(run: Run, smoke_data: Path) -> None:
@@ -113,7 +113,7 @@ def test_teacher_from_scratch_trains_on_its_own_range(run: Run, launched: list[T
 
 @pytest.mark.parametrize("profile", ["smoke", "waymo20"])
 def test_a_given_teacher_is_continued_for_a_few_steps(
-    profile: str, tmp_path: Path, launched: list[TrainJob], teacher: TeacherWeights
+    profile: str, tmp_path: Path, launched: list[TrainJob], teacher: TrainedWeights
 ) -> None:
     run = pipeline.open_run(profile, str(tmp_path / "run"), str(tmp_path))
     pipeline.exercise_training(run, replace(teacher, origin="file"))
@@ -123,8 +123,8 @@ def test_a_given_teacher_is_continued_for_a_few_steps(
     assert job.train.learning_rate == pytest.approx(run.profile.teacher.learning_rate / 100)
 
 
-def test_arms_differ_in_the_teacher_only(run: Run, teacher: TeacherWeights) -> None:
-    jobs = {arm: pipeline.student_job(run, arm, 5, teacher, run.profile.student) for arm in profiles.ARMS}
+def test_arms_differ_in_the_teacher_only(run: Run, teacher: TrainedWeights) -> None:
+    jobs = {arm: pipeline.student_job(run, run.profile.arm(arm), 5, teacher) for arm in profiles.ARMS}
     assert jobs["alone"].inputs == ()
     assert jobs["init"].inputs == (teacher.weights,)
     assert jobs["full"].inputs == (teacher.weights, teacher.weights)
@@ -132,10 +132,10 @@ def test_arms_differ_in_the_teacher_only(run: Run, teacher: TeacherWeights) -> N
     bare = {replace(job, kd=None, teacher=None, init_weights=None, name="") for job in jobs.values()}
     assert len(bare) == 1 and bare.pop().train.seed == 5
     with pytest.raises(ConfigError, match="unknown arm 'ful'; there are: alone, init, full"):
-        pipeline.student_job(run, "ful", 1, teacher, run.profile.student)
+        run.profile.arm("ful")
 
 
-def test_students_of_all_arms_and_seeds(run: Run, launched: list[TrainJob], teacher: TeacherWeights) -> None:
+def test_students_of_all_arms_and_seeds(run: Run, launched: list[TrainJob], teacher: TrainedWeights) -> None:
     found = pipeline.train_students(run, teacher, ("alone", "full"), (1, 2), epochs=2)
     assert list(found) == [("alone", 1), ("full", 1), ("alone", 2), ("full", 2)]
     assert len({result.run_dir for result in found.values()}) == 4
@@ -144,7 +144,7 @@ def test_students_of_all_arms_and_seeds(run: Run, launched: list[TrainJob], teac
     assert started == [(True, 1), (True, 2), (False, 1), (False, 2)], "the longest runs start first"
 
 
-def test_unknown_arm_starts_nothing(run: Run, launched: list[TrainJob], teacher: TeacherWeights) -> None:
+def test_unknown_arm_starts_nothing(run: Run, launched: list[TrainJob], teacher: TrainedWeights) -> None:
     with pytest.raises(ConfigError, match="unknown arm"):
         pipeline.train_students(run, teacher, ("alone", " init"), (1,))
     assert not launched and not (run.folder / "students").exists()
@@ -165,9 +165,9 @@ def test_results_name_no_machine() -> None:
     assert pipeline.located(pipeline.portable(Path("/elsewhere/x"))) == Path("/elsewhere/x")
 
 
-def test_another_jobs_results_are_not_overwritten(run: Run, teacher: TeacherWeights) -> None:
+def test_another_jobs_results_are_not_overwritten(run: Run, teacher: TrainedWeights) -> None:
     folder = run.folder / "students" / "alone_seed1"
-    job = pipeline.student_job(run, "alone", 1, teacher, run.profile.student)
+    job = pipeline.student_job(run, run.profile.arm("alone"), 1, teacher)
     job.write(folder)
     records.mark_complete(folder, job.hash())
     before = (folder / "job.json").read_text()

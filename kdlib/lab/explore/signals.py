@@ -14,7 +14,7 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation
 from kdlib.kd.pivotal import pivotal_mask
-from kdlib.lab.pipeline import Run, TeacherWeights
+from kdlib.lab.pipeline import Run, TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.detector import CenterPoint
 from kdlib.models.weights import load_weights
@@ -36,13 +36,13 @@ def _first_batch(run: Run, count: int) -> Batch:
     return collate([data[index] for index in range(min(count, len(data)))])
 
 
-def _teacher(teacher: TeacherWeights) -> CenterPoint:
+def _teacher(teacher: TrainedWeights) -> CenterPoint:
     network = CenterPoint(teacher.model)
     load_weights(teacher.weights, network)
     return network
 
 
-def pivotal_example(run: Run, teacher: TeacherWeights) -> PivotalExample:
+def pivotal_example(run: Run, teacher: TrainedWeights) -> PivotalExample:
     """Return the weights of logit distillation on a training frame."""
     logit = run.profile.kd.logit
     if logit is None:
@@ -55,7 +55,7 @@ def pivotal_example(run: Run, teacher: TeacherWeights) -> PivotalExample:
     return PivotalExample(weight[0].numpy(), batch.points.points.numpy())
 
 
-def startup_report(run: Run, teacher: TeacherWeights) -> pd.DataFrame:
+def startup_report(run: Run, teacher: TrainedWeights) -> pd.DataFrame:
     """Return every active term of the full recipe on one batch: weight, value, positions, labels from the teacher."""
     student = build(run.profile.student_model)
     network = _teacher(teacher)

@@ -17,12 +17,12 @@ from kdlib import records
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab import comparison, profiles
+from kdlib.lab import profiles, scoring
 from kdlib.lab.explore import maps
 from kdlib.lab.explore.outcomes import judge_layers
 from kdlib.lab.explore.ranking import Counted, count
 from kdlib.lab.explore.scenes import NAMES, Scene, extent, frame_count, predicted, scene
-from kdlib.lab.pipeline import Run, chosen_teacher, located, open_run
+from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, located, open_run
 from kdlib.models.detector import CenterPoint
 from kdlib.models.weights import load_weights
 from kdlib.types import Batch, GroundTruth
@@ -195,26 +195,27 @@ class Studio:
             self._answers[model] = maps.ask(self._network(model), batch)
         return self._answers[model]
 
+    def _trained(self, model: str) -> TrainedWeights:
+        if model == TEACHER:
+            return chosen_teacher(self.run)
+        return TrainedWeights(self.run.profile.student_model, self._weights[model])
+
     def _network(self, model: str) -> CenterPoint:
         if model not in self._networks:
-            teacher = chosen_teacher(self.run)
-            config = teacher.model if model == TEACHER else self.run.profile.student_model
-            network = CenterPoint(config)
-            load_weights(teacher.weights if model == TEACHER else self._weights[model], network)
+            trained = self._trained(model)
+            network = CenterPoint(trained.model)
+            load_weights(trained.weights, network)
             self._networks[model] = network.to(torch.device("cpu"))
         return self._networks[model]
 
     def _table(self, model: str) -> pa.Table:
         if model not in self._tables:
-            teacher = chosen_teacher(self.run)
-            config = teacher.model if model == TEACHER else self.run.profile.student_model
-            weights = teacher.weights if model == TEACHER else self._weights[model]
-            self._tables[model] = comparison.predict_weights(self.run, model, config, weights)
+            self._tables[model] = scoring.predict_weights(self.run, model, self._trained(model))
         return self._tables[model]
 
     def _count(self, model: str) -> Counted:
         if model not in self._counts:
-            self._counts[model] = count(self._table(model), comparison.truth(self.run), self.run)
+            self._counts[model] = count(self._table(model), scoring.truth(self.run), self.run)
         return self._counts[model]
 
 

@@ -1,47 +1,15 @@
-"""What the study trains and compares: a profile in, frozen descriptions of arms and of the questions asked of them out."""
+"""What the study trains and compares: its arms, and the questions asked of them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from kdlib import zoo
-from kdlib.config import FeatureKDConfig, Initialisation, KDConfig, LogitKDConfig, ModelConfig, lookup
+from kdlib.config import FeatureKDConfig, KDConfig, ModelConfig, lookup
 from kdlib.errors import ConfigError
-from kdlib.lab.profiles import ABLATIONS, Profile, StudySettings
-
-TeacherQuality = Literal["strong", "weak"]
-Group = Literal["logits", "labels", "features", "recipe", "start", "student"]  # what differs in a contrast; colours its row
-
-
-@dataclass(frozen=True)
-class StudyArm:
-    """One way of training one student."""
-
-    name: str  # of its folders
-    title: str  # in sentences and tables
-    student: ModelConfig
-    kd: KDConfig | None = None
-    initialisation: Initialisation = "matching"  # from the arm's teacher
-    teacher: TeacherQuality = "strong"
-    epochs: int = 0  # 0: the profile's
-
-    @property
-    def recipe(self) -> str:
-        """What a training step has to compute, which decides how long it takes."""
-        if self.kd is None:
-            return "plain"
-        return "distilled" if self.kd.feature is None else f"features, {self.kd.feature.form}"
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two arms whose difference is asked for; ``second`` is the first one's own base."""
-
-    first: str
-    second: str
-    group: Group
+from kdlib.lab.comparison import Contrast, Group
+from kdlib.lab.profiles import ABLATIONS, Arm, Profile, StudySettings
 
 
 @dataclass(frozen=True)
@@ -58,18 +26,8 @@ class Question:
         return tuple(dict.fromkeys(name for one in self.contrasts for name in (one.second, one.first)))
 
 
-@dataclass(frozen=True)
-class _Signal:
-    """What a student may learn from its teacher, besides where to start."""
-
-    name: str
-    title: str
-    group: Group
-    kd: KDConfig
-
-
-def _signals(kd: KDConfig) -> tuple[_Signal, ...]:
-    """Return every signal on its own, and the full recipe.
+def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
+    """Yield every signal a student may learn from on its own, and the full recipe.
 
     Raises:
         ConfigError: If the recipe has no logit distillation to vary.
@@ -77,71 +35,68 @@ def _signals(kd: KDConfig) -> tuple[_Signal, ...]:
     if kd.logit is None:
         raise ConfigError("the study varies the positions of logit distillation; the profile's recipe has none")
     hard = replace(kd.logit, soft=False)
-
-    def logits(name: str, title: str, logit: LogitKDConfig) -> _Signal:
-        return _Signal(f"logits_{name}", title, "logits", replace(kd, logit=logit, label=None))
-
-    def features(name: str, title: str, feature: FeatureKDConfig) -> _Signal:
-        # As wide as the teacher: an adapter would only have to learn that nothing needs adapting.
-        alike = replace(feature, adapter="none")
-        return _Signal(f"features_{name}", title, "features", replace(kd, logit=None, label=None, feature=alike))
-
     # Untuned weights: each makes its terms start where the published recipe's logit term starts, at 1.7 on the first batch of the
     # demo, so that no signal is louder than another. A frame of the demo has some thirty objects, hence 200 cells.
-    return (
-        logits("all", "plain KD (all positions)", replace(hard, positions="all", weight=600.0)),
-        logits(
-            "confidence", "KD where the teacher is confident", replace(hard, positions="confidence", threshold=0.3, weight=8.0)
-        ),
-        logits("rank", "KD at the top-ranked cells", replace(hard, positions="rank", rank=200, weight=18.0)),
-        logits("center", "KD at object centres", replace(hard, positions="center", weight=5.3)),
-        logits("gaussian", "KD under Gaussians", kd.logit),
-        logits("instances", "KD on GID's instances", replace(hard, positions="instances", weight=60.0)),
-        _Signal("labels", "labels from the teacher", "labels", replace(kd, logit=None)),
-        _Signal("full", "full SparseKD", "recipe", kd),
-        features("map", "FitNet (whole map)", FeatureKDConfig("map", 5.0)),
-        features("foreground", "FG (foreground)", FeatureKDConfig("foreground", 3.7)),
-        features("rois", "Mimic (regions)", FeatureKDConfig("rois", 7.5)),
-        features("relations", "GID-F (regions and relations)", FeatureKDConfig("rois", 6.0, relation_weight=7.0)),
-        features("local", "local KD (around pillars)", FeatureKDConfig("local", 1.8)),
-    )
+    logits = {
+        "all": ("plain KD (all positions)", replace(hard, positions="all", weight=600.0)),
+        "confidence": ("KD where the teacher is confident", replace(hard, positions="confidence", threshold=0.3, weight=8.0)),
+        "rank": ("KD at the top-ranked cells", replace(hard, positions="rank", rank=200, weight=18.0)),
+        "center": ("KD at object centres", replace(hard, positions="center", weight=5.3)),
+        "gaussian": ("KD under Gaussians", kd.logit),
+        "instances": ("KD on GID's instances", replace(hard, positions="instances", weight=60.0)),
+    }
+    features = {
+        "map": ("FitNet (whole map)", FeatureKDConfig("map", 5.0)),
+        "foreground": ("FG (foreground)", FeatureKDConfig("foreground", 3.7)),
+        "rois": ("Mimic (regions)", FeatureKDConfig("rois", 7.5)),
+        "relations": ("GID-F (regions and relations)", FeatureKDConfig("rois", 6.0, relation_weight=7.0)),
+        "local": ("local KD (around pillars)", FeatureKDConfig("local", 1.8)),
+    }
+    for name, (title, logit) in logits.items():
+        yield Arm(f"logits_{name}", title, student, replace(kd, logit=logit, label=None))
+    yield Arm("labels", "labels from the teacher", student, replace(kd, logit=None))
+    yield Arm("full", "full SparseKD", student, kd)
+    for name, (title, feature) in features.items():
+        # As wide as the teacher: an adapter would only have to learn that nothing needs adapting.
+        alike = replace(feature, adapter="none")
+        yield Arm(f"features_{name}", title, student, replace(kd, logit=None, label=None, feature=alike))
 
 
-def arms_of(profile: Profile) -> dict[str, StudyArm]:
+def arms_of(profile: Profile) -> dict[str, Arm]:
     """Return every arm of a profile's study by name.
 
     Raises:
         ConfigError: If the profile has no study, or its recipe nothing to vary.
     """
-    settings, student, kd = settings_of(profile), profile.student_model, profile.kd
+    settings, student, kd = study_settings(profile), profile.student_model, profile.kd
     pair = zoo.pair(settings.width_pair)
     narrow = pair.student
     boxes = None if pair.kd.logit is None else replace(pair.kd.logit, regression_weight=0.2)
     base, full = "initialisation alone", "full SparseKD"
     epochs, long = settings.long_epochs, f"{settings.long_epochs} epochs"
-    found = (
-        StudyArm("base", base, student),
-        *(StudyArm(one.name, one.title, student, one.kd) for one in _signals(kd)),
-        StudyArm("base_long", f"{base} ({long})", student, epochs=epochs),
-        StudyArm("full_long", f"{full} ({long})", student, kd, epochs=epochs),
-        StudyArm("base_weak", f"{base} (weak teacher)", student, teacher="weak"),
-        StudyArm("full_weak", f"{full} (weak teacher)", student, kd, teacher="weak"),
-        StudyArm("base_weak_long", f"{base} (weak teacher, {long})", student, teacher="weak", epochs=epochs),
-        StudyArm("full_weak_long", f"{full} (weak teacher, {long})", student, kd, teacher="weak", epochs=epochs),
-        StudyArm("none", "fresh weights", student, initialisation="none"),
-        StudyArm("none_long", f"fresh weights ({long})", student, initialisation="none", epochs=epochs),
-        StudyArm("full_running", f"{full} (running statistics)", student, replace(kd, teacher_norm="running")),
-        StudyArm("narrow_none", "narrow student (fresh weights)", narrow, initialisation="none"),
-        StudyArm("narrow", "narrow student (first channels)", narrow, initialisation="first"),
-        StudyArm("narrow_bn_scale", "narrow student (by norm scale)", narrow, initialisation="bn_scale"),
-        StudyArm("narrow_l1", "narrow student (by L1 of weights)", narrow, initialisation="l1"),
-        StudyArm("narrow_full", f"narrow student ({full})", narrow, pair.kd, "first"),
-        StudyArm("narrow_boxes", f"narrow student ({full}, KD of boxes)", narrow, replace(pair.kd, logit=boxes), "first"),
+    arms = (
+        Arm("base", base, student),
+        *_signals(student, kd),
+        Arm("base_long", f"{base} ({long})", student, epochs=epochs),
+        Arm("full_long", f"{full} ({long})", student, kd, epochs=epochs),
+        Arm("base_weak", f"{base} (weak teacher)", student, teacher="weak"),
+        Arm("full_weak", f"{full} (weak teacher)", student, kd, teacher="weak"),
+        Arm("base_weak_long", f"{base} (weak teacher, {long})", student, teacher="weak", epochs=epochs),
+        Arm("full_weak_long", f"{full} (weak teacher, {long})", student, kd, teacher="weak", epochs=epochs),
+        Arm("none", "fresh weights", student, initialisation="none"),
+        Arm("none_long", f"fresh weights ({long})", student, initialisation="none", epochs=epochs),
+        Arm("full_running", f"{full} (running statistics)", student, replace(kd, teacher_norm="running")),
+        Arm("narrow_none", "narrow student (fresh weights)", narrow, initialisation="none"),
+        Arm("narrow", "narrow student (first channels)", narrow, initialisation="first"),
+        Arm("narrow_bn_scale", "narrow student (by norm scale)", narrow, initialisation="bn_scale"),
+        Arm("narrow_l1", "narrow student (by L1 of weights)", narrow, initialisation="l1"),
+        Arm("narrow_full", f"narrow student ({full})", narrow, pair.kd, "first"),
+        Arm("narrow_boxes", f"narrow student ({full}, KD of boxes)", narrow, replace(pair.kd, logit=boxes), "first"),
     )
-    return {arm.name: arm for arm in found}
+    return {arm.name: arm for arm in arms}
 
 
-def settings_of(profile: Profile) -> StudySettings:
+def study_settings(profile: Profile) -> StudySettings:
     """Return a profile's study settings.
 
     Raises:
@@ -228,7 +183,7 @@ RETITLED: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Line:
+class ArmLine:
     """Arms that differ in the length of their schedule alone."""
 
     title: str
@@ -237,15 +192,15 @@ class Line:
     dashed: bool = False
 
 
-_NONE = Line("fresh weights", ("none", "none_long"), "")
-_BASE = Line("initialised", ("base", "base_long"), "teacher")
-_FULL = Line("full SparseKD", ("full", "full_long"), "student")
-LINES: dict[str, tuple[Line, ...]] = {
+_NONE = ArmLine("fresh weights", ("none", "none_long"), "")
+_BASE = ArmLine("initialised", ("base", "base_long"), "teacher")
+_FULL = ArmLine("full SparseKD", ("full", "full_long"), "student")
+ARM_LINES: dict[str, tuple[ArmLine, ...]] = {
     "schedule": (
         _BASE,
         _FULL,
-        Line("initialised, weak teacher", ("base_weak", "base_weak_long"), "teacher", dashed=True),
-        Line("full SparseKD, weak teacher", ("full_weak", "full_weak_long"), "student", dashed=True),
+        ArmLine("initialised, weak teacher", ("base_weak", "base_weak_long"), "teacher", dashed=True),
+        ArmLine("full SparseKD, weak teacher", ("full_weak", "full_weak_long"), "student", dashed=True),
     ),
     "start": (_NONE, _BASE, _FULL),
 }
@@ -257,9 +212,9 @@ def questions_of(notebook: str, names: Collection[str]) -> tuple[Question, ...]:
     Raises:
         ConfigError: If the notebook asks nothing.
     """
-    found = []
+    asked = []
     for question in lookup(QUESTIONS, notebook, "ablation"):
-        kept = tuple(one for one in question.contrasts if {one.first, one.second} <= set(names))
-        if kept:
-            found.append(replace(question, contrasts=kept))
-    return tuple(found)
+        contrasts = tuple(one for one in question.contrasts if {one.first, one.second} <= set(names))
+        if contrasts:
+            asked.append(replace(question, contrasts=contrasts))
+    return tuple(asked)

@@ -1,4 +1,4 @@
-"""A study about to start in; the trainings it still needs and the minutes they will take, timed on this machine, out."""
+"""Says how many trainings a study still needs and, timed on this machine, how many minutes they will take."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 from kdlib import records
 from kdlib.data.collate import collate
-from kdlib.lab.pipeline import Run
-from kdlib.lab.study.arms import StudyArm
-from kdlib.lab.study.trainings import Chapter, open_chapter, student_folder, student_job, teacher_of, weak_folder, weak_job
+from kdlib.lab.pipeline import Run, student_folder
+from kdlib.lab.profiles import Arm
+from kdlib.lab.study.trainings import arm_job, open_chapter, weak_folder, weak_job
 from kdlib.training import loop
 from kdlib.training.job import TrainJob
 
@@ -41,7 +41,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Budget:
     """What is left to do."""
 
     kinds: tuple[Kind, ...]
@@ -82,7 +82,7 @@ class Estimate:
         )
 
 
-def estimate(run: Run, seeds: str = "") -> Estimate:
+def estimate_budget(run: Run, seeds: str = "") -> Budget:
     """Time some steps of every kind of training that is left, on one CPU thread each, and add up the whole study.
 
     Args:
@@ -92,35 +92,35 @@ def estimate(run: Run, seeds: str = "") -> Estimate:
     Raises:
         ConfigError: If the profile names an unknown arm.
     """
-    wanted = {key: chapter.arms[key[0]] for chapter in _chapters(run, seeds) for key in chapter.keys}
-    left = {key: arm for key, arm in wanted.items() if not _done(run, arm, key[1])}
-    alike: dict[tuple[str, str], list[StudyArm]] = {}
-    for arm in left.values():
+    chapters = [open_chapter(run, notebook, seeds) for notebook in run.profile.chain]
+    asked = {student: chapter.arms[student[0]] for chapter in chapters for student in chapter.students}
+    left = [arm for (_, seed), arm in asked.items() if not _done(run, arm, seed)]
+    alike: dict[tuple[str, str], list[Arm]] = {}
+    for arm in left:
         alike.setdefault((arm.student.name, arm.recipe), []).append(arm)
-    frames = len(run.store.split("training").frames(run.profile.student.interval))
     kinds = []
-    for (name, recipe), found in alike.items():
-        samples = sum(frames * (arm.epochs or run.profile.student.epochs) for arm in found)
-        strong = student_job(run, replace(found[0], teacher="strong"), 0, teacher_of(run, "strong"))
-        kinds.append(Kind(name, recipe, len(found), samples, seconds_per_sample(strong, run.profile.threads)))
-    if any(arm.teacher == "weak" for arm in left.values()) and not (weak_folder(run) / records.COMPLETE).is_file():
+    for (name, recipe), arms in alike.items():
+        jobs = [arm_job(run, replace(arm, teacher="strong"), 0) for arm in arms]  # the weak one may not be there yet
+        kinds.append(_kind(run, name, recipe, jobs))
+    if any(arm.teacher == "weak" for arm in left) and not (weak_folder(run) / records.COMPLETE).is_file():
         job = weak_job(run)
-        samples = job.train.epochs * len(run.store.split("training").frames(job.train.interval))
-        kinds.append(Kind(job.model.name, "weak teacher", 1, samples, seconds_per_sample(job, run.profile.threads)))
+        kinds.append(_kind(run, job.model.name, "weak teacher", [job]))
     scored = len(run.store.split("validation").frames(run.profile.evaluation.interval)) * len(left)
     parallel = max(1, min(run.profile.parallel, os.cpu_count() or 1))
-    return Estimate(tuple(kinds), len(wanted) - len(left), scored * SCORING_SECONDS / 60, parallel)
+    return Budget(tuple(kinds), len(asked) - len(left), scored * SCORING_SECONDS / 60, parallel)
 
 
-def _chapters(run: Run, seeds: str) -> list[Chapter]:
-    return [open_chapter(run, notebook, seeds) for notebook in run.profile.chain]
+def _kind(run: Run, model: str, recipe: str, jobs: list[TrainJob]) -> Kind:
+    split = run.store.split("training")
+    samples = sum(job.train.epochs * len(split.frames(job.train.interval)) for job in jobs)
+    return Kind(model, recipe, len(jobs), samples, seconds_per_sample(jobs[0], run.profile.threads))
 
 
-def _done(run: Run, arm: StudyArm, seed: int) -> bool:
+def _done(run: Run, arm: Arm, seed: int) -> bool:
     folder = student_folder(run, arm.name, seed)
     if not (folder / records.COMPLETE).is_file():
         return False
-    job = student_job(run, arm, seed, teacher_of(run, arm.teacher))
+    job = arm_job(run, arm, seed)
     return all(path.is_file() for path in job.inputs) and records.is_complete(folder, job.hash())
 
 

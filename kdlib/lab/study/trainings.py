@@ -1,24 +1,23 @@
-"""A run and a notebook's name in, the trained students of all its arms out; what is trained already, by any notebook, is kept."""
+"""Trains the students of a notebook's arms; what is trained already, by any notebook, is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from kdlib import zoo
 from kdlib.config import lookup
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline
-from kdlib.lab.pipeline import Run, TeacherWeights
-from kdlib.lab.study.arms import RETITLED, Question, StudyArm, TeacherQuality, arms_of, questions_of, settings_of
-from kdlib.training.job import TeacherSource, TrainJob
-from kdlib.training.launch import RunResult, launch
+from kdlib.lab.pipeline import Run, Student, TrainedWeights, launch_all, student_folder, student_job
+from kdlib.lab.profiles import Arm, TeacherQuality
+from kdlib.lab.study.arms import RETITLED, Question, arms_of, questions_of, study_settings
+from kdlib.training.job import TrainJob
+from kdlib.training.launch import RunResult
 
 _EVERY = 30.0  # seconds between two lines of a run: there are many runs
-Key = tuple[str, int]  # arm, seed
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Chapter:
 
     run: Run
     notebook: str
-    arms: Mapping[str, StudyArm]
+    arms: Mapping[str, Arm]
     questions: tuple[Question, ...]
     seeds: tuple[int, ...]
 
@@ -37,7 +36,12 @@ class Chapter:
         return self.run.stage(self.notebook)
 
     @property
-    def keys(self) -> tuple[Key, ...]:
+    def titles(self) -> dict[str, str]:
+        """What its arms are called beside each other."""
+        return {name: arm.title for name, arm in self.arms.items()} | RETITLED.get(self.notebook, {})
+
+    @property
+    def students(self) -> tuple[Student, ...]:
         """Every training, seed by seed."""
         return tuple((arm, seed) for seed in self.seeds for arm in self.arms)
 
@@ -62,22 +66,13 @@ def open_chapter(run: Run, notebook: str, seeds: str = "") -> Chapter:
         ConfigError: If the profile names an unknown arm, or leaves nothing to compare.
     """
     known = arms_of(run.profile)
-    wanted = settings_of(run.profile).arms or tuple(known)
-    questions = questions_of(notebook, [lookup(known, name, "arm").name for name in wanted])
+    names = study_settings(run.profile).arms or tuple(known)
+    questions = questions_of(notebook, [lookup(known, name, "arm").name for name in names])
     if not questions:
-        raise ConfigError(f"{notebook} has nothing to compare among the arms of profile {run.profile.name}: {', '.join(wanted)}")
+        raise ConfigError(f"{notebook} has nothing to compare among the arms of profile {run.profile.name}: {', '.join(names)}")
     used = {name for question in questions for name in question.arms}
     chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds else run.profile.seeds
-    titles = RETITLED.get(notebook, {})
-    ours = {name: replace(arm, title=titles.get(name, arm.title)) for name, arm in known.items() if name in used}
-    return Chapter(run, notebook, ours, questions, chosen)
-
-
-def teacher_of(run: Run, quality: TeacherQuality) -> TeacherWeights:
-    """Return the run's teacher, or where the weak one is or will be."""
-    if quality == "strong":
-        return pipeline.choose_teacher(run, "auto")
-    return TeacherWeights(run.profile.teacher_model, weak_folder(run) / "weights.safetensors", "weak")
+    return Chapter(run, notebook, {name: arm for name, arm in known.items() if name in used}, questions, chosen)
 
 
 def weak_folder(run: Run) -> Path:
@@ -87,73 +82,48 @@ def weak_folder(run: Run) -> Path:
 
 def weak_job(run: Run) -> TrainJob:
     """Return the training of the weak teacher: the teacher's own, cut short."""
-    schedule = replace(run.profile.teacher, epochs=settings_of(run.profile).weak_epochs)
-    model = zoo.model(run.profile.teacher_model.name)
-    return TrainJob(model, schedule, str(run.data / "store"), name="weak teacher")
+    return pipeline.teacher_job(run, study_settings(run.profile).weak_epochs, "weak teacher")
 
 
-def student_folder(run: Run, arm: str, seed: int) -> Path:
-    """Return where a student is trained; notebooks that share an arm share its students."""
-    return run.folder / "students" / f"{arm}_seed{seed}"
+def arm_teacher(run: Run, quality: TeacherQuality) -> TrainedWeights:
+    """Return the run's teacher, or where the weak one is or will be."""
+    if quality == "strong":
+        return pipeline.choose_teacher(run, "auto")
+    return TrainedWeights(run.profile.teacher_model, weak_folder(run) / "weights.safetensors", "weak")
 
 
-def student_job(run: Run, arm: StudyArm, seed: int, teacher: TeacherWeights) -> TrainJob:
-    """Return the training of one arm and seed."""
-    starts = arm.initialisation != "none"
-    return TrainJob(
-        arm.student,
-        replace(run.profile.student, seed=seed, epochs=arm.epochs or run.profile.student.epochs),
-        str(run.data / "store"),
-        # A recipe names an initialisation, too: the arm's holds, also where it is none.
-        kd=None if arm.kd is None else replace(arm.kd, initialisation=arm.initialisation),
-        teacher=None if arm.kd is None else TeacherSource(teacher.model, str(teacher.weights)),
-        init_weights=str(teacher.weights) if starts else None,
-        initialisation=arm.initialisation if starts else "matching",
-        name=f"{arm.name}, seed {seed}",
-    )
+def arm_job(run: Run, arm: Arm, seed: int) -> TrainJob:
+    """Return the training of one arm and seed, by its own teacher."""
+    return student_job(run, arm, seed, arm_teacher(run, arm.teacher))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A notebook's students."""
-
-    chapter: Chapter
-    results: Mapping[Key, RunResult]
-
-    @property
-    def teachers(self) -> dict[str, TeacherWeights]:
-        """The teachers that took part."""
-        return {q: teacher_of(self.chapter.run, q) for q in dict.fromkeys(arm.teacher for arm in self.chapter.arms.values())}
-
-    def table(self) -> pd.DataFrame:
-        """Return a row for each arm: what it is and what its trainings took."""
-        rows = []
-        for name, arm in self.chapter.arms.items():
-            found = [self.results[name, seed].values for seed in self.chapter.seeds]
-            rows.append(
-                {
-                    "arm": arm.title,
-                    "student": arm.student.name,
-                    "starts from": "nothing" if arm.initialisation == "none" else f"{arm.teacher} teacher, {arm.initialisation}",
-                    "epochs": found[0]["epochs"],
-                    "steps": found[0]["steps"],
-                    "samples": found[0]["samples"],
-                    "seconds a run": round(sum(values["timing"]["seconds"] for values in found) / len(found)),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def terms(self) -> pd.DataFrame:
-        """Return the startup report of every arm's first seed: each active term, its weight and its value on the first batch."""
-        rows = [
-            {"arm": arm.title, **term}
-            for name, arm in self.chapter.arms.items()
-            for term in self.results[name, self.chapter.seeds[0]].values["terms"]
-        ]
-        return pd.DataFrame(rows).round(4)
+def training_table(chapter: Chapter, results: Mapping[Student, RunResult]) -> pd.DataFrame:
+    """Return a row for each arm: what it is and what its trainings took."""
+    rows = []
+    for name, arm in chapter.arms.items():
+        values = [results[name, seed].values for seed in chapter.seeds]
+        rows.append(
+            {
+                "arm": chapter.titles[name],
+                "student": arm.student.name,
+                "starts from": "nothing" if arm.initialisation == "none" else f"{arm.teacher} teacher, {arm.initialisation}",
+                **{key: values[0][key] for key in ("epochs", "steps", "samples")},
+                "seconds a run": round(sum(one["timing"]["seconds"] for one in values) / len(values)),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def train(chapter: Chapter) -> Trained:
+def term_table(titles: Mapping[str, str], results: Mapping[Student, RunResult]) -> pd.DataFrame:
+    """Return the startup report of every arm's first seed: each active term, its weight and its value on the first batch."""
+    first: dict[str, RunResult] = {}
+    for (arm, _), result in results.items():
+        first.setdefault(arm, result)
+    rows = [{"arm": titles[arm], **term} for arm, result in first.items() for term in result.values["terms"]]
+    return pd.DataFrame(rows).round(4)
+
+
+def train_chapter(chapter: Chapter) -> dict[Student, RunResult]:
     """Train every arm with every seed, the longest first; an interrupted call is continued by the next one.
 
     Raises:
@@ -161,44 +131,29 @@ def train(chapter: Chapter) -> Trained:
         ConfigError: If two arms that are compared saw different numbers of samples.
     """
     run = chapter.run
-    order = sorted(chapter.keys, key=lambda key: _length(run, chapter.arms[key[0]]), reverse=True)
-    waits = [key for key in order if chapter.arms[key[0]].teacher == "weak"]
-    first: dict[Path, TrainJob] = {weak_folder(run): weak_job(run)} if waits else {}
-    first |= _jobs(chapter, (key for key in order if key not in waits))
-    found = _launch(run, first)
-    found |= _launch(run, _jobs(chapter, waits))  # a job is known by the bytes of its teacher, so this one had to be there
-    trained = Trained(chapter, {key: found[student_folder(run, *key)] for key in chapter.keys})
-    _check_budgets(trained)
-    return trained
+    order = pipeline.longest_first(run, chapter.arms.values(), chapter.seeds)
+    waits = [(arm, seed) for arm, seed in order if arm.teacher == "weak"]
+    jobs = {weak_folder(run): weak_job(run)} if waits else {}
+    jobs |= _jobs(run, [one for one in order if one not in waits])
+    results = launch_all(run, jobs, _EVERY)
+    # A job is known by the bytes of its teacher, so the weak one had to be there.
+    results |= launch_all(run, _jobs(run, waits), _EVERY)
+    students = {key: results[student_folder(run, *key)] for key in chapter.students}
+    _check_budgets(chapter, students)
+    return students
 
 
-def _length(run: Run, arm: StudyArm) -> tuple[int, bool]:
-    return arm.epochs or run.profile.student.epochs, arm.kd is not None
+def _jobs(run: Run, trainings: Iterable[tuple[Arm, int]]) -> dict[Path, TrainJob]:
+    return {student_folder(run, arm.name, seed): arm_job(run, arm, seed) for arm, seed in trainings}
 
 
-def _jobs(chapter: Chapter, keys: Iterable[Key]) -> dict[Path, TrainJob]:
-    run, found = chapter.run, {}
-    for name, seed in keys:
-        arm = chapter.arms[name]
-        found[student_folder(run, name, seed)] = student_job(run, arm, seed, teacher_of(run, arm.teacher))
-    return found
-
-
-def _launch(run: Run, jobs: Mapping[Path, TrainJob]) -> dict[Path, RunResult]:
-    for folder, job in jobs.items():
-        job.write(folder)
-    results = launch(list(jobs), parallel=run.profile.parallel, threads=run.profile.threads, every=_EVERY)
-    return dict(zip(jobs, results))
-
-
-def _check_budgets(trained: Trained) -> None:
-    samples = {key: result.values["samples"] for key, result in trained.results.items()}
-    for question in trained.chapter.questions:
-        for one in question.contrasts:
-            for seed in trained.chapter.seeds:
-                a, b = samples[one.first, seed], samples[one.second, seed]
-                if a != b:
-                    raise ConfigError(
-                        f"'{one.first}' saw {a} samples and '{one.second}' {b}, with seed {seed}: not to be compared; delete "
-                        f"{trained.chapter.run.folder / 'students'}"
-                    )
+def _check_budgets(chapter: Chapter, students: Mapping[Student, RunResult]) -> None:
+    samples = {key: result.values["samples"] for key, result in students.items()}
+    contrasts = [one for question in chapter.questions for one in question.contrasts]
+    for one, seed in ((one, seed) for one in contrasts for seed in chapter.seeds):
+        ours, theirs = samples[one.first, seed], samples[one.second, seed]
+        if ours != theirs:
+            raise ConfigError(
+                f"'{one.first}' saw {ours} samples and '{one.second}' {theirs}, with seed {seed}: not to be compared; delete "
+                f"{chapter.run.folder / 'students'}"
+            )

@@ -127,7 +127,7 @@ def _of_run(folder: Path, arm: str | None) -> Trained:
         return Trained(profile.teacher_model, file, f"the teacher of {folder}")
     if chosen not in rows:
         raise ConfigError(f"{folder} has no arm '{chosen}', it has: {', '.join(('teacher', *trained))}")
-    title = f"{profiles.arm(chosen).title}, seed {rows[chosen]['seed']}, of {folder}"
+    title = f"{profiles.ARMS[chosen]}, seed {rows[chosen]['seed']}, of {folder}"
     return Trained(profile.student_model, _inside(folder, rows[chosen]["weights"]), title)
 
 

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kdlib.errors import ConfigError
-from kdlib.lab import comparison, explore, pipeline
+from kdlib.lab import explore, pipeline, scoring
 from kdlib.lab.explore.ranking import count
 from kdlib.lab.pipeline import Run
 from kdlib.metric.box_tables import predictions_table
@@ -72,7 +72,7 @@ def test_a_frame_that_is_not_there(smoke_run: Run, frame: int) -> None:
 
 
 def test_most_improved_frame(smoke_run: Run) -> None:
-    truth = comparison.truth(smoke_run)
+    truth = scoring.truth(smoke_run)
     ids = smoke_run.store.split("validation").frame_ids()
     here = truth.filter(pa.array(truth.column("frame_id").to_numpy() == ids[5]))
     boxes = np.stack([here.column(name).to_numpy() for name in BOX_COLUMNS], axis=1)
@@ -142,7 +142,7 @@ def test_jumps_go_round(studio: explore.Studio) -> None:
 def test_most_missed_comes_first(studio: explore.Studio) -> None:
     view = replace(studio.start(0), right="alone_seed1")
     frame, _ = studio.jump("hardest", replace(view, frame=-1))
-    counted = count(studio._table("alone_seed1"), comparison.truth(studio.run), studio.run)
+    counted = count(studio._table("alone_seed1"), scoring.truth(studio.run), studio.run)
     assert counted.missed[frame] == counted.missed.max()
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from kdlib.lab import pipeline, profiles
-from kdlib.lab.pipeline import Run
+from kdlib.lab.comparison import compare
+from kdlib.lab.pipeline import Run, Student, student_folder
 from kdlib.lab.study import trainings
-from kdlib.lab.study.answers import Scores
-from kdlib.lab.study.trainings import Chapter, Trained
-from kdlib.metric.bootstrap import bootstrap
+from kdlib.lab.study.answers import ChapterComparison
+from kdlib.lab.study.trainings import Chapter
 from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.training.launch import RunResult
@@ -57,20 +57,20 @@ def run_of(profile: str, folder: Path) -> Run:
     return Run(profiles.profile(profile), folder / "run", folder / "data")
 
 
-def trained_of(chapter: Chapter) -> Trained:
+def trained_of(chapter: Chapter) -> dict[Student, RunResult]:
     """Results as trainings leave them, of students that were never trained."""
     results = {}
-    for name, seed in chapter.keys:
+    for name, seed in chapter.students:
         epochs = chapter.arms[name].epochs or chapter.run.profile.student.epochs
         terms = [{"name": "heatmap", "weight": 1.0, "value": 1.9, "positions": None, "teacher_labels": None}]
         values = {"steps": 75 * epochs, "samples": 300 * epochs, "epochs": epochs, "frames": 300, "terms": terms}
-        folder = trainings.student_folder(chapter.run, name, seed)
+        folder = student_folder(chapter.run, name, seed)
         results[name, seed] = RunResult(folder, True, False, {**values, "timing": {"seconds": 60.0}})
-    return Trained(chapter, results)
+    return results
 
 
 @pytest.fixture(scope="session")
-def scores_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scores]:
+def scores_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ChapterComparison]:
     """Made-up scores of a notebook of the study, by its name."""
     made: dict[str, EvalResult] = {}
 
@@ -80,14 +80,15 @@ def scores_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Score
             made[key] = found(SHARES.get(name, 0.5), sum(map(ord, name)) + seed)
         return made[key]
 
-    def scores(notebook: str) -> Scores:
+    def scores(notebook: str) -> ChapterComparison:
         run = run_of("study", tmp_path_factory.mktemp("study"))
         chapter = trainings.open_chapter(run, notebook)
-        arms = {name: [scored(name, seed) for seed in chapter.seeds] for name in chapter.arms}
+        arms = {name: {seed: scored(name, seed) for seed in chapter.seeds} for name in chapter.arms}
         teachers = {"strong": found(0.95, 1), "weak": found(0.5, 2)}
         kinds = dict.fromkeys(arm.teacher for arm in chapter.arms.values())
-        report = bootstrap(arms, resamples=200)
-        return Scores(trained_of(chapter), {kind: teachers[kind] for kind in kinds}, arms, report)
+        compared = vars(compare(run.profile, chapter.titles, arms, resamples=200))
+        beside = {kind: teachers[kind] for kind in kinds}
+        return ChapterComparison(**compared, chapter=chapter, students=trained_of(chapter), teachers=beside)
 
     return scores
 
@@ -99,7 +100,7 @@ def study(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def pretend() -> Callable[[Chapter], Trained]:
+def pretend() -> Callable[[Chapter], dict[Student, RunResult]]:
     """Makes results as trainings leave them."""
     return trained_of
 

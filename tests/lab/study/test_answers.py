@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdlib.lab import costs
 from kdlib.lab.profiles import ABLATIONS
 from kdlib.lab.study import compression
-from kdlib.lab.study.answers import Scores
-from kdlib.lab.study.arms import LINES, QUESTIONS
+from kdlib.lab.study.answers import ChapterComparison
+from kdlib.lab.study.arms import ARM_LINES, QUESTIONS
 from kdlib.lab.study.pictures import ScheduleLine, draw_schedule, spread
 from kdlib.viz import curves
 from kdlib.viz.canvas import ChartError
 
-Made = Callable[[str], Scores]
+Made = Callable[[str], ChapterComparison]
 
 
 def test_differences_have_the_sign_of_what_was_made_up(scores_of: Made) -> None:
     answer = scores_of("11_ablate_signals").answer("signals")
-    found = {gain.contrast.first: gain for gain in answer.gains}
+    found = {one.first: gain for one, gain in zip(answer.contrasts, answer.gains)}
     assert found["full"].low > 0 > found["labels"].high
     assert found["full"].mean == pytest.approx(np.mean(found["full"].seeds))
     table = answer.table().set_index("difference from initialisation alone")
@@ -72,7 +73,7 @@ def test_breakdown_and_classes(scores_of: Made) -> None:
 
 def test_lines_of_schedules(scores_of: Made) -> None:
     lines = scores_of("11_ablate_signals").lines("schedule")
-    assert [line.name for line in lines] == [line.title for line in LINES["schedule"]]
+    assert [line.name for line in lines] == [line.title for line in ARM_LINES["schedule"]]
     assert all(line.samples == (1200, 3000) for line in lines)
     assert all(low - 0.01 <= mean <= high + 0.01 for line in lines for mean, low, high in line.scores)
     assert len({(line.color, line.dashed) for line in lines}) == len(lines)
@@ -85,7 +86,7 @@ def test_pictures_show_something(scores_of: Made, notebook: str, tmp_path: Path)
         answer = scores.answer(question.name)
         answer.draw(tmp_path / f"{question.name}.png")
         curves.draw_change_table(answer.classes(), path=tmp_path / f"{question.name}_classes.png")
-        if question.name in LINES:
+        if question.name in ARM_LINES:
             draw_schedule(scores.lines(question.name), title="t", path=tmp_path / f"{question.name}_lines.png")
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
@@ -131,17 +132,17 @@ def test_costs_and_ratios(scores_of: Made, monkeypatch: pytest.MonkeyPatch) -> N
         }
         return {"model": model.name, **numbers}
 
-    monkeypatch.setattr(compression, "measure_model", measured)
-    monkeypatch.setattr(compression, "frames_for", lambda run, model, count: [])
+    monkeypatch.setattr(costs, "measure_model", measured)
+    monkeypatch.setattr(costs, "frames_for", lambda run, model, count: [])
     scores = scores_of("14_compress_by_width_or_resolution")
-    costs = compression.cost_table(scores, 2)
-    assert list(costs["role"]) == ["teacher", "cp_pillar_demo_v0.64", "cp_pillar_demo_w0.5"]
-    ratios = compression.ratio_table(scores, costs).set_index("arm")
+    table = compression.shape_costs(scores, 2)
+    assert list(table["role"]) == ["teacher", "cp_pillar_demo_v0.64", "cp_pillar_demo_w0.5"]
+    ratios = compression.shape_ratios(scores, table).set_index("arm")
     kept = ratios["share of mAPH kept"]
     np.testing.assert_allclose(ratios["CPR, G MACs"], 4 * kept, atol=0.01)
     np.testing.assert_allclose(ratios["CPR, parameters"], kept, atol=0.01)
-    points = compression.accuracy_points(scores, costs)
+    points = compression.shape_points(scores, table)
     assert points[0].name == "teacher" and len(points) == 5
     assert {point.cost for point in points} == {20.0, 5.0}
-    part = compression.part(costs, ratios.reset_index())
+    part = compression.cost_part(table, ratios.reset_index())
     assert [len(table["rows"]) for table in part["tables"]] == [3, 5]

@@ -13,7 +13,9 @@ from kdlib.errors import ConfigError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation
 from kdlib.lab import profiles
-from kdlib.lab.study.arms import LINES, QUESTIONS, RETITLED, Contrast, StudyArm, arms_of, questions_of, settings_of
+from kdlib.lab.comparison import Contrast
+from kdlib.lab.profiles import Arm
+from kdlib.lab.study.arms import ARM_LINES, QUESTIONS, RETITLED, arms_of, questions_of, study_settings
 from kdlib.models.build import build
 from kdlib.profiling.model_profile import dense_report, ghost
 
@@ -24,7 +26,7 @@ CONTRASTS = [one for questions in QUESTIONS.values() for question in questions f
 
 def differences(one: Contrast) -> set[str]:
     first, second = ARMS[one.first], ARMS[one.second]
-    return {f.name for f in fields(StudyArm) if getattr(first, f.name) != getattr(second, f.name)} - {"name", "title"}
+    return {f.name for f in fields(Arm) if getattr(first, f.name) != getattr(second, f.name)} - {"name", "title"}
 
 
 @pytest.mark.parametrize("one", CONTRASTS, ids=lambda one: f"{one.first}-{one.second}")
@@ -42,7 +44,7 @@ def test_every_arm_is_asked_about_and_titles_tell_arms_apart() -> None:
         names = {name for question in questions for name in question.arms}
         assert set(RETITLED.get(stage, {})) <= names
         assert len({question.name for question in questions}) == len(questions)
-    assert {arm for lines in LINES.values() for line in lines for arm in line.arms} <= set(ARMS)
+    assert {arm for lines in ARM_LINES.values() for line in lines for arm in line.arms} <= set(ARMS)
 
 
 def test_every_signal_of_the_issue_is_there() -> None:
@@ -72,7 +74,7 @@ def test_both_shapes_cost_the_same() -> None:
     )
     assert narrow == pytest.approx(coarse, rel=0.03)
     assert coarse == pytest.approx(teacher / 4, rel=0.01)
-    pair = zoo.pair(settings_of(STUDY).width_pair)
+    pair = zoo.pair(study_settings(STUDY).width_pair)
     assert pair.teacher == STUDY.teacher_model and pair.student == zoo.CP_PILLAR_DEMO_W05
 
 
@@ -102,7 +104,7 @@ def test_profiles_without_a_study() -> None:
 def test_the_smoke_study_asks_every_question() -> None:
     smoke = profiles.profile("study_smoke")
     for notebook, questions in QUESTIONS.items():
-        asked = questions_of(notebook, settings_of(smoke).arms)
+        asked = questions_of(notebook, study_settings(smoke).arms)
         assert [question.name for question in asked] == [question.name for question in questions]
 
 

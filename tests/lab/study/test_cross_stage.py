@@ -100,7 +100,7 @@ def test_the_notebook_has_no_errors_and_no_flood(finished: Any) -> None:
 
 def test_profiles_without_two_stages() -> None:
     with pytest.raises(ConfigError, match=r"profile demo has no teacher of two stages; take one of demo_cross_stage"):
-        cross_stage.settings_of(pipeline.open_run("demo"))
+        cross_stage.first_stage(pipeline.open_run("demo"))
 
 
 def test_a_first_stage_that_is_not_there(smoke_data: Path, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from kdlib.errors import DataError
 from kdlib.lab.profiles import ABLATIONS
 from kdlib.lab.publish import HEADINGS, publish_run, study_page
 from kdlib.lab.report import write_run_report
-from kdlib.lab.study.answers import Scores
+from kdlib.lab.study.answers import ChapterComparison
 from kdlib.lab.study.arms import QUESTIONS
 
 
 @pytest.fixture
-def finished(scores_of: Callable[[str], Scores], tmp_path: Path) -> Path:
+def finished(scores_of: Callable[[str], ChapterComparison], tmp_path: Path) -> Path:
     """The folder of a finished study with made-up scores."""
     card = records.provenance()
     for notebook in ABLATIONS:

@@ -1,0 +1,119 @@
+"""Scores trained weights on a run's validation frames; predictions are kept until anything changes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from kdlib import records
+from kdlib.config import CLASS_NAMES, config_hash
+from kdlib.data.dataset import FrameDataset
+from kdlib.data.store import fingerprint, ground_truth_table, limit_table
+from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, student_name, trained_students
+from kdlib.metric.box_tables import read_table, write_predictions
+from kdlib.metric.loading import check_trained_on
+from kdlib.metric.predict import predict
+from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
+from kdlib.models.build import build
+from kdlib.models.weights import load_weights, read_card
+
+_WORTH_A_PROCESS = 2000  # frames to predict: a process takes some seconds to start
+
+
+def truth(run: Run) -> pa.Table:
+    """Return the validation boxes that count."""
+    settings, classes = run.profile.evaluation, run.profile.student_model.class_names
+    table = ground_truth_table(run.store.split("validation"), settings.interval, classes)
+    return limit_table(table, half_width=settings.half_width)
+
+
+def predict_weights(run: Run, name: str, trained: TrainedWeights) -> pa.Table:
+    """Return a model's boxes on the validation frames, from ``predictions/<name>.parquet`` if nothing changed since."""
+    path, settings, model = run.folder / "predictions" / f"{name}.parquet", run.profile.evaluation, trained.model
+    split = run.store.split("validation")
+    key = config_hash(model, settings, records.sha256(trained.weights), split.fingerprint)
+    mark = path.with_suffix(".json")
+    if not (mark.is_file() and path.is_file() and records.read_json(mark).get("key") == key):
+        dataset = FrameDataset(split, model.class_names, settings.interval, point_range=model.grid.point_range)
+        detector = build(model)
+        load_weights(trained.weights, detector)
+        table = predict(detector, dataset, batch_size=settings.batch_size, device=_device(), progress=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_predictions(path, table)
+        records.write_json(mark, {"key": key, "model": model.name})
+    return limit_table(read_table(path, "predictions"), half_width=settings.half_width)
+
+
+def _device() -> torch.device:
+    # A torch that was built for an accelerator names it even where there is none.
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return there or torch.device("cpu")
+
+
+def evaluate_weights(run: Run, name: str, trained: TrainedWeights) -> EvalResult:
+    """Score one set of weights on the validation split."""
+    return evaluate_tables(predict_weights(run, name, trained), truth(run))
+
+
+def score_all(run: Run, models: Mapping[str, TrainedWeights]) -> dict[str, EvalResult]:
+    """Return the Waymo metric of every model on the validation frames, by the name of its predictions; made side by side.
+
+    Raises:
+        DataError: If weights are damaged.
+    """
+    _predict_side_by_side(run, models)
+    boxes = truth(run)
+    return {name: evaluate_tables(predict_weights(run, name, trained), boxes) for name, trained in models.items()}
+
+
+def check_store(run: Run, weights: Iterable[Path]) -> None:
+    """Check that students were trained on the store of the run.
+
+    Raises:
+        DataError: Naming the first that was not.
+    """
+    contents = run.store.contents
+    present = fingerprint({"training": contents["training"]}) if "training" in contents else ""
+    for path in weights:
+        check_trained_on(read_card(path).get("dataset", ""), present, str(path))
+
+
+def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> None:
+    missing = {name: one for name, one in models.items() if not (run.folder / "predictions" / f"{name}.json").is_file()}
+    frames = len(run.store.split("validation").frames(run.profile.evaluation.interval))
+    if run.profile.parallel < 2 or frames * len(missing) < _WORTH_A_PROCESS:
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
+    with ProcessPoolExecutor(run.profile.parallel, context) as pool:
+        for number, _ in enumerate(pool.map(_predict, [(run, *one) for one in missing.items()]), 1):
+            if number % 10 == 0 or number == len(missing):
+                print(f"detected with {number} of {len(missing)} models", flush=True)
+
+
+def _predict(task: tuple[Run, str, TrainedWeights]) -> None:
+    if task[0].profile.threads:
+        torch.set_num_threads(task[0].profile.threads)
+    predict_weights(*task)
+
+
+def score_frame(result: EvalResult) -> pd.DataFrame:
+    """Return AP and APH in percent, a row for each class and the mean."""
+    forms = {name: f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_{{}}/{{}}" for name in CLASS_NAMES} | {"mean": "LEVEL_{}/m{}"}
+    columns = [(level, kind) for level in (1, 2) for kind in ("AP", "APH")]
+    rows = [[100 * result.metrics[form.format(*column)] for column in columns] for form in forms.values()]
+    return pd.DataFrame(rows, list(forms), [f"LEVEL_{level} {kind}" for level, kind in columns]).round(2)
+
+
+def run_predictions(run: Run, arms: Sequence[str] = ()) -> dict[str, pa.Table]:
+    """Return the kept predictions of the teacher and of the first seed of each arm (of some, where named), by arm."""
+    tables = {"teacher": predict_weights(run, "teacher", chosen_teacher(run))}
+    for (arm, seed), trained in trained_students(run).items():
+        if arm not in tables and (not arms or arm in arms):
+            tables[arm] = predict_weights(run, student_name(arm, seed), trained)
+    return tables
