@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from kdlib.errors import KdlibError
 from kdlib.tools.bench.commands import bench
@@ -16,38 +18,43 @@ from kdlib.tools.bench.commands import bench
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Weights = Annotated[Path | None, typer.Option(help="A .safetensors file instead of the model's own.")]
-Arm = Annotated[str | None, typer.Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
+_Json = Annotated[bool, Option("--json", help="Print one JSON object instead of text.")]
+_Workers = Annotated[int, Option(min=0, help="Processes; 0 means all cores.")]
+_Scheduler = Annotated[
+    str | None, Option(metavar="ADDRESS", help="A running Dask cluster on the same file system, to work on instead.")
+]
+_Kernels = Annotated[str | None, Option(help="Layout of sparse kernels: spconv2, spconv1 or native; found from the shapes.")]
+_Weights = Annotated[Path | None, Option(help="A .safetensors file instead of the model's own.")]
+_Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
 
 
-def _print(values: Any) -> None:
-    print(json.dumps(values, indent=2))
+def _show(as_json: bool, values: Any, text: object) -> None:
+    print(json.dumps(values, indent=2) if as_json else text)
 
 
 @app.command("doctor")
-def _doctor(as_json: Json = False) -> None:
+def _doctor(as_json: _Json = False) -> None:
     """Say what this machine can do, what is missing, and the exact remedy."""
-    from kdlib.tools import doctor as examination
+    from kdlib.tools import doctor
 
-    checks = examination.checks()
+    checks = doctor.examine()
     if as_json:
-        _print({"checks": [check.to_dict() for check in checks]})
+        _show(True, {"checks": [asdict(check) for check in checks]}, "")
     else:
-        examination.show(checks)
+        doctor.print_checks(checks)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
 @app.command("simulate")
 def _simulate(
-    out: Annotated[Path, typer.Option(help="Folder for the Waymo files; they go to OUT/SPLIT.")],
-    segments: Annotated[int, typer.Option(min=1, help="Number of segments.")],
-    frames: Annotated[int, typer.Option(min=1, help="Frames per segment, 10 a second.")],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same files.")],
-    scale: Annotated[str, typer.Option(help="'full' has Waymo's resolution, 'demo' trains on a laptop.")] = "demo",
-    split: Annotated[str, typer.Option(help="training or validation")] = "training",
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 means all cores.")] = 0,
-    file_format: Annotated[str, typer.Option("--format", help="'v2' writes Parquet files, 'v1' TFRecord.")] = "v2",
+    out: Annotated[Path, Option(help="Folder for the Waymo files; they go to OUT/SPLIT.")],
+    segments: Annotated[int, Option(min=1, help="Number of segments.")],
+    frames: Annotated[int, Option(min=1, help="Frames per segment, 10 a second.")],
+    seed: Annotated[int, Option(min=0, help="Same seed, same files.")],
+    scale: Annotated[str, Option(help="'full' has Waymo's resolution, 'demo' trains on a laptop.")] = "demo",
+    split: Annotated[str, Option(help="training or validation")] = "training",
+    workers: _Workers = 0,
+    file_format: Annotated[str, Option("--format", help="'v2' writes Parquet files, 'v1' TFRecord.")] = "v2",
 ) -> None:
     """Write simulated LiDAR segments as genuine Waymo files, of either format."""
     from kdlib.simulate import simulate as make
@@ -58,28 +65,23 @@ def _simulate(
 
 @app.command("prepare")
 def _prepare(
-    source: Annotated[Path, typer.Argument(help="Waymo folder, v1 or v2, holding training/ and validation/.")],
-    out: Annotated[Path | None, typer.Argument(help="Folder of the prepared store.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes, 1 GB each; 0 means all cores.")] = 0,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="A running Dask cluster on the same file system, instead."),
-    ] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Repeat; default: training and validation.")] = None,
-    objects: Annotated[bool, typer.Option(help="Also collect training objects, for pasting into other frames.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it will take: disk, memory, time.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin even if the disk seems too small.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check a finished store instead: prepare --verify [SRC] STORE")
-    ] = False,
-    as_json: Json = False,
+    source: Annotated[Path, Argument(help="Waymo folder, v1 or v2, holding training/ and validation/.")],
+    out: Annotated[Path | None, Argument(help="Folder of the prepared store.")] = None,
+    workers: _Workers = 0,
+    scheduler: _Scheduler = None,
+    split: Annotated[list[str] | None, Option(help="Repeat; default: training and validation.")] = None,
+    objects: Annotated[bool, Option(help="Also collect training objects, for pasting into other frames.")] = True,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what it will take: disk, memory, time.")] = False,
+    force: Annotated[bool, Option("--force", help="Begin even if the disk seems too small.")] = False,
+    verify: Annotated[bool, Option("--verify", help="Check a finished store instead: prepare --verify [SRC] STORE")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Turn Waymo files into the store training reads; continues where an interrupted call stopped."""
     if verify:
         from kdlib.tools.server.verify import verify as check
 
         checked = check(out or source, source if out else None, workers, progress=not as_json)
-        _print(checked.to_dict()) if as_json else print(checked)
+        _show(as_json, checked.to_dict(), checked)
         raise typer.Exit(0 if checked.sound else 1)
     if out is None:
         raise typer.BadParameter("name the folder of the prepared store, too", param_hint="OUT")
@@ -88,7 +90,7 @@ def _prepare(
     splits = split or preparing.SPLITS
     if dry_run:
         expected = preparing.estimate_prepare(source, out, splits, workers, scheduler, objects)
-        _print(expected.to_dict()) if as_json else print(expected)
+        _show(as_json, expected.to_dict(), expected)
         return
     try:
         report = preparing.prepare(
@@ -97,15 +99,15 @@ def _prepare(
     except KeyboardInterrupt:
         print("kdlib: interrupted; finished segments are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
-    _print(report.to_dict()) if as_json else print(report)
+    _show(as_json, report.to_dict(), report)
 
 
 @app.command("train")
 def _train(
-    run_dir: Annotated[Path, typer.Argument(help="Run folder with its job.json.")],
+    run_dir: Annotated[Path, Argument(help="Run folder with its job.json.")],
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves."),
+        Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves."),
     ] = None,
 ) -> None:
     """Train one model; what the notebooks start as a child process. Continues from the newest checkpoint."""
@@ -116,14 +118,11 @@ def _train(
 
 @app.command("run")
 def _run(
-    profile: Annotated[list[str], typer.Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder (of several: their folder); default reports/runs.")] = None,
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for the notebooks.")] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to train on, one training on each.")] = 0,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="A running Dask cluster on the same file system to train on, instead."),
-    ] = None,
+    profile: Annotated[list[str], Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several.")],
+    out: Annotated[Path | None, Option(help="Run folder (of several: their folder); default reports/runs.")] = None,
+    parameter: Annotated[list[str] | None, Option("-p", help="NAME=VALUE for the notebooks.")] = None,
+    gpus: Annotated[int, Option(min=0, help="GPUs of this machine to train on, one training on each.")] = 0,
+    scheduler: _Scheduler = None,
 ) -> None:
     """Run the notebooks of profiles headlessly and write a report of each; finished stages are kept."""
     from kdlib.lab import execute
@@ -133,7 +132,7 @@ def _run(
 
 
 @app.command("publish")
-def _publish(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+def _publish(run_dir: Annotated[Path, Argument(help="Folder of a finished run.")]) -> None:
     """Copy a finished run's numbers and pictures into reports/ and its table into the READMEs."""
     from kdlib.lab.publish import publish_run
 
@@ -142,34 +141,31 @@ def _publish(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished 
 
 @app.command("profile")
 def _profile(
-    model: Annotated[str, typer.Argument(help="A model of the zoo.")],
+    model: Annotated[str, Argument(help="A model of the zoo.")],
     frame: Annotated[
         list[Path] | None,
-        typer.Option(help="Sweep to count sparse layers on (.npy, .bin, .pcd.bin); repeat. Default: a simulated one."),
+        Option(help="Sweep to count sparse layers on (.npy, .bin, .pcd.bin); repeat. Default: a simulated one."),
     ] = None,
-    as_json: Json = False,
+    as_json: _Json = False,
 ) -> None:
     """Count parameters, multiply-accumulates (both conventions) and activations, per layer and in total."""
     from kdlib.profiling import model_profile
 
     values = model_profile.profile_model(model, frame or [])
     if as_json:
-        _print(values)
+        _show(True, values, "")
     else:
         model_profile.print_profile(values)
 
 
 @app.command("import-checkpoint")
 def _import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="A .pth of OpenPCDet or SparseKD, or a bare state dict.")],
-    model: Annotated[str, typer.Option(help="The model of the zoo it was trained as.")],
-    out: Annotated[Path | None, typer.Option(help="Default: FILE with the ending .safetensors.")] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="Of sparse kernels: spconv2, spconv1 or native; found from the shapes."),
-    ] = None,
-    rename: Annotated[list[str] | None, typer.Option(help="OLD=NEW beginnings of names; repeat.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Beginning of names to leave out; repeat.")] = None,
+    file: Annotated[Path, Argument(help="A .pth of OpenPCDet or SparseKD, or a bare state dict.")],
+    model: Annotated[str, Option(help="The model of the zoo it was trained as.")],
+    out: Annotated[Path | None, Option(help="Default: FILE with the ending .safetensors.")] = None,
+    layout: _Kernels = None,
+    rename: Annotated[list[str] | None, Option(help="OLD=NEW beginnings of names; repeat.")] = None,
+    drop: Annotated[list[str] | None, Option(help="Beginning of names to leave out; repeat.")] = None,
 ) -> None:
     """Turn another code base's checkpoint into weights of ours, exactly or not at all, and say what went where."""
     from kdlib.tools.checkpoints.convert import import_file
@@ -179,10 +175,10 @@ def _import_checkpoint(
 
 @app.command("export-checkpoint")
 def _export_checkpoint(
-    weights: Annotated[Path, typer.Argument(help="Weights of ours, .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="The .pth to write.")],
-    model: Annotated[str, typer.Option(help="The model of the zoo they belong to.")],
-    layout: Annotated[str, typer.Option(help="Of sparse kernels: spconv2, spconv1 or native.")] = "spconv2",
+    weights: Annotated[Path, Argument(help="Weights of ours, .safetensors.")],
+    out: Annotated[Path, Argument(help="The .pth to write.")],
+    model: Annotated[str, Option(help="The model of the zoo they belong to.")],
+    layout: Annotated[str, Option(help="Of sparse kernels: spconv2, spconv1 or native.")] = "spconv2",
 ) -> None:
     """Write our weights as a checkpoint that OpenPCDet and SparseKD load."""
     from kdlib.tools.checkpoints.convert import export_file
@@ -192,40 +188,34 @@ def _export_checkpoint(
 
 @app.command("initialise")
 def _initialise(
-    student: Annotated[str, typer.Argument(help="A model of the zoo.")],
-    teacher: Annotated[str, typer.Option("--from", help="The model of the zoo it starts from.")],
+    student: Annotated[str, Argument(help="A model of the zoo.")],
+    teacher: Annotated[str, Option("--from", help="The model of the zoo it starts from.")],
     weights: Annotated[
         Path | None,
-        typer.Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes."),
+        Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the student's first weights, .safetensors.")] = None,
-    how: Annotated[str, typer.Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
-    layout: Annotated[
-        str | None,
-        typer.Option(help="Of sparse kernels: spconv2, spconv1 or native; found from the shapes."),
-    ] = None,
-    as_json: Json = False,
+    out: Annotated[Path | None, Option(help="Write the student's first weights, .safetensors.")] = None,
+    how: Annotated[str, Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
+    layout: _Kernels = None,
+    as_json: _Json = False,
 ) -> None:
     """Say which channels of a teacher a student starts from, tensor by tensor; with --out, write them."""
     from kdlib.tools.checkpoints.start import start
 
     report = start(student, teacher, weights, out, how, layout)
-    if as_json:
-        _print(report.to_dict())
-    else:
-        print(report.table())
-        print(f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count"))
+    what = f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count")
+    _show(as_json, report.to_dict(), f"{report.table()}\n{what}")
 
 
 @app.command("evaluate")
 def _evaluate(
-    predictions: Annotated[Path, typer.Option(help="Parquet table of predicted boxes.")],
-    ground_truth: Annotated[Path, typer.Option(help="Parquet table of annotated boxes.")],
-    official: Annotated[bool, typer.Option("--official", help="Also run Waymo's own metric; print both side by side.")] = False,
-    python: Annotated[Path | None, typer.Option(help="The Python that has it; default .venv-official.")] = None,
-    export: Annotated[Path | None, typer.Option(help="Write the leaderboard's Objects file, .bin.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")] = 1,
-    as_json: Json = False,
+    predictions: Annotated[Path, Option(help="Parquet table of predicted boxes.")],
+    ground_truth: Annotated[Path, Option(help="Parquet table of annotated boxes.")],
+    official: Annotated[bool, Option("--official", help="Also run Waymo's own metric; print both side by side.")] = False,
+    python: Annotated[Path | None, Option(help="The Python that has it; default .venv-official.")] = None,
+    export: Annotated[Path | None, Option(help="Write the leaderboard's Objects file, .bin.")] = None,
+    workers: Annotated[int, Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")] = 1,
+    as_json: _Json = False,
 ) -> None:
     """Score predictions with the Waymo detection metric: AP and APH per class, level and range."""
     from kdlib.tools.judge.judge import judge
@@ -233,37 +223,30 @@ def _evaluate(
     judged = judge(
         predictions, ground_truth, workers=workers or os.cpu_count() or 1, official=official, python=python, export=export
     )
-    if as_json:
-        _print(judged.to_dict())
-    else:
-        print(judged.text())
+    _show(as_json, judged.to_dict(), judged.text())
     raise typer.Exit(1 if judged.comparison and not judged.comparison.agrees else 0)
 
 
 @app.command("view")
 def _view(
-    scan: Annotated[Path, typer.Argument(help="A scan: .bin (KITTI, nuScenes, Waymo), .npy, .pcd or .ply.")],
-    model: Annotated[
-        str, typer.Option(help="Folder of a run or training, .safetensors file, or model of the zoo.")
-    ] = "cp_pillar_demo",
-    weights: Weights = None,
-    arm: Arm = None,
+    scan: Annotated[Path, Argument(help="A scan: .bin (KITTI, nuScenes, Waymo), .npy, .pcd or .ply.")],
+    model: Annotated[str, Option(help="Folder of a run or training, .safetensors file, or model of the zoo.")] = "cp_pillar_demo",
+    weights: _Weights = None,
+    arm: _Arm = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="kitti, nuscenes, waymo, xyz or xyzi: columns, axes, sensor height; found from the file."),
+        Option(help="kitti, nuscenes, waymo, xyz or xyzi: columns, axes, sensor height; found from the file."),
     ] = None,
-    height: Annotated[float | None, typer.Option(help="Of the sensor above the road, metres.")] = None,
-    scale: Annotated[float, typer.Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
-    score: Annotated[float, typer.Option(help="Boxes at or above it are shown.")] = 0.3,
-    overlap: Annotated[
-        float, typer.Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")
-    ] = 0.2,
-    out: Annotated[Path | None, typer.Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
+    height: Annotated[float | None, Option(help="Of the sensor above the road, metres.")] = None,
+    scale: Annotated[float, Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
+    score: Annotated[float, Option(help="Boxes at or above it are shown.")] = 0.3,
+    overlap: Annotated[float, Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")] = 0.2,
+    out: Annotated[Path | None, Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
     window: Annotated[
         bool | None,
-        typer.Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out."),
+        Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out."),
     ] = None,
-    as_json: Json = False,
+    as_json: _Json = False,
 ) -> None:
     """Detect in a scan of your own; print the boxes and what was assumed, show both in a window or a picture."""
     from kdlib.tools.scans.view import view as look
@@ -281,36 +264,36 @@ def _view(
         out=out,
         window=window,
     )
-    _print(seen.to_dict()) if as_json else print(seen.text())
+    _show(as_json, seen.to_dict(), seen.text())
 
 
 @app.command("export")
 def _export(
-    model: Annotated[str, typer.Argument(help="Folder of a run or training, .safetensors file, or model of the zoo.")],
-    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 of torch.export; its .json goes beside.")],
-    weights: Weights = None,
-    arm: Arm = None,
-    frames: Annotated[int, typer.Option(min=0, help="Simulated frames on which file and network are compared.")] = 2,
-    as_json: Json = False,
+    model: Annotated[str, Argument(help="Folder of a run or training, .safetensors file, or model of the zoo.")],
+    out: Annotated[Path, Option(help="The file to write: .onnx, or .pt2 of torch.export; its .json goes beside.")],
+    weights: _Weights = None,
+    arm: _Arm = None,
+    frames: Annotated[int, Option(min=0, help="Simulated frames on which file and network are compared.")] = 2,
+    as_json: _Json = False,
 ) -> None:
     """Write a detector as ONNX or torch.export: pillar models from pillars to boxes, of voxel models the 2D half."""
     from kdlib.tools.export.write import export as write
     from kdlib.tools.scans.trained import find
 
     written = write(find(model, weights, arm), out, frames)
-    _print(written.to_dict()) if as_json else print(written.text())
+    _show(as_json, written.to_dict(), written.text())
 
 
 @app.command("fly")
 def _fly(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run with teacher and students; it is only read.")],
-    out: Annotated[Path, typer.Option(help="The film, .gif.")] = Path("fly.gif"),
-    data: Annotated[Path | None, typer.Option(help="Folder with the run's store; default data/PROFILE.")] = None,
-    segment: Annotated[str | None, typer.Option(help="Beginning of its name; default: the one with most objects.")] = None,
-    arm: Arm = None,
-    score: Annotated[float, typer.Option(help="Boxes at or above it are drawn.")] = 0.3,
-    images: Annotated[int, typer.Option(min=1, help="Pictures in the film, ten a second.")] = 40,
-    limit: Annotated[float, typer.Option(help="Megabytes the file may have; the pictures shrink to fit.")] = 1.5,
+    run_dir: Annotated[Path, Argument(help="Folder of a run with teacher and students; it is only read.")],
+    out: Annotated[Path, Option(help="The film, .gif.")] = Path("fly.gif"),
+    data: Annotated[Path | None, Option(help="Folder with the run's store; default data/PROFILE.")] = None,
+    segment: Annotated[str | None, Option(help="Beginning of its name; default: the one with most objects.")] = None,
+    arm: _Arm = None,
+    score: Annotated[float, Option(help="Boxes at or above it are drawn.")] = 0.3,
+    images: Annotated[int, Option(min=1, help="Pictures in the film, ten a second.")] = 40,
+    limit: Annotated[float, Option(help="Megabytes the file may have; the pictures shrink to fit.")] = 1.5,
 ) -> None:
     """Film a validation segment of a run: teacher left, student right, ground truth in both, the camera moving."""
     from kdlib.tools.scans.fly import fly as make
@@ -321,10 +304,10 @@ def _fly(
 
 @app.command("status")
 def _status(
-    runs: Annotated[Path | None, typer.Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
-    watch: Annotated[float | None, typer.Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")] = None,
-    as_json: Json = False,
+    runs: Annotated[Path | None, Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,
+    out: Annotated[Path | None, Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
+    watch: Annotated[float | None, Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")] = None,
+    as_json: _Json = False,
 ) -> None:
     """Say of all runs (default: reports/runs) what is done, at work, failed and waiting; write it as a page, too."""
     from kdlib.tools.server.status.show import show_status
@@ -334,11 +317,11 @@ def _status(
 
 @app.command("history")
 def _history(
-    run: Annotated[Path, typer.Argument(help="Folder of a run or of a training.")],
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one table of all trainings.")] = None,
+    run: Annotated[Path, Argument(help="Folder of a run or of a training.")],
+    csv: Annotated[Path | None, Option(metavar="FILE", help="Write one table of all trainings.")] = None,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'."),
+        Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'."),
     ] = None,
 ) -> None:
     """Write the losses, learning rates and speeds of a run's trainings as CSV or for TensorBoard."""

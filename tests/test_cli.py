@@ -119,10 +119,10 @@ def test_the_promised_verbs_exist() -> None:
 
 def test_doctors_exit_code(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     warning = doctor.Check("GPU", "warn", "none", "buy one")
-    monkeypatch.setattr(doctor, "checks", lambda: [warning])
+    monkeypatch.setattr(doctor, "examine", lambda: [warning])
     answer = call("doctor")
     assert answer.code == 0 and "buy one" in answer.out
-    monkeypatch.setattr(doctor, "checks", lambda: [warning, doctor.Check("torch", "fail", "lost", "install it")])
+    monkeypatch.setattr(doctor, "examine", lambda: [warning, doctor.Check("torch", "fail", "lost", "install it")])
     answer = call("doctor", "--json")
     assert answer.code == 1
     assert [check["status"] for check in json.loads(answer.out)["checks"]] == ["warn", "fail"]

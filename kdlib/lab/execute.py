@@ -58,15 +58,15 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
     if len(tagged) != 1:
         raise ConfigError(f"{notebook} needs exactly one cell tagged 'parameters', it has {len(tagged)}")
-    found = {}
+    parameters = {}
     for statement in ast.parse("".join(tagged[0]["source"])).body:
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-            raise ConfigError(f"{notebook}: the parameters cell may hold only NAME = literal, not '{ast.unparse(statement)}'")
+        assigned: Any = statement
         try:
-            found[statement.targets[0].id] = ast.literal_eval(statement.value)
-        except ValueError as error:
-            raise ConfigError(f"{notebook}: parameter '{ast.unparse(statement)}' is not a literal") from error
-    return found
+            parameters[assigned.targets[0].id] = ast.literal_eval(assigned.value)
+        except (AttributeError, ValueError) as error:  # no assignment to one name, or not of a literal
+            words = f"the parameters cell may hold only NAME = literal, not '{ast.unparse(statement)}'"
+            raise ConfigError(f"{notebook}: {words}") from error
+    return parameters
 
 
 def parse_overrides(texts: list[str]) -> dict[str, str]:
@@ -75,15 +75,15 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
     Raises:
         ConfigError: If one has no equals sign or comes twice.
     """
-    found: dict[str, str] = {}
+    overrides: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ConfigError(f"parameter '{text}' is not NAME=VALUE")
-        if name in found:
-            raise ConfigError(f"parameter {name} is given twice: '{found[name]}' and '{value}'")
-        found[name] = value
-    return found
+        if name in overrides:
+            raise ConfigError(f"parameter {name} is given twice: '{overrides[name]}' and '{value}'")
+        overrides[name] = value
+    return overrides
 
 
 def _typed(name: str, text: str, default: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
+from PIL import Image
 
 from kdlib import records
 from kdlib.errors import KdlibError
@@ -29,14 +30,17 @@ class ReportError(KdlibError):
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Return a page made from a template, named by its path in the package; whatever is put in is escaped."""
+    """Return a page made from a template, named by its path in the package; whatever is put into HTML is escaped."""
     return _templates().get_template(template).render(**values)
 
 
 @lru_cache(maxsize=1)
 def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=jinja2.select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     templates.filters["rich"] = _rich
     return templates
@@ -111,34 +115,37 @@ def _table(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return bool(re.match(r"[+\-−–±]?[\d,.]+", cell))
-    return cell is None or (isinstance(cell, (int, float)) and not isinstance(cell, bool))
+    return isinstance(cell, (int, float, type(None))) and not isinstance(cell, bool)
 
 
 def _figure(path: Path, caption: str, colors: int | None) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReportError(f"picture {path} cannot be read ({error.strerror}); draw it again") from error
     if path.suffix == ".json":
         import plotly.io
 
-        return {"caption": caption, "scene": Markup(figure_html(plotly.io.from_json(content.decode())))}
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ReportError(f"picture {path} must be a PNG file, or the JSON of a plotly figure")
-    png, width = _packed(content, colors)
-    return {"caption": caption, "width": width, "png": base64.b64encode(png).decode()}
+        return {"caption": caption, "scene": Markup(figure_html(plotly.io.read_json(path)))}
+    png, pixels = packed_png(path, colors)
+    return {
+        "caption": caption,
+        "width": round(pixels / canvas.DPI * _PIXELS_PER_INCH),
+        "png": base64.b64encode(png).decode(),
+    }
 
 
-def _packed(png: bytes, colors: int | None) -> tuple[bytes, int]:
-    """Return the PNG packed tighter, with fewer colours where wanted, and its width on the page."""
-    from PIL import Image
+def packed_png(path: Path, colors: int | None = None, widest: int | None = None) -> tuple[bytes, int]:
+    """Return a picture packed tightly, with fewer colours or pixels where wanted, and the pixels of its width.
 
-    with Image.open(io.BytesIO(png)) as image:
-        picture, width = image.convert("RGB"), round(image.width / canvas.DPI * _PIXELS_PER_INCH)
+    Raises:
+        ReportError: If it cannot be read.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            picture = image.convert("RGB")
+    except OSError as error:
+        raise ReportError(f"picture {path} cannot be read as PNG ({error}); draw it again") from error
+    if widest:
+        picture.thumbnail((widest, picture.height), Image.Resampling.LANCZOS)
     if colors:
         picture = picture.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return min(png, buffer.getvalue(), key=len), width
+    return buffer.getvalue(), picture.width

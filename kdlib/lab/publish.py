@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
 from kdlib.lab.execute import PROJECT
+from kdlib.lab.page import packed_png, render_page
 from kdlib.lab.parts import markdown_table
 from kdlib.lab.report import STUDY_SUBJECT, run_results
 
@@ -24,16 +22,6 @@ HEADINGS = {
     "14_compress_by_width_or_resolution": "By width or by resolution",
     "07_cross_stage": "Both stages, and the student they taught",
 }
-_READING = """\
-How to read it: {reading} Intervals are paired
-bootstrap intervals of 95 % over {units} validation {unit}s and the seeds: both arms get the same draw. Where an interval includes
-0, the sentence says that no difference is shown, which does not mean that there is none. {caution}"""
-_ABLATION = "a row compares an arm with its own base, same student, data, seeds and number of samples."
-_MANY = """\
-Many rows are compared, so one in twenty
-may leave 0 out by chance. Weights of single signals are not tuned: each starts at the value of the published logit term."""
-_WIDTH = 1400  # pixels, at most
-_COLORS = 128
 
 
 def publish_run(folder: Path, project: Path = PROJECT) -> Path:
@@ -57,7 +45,7 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
         for picture in (picture for part in results[stage]["parts"] for picture in part["pictures"]):
             name = picture_name(stage, picture["file"])
             if not main_line or f"({profile}/{name})" in shown:
-                records.write_bytes(home / name, _small(folder / stage / picture["file"]))
+                records.write_bytes(home / name, packed_png(folder / stage / picture["file"], colors=128, widest=1400)[0])
     if not main_line:
         records.write_json(home / "study.json", results)
         records.write_bytes(home.with_suffix(".md"), study_page(results).encode())
@@ -73,17 +61,6 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
 def picture_name(stage: str, file: str) -> str:
     """Return what a notebook's picture is called beside those of the others."""
     return f"{stage[:2]}_{file}"
-
-
-def _small(path: Path) -> bytes:
-    """Return a PNG fit for git: of limited width, with a palette."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    if picture.width > _WIDTH:
-        picture = picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.quantize(_COLORS, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
-    return stream.getvalue()
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -128,39 +105,15 @@ def study_page(results: Mapping[str, Any]) -> str:
     Args:
         results: ``profile`` and the result of every notebook by name, as in the run's ``result.json``.
     """
-    profile = results["profile"]
     stages = {name: values for name, values in results.items() if name != "profile"}
-    blocks = _opening(profile, stages)
-    for stage, values in stages.items():
-        blocks += [f"## {HEADINGS[stage]}", f"Notebook `{stage}`."]
-        for part in values["parts"]:
-            blocks += [f"### {part['title']}", part["text"], "\n".join(f"- {sentence}" for sentence in part["sentences"])]
-            for table in part["tables"]:
-                blocks += [f"{table['caption']}:", _table(table["rows"])]
-            for picture in part["pictures"]:
-                blocks.append(f"![{picture['caption']}]({profile}/{picture_name(stage, picture['file'])})")
-        blocks += ["### Scores of all arms", _table(values["scores"])]
-    for name, heading in (("students", "What was trained"), ("terms", "Active terms on the first batch")):
-        blocks.append(f"## {heading}")
-        for stage, values in stages.items():
-            blocks += [f"`{stage}`:", _table(values[name])]
-    return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return markdown_table(rows[0], [row.values() for row in rows])
-
-
-def _opening(profile: str, stages: Mapping[str, Any]) -> list[str]:
-    first = next(iter(stages.values()))
-    hardware, evaluation = first["card"]["hardware"], first["evaluation"]
-    data = "Everything here is **simulated**; it says nothing about Waymo." if first["simulated"] else "Measured on Waymo."
-    seeds = ", ".join(map(str, first["seeds"]))
-    return [
-        f"# The {profile.replace('_', ' ')}: {first.get('title', STUDY_SUBJECT)}",
-        f"{data} Seeds {seeds}; {first['frames']} training frames; {evaluation['frames']} validation frames of other segments. "
-        f"Trained on {hardware['cpu']}, {hardware['cores']} cores.",
-        _READING.format(reading=first.get("reading", _ABLATION), caution=first.get("caution", _MANY), **first["comparison"]),
-        f"```bash\npython -m kdlib run {profile}\npython -m kdlib publish reports/runs/{profile}  # writes this page\n```",
-        f"The numbers are in [{profile}/study.json]({profile}/study.json).",
-    ]
+    page = render_page(
+        "lab/study.md.jinja",
+        profile=results["profile"],
+        subject=STUDY_SUBJECT,
+        headings=HEADINGS,
+        stages=stages,
+        first=next(iter(stages.values())),
+        table=lambda rows: markdown_table(rows[0], [row.values() for row in rows]),
+        picture_name=picture_name,
+    )
+    return page.rstrip() + "\n"

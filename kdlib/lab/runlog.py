@@ -1,9 +1,8 @@
-"""What a driver says goes in; whole lines come out, on the screen and, with the time before them, in ``run.log``."""
+"""The log of a run's driver: whole lines on the screen and, each with its time, in ``run.log``."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +14,17 @@ LOG = "run.log"
 class RunLog:
     """A text stream: notebooks print into it by pieces, whole lines come out."""
 
-    def __init__(self, screen: TextIO, file: TextIO) -> None:
-        self._screen, self._file, self._rest = screen, file, ""
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._rest = file, ""
 
     def write(self, text: str) -> int:
         """Take some text; of a line that overwrites itself by carriage returns, what stood there last is kept."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            self._line(line.rstrip("\r").rpartition("\r")[2])
+            line = line.rstrip("\r").rpartition("\r")[2]
+            print(line, flush=True)
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._file, flush=True)
         return len(text)
-
-    def _line(self, line: str) -> None:
-        self._screen.write(line + "\n")
-        self._screen.flush()
-        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        self._file.flush()
 
     def flush(self) -> None:
         """Do nothing: whole lines are out, a part of one waits for its rest."""
@@ -43,4 +38,4 @@ class RunLog:
 def opened(folder: Path) -> Iterator[RunLog]:
     """Open the log of a run folder, to be added to."""
     with (folder / LOG).open("a") as file:
-        yield RunLog(sys.stdout, file)
+        yield RunLog(file)

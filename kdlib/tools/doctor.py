@@ -1,4 +1,4 @@
-"""Nothing goes in; what this machine can do for kdlib comes out, one line per part, with the exact remedy where one is needed.
+"""What this machine can do for kdlib, one line per part, with the exact remedy where one is needed.
 
 Everything that has been seen to crash an interpreter (a renderer without EGL, a wheel built for another CUDA) is tried in a child
 process, so the examination itself always ends.
@@ -11,11 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
+import typer
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -31,10 +34,6 @@ class Check:
     status: Status
     found: str
     remedy: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def probe(code: str, seconds: float = 120.0) -> Probe:
         return Probe(None, f"unexpected answer '{lines[-1][:120]}'")
 
 
-TORCH = """
+_TORCH = """
 import json, torch
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 print(json.dumps({
@@ -72,13 +71,13 @@ print(json.dumps({
 }))
 """
 
-SPCONV = """
+_SPCONV = """
 import json, torch, spconv
 from spconv import pytorch
 print(json.dumps({"version": getattr(spconv, "__version__", "?")}))
 """
 
-OPEN3D = """
+_OPEN3D = """
 import json, open3d as o3d
 scene = o3d.t.geometry.RaycastingScene()
 scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(o3d.geometry.TriangleMesh.create_sphere(1.0)))
@@ -86,7 +85,7 @@ ray = o3d.core.Tensor([[0, 0, -5, 0, 0, 1.0]], dtype=o3d.core.Dtype.Float32)
 print(json.dumps({"version": o3d.__version__, "hit": float(scene.cast_rays(ray)["t_hit"][0].item())}))
 """
 
-RENDER = """
+_RENDER = """
 import os
 os.environ.setdefault("EGL_PLATFORM", "surfaceless")
 import json, numpy as np, open3d as o3d
@@ -139,41 +138,39 @@ def check_gpu(seen: Probe) -> Check:
     return Check("GPU", "warn", found, f"for those, on a machine with an NVIDIA GPU: {GPU_INSTALL}")
 
 
-def check_sparse(gpu: bool, run: Callable[[str], Probe] = probe) -> Check:
+def check_sparse(gpu: bool) -> Check:
     """Sparse convolution by spconv, which no pillar model needs."""
     installed = next((name for name in ("spconv-cu118", "spconv-cu120", "spconv") if _version(name)), "")
     if not installed:
         remedy = "pip install spconv-cu118==2.3.8" if gpu else "nothing to do without a GPU"
         return Check("spconv", "warn", "not installed: the pillar models need none", remedy)
-    seen = run(SPCONV)
+    seen = probe(_SPCONV)
     if seen.values is None:
-        return Check(
-            "spconv", "warn", f"{installed} does not import: {seen.reason}", "pip install --force-reinstall spconv-cu118==2.3.8"
-        )
+        remedy = "pip install --force-reinstall spconv-cu118==2.3.8"
+        return Check("spconv", "warn", f"{installed} does not import: {seen.reason}", remedy)
     return Check("spconv", "ok", f"{installed} {_version(installed)}" + ("" if gpu else ", but no GPU: it cannot train on a CPU"))
 
 
-def check_open3d(run: Callable[[str], Probe] = probe) -> Check:
+def check_open3d() -> Check:
     """That open3d casts rays, which the simulator is made of."""
     both = [name for name in ("open3d", "open3d-cpu") if _version(name)]
     if len(both) == 2:
         remedy = "pip uninstall -y open3d open3d-cpu && pip install open3d-cpu==0.19.0"
         return Check("open3d", "warn", "open3d and open3d-cpu are both installed and own the same module", remedy)
-    seen = run(OPEN3D)
+    seen = probe(_OPEN3D)
     if seen.values is None:
         return Check("open3d", "fail", f"the simulator's ray casting fails: {seen.reason}", "pip install open3d-cpu==0.19.0")
     return Check("open3d", "ok", f"{seen.values['version']}, ray casting works")
 
 
-def check_rendering(run: Callable[[str], Probe] = probe) -> Check:
+def check_rendering() -> Check:
     """That open3d draws without a display."""
+    seen = probe(_RENDER)
+    if seen.values is not None and seen.values["contrast"] >= 1.0:
+        return Check("3D rendering", "ok", "offscreen (EGL)")
+    trouble = f"no offscreen rendering: {seen.reason}" if seen.values is None else "offscreen pictures come out blank"
     remedy = "apt-get install libegl1 libgl1 libgomp1; until then 3D pictures are drawn with matplotlib and say so"
-    seen = run(RENDER)
-    if seen.values is None:
-        return Check("3D rendering", "warn", f"no offscreen rendering: {seen.reason}", remedy)
-    if seen.values["contrast"] < 1.0:
-        return Check("3D rendering", "warn", "offscreen pictures come out blank", remedy)
-    return Check("3D rendering", "ok", "offscreen (EGL)")
+    return Check("3D rendering", "warn", trouble, remedy)
 
 
 def check_waymo() -> Check:
@@ -182,11 +179,10 @@ def check_waymo() -> Check:
     if version:
         return Check("Waymo package", "ok", f"waymo-open-dataset-tf-2-11-0 {version}")
     found = "not installed: kdlib reads Waymo files and computes the metric without it"
+    remedy = f"for the official numbers too, in a Python 3.10 of its own: {GPU_INSTALL}"
     if sys.version_info[:2] == (3, 10):
-        return Check(
-            "Waymo package", "warn", found, "for the official numbers too: pip install waymo-open-dataset-tf-2-11-0==1.6.1"
-        )
-    return Check("Waymo package", "warn", found, f"for the official numbers too, in a Python 3.10 of its own: {GPU_INSTALL}")
+        remedy = "for the official numbers too: pip install waymo-open-dataset-tf-2-11-0==1.6.1"
+    return Check("Waymo package", "warn", found, remedy)
 
 
 def check_kernel() -> Check:
@@ -217,10 +213,6 @@ def check_disk(folder: Path = Path(".")) -> Check:
 
 def check_memory() -> Check:
     """Memory for the demo, which stays below 8 GB."""
-    try:
-        import psutil
-    except ImportError as error:
-        return Check("Memory", "fail", f"psutil does not import: {error}", INSTALL)
     memory = psutil.virtual_memory()
     found = f"{memory.total / 1e9:.0f} GB, {memory.available / 1e9:.0f} GB available; the demo needs up to 8 GB"
     if memory.available < 8e9:
@@ -228,9 +220,9 @@ def check_memory() -> Check:
     return Check("Memory", "ok", found)
 
 
-def checks() -> list[Check]:
+def examine() -> list[Check]:
     """Examine this machine; takes some seconds, changes nothing."""
-    torch = probe(TORCH)
+    torch = probe(_TORCH)
     gpu = check_gpu(torch)
     return [
         check_python(),
@@ -246,15 +238,9 @@ def checks() -> list[Check]:
     ]
 
 
-def show(results: Sequence[Check]) -> None:
+def print_checks(checks: Sequence[Check]) -> None:
     """Print one line per check, and its remedy."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    for check in results:
-        line = Text.assemble((f"{check.status:4s} ", colours[check.status]), (f"{check.name:14s} ", "bold"), check.found)
-        if check.remedy:
-            line.append(f" -> {check.remedy}", "cyan")
-        console.print(line, soft_wrap=True)
+    colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+    for check in checks:
+        typer.secho(f"{check.status:4} ", fg=colours[check.status], nl=False)
+        typer.echo(f"{check.name:14} {check.found}" + (f" -> {check.remedy}" if check.remedy else ""))

@@ -202,7 +202,7 @@ def test_keys_change_with_the_shipped_teacher(toys: Path, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ("N = 2 * 3", "not a literal"),
+        ("N = 2 * 3", "NAME = literal, not 'N = 2 \\* 3'"),
         ("import os", "NAME = literal"),
         ("N: int = 1", "NAME = literal"),
         ("a, b = 1, 2", "NAME = literal"),

@@ -12,13 +12,13 @@ from kdlib.lab import runlog
 from kdlib.lab.runlog import RunLog
 
 
-def test_pieces_become_whole_lines() -> None:
-    screen, file = io.StringIO(), io.StringIO()
-    log = RunLog(screen, file)
+def test_pieces_become_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    file = io.StringIO()
+    log = RunLog(file)
     for piece in ("teacher: st", "ep 1\nteacher: step 2", "\n", "10 %\r20 %\r100 %\r\nnot yet ended"):
         log.write(piece)
         log.flush()
-    assert screen.getvalue() == "teacher: step 1\nteacher: step 2\n100 %\n"
+    assert capsys.readouterr().out == "teacher: step 1\nteacher: step 2\n100 %\n"
     lines = file.getvalue().splitlines()
     assert [line[20:] for line in lines] == ["teacher: step 1", "teacher: step 2", "100 %"]
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)

@@ -1,25 +1,23 @@
-"""Profiles go in, finished run folders come out: one after the other, or side by side over GPUs or the workers of a cluster."""
+"""Runs profiles one after the other, or side by side over the GPUs of a machine or the workers of a cluster."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import queue
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab import execute
+from kdlib.lab import execute, occupancy
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
 ATTENDED = "KDLIB_ATTENDED"  # a driver whose standard input ends with the process that started it
 DRIVER = (sys.executable, "-m", "kdlib", "run")
-_POLL = 0.2  # seconds
 
 
 class RunsFailed(KdlibError):
@@ -42,20 +40,6 @@ def gpu_ids(count: int) -> tuple[str, ...]:
             f"--gpus {count}, but {source} {len(ids)} on this machine; ask for fewer, or leave --gpus out for the CPU"
         )
     return tuple(ids[:count])
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def run_profiles(
@@ -95,7 +79,7 @@ def run_profiles(
     ids = gpu_ids(gpus) if gpus else ()
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
-    with _environment(where):
+    with occupancy.environment(where):
         if len(names) == 1:
             return [execute.run_profile(names[0], folders[names[0]], overrides)]
         if where:
@@ -103,12 +87,13 @@ def run_profiles(
         else:
             failed = _in_turn(folders, overrides or {})
     if failed:
-        some = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise RunsFailed(f"{len(failed)} of {len(names)} runs failed, the same command continues them: {some}")
+        reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise RunsFailed(f"{len(failed)} of {len(names)} runs failed, the same command continues them: {reasons}")
     return list(folders.values())
 
 
 def _in_turn(folders: Mapping[str, Path], overrides: Mapping[str, str]) -> dict[str, str]:
+    """Run profiles one after the other; return why which failed."""
     failed = {}
     for name, folder in folders.items():
         print(f"profile {name}", flush=True)
@@ -116,45 +101,35 @@ def _in_turn(folders: Mapping[str, Path], overrides: Mapping[str, str]) -> dict[
             execute.run_profile(name, folder, overrides)
         except KdlibError as error:
             print(f"profile {name} failed: {error}", flush=True)
-            failed[name] = _first_line(str(error))
+            failed[name] = str(error).partition("\n")[0]
     return failed
 
 
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]
+def _side_by_side(folders: Mapping[str, Path], overrides: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
+    """Run a driver for each profile, as many at a time as there are GPUs; return why which failed."""
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for gpu in ids or [""] * len(folders):
+        free.put(gpu)
+
+    def run(name: str) -> str:
+        gpu = free.get()
+        try:
+            return _drive(name, folders[name], overrides, gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        reasons = dict(zip(folders, pool.map(run, folders)))
+    return {name: why for name, why in reasons.items() if why}
 
 
-@dataclass
-class _Driver:
-    """One of several drivers at work; its lines are shown with its name before them."""
-
-    name: str
-    process: subprocess.Popen[str]
-    last: str = ""
-    reader: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout or ():
-            if line.startswith("kdlib: "):
-                self.last = line.removeprefix("kdlib: ").rstrip()
-            print(f"{self.name} | {line.rstrip()}", flush=True)
-
-    def why(self) -> str:
-        """Say in words why it failed; empty if it did not."""
-        self.reader.join()
-        code = self.process.returncode
-        return "" if code == 0 else self.last or f"its driver ended with code {code}"
-
-
-def _start(name: str, folder: Path, overrides: Mapping[str, str], gpu: str) -> _Driver:
+def _drive(name: str, folder: Path, overrides: Mapping[str, str], gpu: str) -> str:
+    """Run one driver, its lines shown with its name before them; return in words why it failed, or nothing."""
     words = [word for key, value in overrides.items() for word in ("-p", f"{key}={value}")]
     # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of the GPUs.
     variables = {**os.environ, ATTENDED: "1", "PYTHONUNBUFFERED": "1", **({VISIBLE: gpu} if gpu else {})}
-    process = subprocess.Popen(
+    last = ""
+    with subprocess.Popen(
         (*DRIVER, name, "--out", str(folder), *words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -162,29 +137,12 @@ def _start(name: str, folder: Path, overrides: Mapping[str, str], gpu: str) -> _
         text=True,
         errors="replace",
         env=variables,
-    )
-    return _Driver(name, process)
-
-
-def _side_by_side(folders: Mapping[str, Path], overrides: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
-    """Run a driver for each profile, as many at a time as there are GPUs; return why which failed."""
-    waiting, active, failed = list(folders), dict[str, _Driver](), {}
-    room = list(ids) or [""] * len(waiting)
-    held: dict[str, str] = {}
-    while waiting or active:
-        while waiting and room:
-            name = waiting.pop(0)
-            held[name] = room.pop(0)
-            active[name] = _start(name, folders[name], overrides, held[name])
-        for name, driver in list(active.items()):
-            if driver.process.poll() is None:
-                continue
-            del active[name]
-            room.append(held.pop(name))
-            if why := driver.why():
-                failed[name] = why
-        time.sleep(_POLL)
-    return failed
+    ) as process:
+        for line in process.stdout or ():
+            print(f"{name} | {line.rstrip()}", flush=True)
+            if line.startswith("kdlib: "):
+                last = line.removeprefix("kdlib: ").rstrip()
+    return "" if process.returncode == 0 else last or f"its driver ended with code {process.returncode}"
 
 
 def _follow_starter() -> None:

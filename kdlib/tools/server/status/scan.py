@@ -115,8 +115,8 @@ def _noted_stages(folder: Path) -> tuple[str, dict[str, Mapping[str, Any]]]:
     if (folder / "job.json").is_file():  # one training, no run
         return folder.name, {}
     there = sorted({path.stem for path in folder.iterdir() if path.stem in _NOTEBOOKS})
-    results = [path for path in (folder / name / "result.json" for name in there) if path.is_file()]
-    profile = str(records.read_json(results[0]).get("profile", "")) if results else folder.name
+    results = (records.read_json(folder / name / "result.json") for name in there if (folder / name / "result.json").is_file())
+    profile = str(next(results, {}).get("profile", folder.name))
     return profile, {name: {} for name in (PROFILES[profile].chain if profile in PROFILES else there)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import time
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
 
 from kdlib import records
@@ -20,9 +20,8 @@ from kdlib.tools.server.status.scan import RunStatus, Training, scan_runs
 
 SIGNS = {"done": "✓", "running": "▶", "failed": "✗", "stopped": "■", "waiting": "·"}  # the words stand beside them
 FEW = 6  # trainings that are done and still worth a line each
-_BARS = "▁▂▃▄▅▆▇█"
 _NAME, _SAYS = 34, 90  # characters
-_WIDTH, _HEIGHT, _POINTS = 110, 26, 80  # of a sparkline
+_WIDTH, _HEIGHT, _MARGIN, _POINTS = 110, 26, 3, 80  # of a sparkline, in pixels
 
 
 def show_status(root: Path | None = None, out: Path | None = None, watch: float | None = None, as_json: bool = False) -> None:
@@ -66,7 +65,7 @@ def status_table(runs: Sequence[RunStatus]) -> str:
         if run.says and run.state != "done":
             lines.append(f"    {run.says[:160]}")
         if run.trainings:
-            lines.append(f"      {'state':8}{'training':{_NAME}} {'step':>11} {'loss':>8} {'':12} {'frames':>8} {'left':>8}")
+            lines.append(f"      {'state':8}{'training':{_NAME}} {'step':>11} {'loss':>8} {'frames':>8} {'left':>8}")
             done = [training for training in run.trainings if training.state == "done"]
             lines += [_row(training) for training in run.trainings if training not in done[FEW:]]
             if len(done) > FEW:
@@ -83,7 +82,7 @@ def _row(training: Training) -> str:
     says = training.says[:_SAYS] if training.state in ("failed", "stopped") else ""
     cells = (
         f"    {SIGNS[training.state]} {training.state:8}{training.name[:_NAME]:{_NAME}} {steps:>11} {loss:>8} "
-        f"{bars(training.losses):12} {speed:>8} {duration(training.left):>8} {who} {says}"
+        f"{speed:>8} {duration(training.left):>8} {who} {says}"
     )
     return cells.rstrip()
 
@@ -121,31 +120,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def thinned(losses: Sequence[float], count: int) -> list[float]:
-    """Return at most so many means of equally long stretches."""
-    if len(losses) <= count:
-        return list(losses)
-    edges = [round(number * len(losses) / count) for number in range(count + 1)]
-    return [sum(losses[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-
-
-def bars(losses: Sequence[float], count: int = 12) -> str:
-    """Return the course of a loss as a row of blocks, lowest to highest."""
-    values = thinned(losses, count)
-    if len(values) < 2:
-        return ""
-    low, high = min(values), max(values)
-    return "".join(_BARS[round((value - low) / (high - low or 1) * (len(_BARS) - 1))] for value in values)
-
-
 def sparkline(losses: Sequence[float]) -> Markup:
     """Return the course of a loss as a small drawing; nothing for fewer than two values."""
-    values = thinned(losses, _POINTS)
-    if len(values) < 2:
+    if len(losses) < 2:
         return Markup("")
-    low, high = min(values), max(values)
-    xs = [3 + number * (_WIDTH - 6) / (len(values) - 1) for number in range(len(values))]
-    ys = [3 + (high - value) / (high - low or 1) * (_HEIGHT - 6) for value in values]
+    means = np.array([stretch.mean() for stretch in np.array_split(losses, min(len(losses), _POINTS))])
+    xs = np.linspace(_MARGIN, _WIDTH - _MARGIN, len(means))
+    ys = np.interp(means, (means.min(), means.max()), (_HEIGHT - _MARGIN, _MARGIN))  # of a picture, downwards
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
     label = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}"
     return Markup(

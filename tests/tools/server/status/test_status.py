@@ -19,7 +19,7 @@ from kdlib.lab import runlog
 from kdlib.lab.execute import RUN
 from kdlib.lab.occupancy import DRIVER
 from kdlib.tools.server.status.scan import scan_runs
-from kdlib.tools.server.status.show import bars, duration, show_status, sparkline, status_page, status_table, thinned
+from kdlib.tools.server.status.show import duration, show_status, sparkline, status_page, status_table
 
 STAGES = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate")
 
@@ -158,7 +158,7 @@ def test_table(runs: Path) -> None:
     assert lines[0] == f"▶ busy: running (profile smoke, simulated data, driver {os.getpid()})"
     assert "✓ 01_train_teacher  ▶ 02_distill_student  · 03_evaluate" in lines[1]
     (row,) = [line for line in lines if "full SparseKD" in line]
-    assert re.search(r"▶ running .* 10/40 +0\.4 █.*▁ +16\.0/s +0:15 process \d+$", row)
+    assert re.search(r"▶ running .* 10/40 +0\.4 +16\.0/s +0:15 process \d+$", row)
     (bad,) = [line for line in lines if "✗ failed  teacher" in line]
     assert bad.endswith("kdlib: cannot write step 5; free some space")
     assert status_table([]) == "no runs"
@@ -213,6 +213,6 @@ def test_watch_looks_again(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_small_things() -> None:
     assert [duration(value) for value in (None, 0, 75, 3661)] == ["–", "0:00", "1:15", "1:01:01"]
-    assert thinned([1, 2, 3, 4], 2) == [1.5, 3.5] and thinned([1, 2], 5) == [1, 2]
-    assert bars([4, 3, 2, 1]) == "█▆▃▁" and bars([1, 1, 1]) == "▁▁▁" and bars([1]) == ""
     assert sparkline([1.0]) == "" and 'aria-label="loss from 2 to 1"' in sparkline([2.0, 1.0])
+    assert 'points="3.0,3.0 55.0,13.0 107.0,23.0"' in sparkline([4.0, 3.0, 2.0])
+    assert sparkline(list(range(1000, 0, -1))).count(",") == 80, "means of stretches"
