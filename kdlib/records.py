@@ -131,20 +131,20 @@ def this_process() -> dict[str, Any]:
     return {"pid": process.pid, "host": socket.gethostname(), "created": process.create_time()}
 
 
-def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Return whether a process of :func:`this_process` still lives, which is taken for granted of another machine's.
+def living_process(path: Path) -> dict[str, Any] | None:
+    """Return what :func:`this_process` once wrote into a file, None if that process is gone or there is no such file.
 
-    Raises:
-        KeyError: If the values tell of no process.
+    Another machine's processes cannot be looked up: they count as living until somebody deletes the file.
     """
-    if owner["host"] != socket.gethostname():
-        return True
     try:
+        owner = read_json(path)
+        if owner["host"] != socket.gethostname():
+            return owner
         process = psutil.Process(int(owner["pid"]))
-        # Numbers are used again: a process that began at another time is another one.
-        return abs(process.create_time() - owner["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        same = abs(process.create_time() - owner["created"]) < 2  # numbers of processes are used again
+        return owner if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (DataError, KeyError, psutil.NoSuchProcess):
+        return None
 
 
 def sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from kdlib import records
-from kdlib.errors import DataError, KdlibError
+from kdlib.errors import KdlibError
 
 LOCK = ".lock"
 DRIVER = "driver.json"  # who holds the folder, while somebody does
@@ -60,11 +60,7 @@ def driver(folder: Path) -> dict[str, Any] | None:
 
     To look does not touch the lock, which would refuse a driver that starts at the same moment.
     """
-    try:
-        owner = records.read_json(folder / DRIVER)
-        return owner if records.is_alive(owner) else None
-    except (DataError, KeyError):  # no file, or one written by something else
-        return None
+    return records.living_process(folder / DRIVER)
 
 
 @contextlib.contextmanager

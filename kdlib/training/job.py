@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock
 
 from kdlib import records
@@ -26,7 +24,7 @@ from kdlib.config import (
     to_dict,
 )
 from kdlib.data.store import fingerprint, read_index
-from kdlib.errors import ConfigError, DataError, KdlibError
+from kdlib.errors import ConfigError, KdlibError
 from kdlib.records import sha256
 
 
@@ -156,25 +154,9 @@ class TrainJob:
         return from_dict(TrainJob, records.read_json(RunDir(run_dir).job))
 
 
-def _alive(owner: dict[str, Any]) -> bool:
-    # Another machine's processes cannot be looked up: its claim counts until somebody deletes it.
-    if owner["host"] != socket.gethostname():
-        return True
-    try:
-        process = psutil.Process(int(owner["pid"]))
-        same = abs(process.create_time() - owner["created"]) < 2  # numbers of processes are used again
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def worker(run: RunDir) -> dict[str, Any] | None:
     """Return pid, host and start of the living process that trains here, None where there is none."""
-    try:
-        owner = records.read_json(run.owner)
-        return owner if _alive(owner) else None
-    except (DataError, KeyError):  # no file, or one written by something else: nobody is at work
-        return None
+    return records.living_process(run.owner)
 
 
 @contextlib.contextmanager
@@ -193,8 +175,7 @@ def claim(run: RunDir) -> Iterator[None]:
                 f"{run.path} is being trained by process {other['pid']} on {other['host']}; "
                 f"wait for it, or stop it, or delete {run.owner} if that machine is gone"
             )
-        me = psutil.Process()
-        records.write_json(run.owner, {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+        records.write_json(run.owner, records.this_process())
         for home in (run.path, run.checkpoints):  # left half-written by whoever was killed here
             records.remove_leftovers(home)
     try:
