@@ -28,6 +28,9 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
+POINT_FEATURES = 5
+"""Features of a point of a :class:`Sample`: x, y, z, tanh(intensity), elongation."""
+
 WAYMO_TYPES: Mapping[str, int] = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 """Waymo's own type numbers, used in every file and table; labels inside the networks are positions instead."""
 
@@ -89,6 +92,11 @@ class Sample:
     points: NDArray[np.float32]  # (N, 5) x, y, z, tanh(intensity), elongation
     boxes: NDArray[np.float32]  # (M, 7)
     labels: NDArray[np.int64]  # (M,) 1-based class positions
+
+    @staticmethod
+    def unlabelled(frame_id: str, points: Float32) -> Sample:
+        """Return a frame without boxes."""
+        return Sample(frame_id, points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
 
 
 class _Movable:

@@ -1,4 +1,4 @@
-"""Points and boxes with drawn parameters enter, augmented copies leave; the published world augmentations (spec 2.4)."""
+"""Draws the published world augmentations and applies them to copies of points and boxes (spec 2.4); range masks (2.5)."""
 
 from __future__ import annotations
 

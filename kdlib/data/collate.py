@@ -1,4 +1,4 @@
-"""Samples (numpy) enter, one batch of tensors leaves."""
+"""Makes one batch of tensors from samples (numpy)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kdlib.types import Batch, GroundTruth, PointBatch, Sample
-
-_FEATURES = 5  # of a point of a Sample
+from kdlib.types import POINT_FEATURES, Batch, GroundTruth, PointBatch, Sample
 
 
 def collate_share(samples: Sequence[Sample]) -> Batch:
     """Collate one rank's share of a batch, which may be no frame at all."""
     if samples:
         return collate(samples)
-    points = PointBatch(torch.zeros(0, _FEATURES), torch.zeros(0, dtype=torch.int64), 0, ())
+    points = PointBatch(torch.zeros(0, POINT_FEATURES), torch.zeros(0, dtype=torch.int64), 0, ())
     return Batch(points, GroundTruth(torch.zeros(0, 0, 7), torch.zeros(0, 0, dtype=torch.int64)))
 
 

@@ -1,4 +1,4 @@
-"""A split of the store enters, samples leave: augmented and masked for training, untouched for evaluation (spec section 2)."""
+"""Makes samples of a split's frames: augmented and masked for training, untouched for evaluation (spec section 2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.config import CLASS_NAMES, AugmentConfig
 from kdlib.data.augment import Augmentation, augment_boxes, augment_points, boxes_in_range, draw, points_in_range
@@ -15,7 +14,7 @@ from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler, Pasted
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError, DataError
-from kdlib.types import Sample
+from kdlib.types import POINT_FEATURES, Float32, Int64, Sample
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -25,15 +24,14 @@ else:
     _Dataset = object  # a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no torch
 
 _TRIES = 100
-_FEATURES = 5
 
 
 @dataclass(frozen=True)
 class _Plan:
     """A frame's boxes, and what is to happen to its points."""
 
-    boxes: NDArray[np.float32]  # (M, 7) augmented
-    labels: NDArray[np.int64]  # (M,) 1-based
+    boxes: Float32  # (M, 7) augmented
+    labels: Int64  # (M,) 1-based
     world: Augmentation
     pasted: Pasted | None
 
@@ -113,7 +111,7 @@ class FrameDataset(_Dataset):
         """Names of all frames, in order."""
         return self.split.frame_ids(self.interval)
 
-    def _frames_with_boxes(self) -> NDArray[np.int64]:
+    def _frames_with_boxes(self) -> Int64:
         useful = (self._label_of[self.split.types] > 0) & (self.split.num_points > 0)
         before = np.concatenate(([0], np.cumsum(useful)))
         count = before[self.split.first_box[1:]] - before[self.split.first_box[:-1]]
@@ -139,8 +137,8 @@ class FrameDataset(_Dataset):
             boxes, labels = boxes[kept], labels[kept]
         return _Plan(boxes, labels, world, pasted)
 
-    def _points(self, frame: int, plan: _Plan) -> NDArray[np.float32]:
-        points = self.split.points(frame)[:, :_FEATURES]  # no-label-zone points stay, their flag is no feature (spec 1.3)
+    def _points(self, frame: int, plan: _Plan) -> Float32:
+        points = self.split.points(frame)[:, :POINT_FEATURES]  # no-label-zone points stay, their flag is no feature (spec 1.3)
         if self._objects and plan.pasted:
             points = self._objects.paste(points, plan.pasted)
         if self._augment:

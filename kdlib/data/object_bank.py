@@ -1,4 +1,4 @@
-"""A training split enters, its object bank leaves: every annotated object's points, in one memory-mapped file (spec 2.3).
+"""Collects every annotated object's points of a training split in one memory-mapped file (spec 2.3).
 
     path = build_bank(split)                               # <store>/<split>/objects.safetensors; kept if it is there and fits
     bank = ObjectBank.open(bank_path(split), split.fingerprint)
@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.config import CLASS_NAMES
-from kdlib.data import points as codec
 from kdlib.data.containment import owner_of_points
+from kdlib.data.points import POINT, StoredPoints, decode_points
 from kdlib.data.progress import watched
-from kdlib.data.segment import read_points, writing
+from kdlib.data.segment import writing
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES, frame_id
+from kdlib.types import WAYMO_TYPES, Float32, Int64, IntArray
 
 BANK_VERSION = 1
 EVERY = {"Vehicle": 4, "Pedestrian": 2, "Sign": 1, "Cyclist": 1}
@@ -38,7 +38,7 @@ EVERY = {"Vehicle": 4, "Pedestrian": 2, "Sign": 1, "Cyclist": 1}
 
 _FILE, _FORMAT = "objects.safetensors", "kdlib-objects"
 _HEADER = 4096  # bytes; fixed, so that it can be filled in at the end
-_KINDS = {np.dtype(t): name for name, t in (("U8", "u1"), ("I8", "i1"), ("I32", "<i4"), ("I64", "<i8"), ("F32", "<f4"))}
+_KINDS = {"u1": "U8", "i1": "I8", "<i4": "I32", "<i8": "I64", "<f4": "F32"}
 _INDEX = {
     "offsets": ("<i8", ()),  # one more than objects
     "boxes": ("<f4", (7,)),
@@ -56,9 +56,9 @@ def bank_path(split: StoreSplit) -> Path:
     return split.path / split.name / _FILE
 
 
-def remedy(store: Path) -> str:
-    """Return what makes a bank for a store."""
-    return f"make it with 'python -m kdlib prepare SRC {store}'"
+def remedy(bank: Path) -> str:
+    """Return what makes the bank of a path."""
+    return f"make it with 'python -m kdlib prepare SRC {bank.parent.parent}'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +68,11 @@ class ObjectBank:
     path: Path
     fingerprint: str  # of the split
     class_names: tuple[str, ...]  # whose objects were collected
-    segments: tuple[str, ...]
-    offsets: NDArray[np.int64]  # (n + 1,) first point of each object
-    boxes: NDArray[np.float32]  # (n, 7)
+    offsets: Int64  # (n + 1,) first point of each object
+    boxes: Float32  # (n, 7)
     types: NDArray[np.int8]  # (n,) Waymo's numbers
     difficulty: NDArray[np.int8]  # (n,) as annotated
-    segment_of: NDArray[np.int32]  # (n,) position in segments
-    index: NDArray[np.int32]  # (n,) of the frame in its segment
-    stored: np.ndarray[Any, np.dtype[np.void]]  # (points of all objects,) of codec.POINT
+    stored: StoredPoints  # of all objects
 
     @staticmethod
     def open(path: Path, split_fingerprint: str) -> ObjectBank:
@@ -85,30 +82,23 @@ class ObjectBank:
             DataError: If the file is missing, damaged, of another version, or made from other frames.
         """
         path = Path(path)
-        store = path.parent.parent
         if not path.is_file():
-            raise DataError(f"{path.parent} has no object bank ({path.name}); {remedy(store)}")
-        try:
-            notes, arrays = _read(path)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise DataError(f"{path} cannot be used ({error}); delete it and {remedy(store)}") from error
+            raise DataError(f"{path.parent} has no object bank ({path.name}); {remedy(path)}")
+        notes, arrays = _read(path)
         if notes["fingerprint"] != split_fingerprint:
             raise DataError(
                 f"{path} was made from other frames (fingerprint {notes['fingerprint']}, the split has {split_fingerprint}); "
-                f"{remedy(store)}"
+                f"{remedy(path)}"
             )
         return ObjectBank(
             path=path,
             fingerprint=split_fingerprint,
             class_names=tuple(notes["classes"].split(",")),
-            segments=tuple(arrays["segments"].tobytes().decode().split("\n")),
             offsets=arrays["offsets"],
             boxes=arrays["boxes"],
             types=arrays["type"],
             difficulty=arrays["difficulty"],
-            segment_of=arrays["segment"],
-            index=arrays["index"],
-            stored=arrays["points"].reshape(-1).view(codec.POINT),
+            stored=arrays["points"].reshape(-1).view(POINT),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,19 +109,15 @@ class ObjectBank:
         return len(self.types)
 
     @property
-    def counts(self) -> NDArray[np.int64]:
+    def counts(self) -> Int64:
         """Points (n,) of each object."""
         return np.diff(self.offsets)
 
-    def frame_id(self, row: int) -> str:
-        """Return the name of the frame an object was seen in."""
-        return frame_id(self.segments[self.segment_of[row]], int(self.index[row]))
-
-    def points(self, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+    def points(self, rows: Sequence[int] | IntArray) -> Float32:
         """Return the points (N, 5) of some objects, one after the other, where they were seen: features as in a sample."""
         parts = [self.stored[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        stored = np.concatenate(parts) if parts else np.zeros(0, codec.POINT)
-        return np.ascontiguousarray(codec.decode(stored)[:, :5])
+        stored = np.concatenate(parts) if parts else np.zeros(0, POINT)
+        return np.ascontiguousarray(decode_points(stored)[:, :5])
 
 
 def build_bank(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES, progress: bool = True) -> Path:
@@ -149,8 +135,7 @@ def build_bank(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES, prog
         ConfigError: If a class is unknown.
         DataError: If a frame cannot be read, or the disk is full or read-only; an older bank is left as it was.
     """
-    types = class_types(class_names)
-    path = bank_path(split)
+    types, path = class_types(class_names), bank_path(split)
     if is_current(split, class_names):
         return path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -172,36 +157,37 @@ def is_current(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES) -> b
         return False
 
 
-def verify_bank(path: Path) -> list[str]:
-    """Recompute the checksum of a whole bank; return one sentence if it is damaged, none if it is sound."""
+def verify_bank(path: Path, split_fingerprint: str) -> list[str]:
+    """Recompute the checksum of a whole bank; return one sentence if it is damaged or of other frames, none if it is sound."""
     try:
+        ObjectBank.open(path, split_fingerprint)
         notes, _ = _read(path)
         digest = hashlib.sha256()
         with path.open("rb") as stream:
             stream.seek(_HEADER)
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
-        sound = digest.hexdigest() == notes["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return [f"{path} cannot be used ({error}); delete it and {remedy(path.parent.parent)}"]
-    return [] if sound else [f"{path} is not what was written; delete it and {remedy(path.parent.parent)}"]
+    except (DataError, OSError) as error:
+        return [str(error)]
+    return [] if digest.hexdigest() == notes["sha256"] else [f"{path} is not what was written; delete it and {remedy(path)}"]
 
 
 def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_names: Sequence[str], progress: bool) -> None:
-    digest, seen, parts = hashlib.sha256(), 0, []
+    digest, points = hashlib.sha256(), 0
+    parts: dict[str, list[NDArray[Any]]] = {name: [np.zeros((0, *shape), kind)] for name, (kind, shape) in _INDEX.items()}
     stream.write(bytes(_HEADER))
     for index, stored in _objects(split, types, progress):
-        parts.append({name: np.asarray(values, _INDEX[name][0]) for name, values in index.items()})
+        for name, values in index.items():
+            parts[name].append(np.asarray(values, _INDEX[name][0]))
         digest.update(stored.tobytes())
         stream.write(stored.tobytes())
-        seen += len(stored)
-    empty = {name: np.zeros((0, *shape), kind) for name, (kind, shape) in _INDEX.items()}
-    arrays = {name: np.concatenate([empty[name], *(part[name] for part in parts)]) for name in _INDEX if name != "segments"}
+        points += len(stored)
+    parts["segments"].append(np.frombuffer("\n".join(split.segments).encode(), np.uint8))
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
     arrays["offsets"] = np.concatenate(([0], np.cumsum(arrays["offsets"]))).astype("<i8")  # _objects gives counts
-    arrays["segments"] = np.frombuffer("\n".join(split.segments).encode(), np.uint8)
-    index_bytes = b"".join(np.ascontiguousarray(arrays[name], kind).tobytes() for name, (kind, _) in _INDEX.items())
-    stream.write(index_bytes)
-    digest.update(index_bytes)
+    content = b"".join(array.tobytes() for array in arrays.values())
+    stream.write(content)
+    digest.update(content)
     notes = {
         "format": _FORMAT,
         "version": str(BANK_VERSION),
@@ -209,50 +195,48 @@ def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_na
         "classes": ",".join(class_names),
         "sha256": digest.hexdigest(),
     }
-    notes["checksum"] = _checksum(notes, index_bytes)
+    notes["checksum"] = _checksum(notes, content)
     stream.seek(0)
-    stream.write(_header(notes, seen, arrays))
+    stream.write(_header(notes, points, arrays))
     stream.flush()
     os.fsync(stream.fileno())
 
 
-def _objects(split: StoreSplit, types: tuple[int, ...], progress: bool) -> Iterator[tuple[_Arrays, np.ndarray[Any, Any]]]:
+def _objects(split: StoreSplit, types: tuple[int, ...], progress: bool) -> Iterator[tuple[_Arrays, StoredPoints]]:
     """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their points."""
     every = np.ones(256, np.int64)
     every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
-    for number in watched(len(split), "object bank", "frame", progress):
+    for number in watched(range(len(split)), len(split), "object bank", "frame", progress):
         rows = split.box_rows(number)
-        kinds = split.types[rows]
-        kept = np.flatnonzero(number % every[kinds] == 0)
-        if not np.isin(kinds[kept], types).any():
+        due = number % every[split.types[rows]] == 0  # boxes of other classes, too: they own their points
+        boxes, kinds = split.boxes[rows][due], split.types[rows][due]
+        if not np.isin(kinds, types).any():
             continue
-        folder = split.path / split.name / split.segments[split.segment_of[number]]
-        stored = read_points(folder, int(split.offsets[number]), int(split.counts[number]))
-        boxes = split.boxes[rows][kept]
-        owner = owner_of_points(codec.decode(stored), boxes)
+        stored = split.stored_points(number)
+        owner = owner_of_points(decode_points(stored), boxes)
         counts = np.bincount(owner[owner >= 0], minlength=len(boxes))
-        wanted = np.isin(kinds[kept], types) & (counts > 0)
-        inside = np.flatnonzero((owner >= 0) & wanted[owner])
+        taken = np.isin(kinds, types) & (counts > 0)
+        inside = np.flatnonzero((owner >= 0) & taken[owner])
         inside = inside[np.argsort(owner[inside], kind="stable")]
-        index: _Arrays = {
-            "offsets": counts[wanted],
-            "boxes": boxes[wanted],
-            "segment": np.full(wanted.sum(), split.segment_of[number]),
-            "index": np.full(wanted.sum(), split.index[number]),
-            "type": kinds[kept][wanted],
-            "difficulty": split.difficulty[rows][kept][wanted],
+        index = {
+            "offsets": counts[taken],
+            "boxes": boxes[taken],
+            "segment": np.full(taken.sum(), split.segment_of[number]),
+            "index": np.full(taken.sum(), split.index[number]),
+            "type": kinds[taken],
+            "difficulty": split.difficulty[rows][due][taken],
         }
         yield index, stored[inside]
 
 
 def _header(notes: dict[str, str], points: int, arrays: _Arrays) -> bytes:
     """Return a safetensors header of fixed length: 8 bytes of length, JSON, spaces."""
+    end = points * POINT.itemsize
     text: dict[str, Any] = {"__metadata__": notes}
-    end = points * codec.POINT.itemsize
-    text["points"] = {"dtype": "U8", "shape": [points, codec.POINT.itemsize], "data_offsets": [0, end]}
+    text["points"] = {"dtype": "U8", "shape": [points, POINT.itemsize], "data_offsets": [0, end]}
     for name, (kind, _) in _INDEX.items():
-        begin, end = end, end + arrays[name].size * np.dtype(kind).itemsize
-        text[name] = {"dtype": _KINDS[np.dtype(kind)], "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
+        begin, end = end, end + arrays[name].nbytes
+        text[name] = {"dtype": _KINDS[kind], "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
     return (_HEADER - 8).to_bytes(8, "little") + json.dumps(text).encode().ljust(_HEADER - 8)
 
 
@@ -263,29 +247,22 @@ def _checksum(notes: dict[str, str], index: Any) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], _Arrays]:
-    """Map the file and check header, sizes and index.
-
-    Raises:
-        ValueError: If something does not fit.
-        LookupError: If something is missing from the header.
-    """
-    whole = np.memmap(path, np.uint8, "r")
-    if len(whole) < _HEADER or int.from_bytes(whole[:8].tobytes(), "little") != _HEADER - 8:
-        raise ValueError("its header is not one of an object bank")
-    header = json.loads(whole[8:_HEADER].tobytes())
-    notes = header["__metadata__"]
-    if (notes["format"], notes["version"]) != (_FORMAT, str(BANK_VERSION)):
-        raise ValueError(f"it is {notes['format']} of version {notes['version']}, this is version {BANK_VERSION}")
-    arrays, end = {}, 0
-    for name, (kind, shape) in {"points": ("u1", (codec.POINT.itemsize,)), **_INDEX}.items():
-        begin, end = end, header[name]["data_offsets"][1]
-        if _HEADER + end > len(whole):
-            raise ValueError(f"it has {len(whole)} bytes, {name} ends at {_HEADER + end}")
-        arrays[name] = np.asarray(whole[_HEADER + begin : _HEADER + end]).view(kind).reshape(-1, *shape)
-    if _HEADER + end != len(whole):
-        raise ValueError(f"it has {len(whole)} bytes instead of {_HEADER + end}")
-    if _header(notes, len(arrays["points"]), arrays) != whole[:_HEADER].tobytes():
-        raise ValueError("its header contradicts itself")
-    if _checksum(notes, whole[_HEADER + arrays["points"].size :]) != notes["checksum"]:
-        raise ValueError("the checksum of its index is wrong")
+    """Map the file and check header, sizes and index."""
+    try:
+        whole = np.memmap(path, np.uint8, "r")
+        header = json.loads(whole[8:_HEADER].tobytes())
+        notes, arrays, end = header["__metadata__"], {}, _HEADER
+        if (notes["format"], notes["version"]) != (_FORMAT, str(BANK_VERSION)):
+            raise ValueError(f"it is {notes['format']} of version {notes['version']}, this is version {BANK_VERSION}")
+        for name, (kind, shape) in {"points": ("u1", (POINT.itemsize,)), **_INDEX}.items():
+            begin, end = end, _HEADER + header[name]["data_offsets"][1]
+            arrays[name] = np.asarray(whole[begin:end]).view(kind).reshape(-1, *shape)
+        if end != len(whole):
+            raise ValueError(f"it has {len(whole)} bytes instead of {end}")
+        if _header(notes, len(arrays["points"]), arrays) != whole[:_HEADER].tobytes():
+            raise ValueError("its header contradicts itself")
+        if _checksum(notes, whole[_HEADER + arrays["points"].size :]) != notes["checksum"]:
+            raise ValueError("the checksum of its index is wrong")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path} cannot be used ({error}); delete it and {remedy(path)}") from error
     return notes, arrays

@@ -1,4 +1,4 @@
-"""A frame's boxes and points enter, objects of other frames are pasted in where they hit nothing (GT sampling, spec 2.3)."""
+"""Pastes objects of other frames into a frame where they hit nothing (GT sampling, spec 2.3)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ObjectSampler:
             raise ConfigError(f"object sampling has counts {config.counts} for the classes {', '.join(class_names)}")
         missing = [name for name in class_names if name not in bank.class_names]
         if missing:
-            raise DataError(f"{bank.path} was made without {', '.join(missing)}; delete it and {remedy(bank.path.parent.parent)}")
+            raise DataError(f"{bank.path} was made without {', '.join(missing)}; delete it and {remedy(bank.path)}")
         self.bank, self.config = bank, config
         usable = (bank.counts >= config.min_points) & (bank.difficulty >= 0)
         self.candidates = tuple(
@@ -95,11 +95,11 @@ def draw_objects(
         if missing <= 0:
             continue
         drawn = usable[rng.choice(len(usable), missing, replace=False)].astype(np.int64)
-        found = np.asarray(bank_boxes[drawn])
-        among = collisions(found, found)
+        new_boxes = np.asarray(bank_boxes[drawn])
+        among = collisions(new_boxes, new_boxes)
         np.fill_diagonal(among, False)
-        free = ~(among.any(axis=1) | collisions(found, occupied).any(axis=1))
-        occupied = np.concatenate((occupied, found[free]))
+        free = ~(among.any(axis=1) | collisions(new_boxes, occupied).any(axis=1))
+        occupied = np.concatenate((occupied, new_boxes[free]))
         rows.append(drawn[free])
         new.append(np.full(free.sum(), label))
     return np.concatenate(rows), np.concatenate(new)

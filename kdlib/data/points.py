@@ -1,4 +1,4 @@
-"""Float points enter, 8 bytes a point leave, and back: x and y in steps of 2.4 mm, z of 1 mm, tanh(intensity) of 1/255.
+"""Packs float points into 8 bytes each and unpacks them: x and y in steps of 2.4 mm, z of 1 mm, tanh(intensity) of 1/255.
 
 Elongation has steps of 1/64 up to 127/64 (Waymo's reach about 1.5; what is above saturates), the no-label-zone flag one bit.
 Intensity is unbounded in Waymo's files; networks see its tanh, and that is what is kept. Points beyond +-80 m in x or y, or
@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.errors import DataError
+from kdlib.types import Float32
+
+StoredPoints = NDArray[np.void]
+"""Points (N,) of ``POINT``."""
 
 POINT = np.dtype([("x", "<i2"), ("y", "<i2"), ("z", "<i2"), ("intensity", "u1"), ("elongation_nlz", "u1")])
 """One stored point."""
@@ -19,14 +23,12 @@ STEPS = {"x": 80.0 / 32767, "y": 80.0 / 32767, "z": 0.001}
 """Metres per count; the largest error is half a step."""
 
 _ELONGATION = 64.0
-# The top count stands for every intensity whose tanh rounds to 1; as a raw number it is given the least of them.
-_RAW = np.arctanh(np.minimum(np.arange(256) / 255.0, 254.6 / 255.0)).astype(np.float32)
 _TANH = (np.arange(256) / 255.0).astype(np.float32)
 _ELONGATIONS = ((np.arange(256) & 127) / _ELONGATION).astype(np.float32)
 _FLAGS = np.where(np.arange(256) >= 128, 1.0, -1.0).astype(np.float32)
 
 
-def encode(points: NDArray[np.float32]) -> NDArray[np.void]:
+def encode_points(points: Float32) -> StoredPoints:
     """Compress points (N, 6) x, y, z, raw intensity, elongation, no-label-zone flag, in order; leave out those out of reach.
 
     Returns:
@@ -51,17 +53,12 @@ def encode(points: NDArray[np.float32]) -> NDArray[np.void]:
     return stored
 
 
-def decode(stored: NDArray[np.void], raw_intensity: bool = False) -> NDArray[np.float32]:
-    """Return points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1 outside).
-
-    Args:
-        stored: (N,) of ``POINT``.
-        raw_intensity: Undo the tanh, as far as it can be: above 3.5 all intensities are one.
-    """
+def decode_points(stored: StoredPoints) -> Float32:
+    """Return points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1 outside)."""
     points = np.empty((len(stored), 6), np.float32)
     for axis, (name, step) in enumerate(STEPS.items()):
         np.multiply(stored[name], np.float32(step), out=points[:, axis])
-    points[:, 3] = (_RAW if raw_intensity else _TANH)[stored["intensity"]]
+    points[:, 3] = _TANH[stored["intensity"]]
     points[:, 4] = _ELONGATIONS[stored["elongation_nlz"]]
     points[:, 5] = _FLAGS[stored["elongation_nlz"]]
     return points

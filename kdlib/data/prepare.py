@@ -20,7 +20,7 @@ from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
 from kdlib.data.estimate import PrepareEstimate, SegmentTask, estimate_tasks, list_tasks
 from kdlib.data.object_bank import build_bank
 from kdlib.data.points import POINT
-from kdlib.data.progress import progress_bar
+from kdlib.data.progress import watched
 from kdlib.data.segment import STORE_VERSION, read_manifest, source_fingerprint, write_segment, writing
 from kdlib.data.store import INDEX, Store, fingerprint
 from kdlib.errors import DataError
@@ -147,7 +147,9 @@ def prepare(
         raise DataError(f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force")
     with only_writer(out):
         begun = time.monotonic()
-        done = _run(list(chain(*tasks.values())), threads, scheduler, progress)
+        everything = list(chain(*tasks.values()))
+        results = run_tasks(prepare_segment, everything, threads, scheduler)
+        done = dict(watched(results, len(everything), "prepare", "segment", progress))
         speed = sum(segment.manifest["frames"] for segment in done.values() if not segment.kept) / (time.monotonic() - begun)
         fresh = {split: {task.segment: done[task].manifest for task in of_split} for split, of_split in tasks.items()}
         manifests = write_index(out, fresh)
@@ -192,15 +194,6 @@ def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
                     f"{place}: segment {segment} is in both {home[segment]} and {split}; remove it from one of them, "
                     "or a model would be tested on what it was trained on"
                 )
-
-
-def _run(tasks: Sequence[SegmentTask], workers: int, scheduler: str | None, progress: bool) -> dict[SegmentTask, _Done]:
-    done = {}
-    with progress_bar(len(tasks), "prepare", "segment", progress) as bar:
-        for task, result in run_tasks(prepare_segment, tasks, workers, scheduler):
-            done[task] = result
-            bar.update()
-    return done
 
 
 def prepare_segment(task: SegmentTask) -> _Done:

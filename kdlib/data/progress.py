@@ -1,12 +1,14 @@
-"""A number of things to do enters, a progress bar leaves: one line that moves on a terminal, now and then a new line in a log."""
+"""A progress bar: one line that moves on a terminal or in a notebook, now and then a new line in a log."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterable
+from typing import Any, TextIO, TypeVar
 
 from tqdm.auto import tqdm
+
+_T = TypeVar("_T")
 
 
 class _Lines:
@@ -23,16 +25,9 @@ class _Lines:
         self._stream.flush()
 
 
-def progress_bar(total: int, title: str, unit: str, show: bool) -> Any:
-    """Return a tqdm bar that redraws every 2 seconds on a terminal or in a notebook, and every 30 in a log."""
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
-        return tqdm(total=total, desc=title, unit=unit, mininterval=2, disable=not show)
-    return tqdm(total=total, desc=title, unit=unit, mininterval=30, ncols=100, file=_Lines(sys.stderr), disable=not show)
-
-
-def watched(count: int, title: str, unit: str, show: bool) -> Iterator[int]:
-    """Yield 0 to ``count`` - 1 under a progress bar."""
-    with progress_bar(count, title, unit, show) as bar:
-        for number in range(count):
-            yield number
-            bar.update()
+def watched(items: Iterable[_T], total: int, title: str, unit: str, show: bool) -> Iterable[_T]:
+    """Return the items under a bar that redraws every 2 seconds on a terminal or in a notebook, and every 30 in a log."""
+    options: dict[str, Any] = {"mininterval": 2}
+    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+        options = {"mininterval": 30, "ncols": 100, "file": _Lines(sys.stderr)}
+    return tqdm(items, total=total, desc=title, unit=unit, disable=not show, **options)  # type: ignore[no-any-return]

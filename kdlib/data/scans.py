@@ -1,4 +1,4 @@
-"""A scan of any LiDAR enters, from a .bin, .npy, .pcd or .ply file; the points a network takes leave, with what was assumed.
+"""Reads a scan of any LiDAR from a .bin, .npy, .pcd or .ply file: the points a network takes, with what was assumed.
 
 Networks here see Waymo's vehicle frame: metres, x forward, y left, z up, the road at z = 0, tanh of the intensity. A file says
 none of this about itself, so every assumption is a sentence in :attr:`Scan.assumptions`, and every one can be overridden.
@@ -7,25 +7,23 @@ none of this about itself, so every assumption is a sentence in :attr:`Scan.assu
 from __future__ import annotations
 
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.config import lookup
-from kdlib.data.pointfiles import Columns, read_pcd, read_ply
+from kdlib.data.pointfiles import PointColumns, read_pcd, read_ply
 from kdlib.errors import DataError
-from kdlib.types import Sample
+from kdlib.types import Float32, Float64, FloatArray, Sample
 
-KINDS = (".bin", ".npy", ".pcd", ".ply")
 _FARTHEST = 1000.0  # metres; no LiDAR sees further, so the unit is another or the origin is not the sensor
 _INTENSITY = ("intensity", "i", "reflectance", "reflectivity", "remission", "intensities", "scalar_intensity")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ScanLayout:
     """What the columns of a file mean."""
 
     name: str
@@ -35,14 +33,14 @@ class Layout:
     turned: bool = False  # x to the right and y forward, instead of x forward and y left
 
 
-LAYOUTS: Mapping[str, Layout] = {
+LAYOUTS: Mapping[str, ScanLayout] = {
     layout.name: layout
     for layout in (
-        Layout("kitti", ("x", "y", "z", "intensity"), 1.73, None),
-        Layout("nuscenes", ("x", "y", "z", "intensity", "ring"), 1.84, 255.0, turned=True),
-        Layout("waymo", ("x", "y", "z", "intensity", "elongation", "flag"), 0.0, 1.0),
-        Layout("xyz", ("x", "y", "z"), None, None),
-        Layout("xyzi", ("x", "y", "z", "intensity"), None, None),
+        ScanLayout("kitti", ("x", "y", "z", "intensity"), 1.73, None),
+        ScanLayout("nuscenes", ("x", "y", "z", "intensity", "ring"), 1.84, 255.0, turned=True),
+        ScanLayout("waymo", ("x", "y", "z", "intensity", "elongation", "flag"), 0.0, 1.0),
+        ScanLayout("xyz", ("x", "y", "z"), None, None),
+        ScanLayout("xyzi", ("x", "y", "z", "intensity"), None, None),
     )
 }
 
@@ -53,12 +51,12 @@ class Scan:
 
     name: str
     layout: str
-    points: NDArray[np.float32]  # (N, 5) x, y, z, tanh(intensity), elongation
+    points: Float32  # (N, 5) x, y, z, tanh(intensity), elongation
     assumptions: tuple[str, ...]  # sentences about units, axes, intensity, height
 
     def sample(self) -> Sample:
         """Return the scan as a frame without boxes."""
-        return Sample(self.name, self.points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
+        return Sample.unlabelled(self.name, self.points)
 
 
 def read_scan(path: Path, layout: str | None = None, height: float | None = None, scale: float = 1.0) -> Scan:
@@ -77,47 +75,25 @@ def read_scan(path: Path, layout: str | None = None, height: float | None = None
     path = Path(path)
     chosen = lookup(LAYOUTS, layout, "layout") if layout is not None else None
     if not path.is_file():
-        raise DataError(f"{path} does not exist; give a scan as {', '.join(KINDS)}")
-    if path.suffix.lower() in (".pcd", ".ply"):
-        found, columns = chosen or LAYOUTS["xyz"], (read_pcd if path.suffix.lower() == ".pcd" else read_ply)(path)
-    elif path.suffix.lower() in (".bin", ".npy"):
-        found, columns = _read_bin(path, chosen) if path.suffix.lower() == ".bin" else _read_npy(path, chosen)
-    else:
-        raise DataError(f"{path}: scans are {', '.join(KINDS)}, not '{path.suffix}'")
+        raise DataError(f"{path} does not exist; give a scan as {', '.join(_READERS)}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: scans are {', '.join(_READERS)}, not '{path.suffix}'")
+    meant, columns = reader(path, chosen)
     missing = [axis for axis in "xyz" if axis not in columns]
     if missing:
         raise DataError(f"{path} has no column '{missing[0]}'; its columns are: {', '.join(columns) or 'none'}")
-    return _place(path, found, columns, height, scale, guessed=chosen is None)
+    return _place(path, meant, columns, height, scale, guessed=chosen is None)
 
 
-def _place(path: Path, layout: Layout, columns: Columns, height: float | None, scale: float, guessed: bool) -> Scan:
+def _place(path: Path, layout: ScanLayout, columns: PointColumns, height: float | None, scale: float, guessed: bool) -> Scan:
     """Bring the columns into the vehicle frame and say how."""
-    xyz = np.stack([columns[axis] for axis in "xyz"], axis=1).astype(np.float64) * scale
-    kept: NDArray[np.bool_] = np.asarray(np.isfinite(xyz).all(axis=1))
     said = [f"Layout {layout.name}{', found from the file' if guessed else ''}: {', '.join(columns)}."]
-    if not kept.all():
-        said.append(f"{int((~kept).sum()):,} of {len(kept):,} points hold NaN or infinity and are left out.")
-    xyz = xyz[kept]
-    _check_reach(path, xyz)
-    if layout.turned:
-        xyz = np.stack((xyz[:, 1], -xyz[:, 0], xyz[:, 2]), axis=1)
-        axes = "x right, y forward, z up in the file, turned here to x forward, y left"
-    else:
-        axes = "x forward, y left, z up"
-    said.append(f"Metres{'' if scale == 1 else f' (file times {scale:g})'}; {axes}.")
-    raised, sentence = _height(layout, xyz, height)
-    xyz[:, 2] += raised
-    points = np.zeros((len(xyz), 5), np.float32)
-    points[:, :3] = xyz
-    points[:, 3], heard = _intensity(layout, columns, kept)
-    elongation = columns.get("elongation")
-    if elongation is not None:
-        points[:, 4] = np.where(np.isfinite(elongation[kept]), elongation[kept], 0)
-    said += [sentence, heard, "Elongation from the file." if elongation is not None else "No elongation: 0."]
-    return Scan(path.name.partition(".")[0], layout.name, points, tuple(said))
-
-
-def _check_reach(path: Path, xyz: NDArray[np.float64]) -> None:
+    xyz = np.stack([columns[axis] for axis in "xyz"], axis=1) * scale
+    finite = np.isfinite(xyz).all(axis=1)
+    if not finite.all():
+        said.append(f"{int((~finite).sum()):,} of {len(finite):,} points hold NaN or infinity and are left out.")
+        xyz, columns = xyz[finite], {name: column[finite] for name, column in columns.items()}
     if not len(xyz):
         raise DataError(f"{path} holds no finite points")
     reach = float(np.median(np.abs(xyz[:, :2]).max(axis=1)))
@@ -126,16 +102,28 @@ def _check_reach(path: Path, xyz: NDArray[np.float64]) -> None:
             f"{path}: half of its points lie more than {reach:,.0f} from the origin; wanted are metres around the sensor "
             "(--scale 0.001 for millimetres, --layout for other columns)"
         )
+    axes = "x forward, y left, z up"
+    if layout.turned:
+        xyz = np.stack((xyz[:, 1], -xyz[:, 0], xyz[:, 2]), axis=1)
+        axes = "x right, y forward, z up in the file, turned here to x forward, y left"
+    said.append(f"Metres{'' if scale == 1 else f' (file times {scale:g})'}; {axes}.")
+    raised, about_height = _height(layout, xyz, height)
+    intensity, about_intensity = _intensity(layout, columns, len(xyz))
+    elongation = columns.get("elongation", np.zeros(len(xyz)))
+    about_elongation = "Elongation from the file." if "elongation" in columns else "No elongation: 0."
+    features = (intensity, np.where(np.isfinite(elongation), elongation, 0))
+    points = np.column_stack((xyz + (0, 0, raised), *features)).astype(np.float32)
+    sentences = (*said, about_height, about_intensity, about_elongation)
+    return Scan(path.name.partition(".")[0], layout.name, points, sentences)
 
 
-def _height(layout: Layout, xyz: NDArray[np.float64], height: float | None) -> tuple[float, str]:
+def _height(layout: ScanLayout, xyz: Float64, height: float | None) -> tuple[float, str]:
     """Return by how much to raise the points so that the road lies at 0, and the sentence about it."""
     road = ground_level(xyz)
-    if height is None and layout.height is None:
-        found = round(-road, 2) + 0.0
-        return found, f"The most common low z is {road:.2f}, taken for the road and put at z = 0 (--height to override)."
     given = layout.height if height is None else height
-    assert given is not None
+    if given is None:
+        raised = round(-road, 2) + 0.0
+        return raised, f"The most common low z is {road:.2f}, taken for the road and put at z = 0 (--height to override)."
     check = f"the road is then at about z = {road + given:.2f}"
     if height is None and given == 0:
         return 0.0, f"Vehicle frame with the road at z = 0; {check} (--height to override)."
@@ -143,7 +131,7 @@ def _height(layout: Layout, xyz: NDArray[np.float64], height: float | None) -> t
     return given, f"The sensor is {given:g} m above the road ({whose}); {check}."
 
 
-def ground_level(xyz: NDArray[np.float64]) -> float:
+def ground_level(xyz: FloatArray) -> float:
     """Return the height of the road: the commonest z, to 0.1 m, of the lower half of what lies 2 to 30 m around."""
     distance = np.hypot(xyz[:, 0], xyz[:, 1])
     near = xyz[(distance > 2) & (distance < 30), 2]
@@ -154,37 +142,40 @@ def ground_level(xyz: NDArray[np.float64]) -> float:
     return float(np.median(in_cell))
 
 
-def _intensity(layout: Layout, columns: Columns, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], str]:
+def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[Float64, str]:
     """Return tanh of the intensity on Waymo's scale, and the sentence about it."""
     name = next((name for name in _INTENSITY if name in columns), None)
     if name is None:
-        return np.zeros(int(kept.sum())), "No intensity: 0, although the network learned from it."
-    values = columns[name][kept]
-    values = np.where(np.isfinite(values), np.maximum(values, 0), 0)
-    most = float(values.max()) if len(values) else 0.0
+        return np.zeros(count), "No intensity: 0, although the network learned from it."
+    values = np.where(np.isfinite(columns[name]), np.maximum(columns[name], 0), 0)
+    most = float(values.max())
     full = layout.full_scale or next((limit for limit in (1.0, 255.0, 65_535.0) if most <= limit), most)
     scaled = f"'{name}'" + ("" if full == 1 else f" / {full:g}")
     return np.tanh(values / full), f"Intensity: tanh of {scaled}, as Waymo's is taken; the largest value is {most:g}."
 
 
-def _read_bin(path: Path, layout: Layout | None) -> tuple[Layout, Columns]:
+def _by_position(layout: ScanLayout, table: FloatArray) -> tuple[ScanLayout, PointColumns]:
+    names = layout.columns[: table.shape[1]]
+    return layout, {name: table[:, number].astype(np.float64) for number, name in enumerate(names)}
+
+
+def _read_bin(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:
     size = path.stat().st_size
     values = np.fromfile(path, "<f4") if size % 4 == 0 else np.zeros(0, "<f4")
     if layout is None and path.name.lower().endswith(".pcd.bin"):
         layout = LAYOUTS["nuscenes"]
-    width = len(layout.columns) if layout else 4
-    if layout is None and values.size and not values.size % 4 == values.size % 5 == 0:
-        width = 5 if values.size % 4 else 4
-    if not values.size or values.size % width:
-        raise DataError(f"{path}: {size} bytes are not a whole number of points of {width} float32 values")
+    widths = (len(layout.columns),) if layout else (4, 5)
+    if not values.size or all(values.size % width for width in widths):
+        raise DataError(
+            f"{path}: {size} bytes are not a whole number of points of {' or '.join(map(str, widths))} float32 values"
+        )
     if not np.isfinite(values).all():
         raise DataError(f"{path} holds points that are not finite; it is damaged or of another format")
-    found = layout or _guess_bin(path, values)
-    table = values.reshape(-1, len(found.columns))
-    return found, {name: table[:, number].astype(np.float64) for number, name in enumerate(found.columns)}
+    layout = layout or _guess_bin(path, values)
+    return _by_position(layout, values.reshape(-1, len(layout.columns)))
 
 
-def _guess_bin(path: Path, values: NDArray[np.float32]) -> Layout:
+def _guess_bin(path: Path, values: Float32) -> ScanLayout:
     """Tell KITTI's four columns from nuScenes' five by the number of values and by what the last columns can be."""
     if not values.size % 5 and _is_nuscenes(values.reshape(-1, 5)):
         return LAYOUTS["nuscenes"]
@@ -197,13 +188,13 @@ def _guess_bin(path: Path, values: NDArray[np.float32]) -> Layout:
     raise DataError(f"{path} looks like neither KITTI's nor nuScenes' columns; say which with --layout ({', '.join(LAYOUTS)})")
 
 
-def _is_nuscenes(table: NDArray[np.floating]) -> bool:
+def _is_nuscenes(table: FloatArray) -> bool:
     ring, intensity = table[:, 4], table[:, 3]
     whole = bool((ring == np.floor(ring)).all()) and 0 <= ring.min() and ring.max() < 128
     return whole and 0 <= intensity.min() and intensity.max() <= 255 and float(np.abs(table[:, :3]).max()) < _FARTHEST
 
 
-def _read_npy(path: Path, layout: Layout | None) -> tuple[Layout, Columns]:
+def _read_npy(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:
     with path.open("rb") as stream:
         if stream.read(6) != b"\x93NUMPY":
             raise DataError(f"{path} is no array of numbers (it does not begin as .npy files do); write it with numpy.save")
@@ -216,11 +207,10 @@ def _read_npy(path: Path, layout: Layout | None) -> tuple[Layout, Columns]:
         return layout or LAYOUTS["xyz"], {name.lower(): table[name].astype(np.float64) for name in numbers}
     if table.ndim != 2 or table.shape[1] < 3 or table.dtype.kind != "f":
         raise DataError(f"{path} holds {table.dtype} of shape {table.shape}; needed are floats (N, 3 or more)")
-    found = layout or _guess_npy(table)
-    return found, {name: table[:, number].astype(np.float64) for number, name in enumerate(found.columns[: table.shape[1]])}
+    return _by_position(layout or _guess_npy(table), table)
 
 
-def _guess_npy(table: NDArray[np.floating]) -> Layout:
+def _guess_npy(table: FloatArray) -> ScanLayout:
     """Return what the columns must be: OpenPCDet's Waymo files have six; KITTI's and nuScenes' points are often saved so, too."""
     width = table.shape[1]
     if width == 3 or not len(table):
@@ -228,3 +218,11 @@ def _guess_npy(table: NDArray[np.floating]) -> Layout:
     if width == 5 and bool(np.isfinite(table).all()) and _is_nuscenes(table) and float(table[:, 4].max()) > 2:
         return LAYOUTS["nuscenes"]
     return LAYOUTS["xyzi"] if width == 4 and not np.nanmax(table[:, 3]) > 255 else LAYOUTS["waymo"]
+
+
+_READERS: Mapping[str, Callable[[Path, ScanLayout | None], tuple[ScanLayout, PointColumns]]] = {
+    ".bin": _read_bin,
+    ".npy": _read_npy,
+    ".pcd": lambda path, layout: (layout or LAYOUTS["xyz"], read_pcd(path)),
+    ".ply": lambda path, layout: (layout or LAYOUTS["xyz"], read_ply(path)),
+}

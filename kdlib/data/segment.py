@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib import records
-from kdlib.data.points import POINT, encode
+from kdlib.data.points import POINT, StoredPoints, encode_points
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Frame, FrameLabels
 
@@ -140,7 +140,7 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> di
         stream.write(_npy_header(0))
         for frame in frames:
             try:
-                stored = encode(frame.points)
+                stored = encode_points(frame.points)
             except DataError as error:
                 raise DataError(f"frame {frame.frame_id}: {error}") from error
             stream.write(stored.tobytes())
@@ -227,33 +227,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def is_outdated(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a manifest is of the time before manifests had a checksum; one that lost it still has what came with it."""
-    return "checksum" not in manifest and "simulated" not in manifest
-
-
-def damage(folder: Path, content: str) -> list[str]:
-    """Read a whole segment; return one sentence for each thing that is not as it was written, none for a sound one.
-
-    Args:
-        folder: ``<store>/<split>/<segment>``.
-        content: Its hash, as the index of the store has it.
-    """
-    try:
-        manifest = read_manifest(folder)
-    except DataError as error:
-        return [str(error)]
-    remedy = f"delete {folder} and prepare again"
-    if manifest["content"] != content or ("checksum" not in manifest and not is_outdated(manifest)):
-        return [f"{folder / MANIFEST} is not what was written; {remedy}"]
-    try:
-        changed = [name for name, record in manifest["files"].items() if records.sha256(folder / name) != record["sha256"]]
-    except OSError as error:
-        return [f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}"]
-    return [f"{folder / name} is not what was written; {remedy}" for name in changed]
-
-
-def read_points(folder: Path, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.void]]:
+def read_points(folder: Path, offset: int, count: int) -> StoredPoints:
     """Return a frame's stored points (count,) of ``POINT``.
 
     One seek and one read: 800 open memory maps would use up a process's file handles, and a cut file would be a bus error.

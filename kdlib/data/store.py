@@ -1,4 +1,4 @@
-"""A prepared store on disk enters; frames, points, boxes and the ground-truth table leave."""
+"""Opens a prepared store: frames, points and boxes of a split, and its ground-truth table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from kdlib import records
 from kdlib.config import CLASS_NAMES
-from kdlib.data import points as codec
+from kdlib.data.points import StoredPoints, decode_points
 from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, read_manifest, read_points
 from kdlib.errors import ConfigError, DataError
-from kdlib.types import WAYMO_TYPES, Frame, FrameLabels, frame_id
+from kdlib.types import WAYMO_TYPES, Float32, Float64, FrameLabels, Int64, frame_id
 
 INDEX = "store.json"
 
@@ -52,8 +52,8 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
     index = records.read_json(path / INDEX)
     if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
-        found = index.get("version")
-        raise DataError(f"{path} is a store of version {found}, this is version {STORE_VERSION}; delete it and prepare again")
+        versions = f"is a store of version {index.get('version')}, this is version {STORE_VERSION}"
+        raise DataError(f"{path} {versions}; delete it and prepare again")
     if index.get("fingerprint") not in (None, fingerprint(index["splits"])):
         raise DataError(f"{path / INDEX} is not what was written; delete it and run 'python -m kdlib prepare' again")
     contents: dict[str, dict[str, str]] = index["splits"]
@@ -112,21 +112,21 @@ class StoreSplit:
     fingerprint: str
     segment_of: NDArray[np.int32]  # (F,) position in segments
     index: NDArray[np.int32]  # (F,) position in the segment
-    timestamps: NDArray[np.int64]  # (F,) microseconds
-    offsets: NDArray[np.int64]  # (F,) first point in the segment's points.npy
-    counts: NDArray[np.int64]  # (F,) number of points
-    poses: NDArray[np.float64]  # (F, 4, 4) world from vehicle
-    first_box: NDArray[np.int64]  # (F + 1,) rows of the following
-    boxes: NDArray[np.float32]  # (all, 7)
+    timestamps: Int64  # (F,) microseconds
+    offsets: Int64  # (F,) first point in the segment's points.npy
+    counts: Int64  # (F,) number of points
+    poses: Float64  # (F, 4, 4) world from vehicle
+    first_box: Int64  # (F + 1,) rows of the following
+    boxes: Float32  # (all, 7)
     types: NDArray[np.int8]
     difficulty: NDArray[np.int8]
     num_points: NDArray[np.int32]
-    velocity: NDArray[np.float32]  # (all, 2) vehicle frame, m/s
+    velocity: Float32  # (all, 2) vehicle frame, m/s
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def frames(self, interval: int = 1) -> NDArray[np.int64]:
+    def frames(self, interval: int = 1) -> Int64:
         """Return every ``interval``-th frame number of the concatenated segments, beginning with 0 (spec 2.1)."""
         if interval < 1:
             raise ConfigError(f"the sampling interval must be at least 1, not {interval}")
@@ -140,14 +140,18 @@ class StoreSplit:
         """Return the names of every ``interval``-th frame."""
         return [self.frame_id(number) for number in self.frames(interval)]
 
-    def points(self, number: int, raw_intensity: bool = False) -> NDArray[np.float32]:
-        """Return a frame's points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag.
+    def stored_points(self, number: int) -> StoredPoints:
+        """Return a frame's points as they are stored.
 
         Raises:
             DataError: If the points cannot be read whole.
         """
         folder = self.path / self.name / self.segments[self.segment_of[number]]
-        return codec.decode(read_points(folder, int(self.offsets[number]), int(self.counts[number])), raw_intensity)
+        return read_points(folder, int(self.offsets[number]), int(self.counts[number]))
+
+    def points(self, number: int) -> Float32:
+        """Return a frame's points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1 outside)."""
+        return decode_points(self.stored_points(number))
 
     def box_rows(self, number: int) -> slice:
         """Return where a frame's boxes lie in ``boxes``, ``types``, ``difficulty``, ``num_points`` and ``velocity``."""
@@ -155,60 +159,50 @@ class StoreSplit:
 
     def labels(self, number: int) -> FrameLabels:
         """Return a frame's annotations, object ids included (read from disk)."""
-        segment = self.segments[self.segment_of[number]]
-        path = self.path / self.name / segment / BOXES
-        table = _read_table(path, ("frame", "id"))
+        table = _read_table(self.path / self.name / self.segments[self.segment_of[number]] / BOXES, ["frame", "id"])
         ids = table.filter(pc.equal(table.column("frame"), int(self.index[number]))).column("id").to_pylist()
         rows = self.box_rows(number)
         types, difficulty, num_points = (a[rows].astype(np.int64) for a in (self.types, self.difficulty, self.num_points))
         return FrameLabels(self.boxes[rows], types, tuple(ids), difficulty, num_points, self.velocity[rows])
 
-    def frame(self, number: int) -> Frame:
-        """Return a frame as the reader gave it, up to quantisation; intensities above 3.5 are clipped.
 
-        Raises:
-            DataError: If the points cannot be read whole.
-        """
-        segment = self.segments[self.segment_of[number]]
-        points = self.points(number, raw_intensity=True)
-        index, time = int(self.index[number]), int(self.timestamps[number])
-        return Frame(segment, index, time, points, self.poses[number], self.labels(number))
-
-
-def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=None if columns is None else list(columns))
+        return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}); delete its folder and prepare again") from error
 
 
 def _load_split(path: Path, name: str, segments: tuple[str, ...], digest: str) -> StoreSplit:
-    columns = ("frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y")
+    columns = ["frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y"]
     frame_tables = [_read_table(path / name / segment / FRAMES) for segment in segments]
     box_tables = [_read_table(path / name / segment / BOXES, columns) for segment in segments]
-    lengths = [table.num_rows for table in frame_tables]
-    frames, boxes = pa.concat_tables(frame_tables), pa.concat_tables(box_tables)
-    starts = np.cumsum([0, *lengths[:-1]])
+    lengths = [len(table) for table in frame_tables]
+    frames, boxes = (
+        {column: table.column(column).to_numpy() for column in table.column_names if column != "pose"}
+        for table in (pa.concat_tables(frame_tables), pa.concat_tables(box_tables))
+    )
     # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
-    owner = boxes.column("frame").to_numpy() + np.repeat(starts, [table.num_rows for table in box_tables])
-    poses = np.concatenate([np.zeros(0), *(chunk.flatten().to_numpy() for chunk in frames.column("pose").chunks)])
+    starts = np.cumsum([0, *lengths[:-1]])
+    owner = boxes["frame"] + np.repeat(starts, [len(table) for table in box_tables])
+    poses = [chunk.flatten().to_numpy() for table in frame_tables for chunk in table.column("pose").chunks]
     return StoreSplit(
         path=path,
         name=name,
         segments=segments,
         fingerprint=digest,
         segment_of=np.repeat(np.arange(len(segments), dtype=np.int32), lengths),
-        index=frames.column("frame").to_numpy(),
-        timestamps=frames.column("timestamp").to_numpy(),
-        offsets=frames.column("offset").to_numpy(),
-        counts=frames.column("count").to_numpy(),
-        poses=poses.reshape(-1, 4, 4),
-        first_box=np.searchsorted(owner, np.arange(frames.num_rows + 1)),
-        boxes=np.stack([boxes.column(n).to_numpy() for n in BOX_NUMBERS], axis=1).astype(np.float32),
-        types=boxes.column("type").to_numpy(),
-        difficulty=boxes.column("difficulty").to_numpy(),
-        num_points=boxes.column("num_points").to_numpy(),
-        velocity=np.stack([boxes.column(n).to_numpy() for n in ("speed_x", "speed_y")], axis=1).astype(np.float32),
+        index=frames["frame"],
+        timestamps=frames["timestamp"],
+        offsets=frames["offset"],
+        counts=frames["count"],
+        poses=np.concatenate([np.zeros(0), *poses]).reshape(-1, 4, 4),
+        first_box=np.searchsorted(owner, np.arange(sum(lengths) + 1)),
+        boxes=np.stack([boxes[number] for number in BOX_NUMBERS], axis=1).astype(np.float32),
+        types=boxes["type"],
+        difficulty=boxes["difficulty"],
+        num_points=boxes["num_points"],
+        velocity=np.stack([boxes["speed_x"], boxes["speed_y"]], axis=1).astype(np.float32),
     )
 
 

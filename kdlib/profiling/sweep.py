@@ -8,8 +8,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from kdlib.data.scans import read_scan
 from kdlib.data.store import Store
 from kdlib.types import Sample
@@ -41,5 +39,4 @@ def simulated_sweeps(count: int, seed: int = 0, scale: str = "full") -> list[Sam
         simulate(source, segments=count, frames=1, seed=seed, scale=scale, split="validation", workers=1, progress=False)
         prepare(source, store, splits=("validation",), workers=1, progress=False)
         split = Store.open(store).split("validation")
-        empty = np.zeros((0, 7), np.float32), np.zeros(0, np.int64)
-        return [Sample(split.frame_id(number), split.points(number)[:, :5], *empty) for number in range(len(split))]
+        return [Sample.unlabelled(split.frame_id(number), split.points(number)[:, :5]) for number in range(len(split))]

@@ -48,7 +48,7 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
     assert (points[:, 4] == 0).all() and (points[:, 5] == -1).all()
     np.testing.assert_allclose(labels.boxes, [CAR], rtol=1e-7)
     assert (labels.ids, labels.num_points.tolist(), labels.difficulty.tolist()) == (("a",), [12], [0])
-    assert split.frame(2).timestamp_micros == 200_000
+    assert split.timestamps[2] == 200_000
     bank = ObjectBank.open(bank_path(split), split.fingerprint)
     assert len(bank.boxes) > 0
     assert not any(path.name.endswith(".tmp") for path in tmp_path.rglob("*"))

@@ -24,20 +24,17 @@ def test_frames_come_back_as_the_reader_gave_them(store, source):
         frames = [frame for segment in segments for frame in read_segment(source / split, segment)]
         assert len(loaded) == len(frames)
         for number, frame in enumerate(frames):
-            back = loaded.frame(number)
-            assert (back.frame_id, back.timestamp_micros, back.labels.ids) == (
-                frame.frame_id,
-                frame.timestamp_micros,
-                frame.labels.ids,
-            )
-            np.testing.assert_allclose(back.points[:, :3], frame.points[:, :3], rtol=0, atol=0.002)
-            np.testing.assert_allclose(np.tanh(back.points[:, 3]), np.tanh(frame.points[:, 3]), atol=0.004)
-            np.testing.assert_array_equal(back.points[:, 5], frame.points[:, 5])
-            np.testing.assert_array_equal(back.pose, frame.pose)
-            np.testing.assert_allclose(back.labels.boxes, frame.labels.boxes, rtol=1e-6)
+            points, labels = loaded.points(number), loaded.labels(number)
+            assert loaded.frame_id(number) == frame.frame_id and labels.ids == frame.labels.ids
+            assert loaded.timestamps[number] == frame.timestamp_micros
+            np.testing.assert_allclose(points[:, :3], frame.points[:, :3], rtol=0, atol=0.002)
+            np.testing.assert_allclose(points[:, 3], np.tanh(frame.points[:, 3]), atol=0.004)
+            np.testing.assert_array_equal(points[:, 5], frame.points[:, 5])
+            np.testing.assert_array_equal(loaded.poses[number], frame.pose)
+            np.testing.assert_allclose(labels.boxes, frame.labels.boxes, rtol=1e-6)
             for name in ("types", "difficulty", "num_points"):
-                np.testing.assert_array_equal(getattr(back.labels, name), getattr(frame.labels, name))
-            np.testing.assert_allclose(back.labels.velocity, frame.labels.velocity, rtol=1e-6)
+                np.testing.assert_array_equal(getattr(labels, name), getattr(frame.labels, name))
+            np.testing.assert_allclose(labels.velocity, frame.labels.velocity, rtol=1e-6)
 
 
 def test_points_are_a_plain_npy_that_can_be_mapped(store):

@@ -1,8 +1,8 @@
-"""A prepared store enters; what is damaged or missing leaves, and whether it is the whole dataset, a part of it, or simulated."""
+"""Computes every checksum of a prepared store again, and says whether it is the whole dataset, a part of it, or simulated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 
 from kdlib import records
 from kdlib.data.cluster import worker_count
-from kdlib.data.object_bank import ObjectBank, bank_path, verify_bank
-from kdlib.data.progress import progress_bar
-from kdlib.data.segment import damage, is_outdated, read_manifest
+from kdlib.data.object_bank import bank_path, verify_bank
+from kdlib.data.prepare import Manifest
+from kdlib.data.progress import watched
+from kdlib.data.segment import MANIFEST, read_manifest
 from kdlib.data.store import INDEX, Store, fingerprint, read_index
 from kdlib.errors import DataError
 from kdlib.waymo.segments import list_segments
@@ -23,10 +24,10 @@ INTERVAL = 5
 PUBLISHED: Mapping[str, tuple[int, int]] = {"training": (798, 158_081), "validation": (202, 39_987)}
 """Segments and frames of the Waymo Open Dataset, Perception (spec section 0)."""
 
-POINTS_A_SECOND = 2_000_000
+_POINTS_A_SECOND = 2_000_000
 """What one core prepares, roughly; to say how long a remedy takes."""
 
-KINDS: Mapping[str, str] = {
+_KINDS: Mapping[str, str] = {
     "full": "the full split of the Waymo Open Dataset",
     "part": "a part of the Waymo Open Dataset's split",
     "simulated": "SIMULATED data, not the Waymo Open Dataset",
@@ -44,12 +45,12 @@ class SplitCheck:
     frames: int
     frames_at_5: int  # of every fifth one
     simulated: bool
-    kind: str  # a key of KINDS
+    kind: str  # a key of _KINDS
     shortest: tuple[str, int]  # segment and its frames; a whole one has 198 to 200
 
     def __str__(self) -> str:
         counts = f"{self.segments:,} segments, {self.frames:,} frames, {self.frames_at_5:,} at interval {INTERVAL}"
-        return f"{counts}: {KINDS[self.kind]} (shortest: {self.shortest[0]}, {self.shortest[1]} frames)"
+        return f"{counts}: {_KINDS[self.kind]} (shortest: {self.shortest[0]}, {self.shortest[1]} frames)"
 
 
 @dataclass(frozen=True)
@@ -96,92 +97,87 @@ def verify(path: Path, source: Path | None = None, workers: int = 0, progress: b
     """
     path = Path(path)
     contents = read_index(path)  # not Store.open: a damaged segment must not hide the others
-    folders = [(path / split / name, content) for split, some in contents.items() for name, content in some.items()]
+    names = [(split, segment) for split, segments in contents.items() for segment in segments]
+    manifests: dict[str, dict[str, Manifest]] = {split: {} for split in contents}
     damaged: list[str] = []
-    threads = worker_count(workers, len(folders))
-    with ThreadPoolExecutor(threads) as pool, progress_bar(len(folders), "verify", "segment", progress) as bar:
-        for found in pool.map(lambda one: damage(*one), folders):
-            damaged += found
-            bar.update()
+    with ThreadPoolExecutor(worker_count(workers, len(names))) as pool:
+        results = pool.map(lambda name: _read_segment(path.joinpath(*name), contents[name[0]][name[1]]), names)
+        for (split, segment), (manifest, sentences) in zip(names, watched(results, len(names), "verify", "segment", progress)):
+            damaged += sentences
+            if manifest is not None:
+                manifests[split][segment] = manifest
     if not damaged:
         damaged += _beyond_segments(Store.open(path))
     if source is not None:
         damaged += _absent(source, contents)
-    checks = {split: _check(split, path / split, some) for split, some in contents.items()}
+    checks = {split: _check(split, len(contents[split]), read) for split, read in manifests.items()}
     if not damaged:
         damaged += [f"{path / name}: {check}" for name, check in checks.items() if check.kind == "other"]
-    size = sum(file.stat().st_size for folder, _ in folders if folder.is_dir() for file in folder.iterdir())
-    outdated = _outdated(path, source, [folder for folder, _ in folders])
-    return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged), outdated)
+    size = sum(file.stat().st_size for name in names for file in path.joinpath(*name).glob("*"))
+    outdated = [manifest["points"] for read in manifests.values() for manifest in read.values() if _is_outdated(manifest)]
+    about = ""
+    if outdated:
+        seconds = max(1, round(sum(outdated) / len(outdated) / _POINTS_A_SECOND))
+        about = (
+            f"{len(outdated)} of {len(names)} segments were prepared by an older kdlib, without a checksum of their manifests; "
+            f"run 'python -m kdlib prepare {source or 'SRC'} {path}' once more: it prepares them anew, "
+            f"about {seconds} s a segment and core"
+        )
+    return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged), about)
 
 
-def _outdated(path: Path, source: Path | None, folders: Sequence[Path]) -> str:
-    """Say how many segments have manifests without a checksum, and what to do."""
-    points = []
-    for folder in folders:
-        try:
-            manifest = read_manifest(folder)
-        except DataError:  # damaged, as has been said
-            continue
-        if is_outdated(manifest):
-            points.append(manifest["points"])
-    if not points:
-        return ""
-    seconds = max(1, round(sum(points) / len(points) / POINTS_A_SECOND))
-    command = f"python -m kdlib prepare {source or 'SRC'} {path}"
-    return (
-        f"{len(points)} of {len(folders)} segments were prepared by an older kdlib, without a checksum of their manifests; "
-        f"run '{command}' once more: it prepares them anew, about {seconds} s a segment and core"
-    )
+def _read_segment(folder: Path, content: str) -> tuple[Manifest | None, list[str]]:
+    """Read a whole segment; return its manifest and one sentence for each thing that is not as it was written."""
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        return None, [str(error)]
+    remedy = f"delete {folder} and prepare again"
+    if manifest["content"] != content or ("checksum" not in manifest and not _is_outdated(manifest)):
+        return manifest, [f"{folder / MANIFEST} is not what was written; {remedy}"]
+    try:
+        changed = [name for name, record in manifest["files"].items() if records.sha256(folder / name) != record["sha256"]]
+    except OSError as error:
+        return manifest, [f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}"]
+    return manifest, [f"{folder / name} is not what was written; {remedy}" for name in changed]
+
+
+def _is_outdated(manifest: Manifest) -> bool:
+    """Return whether a manifest is of the time before manifests had a checksum; one that lost it still has what came with it."""
+    return "checksum" not in manifest and "simulated" not in manifest
 
 
 def _beyond_segments(store: Store) -> Iterator[str]:
     """Check the index's own hash and the object banks."""
     if records.read_json(store.path / INDEX).get("fingerprint") != store.fingerprint:
         yield f"{store.path / INDEX} is not what was written; delete it and prepare again"
-    for name in store.contents:
-        split = store.split(name)
-        bank = bank_path(split)
-        if bank.is_file():
-            found = verify_bank(bank)
-            yield from found
-            if not found:
-                try:
-                    ObjectBank.open(bank, split.fingerprint)
-                except DataError as error:
-                    yield str(error)
+    for split in map(store.split, store.contents):
+        if bank_path(split).is_file():
+            yield from verify_bank(bank_path(split), split.fingerprint)
 
 
 def _absent(source: Path, contents: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    for split, some in contents.items():
+    for split, segments in contents.items():
         if (Path(source) / split).is_dir():
-            lacking = sorted(set(list_segments(Path(source) / split)) - set(some))
+            lacking = sorted(set(list_segments(Path(source) / split)) - set(segments))
             if lacking:
                 yield f"split {split} lacks {len(lacking)} segments of {source} (the first: {lacking[0]}); prepare again"
 
 
-def _check(split: str, folder: Path, segments: Mapping[str, str]) -> SplitCheck:
+def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> SplitCheck:
     """Count from the manifests; segments whose manifest is damaged have been named, and count as no frames."""
-    frames: dict[str, int] = {}
-    simulated = outdated = False
-    for name in sorted(segments):
-        try:
-            manifest = read_manifest(folder / name)
-        except DataError:
-            continue
-        frames[name] = manifest["frames"]
-        simulated = simulated or bool(manifest.get("simulated"))
-        outdated = outdated or is_outdated(manifest)
-    total, wanted = sum(frames.values()), PUBLISHED.get(split)
+    frames = {name: manifest["frames"] for name, manifest in sorted(manifests.items())}
+    total, published = sum(frames.values()), PUBLISHED.get(split)
+    simulated = any(manifest.get("simulated") for manifest in manifests.values())
     if simulated:
         kind = "simulated"
-    elif outdated:
+    elif any(map(_is_outdated, manifests.values())):
         kind = "unknown"
-    elif wanted is None:
+    elif published is None:
         kind = "uncounted"
-    elif len(segments) < wanted[0]:
+    elif segments < published[0]:
         kind = "part"
     else:
-        kind = "full" if (len(segments), total) == wanted else "other"
+        kind = "full" if (segments, total) == published else "other"
     shortest = min(frames.items(), key=lambda item: item[1], default=("none", 0))
-    return SplitCheck(len(segments), total, -(-total // INTERVAL), simulated, kind, shortest)
+    return SplitCheck(segments, total, -(-total // INTERVAL), simulated, kind, shortest)
