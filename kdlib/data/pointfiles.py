@@ -68,10 +68,10 @@ def read_ply(path: Path) -> PointColumns:
     storage, points, row = _ply_table(path, lines)
     if storage == "ascii":
         return _single_columns(_from_text(path, body, points, row))
-    order = {"binary_little_endian": "<", "binary_big_endian": ">"}.get(storage)
-    if order is None:
+    if storage not in ("binary_little_endian", "binary_big_endian"):
         raise DataError(f"{path}: format is '{storage}', a PLY file has ascii, binary_little_endian or binary_big_endian")
-    return _single_columns(_from_rows(path, body, points, row.newbyteorder(order)))
+    row = row.newbyteorder("<" if storage == "binary_little_endian" else ">")
+    return _single_columns(_from_rows(path, body, points, row))
 
 
 def _header(path: Path, content: bytes, kind: str, last: bytes) -> tuple[list[list[str]], bytes]:

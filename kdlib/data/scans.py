@@ -90,7 +90,7 @@ def _place(path: Path, layout: ScanLayout, columns: PointColumns, height: float 
     """Bring the columns into the vehicle frame and say how."""
     said = [f"Layout {layout.name}{', found from the file' if guessed else ''}: {', '.join(columns)}."]
     xyz = np.stack([columns[axis] for axis in "xyz"], axis=1) * scale
-    finite = np.isfinite(xyz).all(axis=1)
+    finite = np.asarray(np.isfinite(xyz).all(axis=1))
     if not finite.all():
         said.append(f"{int((~finite).sum()):,} of {len(finite):,} points hold NaN or infinity and are left out.")
         xyz, columns = xyz[finite], {name: column[finite] for name, column in columns.items()}
