@@ -218,9 +218,9 @@ def _evaluate(
     as_json: _Json = False,
 ) -> None:
     """Score predictions with the Waymo detection metric: AP and APH per class, level and range."""
-    from kdlib.tools.judge.judge import judge
+    from kdlib.tools.judge.evaluate import evaluate
 
-    judged = judge(
+    judged = evaluate(
         predictions, ground_truth, workers=workers or os.cpu_count() or 1, official=official, python=python, export=export
     )
     _show(as_json, judged.to_dict(), judged.text())

@@ -13,10 +13,11 @@ from kdlib.metric.box_tables import predictions_table, write_predictions
 from kdlib.metric.loading import load_boxes
 from kdlib.metric.objects import EvalBoxes, Predictions, Truth
 from kdlib.metric.waymo_metrics import evaluate_boxes, evaluate_loaded
-from kdlib.tools.bench.official import AGREEMENT, compare_with_official, crowd
-from kdlib.tools.judge.judge import judge
+from kdlib.tools.bench.crowd import crowd
+from kdlib.tools.judge.evaluate import evaluate
 from kdlib.tools.judge.leaderboard import export_objects, import_objects
 from kdlib.tools.judge.official import OfficialError, official_scores, run_child
+from kdlib.tools.judge.side_by_side import METRIC_AGREEMENT, compare_with_official
 
 SETS = 200
 SIZES = np.array(((1.0, 1.0, 1.0), (4.6, 2.0, 1.7), (0.9, 0.8, 1.75), (0.6, 0.1, 0.6), (1.8, 0.8, 1.7)))
@@ -78,17 +79,17 @@ def test_two_hundred_random_sets(official_python):
         for name, value in official.metrics.items():
             worst = max(worst, abs(result.metrics[name] - value))
         nonzero += sum(value > 0 for value in official.metrics.values())
-    assert worst <= AGREEMENT
+    assert worst <= METRIC_AGREEMENT
     assert nonzero > 5_000  # the sets are no trivial ones
 
 
 def test_a_thousand_frames_faster_and_in_less_memory(official_python):
     """1,000 frames x 100 boxes x 200 predictions with ranges; the official op's figures are of the same run."""
-    duel = compare_with_official(crowd(1000, 100, 200), python=official_python)
-    print("\n" + duel.summary())
-    assert duel.agrees
-    assert duel.speedup >= 1.5
-    assert duel.ours.peak_bytes < duel.official.peak_bytes
+    both = compare_with_official(crowd(1000, 100, 200), python=official_python)
+    print("\n" + both.summary())
+    assert both.agrees
+    assert both.speedup >= 1.5
+    assert both.ours.peak_bytes < both.official.peak_bytes
 
 
 @pytest.fixture
@@ -112,9 +113,9 @@ def files(tmp_path):
 
 def test_evaluate_prints_both_and_exports(files, official_python, tmp_path):
     predictions, truth, *_ = files
-    judged = judge(predictions, truth, official=True, python=official_python, export=tmp_path / "out.bin", workers=2)
+    judged = evaluate(predictions, truth, official=True, python=official_python, export=tmp_path / "out.bin", workers=2)
     assert judged.comparison.agrees and judged.exported == 1200
-    assert judged.to_dict()["official"]["largest_difference"] <= AGREEMENT
+    assert judged.to_dict()["official"]["largest_difference"] <= METRIC_AGREEMENT
     assert "they agree" in judged.text() and "1,200 boxes written" in judged.text()
     for name, value in judged.comparison.ours.metrics.items():
         assert judged.result.metrics[name] == value
@@ -206,5 +207,5 @@ def test_both_in_one_process():
     )
     result = evaluate_boxes(scene, tuple(range(scene.frames)), ranges=False)
     for i, name in enumerate(result.curves):
-        assert result.metrics[f"{name}/AP"] == pytest.approx(float(ap[i]), abs=AGREEMENT)
-        assert result.metrics[f"{name}/APH"] == pytest.approx(float(aph[i]), abs=AGREEMENT)
+        assert result.metrics[f"{name}/AP"] == pytest.approx(float(ap[i]), abs=METRIC_AGREEMENT)
+        assert result.metrics[f"{name}/APH"] == pytest.approx(float(aph[i]), abs=METRIC_AGREEMENT)

@@ -5,107 +5,95 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from kdlib.tools.bench.table import Outcome
+    from kdlib.tools.bench.measurements import Benchmark
 
 bench = typer.Typer(help="Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Out = Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")]
-Python = Annotated[str | None, typer.Option(help="A Python with the official Waymo package.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+_Out = Annotated[Path | None, typer.Option(help="Also write the JSON object to this file, and the table beside it as Markdown.")]
+_Python = Annotated[str | None, typer.Option(help="A Python with the official Waymo package.")]
+_Store = Annotated[Path | None, typer.Option(help="Prepared store. Default: a small simulated one.")]
+_Device = Annotated[str, typer.Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")]
+_Rounds = Annotated[int, typer.Option(min=1, help="Timed turns, after warm-up; medians count.")]
+_Compile = Annotated[bool, typer.Option(help="Also measure torch.compile, whose warm-up takes minutes.")]
 
 
-def _print(outcome: Outcome, as_json: bool, out: Path | None) -> None:
+def _print(benchmark: Benchmark, as_json: bool, out: Path | None) -> None:
+    # The page says how to make it again: the command as it was typed, the page itself without its folder.
+    words = [out.name if out is not None and word == str(out) else word for word in sys.argv[1:]]
+    page = benchmark.page(" ".join(["python -m kdlib", *words]))
+    _print_and_write(benchmark.to_dict(), benchmark.text(), page, as_json, out)
+
+
+def _print_and_write(values: Mapping[str, Any], text: str, page: str, as_json: bool, out: Path | None) -> None:
     from kdlib import records
-    from kdlib.tools.bench.table import text
 
-    values = outcome.to_dict()
     if out is not None:
-        records.write_json(out, values)
-    print(json.dumps(values, indent=2) if as_json else text(outcome))
-
-
-def _typed(out: Path) -> str:
-    """Return the command as it was typed, so that a page says how to make it again; the page itself without its folder."""
-    words = [out.name if word == str(out) else word for word in sys.argv[1:]]
-    return " ".join(["python -m kdlib", *words])
-
-
-Page = Annotated[
-    Path | None,
-    typer.Option(help="Also write the table to this Markdown file, and the JSON object beside it."),
-]
-Rounds = Annotated[int, typer.Option(min=1, help="Timed turns, after warm-up; medians count.")]
-Compile = Annotated[bool, typer.Option(help="Also measure torch.compile, whose warm-up takes minutes.")]
+        records.write_json(out.with_suffix(".json"), values)
+        records.write_bytes(out.with_suffix(".md"), page.encode())
+    print(json.dumps(values, indent=2) if as_json else text)
 
 
 @bench.callback(invoke_without_command=True)
-def bare(context: typer.Context, as_json: Json = False, out: Page = None) -> None:
+def _bare(context: typer.Context, as_json: _Json = False, out: _Out = None) -> None:
     """Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed."""
     if context.invoked_subcommand is None:
-        speed(as_json=as_json, out=out)
+        _speed(as_json=as_json, out=out)
 
 
-@bench.command()
-def speed(
-    rounds: Rounds = 15,
-    store: Annotated[Path | None, typer.Option(help="Prepared store. Default: a small simulated one.")] = None,
+@bench.command("speed")
+def _speed(
+    rounds: _Rounds = 15,
+    store: _Store = None,
     teacher: Annotated[
         Path | None,
         typer.Option(help="The demo teacher's weights. Default: those shipped; fresh ones, which find no boxes, without them."),
     ] = None,
-    compile_too: Compile = True,
-    as_json: Json = False,
-    out: Page = None,
+    compile_too: _Compile = True,
+    as_json: _Json = False,
+    out: _Out = None,
 ) -> None:
     """Ratios that matter: operators against loops, distillation against its parts, loader against training, settings."""
-    from kdlib import records
-    from kdlib.tools.bench.speed import bench_speed, shipped_teacher
-    from kdlib.tools.bench.table import page
+    from kdlib.tools.bench.speed import bench_speed
+    from kdlib.tools.bench.steps import demo_teacher
 
-    outcome = bench_speed(rounds, store=store, teacher=teacher or shipped_teacher(), compile_too=compile_too)
-    if out is not None:
-        records.write_bytes(out.with_suffix(".md"), page(outcome, _typed(out)).encode())
-    _print(outcome, as_json, None if out is None else out.with_suffix(".json"))
+    _print(bench_speed(rounds, store=store, teacher=teacher or demo_teacher(), compile_too=compile_too), as_json, out)
 
 
-@bench.command()
-def steps(
+@bench.command("steps")
+def _steps(
     pair: Annotated[str, typer.Option(help="A pair of the zoo.")] = "cp_pillar_demo_v0.64_sparsekd",
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")] = "",
-    rounds: Rounds = 15,
-    store: Annotated[Path | None, typer.Option(help="Prepared store. Default: a small simulated one.")] = None,
+    device: _Device = "",
+    rounds: _Rounds = 15,
+    store: _Store = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames of a batch.")] = 4,
-    compile_too: Compile = True,
-    as_json: Json = False,
-    out: Page = None,
+    compile_too: _Compile = True,
+    as_json: _Json = False,
+    out: _Out = None,
 ) -> None:
     """Training samples per second alone and distilled, and peak memory: fp32, bf16 and compiled."""
-    from kdlib import records
-    from kdlib.tools.bench.table import page
-    from kdlib.tools.bench.training import bench_training
+    from kdlib.tools.bench.steps import bench_steps
 
-    outcome = bench_training(pair, device, rounds, store, batch, compile_too)
-    if out is not None:
-        records.write_bytes(out.with_suffix(".md"), page(outcome, _typed(out)).encode())
-    _print(outcome, as_json, None if out is None else out.with_suffix(".json"))
+    _print(bench_steps(pair, device, rounds, store, batch, compile_too), as_json, out)
 
 
-@bench.command()
-def data(
+@bench.command("data")
+def _data(
     frames: Annotated[int, typer.Option(min=1, help="Frames of each simulated segment.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 3,
     scale: Annotated[str, typer.Option(help="'full' has Waymo's resolution.")] = "full",
     keep: Annotated[Path | None, typer.Option(help="Keep the simulated files here, to be used again.")] = None,
-    python: Python = None,
+    python: _Python = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Least time of each of kdlib's own measurements.")] = 2.0,
-    as_json: Json = False,
-    out: Out = None,
+    as_json: _Json = False,
+    out: _Out = None,
 ) -> None:
     """Conversion against the official TensorFlow path, prepare, bytes per point, loader, memory per worker."""
     from kdlib.tools.bench.data import bench_data
@@ -113,15 +101,15 @@ def data(
     _print(bench_data(frames, rounds, scale, keep, python, seconds), as_json, out)
 
 
-@bench.command()
-def metric(
+@bench.command("metric")
+def _metric(
     frames: Annotated[int, typer.Option(min=1)] = 1000,
     labels: Annotated[int, typer.Option(min=1, help="Labelled boxes of a frame.")] = 100,
     predictions: Annotated[int, typer.Option(min=1, help="Predicted boxes of a frame.")] = 200,
     workers: Annotated[int, typer.Option(min=1, help="Processes of kdlib's metric.")] = 1,
-    python: Python = None,
-    as_json: Json = False,
-    out: Out = None,
+    python: _Python = None,
+    as_json: _Json = False,
+    out: _Out = None,
 ) -> None:
     """The metric against the official op on random boxes: time, memory, agreement."""
     from kdlib.tools.bench.metric import bench_metric
@@ -129,38 +117,31 @@ def metric(
     _print(bench_metric(frames, labels, predictions, workers, python), as_json, out)
 
 
-@bench.command()
-def models(
+@bench.command("models")
+def _models(
     name: Annotated[list[str] | None, typer.Option("--model", help="A model of the zoo; repeat. Default: ten.")] = None,
-    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")] = "",
+    device: _Device = "",
     frames: Annotated[int, typer.Option(min=1, help="Simulated full-size sweeps, used in turn.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Timed passes.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Passes before.")] = 3,
     mixed: Annotated[bool, typer.Option(help="Also with automatic mixed precision.")] = True,
     compiled: Annotated[bool, typer.Option(help="Also with backbone and heads compiled by torch.")] = False,
-    as_json: Json = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Also write the JSON object to this file, and the tables beside it as Markdown."),
-    ] = None,
+    as_json: _Json = False,
+    out: _Out = None,
 ) -> None:
     """Cost in both conventions and latency by stage of the published models, beside the published cells."""
-    from kdlib import records
-    from kdlib.tools.bench.models import bench_models, page, table
+    from kdlib.tools.bench.models import bench_models, costs_page, costs_text
 
     values = bench_models(name or (), device, frames, repeats, warmup, mixed, compiled)
-    if out is not None:
-        records.write_json(out, values)
-        records.write_bytes(out.with_suffix(".md"), page(values).encode())
-    print(json.dumps(values, indent=2) if as_json else table(values))
+    _print_and_write(values, costs_text(values), costs_page(values), as_json, out)
 
 
-@bench.command()
-def sparse(
+@bench.command("sparse")
+def _sparse(
     model: Annotated[str, typer.Option(help="A voxel model of the zoo, whose layers are run.")] = "cp_voxel",
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the best counts.")] = 5,
-    as_json: Json = False,
-    out: Out = None,
+    as_json: _Json = False,
+    out: _Out = None,
 ) -> None:
     """Sparse convolution on the processor against spconv's own wheel on a simulated full-size sweep."""
     # Threads that spin while they wait take the processor from each other on a busy machine (ten times slower, measured), those

@@ -1,32 +1,43 @@
-"""Simulated frames in; what converting, preparing and loading them costs, beside Waymo's own code on the same frames, out."""
+"""``bench data``: what converting, preparing and loading simulated frames costs, beside Waymo's own code on the same frames."""
 
 from __future__ import annotations
 
-import json
+import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdlib.config import ObjectSamplingConfig
 from kdlib.errors import KdlibError
-from kdlib.tools.bench import stages
-from kdlib.tools.bench.table import Line, Outcome
-from kdlib.tools.judge.official import OfficialError, find_python, run_child
+from kdlib.tools.bench.measurements import Benchmark, Measurement
+from kdlib.tools.judge.official import OfficialError, ask_official, find_python
+from kdlib.tools.own_process import in_own_process, peak_bytes
 
-OFFICIAL = Path(__file__).with_name("official_child.py")
-AGREEMENT = 1e-2  # metres between the mean points of a frame: the official float32 at world coordinates of some kilometres
+POINT_AGREEMENT = 1e-2  # metres between the mean points of a frame: the official float32 at world coordinates of some kilometres
 # What must be faster. From file to points the two v2 paths share Arrow's Parquet decoder, which takes most of ours.
 CONVERSIONS = ("v1_read", "v2_convert")
-ALONE = 0.8  # share of a core below which wall clock times say more about others
+MOST_OF_A_CORE = 0.8  # below this share wall clock times say more about others
 SEGMENTS = 2  # prepared and loaded; the first one is converted
 OBJECTS = ObjectSamplingConfig().counts  # drawn for each frame
 FASTER, POINT_BYTES, WORKER_MB = 10.0, 9.0, 1000.0  # targets
+_BATCH = 2  # frames, as published
 
-_Effort = Mapping[str, float]  # rounds and seconds, at least
+_Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often a measurement is repeated."""
+
+    rounds: int  # at least
+    seconds: float  # at least
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,8 @@ def bench_data(
     keep: Path | None = None,
     python: str | Path | None = None,
     seconds: float = 2.0,
-) -> Outcome:
-    """Measure everything on the same simulated frames, one process after the other.
+) -> Benchmark:
+    """Measure everything on the same simulated frames, one process after the other, each with one thread.
 
     Args:
         frames: Frames of each of two simulated segments; one of them is converted.
@@ -65,9 +76,9 @@ def bench_data(
     from kdlib.profiling.hardware import hardware_card
     from kdlib.simulate import simulate
 
-    lines: list[Line] = []
+    lines: list[Measurement] = []
     notes: list[str] = []
-    effort = {"rounds": rounds, "seconds": seconds}
+    effort = Effort(rounds, seconds)
     with _folder(keep) as root:
         segments = []
         for form in ("v1", "v2"):
@@ -77,10 +88,10 @@ def bench_data(
             segments.append(_Segment(form, root / form / "training", name, frames))
         for segment in segments:
             lines += _conversion(segment, effort, python, notes)
-        lines += _prepare(segments[1], root / "store", effort)
-        lines += _loader(root / "store", effort)
+        lines += _prepare_lines(segments[1], root / "store", effort)
+        lines += _loader_lines(root / "store", effort)
     facts = {"frames": frames, "rounds": rounds, "scale": scale, "simulated": True}
-    return Outcome("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card().to_dict())
+    return Benchmark("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card().to_dict())
 
 
 @contextmanager
@@ -92,54 +103,43 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _conversion(segment: _Segment, effort: _Effort, python: str | Path | None, notes: list[str]) -> list[Line]:
+def _conversion(segment: _Segment, effort: Effort, python: str | Path | None, notes: list[str]) -> list[Measurement]:
     """Measure kdlib before and after the official code, so that a machine that slows down meanwhile favours neither."""
-    request = {"folder": str(segment.folder), "segment": segment.name, **effort}
-    names = ("read", "convert") if segment.form == "v2" else ("read",)
-    before = {name: stages.run(name, request) for name in names}
-    official = _official(segment, int(effort["rounds"]), python, notes)
-    after = {name: stages.run(name, request) for name in names}
+    before = in_own_process(measure_reading, segment.folder, segment.name, effort, threads=1)
+    official = _official(segment, effort.rounds, python, notes)
+    after = in_own_process(measure_reading, segment.folder, segment.name, effort, threads=1)
     if official is not None:
-        _check_agreement(before["read"]["frames"], official["frames"], segment)
+        _check_agreement(before["frames"], official["frames"], segment)
         notes.append(f"official: {official['version']}, all cores; kdlib: one thread")
-    lines = []
-    for name in names:
-        ours = tuple([*before[name][clock], *after[name][clock]] for clock in ("seconds", "processor"))
-        lines += _compared(f"{segment.form}_{name}", segment, ours, _spent(official, name))
-        share = sum(ours[1]) / sum(ours[0])
-        if share < ALONE:
-            notes.append(f"others work on this machine: {segment.form} {name} had {share:.0%} of a core, so trust processor time")
+    ours = [*before["seconds"], *after["seconds"]]
+    lines: list[Measurement] = []
+    for name in ("read", "convert") if segment.form == "v2" else ("read",):
+        key, title = f"{segment.form}_{name}", f"{segment.form} {'file' if name == 'read' else 'range images'} to points"
+        mine, processor = (_ms_of_frame(ours, name, clock, segment) for clock in (0, 1))
+        theirs, ratio, processor_ratio = None, None, None
+        if official is not None:
+            theirs = _ms_of_frame(official["seconds"], name, 0, segment)
+            ratio, processor_ratio = theirs / mine, _ms_of_frame(official["seconds"], name, 1, segment) / processor
+        target = FASTER if key in CONVERSIONS else None
+        lines += [
+            Measurement(f"{key}_official_ms", f"{title}, official", theirs, "ms/frame"),
+            Measurement(f"{key}_ms", f"{title}, kdlib", mine, "ms/frame"),
+            Measurement(f"{key}_ratio", f"{title}, times faster", ratio, "x", at_least=target),
+            Measurement(f"{key}_processor_ratio", f"{title}, times less processor time", processor_ratio, "x"),
+        ]
+        if processor < MOST_OF_A_CORE * mine:
+            share = f"{processor / mine:.0%} of a core"
+            notes.append(f"others work on this machine: {segment.form} {name} had {share}, so trust processor time")
     return lines
 
 
-def _spent(official: Mapping[str, Any] | None, name: str) -> tuple[list[float], ...] | None:
-    """Return the official seconds of each round, on the wall clock and of all processors; reading includes converting."""
-    if official is None:
-        return None
+def _ms_of_frame(rounds: Sequence[Mapping[str, Sequence[float]]], name: str, clock: int, segment: _Segment) -> float:
+    """Return the median of the rounds on the wall clock (0) or of all processors (1); reading includes converting."""
     parts = ("read", "convert") if name == "read" else ("convert",)
-    return tuple([sum(spent[part][clock] for part in parts) for spent in official["seconds"]] for clock in (0, 1))
+    return 1000 * statistics.median(sum(spent[part][clock] for part in parts) for spent in rounds) / segment.frames
 
 
-def _compared(
-    key: str, segment: _Segment, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]] | None
-) -> list[Line]:
-    def ms(seconds: Sequence[float]) -> float:
-        return 1000 * statistics.median(seconds) / segment.frames
-
-    title = f"{segment.form} {'file' if key.endswith('read') else 'range images'} to points"
-    official, ratio, processor = None, None, None
-    if theirs is not None:
-        official = ms(theirs[0])
-        ratio, processor = official / ms(ours[0]), ms(theirs[1]) / ms(ours[1])
-    return [
-        Line(f"{key}_official_ms", f"{title}, official", official, "ms/frame"),
-        Line(f"{key}_ms", f"{title}, kdlib", ms(ours[0]), "ms/frame"),
-        Line(f"{key}_ratio", f"{title}, times faster", ratio, "x", at_least=FASTER if key in CONVERSIONS else None),
-        Line(f"{key}_processor_ratio", f"{title}, times less processor time", processor, "x"),
-    ]
-
-
-def _official(segment: _Segment, rounds: int, python: str | Path | None, notes: list[str]) -> dict[str, Any] | None:
+def _official(segment: _Segment, rounds: int, python: str | Path | None, notes: list[str]) -> _Answer | None:
     """Return what the official child measured; None without an official Python."""
     try:
         interpreter = find_python(python)
@@ -148,11 +148,8 @@ def _official(segment: _Segment, rounds: int, python: str | Path | None, notes: 
             raise
         notes.append(f"not measured, ratios included: {error}")
         return None
-    with tempfile.TemporaryDirectory(prefix="kdlib-bench-") as folder:
-        result = Path(folder) / "official.json"
-        run_child(interpreter, OFFICIAL, [segment.form, str(segment.folder), segment.name, str(rounds), str(result)])
-        found: dict[str, Any] = json.loads(result.read_text())
-    return found
+    request = {"form": segment.form, "folder": str(segment.folder), "segment": segment.name, "rounds": rounds}
+    return ask_official("convert", request, interpreter)
 
 
 def _check_agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], segment: _Segment) -> None:
@@ -162,30 +159,138 @@ def _check_agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping
         raise KdlibError(f"{place}: {len(ours)} frames, the official code finds {len(theirs)}; these times cannot be compared")
     for number, (a, b) in enumerate(zip(ours, theirs)):
         apart = max(abs(x - y) for x, y in zip(a["sum"], b["sum"])) / max(a["points"], 1)
-        if a["points"] != b["points"] or apart > AGREEMENT:
+        if a["points"] != b["points"] or apart > POINT_AGREEMENT:
             raise KdlibError(
                 f"{place}, frame {number}: {a['points']} points, the official code finds {b['points']}, their means "
                 f"{apart:.3g} m apart; these times cannot be compared"
             )
 
 
-def _prepare(segment: _Segment, out: Path, effort: _Effort) -> list[Line]:
-    found = stages.run("prepare", {"source": str(segment.folder.parent), "out": str(out), **effort})
-    rate = SEGMENTS * segment.frames / statistics.median(found["seconds"])
+def _prepare_lines(segment: _Segment, out: Path, effort: Effort) -> list[Measurement]:
+    found = in_own_process(measure_preparing, segment.folder.parent, out, effort, threads=1)
+    rate, peak = SEGMENTS * segment.frames / found["seconds"], found["peak_bytes"] / 1e6
     return [
-        Line("prepare_fps", "prepare", rate, "frames/s per core"),
-        Line("bytes_per_point", "prepared store", found["bytes"] / found["points"], "bytes per point", at_most=POINT_BYTES),
-        Line("prepare_peak_mb", "prepare, peak memory", found["peak_bytes"] / 1e6, "MB per worker", at_most=WORKER_MB),
+        Measurement("prepare_fps", "prepare", rate, "frames/s per core"),
+        Measurement(
+            "bytes_per_point", "prepared store", found["bytes"] / found["points"], "bytes per point", at_most=POINT_BYTES
+        ),
+        Measurement("prepare_peak_mb", "prepare, peak memory", peak, "MB per worker", at_most=WORKER_MB),
     ]
 
 
-def _loader(store: Path, effort: _Effort) -> list[Line]:
+def _loader_lines(store: Path, effort: Effort) -> list[Measurement]:
     lines = []
     for key, title, objects in (("augmented", "augmented", ()), ("objects", "augmented, objects pasted", OBJECTS)):
-        found = stages.run("load", {"store": str(store), "objects": objects, **effort})
-        rate, peak = found["frames"] / statistics.median(found["seconds"]), found["peak_bytes"] / 1e6
-        lines.append(Line(f"loader_{key}_fps", f"loader, {title}", rate, "frames/s per core"))
+        found = in_own_process(measure_loading, store, objects, effort, threads=1)
+        rate, peak = found["frames"] / found["seconds"], found["peak_bytes"] / 1e6
+        lines.append(Measurement(f"loader_{key}_fps", f"loader, {title}", rate, "frames/s per core"))
         if objects:
-            lines.append(Line("objects_pasted", f"loader, objects pasted of {sum(objects)} drawn", found["pasted"], "per frame"))
-        lines.append(Line(f"loader_{key}_peak_mb", f"loader, {title}, peak memory", peak, "MB per worker", at_most=WORKER_MB))
+            pasted = f"loader, objects pasted of {sum(objects)} drawn"
+            lines.append(Measurement("objects_pasted", pasted, found["pasted"], "per frame"))
+        lines.append(
+            Measurement(f"loader_{key}_peak_mb", f"loader, {title}, peak memory", peak, "MB per worker", at_most=WORKER_MB)
+        )
     return lines
+
+
+def _median_seconds(work: Callable[[], Any], effort: Effort) -> float:
+    """Return the median time of as many rounds as the effort asks for, after one that does not count."""
+    work()
+    seconds: list[float] = []
+    while len(seconds) < effort.rounds or sum(seconds) < effort.seconds:
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def measure_reading(folder: Path, segment: str, effort: Effort) -> _Answer:
+    """Read all frames of a segment, file to points, labels included; answer as the task "convert" of ``official_child.py``.
+
+    Files come from the page cache: the first round does not count.
+    """
+    from kdlib.waymo import lasers, reader_v1, reader_v2
+    from kdlib.waymo.segments import read_segment
+
+    converting = np.zeros(2)
+
+    def timed_points(*arguments: Any) -> Any:
+        start = _now()
+        points = lasers.laser_points(*arguments)
+        converting[:] += _now() - start
+        return points
+
+    for reader in (reader_v1, reader_v2):  # in a process of its own: where range images become points, a clock is put
+        setattr(reader, "laser_points", timed_points)  # noqa: B010
+    rounds: list[dict[str, list[float]]] = []
+    frames: list[dict[str, Any]] = []
+    while len(rounds) <= effort.rounds or sum(sum(spent[part][0] for part in spent) for spent in rounds[1:]) < effort.seconds:
+        converting[:], frames, start = 0.0, [], _now()
+        for frame in read_segment(folder, segment):
+            total = frame.points[:, :3].astype(np.float64).sum(axis=0).tolist()
+            frames.append({"points": len(frame.points), "sum": total})
+        rounds.append({"read": (_now() - start - converting).tolist(), "convert": converting.tolist()})
+    return {"seconds": rounds[1:], "frames": frames}
+
+
+def _now() -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array((time.perf_counter(), time.process_time()))
+
+
+def measure_preparing(source: Path, out: Path, effort: Effort) -> _Answer:
+    """Prepare a source into a store with one worker; the store of the last round stays."""
+    import pyarrow as pa
+
+    from kdlib.data.prepare import prepare
+    from kdlib.data.store import Store
+
+    pa.set_cpu_count(1)
+
+    def work() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        prepare(source, out, splits=("training",), workers=1, progress=False)
+
+    seconds, peak = _median_seconds(work, effort), peak_bytes()
+    files = [path for path in (out / "training").glob("*/*") if path.is_file()]
+    points = int(Store.open(out).split("training").counts.sum())
+    return {"seconds": seconds, "bytes": sum(path.stat().st_size for path in files), "points": points, "peak_bytes": peak}
+
+
+def measure_loading(store: Path, objects: Sequence[int], effort: Effort) -> _Answer:
+    """Make training batches of a store's frames in one process, as a loader's worker does.
+
+    Frames are filled up to ``objects`` more than the average frame has of each class, so that so many are drawn however crowded
+    the simulated streets are; those that collide are dropped as always.
+    """
+    import torch
+
+    from kdlib import zoo
+    from kdlib.config import CLASS_NAMES, AugmentConfig
+    from kdlib.data.collate import collate
+    from kdlib.data.dataset import FrameDataset
+    from kdlib.data.object_bank import build_bank
+    from kdlib.data.store import Store, class_types
+
+    torch.set_num_threads(1)
+    split = Store.open(store).split("training")
+    reach = zoo.model("cp_pillar").grid.point_range
+
+    def dataset(objects: ObjectSamplingConfig | None) -> FrameDataset:
+        return FrameDataset(split, augment=AugmentConfig(objects=objects), drop_empty=True, point_range=reach)
+
+    data, plain = dataset(None), dataset(None)
+    if objects:
+        build_bank(split, progress=False)
+        there = [int((split.types == kind).sum()) // len(split) for kind in class_types(CLASS_NAMES)]
+        data = dataset(ObjectSamplingConfig(counts=tuple(a + b for a, b in zip(there, objects))))
+    epoch = 0
+
+    def work() -> None:
+        nonlocal epoch
+        for first in range(0, len(data), _BATCH):
+            collate([data[(epoch, index)] for index in range(first, min(first + _BATCH, len(data)))])
+        epoch += 1
+
+    seconds, peak = _median_seconds(work, effort), peak_bytes()
+    pasted = sum(len(data[(0, index)].labels) - len(plain[(0, index)].labels) for index in range(len(data))) / len(data)
+    return {"seconds": seconds, "frames": len(data), "pasted": pasted, "peak_bytes": peak}

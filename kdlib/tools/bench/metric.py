@@ -1,16 +1,17 @@
-"""Random boxes in; time and memory of kdlib's metric and of Waymo's own op on them, and how far their numbers differ, out."""
+"""``bench metric``: time and memory of kdlib's metric and of Waymo's own op on random boxes, and how far they differ."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kdlib.tools.bench.official import AGREEMENT, compare_with_official, crowd
-from kdlib.tools.bench.table import Line, Outcome
+from kdlib.tools.bench.crowd import crowd
+from kdlib.tools.bench.measurements import Benchmark, Measurement
+from kdlib.tools.judge.side_by_side import METRIC_AGREEMENT, compare_with_official
 
 
 def bench_metric(
     frames: int = 1000, labels: int = 100, predictions: int = 200, workers: int = 1, python: str | Path | None = None
-) -> Outcome:
+) -> Benchmark:
     """Score one set of boxes with both metrics, ranges included, each in a fresh process.
 
     Args:
@@ -25,15 +26,15 @@ def bench_metric(
     """
     from kdlib.profiling.hardware import hardware_card
 
-    found = compare_with_official(crowd(frames, labels, predictions), workers=workers, python=python)
-    ours, official = found.ours, found.official
+    both = compare_with_official(crowd(frames, labels, predictions), workers=workers, python=python)
+    ours, official = both.ours, both.official
     lines = (
-        Line("official_s", "official op", official.seconds, "s"),
-        Line("kdlib_s", "kdlib", ours.seconds, "s"),
-        Line("ratio", "times faster", found.speedup, "x", at_least=1.5),
-        Line("official_mb", "official op, peak memory", official.peak_bytes / 1e6, "MB"),
-        Line("kdlib_mb", "kdlib, peak memory", ours.peak_bytes / 1e6, "MB", at_most=official.peak_bytes / 1e6),
-        Line("difference", "largest difference of an AP or APH", found.difference, "", at_most=AGREEMENT),
+        Measurement("official_s", "official op", official.seconds, "s"),
+        Measurement("kdlib_s", "kdlib", ours.seconds, "s"),
+        Measurement("ratio", "times faster", both.speedup, "x", at_least=1.5),
+        Measurement("official_mb", "official op, peak memory", official.peak_bytes / 1e6, "MB"),
+        Measurement("kdlib_mb", "kdlib, peak memory", ours.peak_bytes / 1e6, "MB", at_most=official.peak_bytes / 1e6),
+        Measurement("difference", "largest difference of an AP or APH", both.difference, "", at_most=METRIC_AGREEMENT),
     )
     facts = {"frames": frames, "labels": labels, "predictions": predictions, "ranges": True, "workers": workers}
-    return Outcome("metric", lines, facts, (f"official: {found.version}, all cores",), hardware_card().to_dict())
+    return Benchmark("metric", lines, facts, (f"official: {official.version}, all cores",), hardware_card().to_dict())

@@ -1,9 +1,8 @@
-"""Names of models and a device in, one table out: cost in both conventions and latency by stage, beside the published cells."""
+"""``bench models``: what models cost in both conventions and their latency by stage, beside the published cells."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,34 +10,21 @@ from tqdm.auto import tqdm
 
 from kdlib import zoo
 from kdlib.data.collate import collate
-from kdlib.errors import ConfigError
 from kdlib.lab.costs import cpr
+from kdlib.lab.parts import markdown_table
 from kdlib.models.build import build
 from kdlib.profiling import hardware, model_profile, published
-from kdlib.profiling.latency import SECOND_STAGES, LatencyReport, measure_latency
+from kdlib.profiling.latency import SECOND_STAGES, measure_latency
 from kdlib.profiling.sweep import simulated_sweeps
-from kdlib.tools.bench.settings import compile_dense
+from kdlib.tools.bench.steps import compile_dense, find_device
 from kdlib.types import PointBatch
 
 REFERENCE = "pointpillar"
 """Speeds are given as multiples of this model's."""
 
 HALF = {"cpu": torch.bfloat16}  # a processor's 16 bits; accelerators take float16, as published students would
-
-
-@dataclass(frozen=True)
-class ModelBench:
-    """What one model costs on this machine and on any."""
-
-    name: str
-    cost: Mapping[str, Any]  # of model_profile.model_cost, without layers
-    latency: Mapping[str, LatencyReport]  # "fp32", "mixed", "bf16" where that is not the mixed one, "compiled" (fp32)
-    peak_memory: int | None  # bytes on the accelerator, fp32
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        times = {precision: _without_card(report) for precision, report in self.latency.items()}
-        return {"model": self.name, "cost": dict(self.cost), "latency": times, "peak_memory": self.peak_memory}
+_PUBLISHED = {**published.PUBLISHED_MODELS, **published.PUBLISHED_CROSS_STAGE}
+_WHY = {**published.WHY, **published.CROSS_STAGE_WHY}
 
 
 def bench_models(
@@ -65,7 +51,7 @@ def bench_models(
         ConfigError: If a model is unknown or the device is not there.
     """
     where = find_device(device)
-    models = [zoo.model(name) for name in (names or (*published.PUBLISHED_MODELS, *published.PUBLISHED_CROSS_STAGE))]
+    models = [zoo.model(name) for name in (names or _PUBLISHED)]
     sweeps = simulated_sweeps(frames)
     batches = [collate([sweep]).points.to(where) for sweep in sweeps]
     rows = []
@@ -74,62 +60,44 @@ def bench_models(
         network = build(model).to(where).eval()
         cost = {key: value for key, value in model_profile.model_cost(model, sweeps).items() if key != "layers"}
         latency, peak = _latencies(network, batches, where, repeats, warmup, mixed, compiled)
-        rows.append(ModelBench(model.name, cost, latency, peak))
+        rows.append({"model": model.name, "cost": cost, "latency": latency, "peak_memory": peak})
     return {
         "bench": "models",
         "simulated": True,
         "facts": {"sweeps": frames, "repeats": repeats, "warmup": warmup, "batch_size": 1, "weights": "fresh"},
-        "models": [row.to_dict() for row in rows],
+        "models": rows,
         "hardware": hardware.hardware_card(where).to_dict(),
     }
 
 
-def find_device(name: str) -> torch.device:
-    """Return a device by torch's name for it; "" is torch's default.
-
-    Raises:
-        ConfigError: If it is not there.
-    """
-    if not name:
-        return torch.empty(0).device
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ConfigError(f"device '{name}' is not there ({str(error).splitlines()[0]}); see 'python -m kdlib doctor'") from error
-    return device
-
-
 def _latencies(
     network: Any, batches: Sequence[PointBatch], where: torch.device, repeats: int, warmup: int, mixed: bool, compiled: bool
-) -> tuple[dict[str, LatencyReport], int | None]:
+) -> tuple[dict[str, Any], int | None]:
+    """Return latencies by "fp32", "mixed", "bf16" where that is not mixed, and "compiled"; and fp32's peak memory in bytes."""
     backend: Any = getattr(torch, where.type, None)
     counted = hasattr(backend, "max_memory_allocated")
     if counted:
         backend.reset_peak_memory_stats(where)
 
-    def measure() -> LatencyReport:
-        return measure_latency(network, batches, warmup=warmup, repeats=repeats)
+    def measure() -> dict[str, Any]:
+        report = measure_latency(network, batches, warmup=warmup, repeats=repeats).to_dict()
+        del report["hardware"]
+        return report
 
-    found = {"fp32": measure()}
+    latency = {"fp32": measure()}
     peak = int(backend.max_memory_allocated(where)) if counted else None
-    if mixed:
-        usual = HALF.get(where.type, torch.float16)
-        kinds = {"mixed": usual, **({} if usual == torch.bfloat16 else {"bf16": torch.bfloat16})}
-        for name, kind in kinds.items():
-            with torch.autocast(where.type, dtype=kind):
-                found[name] = measure()
+    half = HALF.get(where.type, torch.float16)
+    for name, precision in (("mixed", half), ("bf16", torch.bfloat16)) if mixed else ():
+        if name == "mixed" or precision != half:
+            with torch.autocast(where.type, dtype=precision):
+                latency[name] = measure()
     if compiled:  # last: it cannot be undone
         compile_dense(network)
-        found["compiled"] = measure()
-    return found, peak
+        latency["compiled"] = measure()
+    return latency, peak
 
 
-def _without_card(report: LatencyReport) -> dict[str, Any]:
-    return {key: value for key, value in report.to_dict().items() if key != "hardware"}
-
-
-def page(values: Mapping[str, Any]) -> str:
+def costs_page(values: Mapping[str, Any]) -> str:
     """Return the tables as a page of their own, with the command that makes it."""
     facts, card = values["facts"], values["hardware"]
     command = f"python -m kdlib bench models --frames {facts['sweeps']} --repeats {facts['repeats']} --warmup {facts['warmup']}"
@@ -137,132 +105,123 @@ def page(values: Mapping[str, Any]) -> str:
     return (
         "# What the models cost\n\n"
         f"Made by `{command} --out FILE.json` on {machine}. Counts are the same on every machine, times are not.\n\n"
-        f"{table(values)}\n"
+        f"{costs_text(values)}\n"
     )
 
 
-def table(values: Mapping[str, Any]) -> str:
-    """Return the cost table and the latency table as Markdown, published cells beside ours and the reason where they differ."""
-    return "\n".join([*_cost_lines(values), "", *_latency_lines(values), *_further_lines(values), *_ratio_lines(values)])
+def costs_text(values: Mapping[str, Any]) -> str:
+    """Return the tables as Markdown: costs, latencies, and where there are any further precisions and ratios to a teacher."""
+    rows = values["models"]
+    parts = [*_costs(values["facts"], rows), *_latency(values, rows), *_second_stages(rows), *_precisions(rows), *_ratios(rows)]
+    return "\n\n".join(parts)
 
 
-def _cost_lines(values: Mapping[str, Any]) -> list[str]:
-    facts = values["facts"]
-    lines = [
-        f"Cost per frame; encoders counted on {facts['sweeps']} **simulated** full-size sweeps. G: multiply-accumulates.",
-        "",
-        "| model | parameters | G, correct | G, published convention | of it dense | **G published** "
-        "| M acts, published convention | of it dense | **M acts published** | why they differ |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in values["models"]:
-        cost, theirs = row["cost"], _figures(row["model"])
-        giga = [cost["macs"], cost["macs_published_convention"], cost["dense"]["macs_published_convention"]]
-        mega = [cost["acts_published_convention"], cost["dense"]["acts_published_convention"]]
-        cells = [f"`{row['model']}`", f"{cost['params']:,}", *(f"{value / 1e9:.2f}" for value in giga), _cell(theirs.giga_flops)]
-        cells += [*(f"{value / 1e6:.1f}" for value in mega), _cell(theirs.mega_acts), _why(row["model"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+_Model = Mapping[str, Any]  # one of the measured models
 
 
-def _figures(name: str) -> published.PublishedModel:
-    return {**published.PUBLISHED_MODELS, **published.PUBLISHED_CROSS_STAGE}.get(name, published.PublishedModel())
+def _costs(facts: Mapping[str, Any], rows: Sequence[_Model]) -> list[str]:
+    header = ["model", "parameters", "G, correct", "G, published convention", "of it dense", "**G published**"]
+    header += ["M acts, published convention", "of it dense", "**M acts published**", "why they differ"]
+    cells = []
+    for row in rows:
+        cost, theirs = row["cost"], _figures(row)
+        giga = (cost["macs"], cost["macs_published_convention"], cost["dense"]["macs_published_convention"])
+        mega = (cost["acts_published_convention"], cost["dense"]["acts_published_convention"])
+        measured = [*(f"{value / 1e9:.2f}" for value in giga), _bold(theirs.giga_flops)]
+        measured += [*(f"{value / 1e6:.1f}" for value in mega), _bold(theirs.mega_acts)]
+        cells.append([_name(row), f"{cost['params']:,}", *measured, _WHY.get(row["model"], "")])
+    said = f"Cost per frame; encoders counted on {facts['sweeps']} **simulated** full-size sweeps. G: multiply-accumulates."
+    return [said, markdown_table(header, cells)]
 
 
-def _why(name: str) -> str:
-    return {**published.WHY, **published.CROSS_STAGE_WHY}.get(name, "")
-
-
-def _latency_lines(values: Mapping[str, Any]) -> list[str]:
-    card, rows = values["hardware"], values["models"]
+def _latency(values: Mapping[str, Any], rows: Sequence[_Model]) -> list[str]:
+    card, facts = values["hardware"], values["facts"]
     # A processor's card says how many threads; an accelerator's name says it all.
     machine = card["device"] if card["device"] != card["cpu"] else f"{card['cpu']}, {card['threads']} threads"
-    facts = values["facts"]
-    lines = [
+    said = (
         f"Latency on **{machine}** (torch {card['versions']['torch']}), batch 1, {facts['weights']} weights, points to boxes, "
         f"median and 95th percentile of {facts['repeats']} passes in ms; speed as a multiple of `{REFERENCE}`'s, "
-        "published speeds from voxels to boxes.",
-        "",
-        "| model | fp32 p50 | p95 | voxelise | encoder | BEV | head | decode + NMS | speed | mixed p50 | speed "
-        "| published speed, GTX 1060 | GTX 1080 Ti | A100 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "published speeds from voxels to boxes."
+    )
+    header = ["model", "fp32 p50", "p95", "voxelise", "encoder", "BEV", "head", "decode + NMS", "speed", "mixed p50", "speed"]
+    header += ["published speed, GTX 1060", "GTX 1080 Ti", "A100"]
+    reference = next((row for row in rows if row["model"] == REFERENCE), None)
+    published_reference = published.PUBLISHED_MODELS[REFERENCE].latency_ms
+
+    def speed(row: _Model, precision: str) -> str:
+        if reference is None or precision not in row["latency"]:
+            return ""
+        return f"{_median(reference, precision) / _median(row, precision):.2f}x"
+
+    cells = []
     for row in rows:
-        single, half = row["latency"]["fp32"], row["latency"].get("mixed")
-        stages = [single["stages"][name]["p50_ms"] for name in ("voxelise", "encoder", "backbone", "head", "decode")]
-        cells = [
-            f"`{row['model']}`",
-            *(f"{value:.1f}" for value in (single["total"]["p50_ms"], single["total"]["p95_ms"], *stages)),
-        ]
-        cells += [_speed(rows, row, "fp32"), f"{half['total']['p50_ms']:.1f}" if half else "", _speed(rows, row, "mixed")]
-        cells += _published_speeds(row["model"])
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        single, theirs = row["latency"]["fp32"], _figures(row).latency_ms
+        stages = (single["stages"][name]["p50_ms"] for name in ("voxelise", "encoder", "backbone", "head", "decode"))
+        times = [f"{value:.1f}" for value in (_median(row, "fp32"), single["total"]["p95_ms"], *stages)]
+        speeds = [speed(row, "fp32"), _median_text(row, "mixed"), speed(row, "mixed")]
+        speeds += [f"{ms / theirs[card]:.2f}x" if card in theirs else "" for card, ms in published_reference.items()]
+        cells.append([_name(row), *times, *speeds])
+    return [said, markdown_table(header, cells)]
 
 
-def _further_lines(values: Mapping[str, Any]) -> list[str]:
-    """Return the stages only some models have, then bf16, compiled and peak memory, where any of them was measured."""
-    lines = []
-    for row in values["models"]:
-        single = row["latency"]["fp32"]
-        further = {name: times["p50_ms"] for name, times in single["stages"].items() if name in SECOND_STAGES}
-        if further:
-            parts = ", ".join(f"{name} {time:.1f}" for name, time in further.items())
-            lines += ["", f"`{row['model']}` has a second stage between head and decode; of its fp32 p50, in ms: {parts}."]
-    return [*lines, *_precision_lines(values)]
+def _second_stages(rows: Sequence[_Model]) -> list[str]:
+    said = []
+    for row in rows:
+        stages = row["latency"]["fp32"]["stages"]
+        times = ", ".join(f"{name} {stages[name]['p50_ms']:.1f}" for name in SECOND_STAGES if name in stages)
+        if times:
+            said.append(f"{_name(row)} has a second stage between head and decode; of its fp32 p50, in ms: {times}.")
+    return said
 
 
-def _precision_lines(values: Mapping[str, Any]) -> list[str]:
-    names = [name for name in ("fp32", "bf16", "compiled") if any(name in row["latency"] for row in values["models"])]
-    if len(names) == 1 and all(row["peak_memory"] is None for row in values["models"]):
+def _precisions(rows: Sequence[_Model]) -> list[str]:
+    """Return bf16, compiled and peak memory, where any of them was measured."""
+    names = [name for name in ("fp32", "bf16", "compiled") if any(name in row["latency"] for row in rows)]
+    peaks = ["" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.0f}" for row in rows]
+    if len(names) == 1 and not any(peaks):
         return []
-    lines = ["", f"| model | {' | '.join(f'{name} p50' for name in names)} | peak memory, MB |", "|---" * (len(names) + 2) + "|"]
-    for row in values["models"]:
-        times = [f"{row['latency'][name]['total']['p50_ms']:.1f}" if name in row["latency"] else "" for name in names]
-        peak = "" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.0f}"
-        lines.append("| " + " | ".join([f"`{row['model']}`", *times, peak]) + " |")
-    return lines
+    cells = [[_name(row), *(_median_text(row, name) for name in names), peak] for row, peak in zip(rows, peaks)]
+    return [markdown_table(["model", *(f"{name} p50" for name in names), "peak memory, MB"], cells)]
 
 
-def _ratio_lines(values: Mapping[str, Any]) -> list[str]:
+def _ratios(rows: Sequence[_Model]) -> list[str]:
     """Return the cost-performance ratios of the published students whose teacher is in the table too."""
-    macs = {row["model"]: row["cost"]["macs"] for row in values["models"]}
-    lines = []
+    macs = {row["model"]: row["cost"]["macs"] for row in rows}
+    cells = []
     for name, teacher in published.TEACHERS.items():
         if name not in macs or teacher not in macs:
             continue
         student, master = published.PUBLISHED_MODELS[name], published.PUBLISHED_MODELS[teacher]
-        theirs = [(student.giga_flops, master.giga_flops), (student.mega_acts, master.mega_acts)]
-        theirs.append((student.latency_ms["GTX 1060"], master.latency_ms["GTX 1060"]))
+        costs = [(student.giga_flops, master.giga_flops), (student.mega_acts, master.mega_acts)]
+        costs += [(student.latency_ms["GTX 1060"], master.latency_ms["GTX 1060"]), (macs[name], macs[teacher])]
         for score, how in ((student.level_2_maph, "alone"), (published.DISTILLED[name], "with SparseKD")):
             assert score is not None and master.level_2_maph is not None, "every student was published with its score"
-            ratios = [cpr(score, master.level_2_maph, own or 0, whole or 0) for own, whole in theirs]
-            ratios.append(cpr(score, master.level_2_maph, macs[name], macs[teacher]))
-            cells = [f"`{name}` {how}", f"{100 * score / master.level_2_maph:.1f} %", *(f"{ratio:.2f}" for ratio in ratios)]
-            lines.append("| " + " | ".join(cells) + " |")
-    head = [
-        "",
+            ratios = [cpr(score, master.level_2_maph, own or 0, whole or 0) for own, whole in costs]
+            kept = f"{100 * score / master.level_2_maph:.1f} %"
+            cells.append([f"`{name}` {how}", kept, *(f"{ratio:.2f}" for ratio in ratios)])
+    said = (
         "Cost-performance ratio: the share of the teacher's LEVEL_2 mAPH kept over the share of its cost kept. The definition is "
-        "ours; scores are the **published** ones, measured on Waymo by the authors.",
-        "",
-        "| student | mAPH kept | published G | published M acts | published ms, GTX 1060 | our G, correct |",
-        "|---|---|---|---|---|---|",
-    ]
-    return [*head, *lines] if lines else []
+        "ours; scores are the **published** ones, measured on Waymo by the authors."
+    )
+    header = ("student", "mAPH kept", "published G", "published M acts", "published ms, GTX 1060", "our G, correct")
+    return [said, markdown_table(header, cells)] if cells else []
 
 
-def _speed(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], precision: str) -> str:
-    reference = next((one for one in rows if one["model"] == REFERENCE), None)
-    if reference is None or precision not in row["latency"]:
-        return ""
-    times = [one["latency"][precision]["total"]["p50_ms"] for one in (reference, row)]
-    return f"{times[0] / times[1]:.2f}x"
+def _figures(row: _Model) -> published.PublishedModel:
+    return _PUBLISHED.get(row["model"], published.PublishedModel())
 
 
-def _published_speeds(name: str) -> list[str]:
-    theirs, reference = _figures(name).latency_ms, published.PUBLISHED_MODELS[REFERENCE].latency_ms
-    return [f"{reference[card] / theirs[card]:.2f}x" if card in theirs else "" for card in reference]
+def _median(row: _Model, precision: str) -> float:
+    return float(row["latency"][precision]["total"]["p50_ms"])
 
 
-def _cell(value: float | None) -> str:
+def _median_text(row: _Model, precision: str) -> str:
+    return f"{_median(row, precision):.1f}" if precision in row["latency"] else ""
+
+
+def _name(row: _Model) -> str:
+    return f"`{row['model']}`"
+
+
+def _bold(value: float | None) -> str:
     return "" if value is None else f"**{value:.1f}**"

@@ -1,10 +1,9 @@
-"""The plain way to compute what kdlib computes fast: boxes or points in, the same answers out, one by one."""
+"""The plain ways to compute what kdlib computes fast, with the same answers: loops, a matrix of all pairs, spconv's wheel."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,20 +32,20 @@ def shapely_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) 
     order = scores.argsort(descending=True, stable=True)[:pre].tolist()
     polygons = [Polygon(corners) for corners in corners_bev(boxes.double()).numpy()]
     bounds = [polygon.bounds for polygon in polygons]
+
+    def conflict(better: int, worse: int) -> bool:
+        (left, low, right, high), (x0, y0, x1, y1) = bounds[better], bounds[worse]
+        if x0 > right or x1 < left or y0 > high or y1 < low:
+            return False
+        first, second = polygons[better], polygons[worse]
+        shared = first.intersection(second).area
+        return bool(shared > iou * (first.area + second.area - shared))
+
     kept: list[int] = []
     while order and len(kept) < post:
         best, *order = order
         kept.append(best)
-        own, (left, low, right, high) = polygons[best], bounds[best]
-        rest = []
-        for other in order:
-            x0, y0, x1, y1 = bounds[other]
-            if x0 <= right and x1 >= left and y0 <= high and y1 >= low:
-                shared = own.intersection(polygons[other]).area
-                if shared > iou * (own.area + polygons[other].area - shared):
-                    continue
-            rest.append(other)
-        order = rest
+        order = [other for other in order if not conflict(best, other)]
     return torch.tensor(kept, dtype=torch.int64)
 
 
@@ -74,52 +73,42 @@ def loop_targets(
 ) -> tuple[HeadTargets, ...]:
     """Return what :func:`kdlib.models.targets.assign_targets` does, box by box: a cell, a bell, a slot at a time."""
     columns, rows = (n // head.stride for n in grid.grid_size[:2])
-    found = []
+    slots = (len(boxes), head.targets.max_objects)
+    answers = []
     for names in head.heads:
-        slots = head.targets.max_objects
         heatmap = boxes.new_zeros((len(boxes), len(names), rows, columns))
-        target = boxes.new_zeros((len(boxes), slots, 8))
-        indices = labels.new_zeros((len(boxes), slots))
-        mask = torch.zeros((len(boxes), slots), dtype=torch.bool)
+        targets = HeadTargets(
+            heatmap, boxes.new_zeros((*slots, 8)), labels.new_zeros(slots), torch.zeros(slots, dtype=torch.bool)
+        )
         channel_of = {label_of(name, class_names): channel for channel, name in enumerate(names)}
         for frame in range(len(boxes)):
-            slot = 0
-            for box, label in zip(boxes[frame], labels[frame].tolist()):
-                if label not in channel_of or slot == slots:
-                    continue
-                _one_box(box, heatmap[frame, channel_of[label]], target[frame], indices[frame], mask[frame], slot, grid, head)
-                slot += 1
-        found.append(HeadTargets(heatmap, target, indices, mask))
-    return tuple(found)
+            known = [(b, channel_of[n]) for b, n in zip(boxes[frame], labels[frame].tolist()) if n in channel_of]
+            for slot, (box, channel) in enumerate(known[: slots[1]]):
+                if torch.isfinite(box).all() and (box[3:6] > 0).all():
+                    _assign(box, heatmap[frame, channel], targets, (frame, slot), grid, head)
+        answers.append(targets)
+    return tuple(answers)
 
 
-def _one_box(
-    box: Tensor,
-    plane: Tensor,
-    target: Tensor,
-    indices: Tensor,
-    mask: Tensor,
-    slot: int,
-    grid: GridConfig,
-    head: HeadConfig,
-) -> None:
-    if not (torch.isfinite(box).all() and (box[3:6] > 0).all()):
-        return
+def _assign(box: Tensor, plane: Tensor, targets: HeadTargets, place: tuple[int, int], grid: GridConfig, head: HeadConfig) -> None:
+    """Draw one box's bell into a plane of the heatmap and write its regression target into its slot."""
     rows, columns = plane.shape
-    size_x, size_y, stride = grid.voxel_size[0], grid.voxel_size[1], head.stride
-    x = ((box[0] - grid.point_range[0]) / size_x / stride).clamp(0, columns - 0.5)
-    y = ((box[1] - grid.point_range[1]) / size_y / stride).clamp(0, rows - 0.5)
+
+    def cells(metres: Tensor, axis: int) -> Tensor:
+        return metres / grid.voxel_size[axis] / head.stride
+
+    x = cells(box[0] - grid.point_range[0], 0).clamp(0, columns - 0.5)
+    y = cells(box[1] - grid.point_range[1], 1).clamp(0, rows - 0.5)
     ix, iy = int(x), int(y)
-    overlap = head.targets.gaussian_overlap
-    radius = max(head.targets.min_radius, int(gaussian_radius(box[3] / size_x / stride, box[4] / size_y / stride, overlap)))
-    bell = gaussian(radius)
+    radius = int(gaussian_radius(cells(box[3], 0), cells(box[4], 1), head.targets.gaussian_overlap))
+    radius = max(head.targets.min_radius, radius)
     left, right, low, high = min(ix, radius), min(columns - ix, radius + 1), min(iy, radius), min(rows - iy, radius + 1)
     window = plane[iy - low : iy + high, ix - left : ix + right]
-    torch.maximum(window, bell[radius - low : radius + high, radius - left : radius + right], out=window)
-    target[slot, 0], target[slot, 1], target[slot, 2] = x - ix, y - iy, box[2]
-    target[slot, 3:6] = box[3:6].log()
-    target[slot, 6], target[slot, 7] = box[6].cos(), box[6].sin()
-    indices[slot], mask[slot] = iy * columns + ix, True
+    bell = gaussian(radius)[radius - low : radius + high, radius - left : radius + right]
+    torch.maximum(window, bell, out=window)
+    angle = torch.stack((box[6].cos(), box[6].sin()))
+    targets.boxes[place] = torch.cat((torch.stack((x - ix, y - iy, box[2])), box[3:6].log(), angle))
+    targets.indices[place], targets.mask[place] = iy * columns + ix, True
 
 
 class WheelVoxels:
@@ -147,24 +136,8 @@ class WheelVoxels:
         """Return the voxels of a batch; the wheel's buffers are copied, as its users have to."""
         values, coords, counts = [], [], []
         for frame in range(batch.batch_size):
-            found, cell, count = self._make(batch.points[batch.batch_index == frame])
-            values.append(found.clone())
+            voxels, cell, count = self._make(batch.points[batch.batch_index == frame])
+            values.append(voxels.clone())
             coords.append(torch.nn.functional.pad(cell.long(), (1, 0), value=frame))
             counts.append(count.long())
         return VoxelBatch(torch.cat(values), torch.cat(coords), torch.cat(counts), batch.batch_size)
-
-
-def crowded_boxes(count: int, seed: int = 0, objects: int = 256, half: float = 75.0) -> tuple[Tensor, Tensor]:
-    """Return boxes (count, 7) and scores (count,) as an untidy head answers: several of every object, centimetres apart."""
-    rng = np.random.default_rng(seed)
-    centre = rng.uniform(-half, half, (objects, 2))
-    kind = rng.integers(3, size=objects)
-    size = np.array([(4.6, 2.0, 1.7), (0.9, 0.9, 1.75), (1.8, 0.8, 1.75)])[kind]
-    heading = rng.uniform(-np.pi, np.pi, objects)
-    which = rng.integers(objects, size=count)
-    boxes = np.zeros((count, 7))
-    boxes[:, :2] = centre[which] + rng.normal(0, 0.4, (count, 2))
-    boxes[:, 2] = rng.normal(0, 0.3, count)
-    boxes[:, 3:6] = size[which] * rng.lognormal(0, 0.1, (count, 3))
-    boxes[:, 6] = heading[which] + rng.normal(0, 0.1, count)
-    return torch.from_numpy(boxes).float(), torch.from_numpy(rng.uniform(0, 1, count)).float()

@@ -1,24 +1,22 @@
-"""A detector's dense part with and without mixed precision, channels_last and compilation in, what each of them wins out."""
+"""Mixed precision, channels_last and compilation of a detector's dense part, each switched on and off: what it wins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdlib import zoo
 from kdlib.models.build import build
-from kdlib.tools.bench.duel import Times, Work, interleaved
-from kdlib.tools.bench.steps import mixed, objectives, teacher_pass, training_step
-from kdlib.tools.bench.table import Line
+from kdlib.tools.bench.measurements import Measurement, times_faster
+from kdlib.tools.bench.steps import compile_dense, mixed_precision, objectives, teacher_pass, training_step
+from kdlib.tools.bench.timing import Work, median_times
 from kdlib.types import Batch
 
 WINS = 1.05  # times faster, at least, for a setting to be worth having
-DENSE = ("backbone_2d", "dense_head")
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,6 @@ def contiguous(detector: nn.Module) -> None:
     backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
 
-def compile_dense(detector: nn.Module) -> None:
-    """Compile backbone and heads; what comes before depends on the number of points and would be compiled again and again."""
-    for name in DENSE:
-        detector.get_submodule(name).compile(dynamic=False)
-
-
 SETTINGS = (
     Setting("bf16", "bf16 mixed precision", precision=torch.bfloat16),
     Setting("channels_last", "channels_last", off=contiguous),
@@ -54,72 +46,59 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Switched:
-    """The times of one piece of work with a setting on and off."""
-
-    key: str
-    title: str
-    on: Times
-    off: Times
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times faster the setting makes it."""
-        return None if not self.on.median or self.off.median is None else self.off.median / self.on.median
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """Both times and their ratio."""
-        return (
-            Line(f"{self.key}_on_ms", f"{self.title} on", self.on.median, "ms"),
-            Line(f"{self.key}_off_ms", f"{self.title} off", self.off.median, "ms"),
-            Line(f"{self.key}_times", "times faster", self.ratio, "x"),
-        )
-
-
 def bench_settings(
     pair: str, data: Sequence[Batch], rounds: int, weights: Path | None = None, settings: Sequence[Setting] = SETTINGS
-) -> tuple[list[Switched], list[str]]:
+) -> tuple[list[Measurement], list[str]]:
     """Time training step and inference of a pair's student and the teacher's forward pass, every setting on and off.
 
-    What fails (compilation without a C++ compiler) is left out with a sentence.
+    Returns:
+        Times and ratios, and a verdict on each ratio; what fails (compilation without a C++ compiler) has a sentence instead.
     """
-    found, notes = [], []
+    lines: list[Measurement] = []
+    notes: list[str] = []
     for setting in settings:
         try:
-            on, off = ({**_works(pair, data, weights, setting, state)} for state in (True, False))
-            times = interleaved({**{f"{n} on": w for n, w in on.items()}, **{f"{n} off": w for n, w in off.items()}}, rounds, 2)
+            works = {state: _works(pair, data[:1], weights, setting, state) for state in ("on", "off")}
+            times = median_times({f"{name} {state}": work for state in works for name, work in works[state].items()}, rounds, 2)
         except RuntimeError as error:  # what torch's compiler raises, also where there is no C++ compiler
             first = (str(error).splitlines() or [""])[0]
             notes.append(f"{setting.title} could not be measured: {type(error).__name__} {first}")
             continue
-        for name in on:
-            key = f"{setting.key}_{name.replace(' ', '_')}"
-            found.append(Switched(key, f"{name}: {setting.title}", times[f"{name} on"], times[f"{name} off"]))
-    return found, notes
+        for name in works["on"]:
+            key, title = f"{setting.key}_{name.replace(' ', '_')}", f"{name}: {setting.title}"
+            on, off = (Measurement(f"{key}_{s}_ms", f"{title} {s}", times[f"{name} {s}"], "ms") for s in ("on", "off"))
+            lines += times_faster(key, on, off)
+            notes.append(verdict(title, lines[-1].value))
+    return lines, notes
 
 
-def _works(pair: str, data: Sequence[Batch], weights: Path | None, setting: Setting, on: bool) -> dict[str, Work]:
-    where = data[0].points.points.device
+def verdict(title: str, ratio: float | None) -> str:
+    """Say whether a setting that makes something ``ratio`` times faster is worth having here."""
+    if ratio is None:
+        return f"{title}: not measured"
+    word = "wins" if ratio >= WINS else "makes no difference" if ratio > 1 / WINS else "loses"
+    return f"{title}: {word}, {ratio:.2f} times faster"
+
+
+def _works(pair: str, data: Sequence[Batch], weights: Path | None, setting: Setting, state: str) -> dict[str, Work]:
+    """Return what is timed with a setting on or off, on one batch: a compiled graph is for one size of map."""
+    points = data[0].points
+    where = points.points.device
     plain, distilled = objectives(pair, weights, where)
     network = build(zoo.pair(pair).student).to(where).eval()
-    change = setting.on if on else setting.off
+    change = setting.on if state == "on" else setting.off
     if change is not None:
         for detector in (plain.student, distilled.teacher.model, network):
             change(detector)
-    precision = setting.precision if on else None
-    one = data[:1]  # a compiled graph is for one size of map
+    precision = setting.precision if state == "on" else None
 
     @torch.inference_mode()
-    def infer() -> Any:
-        with mixed(where, precision):
-            prediction = network(one[0].points)
-        maps: Tensor = prediction.heads[0].heatmap
-        return maps
+    def infer() -> None:
+        with mixed_precision(where, precision):
+            network(points)
 
     return {
-        "student step": training_step(plain, one, precision),
-        "teacher pass": teacher_pass(distilled, one, precision),
+        "student step": training_step(plain, data, precision),
+        "teacher pass": teacher_pass(distilled, data, precision),
         "student inference": infer,
     }

@@ -17,10 +17,10 @@ from kdlib.models.build import build
 from kdlib.models.sparse import SparseConvolution, SparseTensor
 from kdlib.models.sparse.backends import load_backend
 from kdlib.profiling.sweep import simulated_sweeps
-from kdlib.tools.bench.stages import peak_bytes
-from kdlib.tools.bench.table import Line, Outcome
+from kdlib.tools.bench.measurements import Benchmark, Measurement
+from kdlib.tools.own_process import peak_bytes
 
-AGREEMENT = 1e-4  # of any output of the last layer, where values are about one
+SPARSE_AGREEMENT = 1e-4  # of any output of the last layer, where values are about one
 
 
 def encoder_input(model: str) -> tuple[SparseTensor, list[SparseConvolution]]:
@@ -101,7 +101,7 @@ def _training(sites: SparseTensor, layers: list[SparseConvolution]) -> tuple[flo
     return backward, (peak_bytes() - before) / 1e6
 
 
-def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Outcome:
+def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
     """Time our forward and backward pass and the forward pass of spconv's wheel, in turns in one process; best rounds count.
 
     The wheel gets one thread, with more it loses rows; ours gets torch's. Both include finding the pairs of sites. Without the
@@ -132,21 +132,21 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Outcome:
     difference = _difference(first, reference) if twins else None
     them = min(theirs) if theirs else None
     lines = (
-        Line("wheel_ms", "spconv's wheel, one thread", them, "ms"),
-        Line("torch_ms", "torch backend", min(many), "ms"),
-        Line("ratio", "times faster", them / min(many) if them else None, "x", at_least=2.0),
-        Line("torch_one_thread_ms", "torch backend, one thread", min(one), "ms"),
-        Line("ratio_one_thread", "times faster, one thread", them / min(one) if them else None, "x"),
-        Line("backward_ms", "torch backend, backward pass", backward, "ms"),
-        Line("training_mb", "memory a forward and a backward pass add", memory, "MB"),
-        Line("difference", "largest difference of an output", difference, "", at_most=AGREEMENT),
-        Line("same_bits", "repeats with the same bits", same, f"of {rounds}", at_least=rounds),
+        Measurement("wheel_ms", "spconv's wheel, one thread", them, "ms"),
+        Measurement("torch_ms", "torch backend", min(many), "ms"),
+        Measurement("ratio", "times faster", them / min(many) if them else None, "x", at_least=2.0),
+        Measurement("torch_one_thread_ms", "torch backend, one thread", min(one), "ms"),
+        Measurement("ratio_one_thread", "times faster, one thread", them / min(one) if them else None, "x"),
+        Measurement("backward_ms", "torch backend, backward pass", backward, "ms"),
+        Measurement("training_mb", "memory a forward and a backward pass add", memory, "MB"),
+        Measurement("difference", "largest difference of an output", difference, "", at_most=SPARSE_AGREEMENT),
+        Measurement("same_bits", "repeats with the same bits", same, f"of {rounds}", at_least=rounds),
     )
     facts = {
         **{"model": model, "voxels": len(sites.coords), "layers": len(layers), "rounds": rounds},
         **{"threads": torch.get_num_threads(), "largest output": round(float(first.features.abs().max()), 2)},
     }
-    return Outcome("sparse", lines, facts, notes, hardware_card().to_dict())
+    return Benchmark("sparse", lines, facts, notes, hardware_card().to_dict())
 
 
 def _twins(layers: list[SparseConvolution]) -> tuple[list[Any], tuple[str, ...]]:

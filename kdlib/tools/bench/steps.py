@@ -1,11 +1,12 @@
-"""A teacher-student pair and batches in; the times of a step alone and distilled, and of the teacher's forward pass, out."""
+"""Training steps of a pair, alone and distilled: what they are made of, their times, samples per second and peak memory."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +18,25 @@ from kdlib.config import AugmentConfig
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.store import Store
+from kdlib.errors import ConfigError
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
-from kdlib.tools.bench.duel import Times, Work, interleaved
+from kdlib.profiling.hardware import hardware_card
+from kdlib.tools.bench.measurements import Benchmark, Measurement
+from kdlib.tools.bench.timing import Work, median_times
 from kdlib.training.optim import OneCycleAdam
 from kdlib.types import Batch
 
+PAIR = "cp_pillar_demo_v0.64_sparsekd"
 BATCH = 4  # frames, as the demo trains
 _CLIP = 10.0
 _RATE = 1e-5  # so low that the weights of a measurement stay where they are, about
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """Milliseconds of one batch."""
-
-    plain: Times
-    distilled: Times
-    teacher: Times  # forward pass alone: points to the heads' maps
-    batch_size: int
-    peak_memory: tuple[int, int] | None  # bytes on the accelerator, plain and distilled
-
-    @property
-    def ratio(self) -> float | None:
-        """A distillation step over a plain step and the teacher's forward pass."""
-        plain, distilled, teacher = self.plain.median, self.distilled.median, self.teacher.median
-        return None if plain is None or distilled is None or teacher is None else distilled / (plain + teacher)
-
-    @staticmethod
-    def rate(times: Times, samples: int) -> float | None:
-        """Samples per second."""
-        return None if times.median is None else 1000.0 * samples / times.median
+def demo_teacher(weights: Path = Path("data/weights/cp_pillar_demo.safetensors")) -> Path | None:
+    """Return the demo teacher's weights if they are there: the working folder is the repository's."""
+    return weights if weights.is_file() else None
 
 
 @contextmanager
@@ -67,13 +55,13 @@ def demo_store(store: Path | None = None, frames: int = 6) -> Iterator[Store]:
         yield Store.open(out)
 
 
-def dataset(store: Store, pair: str) -> FrameDataset:
+def training_frames(store: Store, pair: str) -> FrameDataset:
     """Return the training frames of a store for a pair, augmented as in training."""
     reach = zoo.pair(pair).student.grid.point_range
     return FrameDataset(store.split("training"), augment=AugmentConfig(), drop_empty=True, point_range=reach)
 
 
-def batches(frames: FrameDataset, count: int = 3, size: int = BATCH) -> list[Batch]:
+def training_batches(frames: FrameDataset, count: int = 3, size: int = BATCH) -> list[Batch]:
     """Return ``count`` batches of a dataset."""
     order = [number % len(frames) for number in range(count * size)]
     return [collate([frames[(0, index)] for index in order[start : start + size]]) for start in range(0, len(order), size)]
@@ -92,21 +80,19 @@ def objectives(pair: str, teacher_weights: Path | None, device: torch.device) ->
     return plain.to(device).train(), distilled.to(device).train()
 
 
-def training_step(objective: nn.Module, data: Sequence[Batch], precision: torch.dtype | None = None) -> Callable[[], None]:
+def training_step(objective: nn.Module, data: Sequence[Batch], precision: torch.dtype | None = None) -> Work:
     """Return what a training does with a batch: forward, backward, clip, update; batches in turn.
 
     ``precision`` is that of automatic mixed precision, None for none.
     """
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimiser = OneCycleAdam(parameters, highest=_RATE, weight_decay=0.01, total=10**6)
-    turn = 0
+    turns = itertools.cycle(data)
 
     def step() -> None:
-        nonlocal turn
-        batch = data[turn % len(data)]
-        turn += 1
+        batch = next(turns)
         optimiser.zero_grad(set_to_none=True)
-        with mixed(batch.points.points.device, precision):
+        with mixed_precision(batch.points.points.device, precision):
             loss = objective(batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
@@ -115,35 +101,35 @@ def training_step(objective: nn.Module, data: Sequence[Batch], precision: torch.
     return step
 
 
-def mixed(device: torch.device, precision: torch.dtype | None) -> Any:
+def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Any:
     """Return the context of automatic mixed precision, or one that does nothing."""
     return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
 
 
 def teacher_pass(objective: Distillation, data: Sequence[Batch], precision: torch.dtype | None = None) -> Work:
     """Return the teacher's forward pass, from points to the heads' maps; batches in turn."""
-    turn = 0
+    turns = itertools.cycle(data)
 
     def work() -> None:
-        nonlocal turn
-        batch = data[turn % len(data)]
-        turn += 1
-        with mixed(batch.points.points.device, precision):
+        batch = next(turns)
+        with mixed_precision(batch.points.points.device, precision):
             objective.teacher(batch, targets=False, boxes=False)
 
     return work
 
 
-def bench_steps(
+def measure_steps(
     pair: str,
     data: Sequence[Batch],
     rounds: int,
     teacher_weights: Path | None = None,
     device: torch.device | None = None,
     precision: torch.dtype | None = None,
-    prepare: Callable[[nn.Module], None] | None = None,
-) -> StepTimes:
-    """Time the three in turns on the same batches.
+    change: Callable[[nn.Module], None] | None = None,
+    how: str = "",
+    overhead: float | None = None,
+) -> list[Measurement]:
+    """Time a training step alone, the same with distillation and the teacher's forward pass, in turns on the same batches.
 
     Args:
         pair: Of the zoo.
@@ -152,30 +138,93 @@ def bench_steps(
         teacher_weights: Of the pair's teacher; fresh ones make no boxes.
         device: Default torch's own.
         precision: Of automatic mixed precision, None for none.
-        prepare: Called with each detector, to compile it or to change its layout.
+        change: Called with each detector, to compile it or to change its layout.
+        how: In front of every key and title.
+        overhead: What a distillation step may cost over a plain step and the teacher's forward pass, at most.
     """
     where = device or torch.empty(0).device
     moved = [batch.to(where) for batch in data]
     plain, distilled = objectives(pair, teacher_weights, where)
-    if prepare is not None:
+    if change is not None:
         for detector in (plain.student, distilled.student, distilled.teacher.model):
-            prepare(detector)
+            change(detector)
     works = {
-        "plain step": training_step(plain, moved, precision),
-        "distillation step": training_step(distilled, moved, precision),
-        "teacher's forward pass": teacher_pass(distilled, moved, precision),
+        "plain_step": training_step(plain, moved, precision),
+        "distillation_step": training_step(distilled, moved, precision),
+        "teacher": teacher_pass(distilled, moved, precision),
     }
-    plain_step, distilled_step, asked = interleaved(works, rounds, warmup=len(moved), device=where).values()
-    peaks = [_peak(works[name], where) for name in ("plain step", "distillation step")]
-    memory = None if peaks[0] is None or peaks[1] is None else (peaks[0], peaks[1])
-    return StepTimes(plain_step, distilled_step, asked, moved[0].points.batch_size, memory)
-
-
-def _peak(work: Work, where: torch.device) -> int | None:
-    """Return the most device memory a piece of work holds; None on the host, which does not count."""
+    times = median_times(works, rounds, warmup=len(moved), device=where)
+    lines = step_lines(times["plain_step"], times["distillation_step"], times["teacher"], moved[0].points.batch_size, overhead)
     backend: Any = getattr(torch, where.type, None)
-    if not hasattr(backend, "max_memory_allocated"):
-        return None
-    backend.reset_peak_memory_stats(where)
-    work()
-    return int(backend.max_memory_allocated(where))
+    if hasattr(backend, "max_memory_allocated"):  # the host does not count
+        for name in ("plain_step", "distillation_step"):
+            backend.reset_peak_memory_stats(where)
+            works[name]()
+            peak = backend.max_memory_allocated(where) / 1e6
+            lines.append(Measurement(f"{name}_peak_mb", f"peak memory, {name.replace('_', ' ')}", peak, "MB"))
+    if not how:
+        return lines
+    return [replace(line, key=f"{how}_{line.key}", title=f"{how}: {line.title}") for line in lines]
+
+
+def step_lines(plain: float, distilled: float, teacher: float, batch: int, overhead: float | None = None) -> list[Measurement]:
+    """Return times (ms) and samples per second of steps, and what distillation costs besides the teacher's forward pass."""
+    ratio = distilled / (plain + teacher)
+    return [
+        Measurement("plain_step_ms", f"training step alone, batch {batch}", plain, "ms"),
+        Measurement("teacher_ms", "teacher's forward pass", teacher, "ms"),
+        Measurement("distillation_step_ms", "distillation step", distilled, "ms"),
+        Measurement("distillation_ratio", "over plain step and teacher's forward pass", ratio, "x", at_most=overhead),
+        Measurement("plain_samples_per_s", "training alone", 1000 * batch / plain, "samples/s"),
+        Measurement("distilled_samples_per_s", "distilled", 1000 * batch / distilled, "samples/s"),
+    ]
+
+
+def bench_steps(
+    pair: str = PAIR, device: str = "", rounds: int = 15, store: Path | None = None, batch: int = BATCH, compile_too: bool = True
+) -> Benchmark:
+    """Time training steps of a pair on a device, in full and in mixed precision, and compiled.
+
+    Args:
+        pair: Of the zoo.
+        device: As torch names it; "" is torch's default.
+        rounds: Timed turns.
+        store: Prepared store; default: a small simulated one.
+        batch: Frames of a batch.
+        compile_too: Also with backbones and heads compiled.
+
+    Raises:
+        ConfigError: If the pair is unknown or the device is not there.
+    """
+    where = find_device(device)
+    teacher = demo_teacher() if pair == PAIR else None
+    with demo_store(store) as opened:
+        data = training_batches(training_frames(opened, pair), size=batch)
+        lines = measure_steps(pair, data, rounds, teacher, where, how="fp32")
+        lines += measure_steps(pair, data, rounds, teacher, where, torch.bfloat16, how="bf16")
+        if compile_too:
+            lines += measure_steps(pair, data, rounds, teacher, where, change=compile_dense, how="compiled")
+    facts = {"simulated": store is None, "pair": pair, "device": str(where), "batch": batch, "rounds": rounds}
+    return Benchmark("steps", tuple(lines), facts, (), hardware_card(where).to_dict())
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device by torch's name for it; "" is torch's default.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
+    if not name:
+        return torch.empty(0).device
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(f"device '{name}' is not there ({str(error).splitlines()[0]}); see 'python -m kdlib doctor'") from error
+    return device
+
+
+def compile_dense(detector: nn.Module) -> None:
+    """Compile backbone and heads; what comes before depends on the number of points and would be compiled again and again."""
+    for name in ("backbone_2d", "dense_head"):
+        detector.get_submodule(name).compile(dynamic=False)

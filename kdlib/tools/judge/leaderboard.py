@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,28 @@ from kdlib.data.segment import BOX_NUMBERS
 from kdlib.errors import DataError
 from kdlib.metric import box_tables
 from kdlib.metric.box_tables import PREDICTION_COLUMNS, TIMESTAMPS, BoxTable
-from kdlib.tools.judge.objects_proto import message
+from kdlib.waymo.messages import message_classes
 
+# Field numbers of Waymo's metrics.proto and label.proto; enumerations (type, difficulty, camera) are int32: the same bytes.
+_SCHEMA = {
+    "Objects": "objects=1:Object*",
+    "Object": "object=1:Label score=2:float overlap_with_nlz=3:bool context_name=4:string frame_timestamp_micros=5:int64 "
+    "camera_name=6:int32",
+    "Label": "box=1:Label.Box metadata=2:Label.Metadata type=3:int32 id=4:string detection_difficulty_level=5:int32 "
+    "num_lidar_points_in_box=7:int32",
+    "Label.Box": "center_x=1:double center_y=2:double center_z=3:double width=4:double length=5:double height=6:double "
+    "heading=7:double",
+    "Label.Metadata": "speed_x=1:double speed_y=2:double",
+}
 _PROTO_NAMES = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
 _PLACE = ("context_name", "frame_timestamp_micros")
 _UNSET_SCORE = 1.0  # of the official command-line tool
+
+
+@lru_cache(maxsize=1)
+def objects_message() -> Any:
+    """Return the class of the message ``waymo.open_dataset.Objects`` with the fields detection needs; others are kept aside."""
+    return message_classes("waymo.open_dataset", _SCHEMA)["Objects"]
 
 
 def export_objects(predictions: BoxTable, path: str | Path, name: str = "the predictions table") -> int:
@@ -61,7 +79,7 @@ def _frames(schema: pa.Schema, name: str) -> Mapping[Any, tuple[str, int]]:
 def _objects(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name: str) -> bytes:
     boxes, kinds = box_tables.boxes_of(table, name).tolist(), box_tables.types_of(table, name).tolist()
     scores, flags = box_tables.scores_of(table, name).tolist(), box_tables.flags_of(table, name).tolist()
-    objects = message("Objects")()
+    objects = objects_message()()
     for (context, time), box, kind, score, flag in zip(_places(table, frames, name), boxes, kinds, scores, flags):
         item = objects.objects.add(context_name=context, frame_timestamp_micros=time, score=score)
         item.object.type = kind
@@ -97,7 +115,7 @@ def import_objects(path: str | Path) -> pa.Table:
     from google.protobuf.message import DecodeError
 
     try:
-        objects = message("Objects").FromString(Path(path).read_bytes()).objects
+        objects = objects_message().FromString(Path(path).read_bytes()).objects
     except FileNotFoundError as error:
         raise DataError(f"'{path}' does not exist; check the path") from error
     except DecodeError as error:

@@ -1,4 +1,4 @@
-"""Boxes in, Waymo's own AP and APH out: its metric op, run in a Python that has it, in a child process without a GPU."""
+"""Waymo's own package: the Python that has it, and its metric run there on our boxes, in a child process without a GPU."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ class OfficialError(KdlibError):
 
 
 @dataclass(frozen=True)
-class OfficialScores:
-    """What the official op says of one set of boxes, and what it took."""
+class MetricRun:
+    """What one metric says of one set of boxes, and what it took."""
 
-    metrics: Mapping[str, float]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH', ... as in EvalResult
-    seconds: float  # of the op, from tensors to numbers
-    peak_bytes: int  # most memory of its process, all sets
-    idle_bytes: int  # of that, what importing TensorFlow alone takes
+    metrics: Mapping[str, float]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH', ... as in EvalResult, in [0, 1]
+    seconds: float  # from boxes in memory to numbers
+    peak_bytes: int  # most memory of the process, libraries included; all processes of it together
     version: str
 
 
@@ -70,12 +69,12 @@ def find_python(named: str | Path | None = None) -> Path:
 
 
 def official_scores(
-    scenes: Sequence[EvalBoxes], *, ranges: bool = True, python: str | Path | None = None, timeout: float = LONGEST
-) -> list[OfficialScores]:
+    sets: Sequence[EvalBoxes], *, ranges: bool = True, python: str | Path | None = None, timeout: float = LONGEST
+) -> list[MetricRun]:
     """Return the official op's scores of each set of boxes, all from one child process.
 
     Args:
-        scenes: Boxes by frame; frame numbers are the op's frame ids.
+        sets: Boxes by frame; frame numbers are the op's frame ids.
         ranges: Also break every class down by distance.
         python: See :func:`find_python`.
         timeout: Seconds until the child is killed.
@@ -83,18 +82,58 @@ def official_scores(
     Raises:
         OfficialError: If there is no such Python, or the op fails, crashes or takes too long.
     """
-    for scene in scenes:
-        _check_types(scene)
+    values: dict[str, Any] = {"ranges": ranges, "sets": len(sets)}
+    for number, boxes in enumerate(sets):
+        for side in (boxes.predictions, boxes.truth):
+            if len(side.kind) and not 0 <= side.kind.min() <= side.kind.max() <= _MOST_TYPE:
+                raise OfficialError(
+                    f"a box is of type {int(side.kind.max())}; the official tool aborts on types above {_MOST_TYPE}"
+                )
+        values |= {f"{number}/{name}": column for name, column in _columns(boxes).items()}
+    answer = ask_official("metric", values, python, timeout)
+    runs = []
+    for part in answer["sets"]:
+        metrics: dict[str, float] = {}
+        for name, ap, aph in zip(part["names"], part["ap"], part["aph"]):
+            metrics |= {f"{name}/AP": ap, f"{name}/APH": aph}
+        runs.append(MetricRun(metrics, part["seconds"], answer["peak_bytes"], answer["version"]))
+    return runs
+
+
+def _columns(boxes: EvalBoxes) -> dict[str, Any]:
+    """Return the op's arguments in the op's types."""
+    columns: dict[str, Any] = {
+        "prediction_overlap_nlz": boxes.predictions.overlap_nlz,
+        "prediction_score": boxes.predictions.score,
+    }
+    columns["ground_truth_difficulty"] = boxes.truth.difficulty.astype(np.uint8)
+    for name, side in (("prediction", boxes.predictions), ("ground_truth", boxes.truth)):
+        columns |= {f"{name}_frame_id": side.frame.astype(np.int64), f"{name}_type": side.kind.astype(np.uint8)}
+        columns[f"{name}_bbox"] = side.box
+    return columns
+
+
+def ask_official(
+    task: str, values: Mapping[str, Any], python: str | Path | None = None, timeout: float = LONGEST
+) -> dict[str, Any]:
+    """Return what a task of ``official_child.py`` answers in an official Python.
+
+    Args:
+        task: "metric" or "convert".
+        values: Arrays, numbers and texts.
+        python: See :func:`find_python`.
+        timeout: Seconds until the child is killed.
+
+    Raises:
+        OfficialError: If there is no such Python, or the task fails.
+    """
     interpreter = find_python(python)
     with tempfile.TemporaryDirectory(prefix="kdlib-official-") as folder:
-        boxes, scores = Path(folder) / "boxes.npz", Path(folder) / "scores.json"
-        arrays: dict[str, Any] = {"ranges": ranges, "sets": len(scenes)}
-        for number, scene in enumerate(scenes):
-            arrays |= {f"{number}/{name}": column for name, column in _columns(scene).items()}
-        np.savez(boxes, **arrays)
-        run_child(interpreter, CHILD, [str(boxes), str(scores)], timeout)
-        found = json.loads(scores.read_text())
-    return [_scores(part, found) for part in found["sets"]]
+        request, answer = Path(folder) / "request.npz", Path(folder) / "answer.json"
+        np.savez(request, **values)
+        run_child(interpreter, CHILD, [task, str(request), str(answer)], timeout)
+        answered: dict[str, Any] = json.loads(answer.read_text())
+    return answered
 
 
 def run_child(interpreter: Path, script: Path, arguments: Sequence[str], timeout: float = LONGEST) -> None:
@@ -126,31 +165,3 @@ def run_child(interpreter: Path, script: Path, arguments: Sequence[str], timeout
         hint = "the machine may be short of memory" if name == "SIGKILL" else "it aborts on boxes it cannot take"
         raise OfficialError(f"the official tool in '{interpreter}' died of {name} ({hint}); it wrote last: {lines[-1]}")
     raise OfficialError(f"the official tool in '{interpreter}' failed with: {lines[-1]}")
-
-
-def _check_types(scene: EvalBoxes) -> None:
-    for side in (scene.predictions, scene.truth):
-        if len(side.kind) and not 0 <= side.kind.min() <= side.kind.max() <= _MOST_TYPE:
-            raise OfficialError(f"a box is of type {int(side.kind.max())}; the official tool aborts on types above {_MOST_TYPE}")
-
-
-def _columns(scene: EvalBoxes) -> dict[str, np.ndarray[Any, Any]]:
-    found, truth = scene.predictions, scene.truth
-    return {
-        "pd_frame": found.frame.astype(np.int64),
-        "pd_box": found.box.astype(np.float32),
-        "pd_type": found.kind.astype(np.uint8),
-        "pd_score": found.score.astype(np.float32),
-        "pd_nlz": found.overlap_nlz.astype(np.bool_),
-        "gt_frame": truth.frame.astype(np.int64),
-        "gt_box": truth.box.astype(np.float32),
-        "gt_type": truth.kind.astype(np.uint8),
-        "gt_difficulty": truth.difficulty.astype(np.uint8),
-    }
-
-
-def _scores(part: Mapping[str, Any], child: Mapping[str, Any]) -> OfficialScores:
-    metrics: dict[str, float] = {}
-    for name, ap, aph in zip(part["names"], part["ap"], part["aph"]):
-        metrics[f"{name}/AP"], metrics[f"{name}/APH"] = ap, aph
-    return OfficialScores(metrics, part["seconds"], child["peak_bytes"], child["idle_bytes"], child["version"])

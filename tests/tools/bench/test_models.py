@@ -12,7 +12,7 @@ import torch
 from kdlib.errors import ConfigError
 from kdlib.profiling import published
 from kdlib.profiling.latency import LATENCY_STAGES, SECOND_STAGES
-from kdlib.tools.bench.models import bench_models, page, table
+from kdlib.tools.bench.models import bench_models, costs_page, costs_text
 
 REPORTS = Path(__file__).resolve().parents[3] / "reports"
 
@@ -37,7 +37,7 @@ def test_numbers_agree_with_each_other(measured: dict[str, Any]) -> None:
 
 
 def test_table_has_published_cells_and_reasons(measured: dict[str, Any]) -> None:
-    text = table(measured)
+    text = costs_text(measured)
     row = next(line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` | 1,012,643"))
     assert "| 6.53 | **12.0** |" in row and "| 18.5 | **33.1** |" in row and "real Waymo frames" in row
     assert "**simulated**" in text and "1.83x" in text, "129.12 / 70.44 on the GTX 1060"
@@ -49,7 +49,9 @@ def test_a_second_stage_is_timed_part_by_part(measured: dict[str, Any]) -> None:
         stages = report["stages"]
         assert list(stages) == [*LATENCY_STAGES[:-1], *SECOND_STAGES, LATENCY_STAGES[-1]]
         assert sum(stage["mean_ms"] for stage in stages.values()) == pytest.approx(report["total"]["mean_ms"])
-    assert "`pv_rcnn_pp_demo` has a second stage between head and decode; of its fp32 p50, in ms: proposals " in table(measured)
+    assert "`pv_rcnn_pp_demo` has a second stage between head and decode; of its fp32 p50, in ms: proposals " in costs_text(
+        measured
+    )
     assert not {"keypoints", "refine"} & set(measured["models"][0]["latency"]["fp32"]["stages"])
 
 
@@ -57,14 +59,14 @@ def test_speeds_are_multiples_of_pointpillar(measured: dict[str, Any]) -> None:
     voxel, pillar, _ = measured["models"]
     renamed = {**measured, "models": [voxel, {**pillar, "model": "pointpillar"}]}
     ratio = pillar["latency"]["fp32"]["total"]["p50_ms"] / voxel["latency"]["fp32"]["total"]["p50_ms"]
-    line = next(line for line in table(renamed).splitlines() if line.startswith("| `cp_voxel_xxs`") and "1.83x" in line)
+    line = next(line for line in costs_text(renamed).splitlines() if line.startswith("| `cp_voxel_xxs`") and "1.83x" in line)
     assert f"| {ratio:.2f}x |" in line
 
 
 def test_cost_performance_ratios_need_the_teacher_in_the_table(measured: dict[str, Any]) -> None:
-    assert "Cost-performance" not in table(measured)
+    assert "Cost-performance" not in costs_text(measured)
     voxel, pillar, _ = measured["models"]
-    text = table({**measured, "models": [voxel, {**pillar, "model": "cp_voxel"}]})
+    text = costs_text({**measured, "models": [voxel, {**pillar, "model": "cp_voxel"}]})
     row = next(line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` with SparseKD"))
     kept = 59.28 / 64.29
     counted = kept / (voxel["cost"]["macs"] / pillar["cost"]["macs"])
@@ -81,5 +83,5 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_the_committed_page_is_that_of_its_numbers() -> None:
     values = json.loads((REPORTS / "costs.json").read_text())
-    assert (REPORTS / "costs.md").read_text() == page(values)
+    assert (REPORTS / "costs.md").read_text() == costs_page(values)
     assert [row["model"] for row in values["models"]] == [*published.PUBLISHED_MODELS, *published.PUBLISHED_CROSS_STAGE]

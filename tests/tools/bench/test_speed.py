@@ -16,14 +16,14 @@ from kdlib.models.geometry.nms import rotated_nms
 from kdlib.models.sparse.voxelize import voxelize
 from kdlib.models.targets import assign_targets
 from kdlib.tools.bench import operators, speed
-from kdlib.tools.bench.duel import Duel, Times, interleaved
+from kdlib.tools.bench.crowd import crowded_boxes
+from kdlib.tools.bench.measurements import Measurement, times_faster
 from kdlib.tools.bench.operators import Disagreement, bench_nms, bench_targets, bench_voxels
-from kdlib.tools.bench.references import WheelVoxels, crowded_boxes, loop_targets, matrix_nms, shapely_nms
-from kdlib.tools.bench.settings import Setting, Switched, bench_settings, contiguous
-from kdlib.tools.bench.speed import bench_speed, verdict
-from kdlib.tools.bench.steps import StepTimes, batches, dataset, demo_store
-from kdlib.tools.bench.table import page, text
-from kdlib.tools.bench.training import bench_training
+from kdlib.tools.bench.references import WheelVoxels, loop_targets, matrix_nms, shapely_nms
+from kdlib.tools.bench.settings import Setting, bench_settings, contiguous, verdict
+from kdlib.tools.bench.speed import OVERHEAD, bench_speed
+from kdlib.tools.bench.steps import PAIR, bench_steps, demo_store, step_lines, training_batches, training_frames
+from kdlib.tools.bench.timing import median_times
 from kdlib.types import PointBatch
 
 GRID = GridConfig((-8.0, -6.0, -2.0, 8.0, 6.0, 4.0), (0.5, 0.5, 6.0), 3)
@@ -47,26 +47,24 @@ class Ticks:
 
 
 def test_a_ratio_is_that_of_the_medians():
-    duel = Duel("nms", Times("ours", (1.0, 2.0, 90.0)), Times("a loop", (30.0, 50.0, 10.0)), at_least=20.0)
-    assert duel.ratio == 15.0
-    ours, theirs, times = duel.lines
-    assert (ours.value, theirs.value, times.value, times.met) == (2.0, 30.0, 15.0, False)
-    assert Duel("nms", Times("ours", (1.0,)), Times("a loop", ())).ratio is None
+    ours, theirs = Measurement("nms_ms", "ours", 2.0, "ms"), Measurement("nms_reference_ms", "a loop", 30.0, "ms")
+    *both, times = times_faster("nms", ours, theirs, at_least=20.0)
+    assert both == [ours, theirs] and (times.key, times.value, times.met) == ("nms_times", 15.0, False)
+    assert times_faster("nms", ours, Measurement("nms_reference_ms", "a loop", None, "ms"))[-1].value is None
 
 
 def test_distillation_is_compared_with_its_parts():
-    steps = StepTimes(Times("", (100.0,)), Times("", (220.0,)), Times("", (100.0,)), 4, None)
-    assert steps.ratio == pytest.approx(1.1)
-    assert StepTimes.rate(steps.plain, 4) == pytest.approx(40.0)
-    rows = {line.key: line for line in speed.step_lines(steps)}
-    assert rows["distillation_ratio"].met and rows["distilled_samples_per_s"].value == pytest.approx(4000 / 220)
+    rows = {line.key: line for line in step_lines(100.0, 220.0, 100.0, 4, OVERHEAD)}
+    assert rows["distillation_ratio"].value == pytest.approx(1.1) and rows["distillation_ratio"].met
+    assert rows["plain_samples_per_s"].value == pytest.approx(40.0)
+    assert rows["distilled_samples_per_s"].value == pytest.approx(4000 / 220)
 
 
 def test_work_is_taken_in_turns_after_a_warm_up():
     seen = []
-    times = interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, warmup=1, clock=Ticks())
+    times = median_times({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, warmup=1, clock=Ticks())
     assert seen == ["a", "b"] * 3
-    assert times["a"].rounds_ms == times["b"].rounds_ms == (1000.0, 1000.0)
+    assert times == {"a": 1000.0, "b": 1000.0}
 
 
 @pytest.mark.parametrize("iou, pre, post", [(0.7, 300, 300), (0.2, 200, 50), (0.05, 300, 300)])
@@ -112,12 +110,13 @@ def test_what_is_not_installed_is_left_out_with_a_sentence(monkeypatch):
         raise ConfigError("spconv's wheel is not installed")
 
     monkeypatch.setattr(operators, "WheelVoxels", no_wheel)
-    duels, notes = bench_voxels(_points(), 1, ["cp_pillar_demo_v0.64"])
-    assert duels[0].ours.median and duels[0].ratio is None
+    (ours, _, times), notes = bench_voxels(_points(), 1, ["cp_pillar_demo_v0.64"])
+    assert ours.value and times.value is None
     assert notes == ["not compared with spconv's wheel: spconv's wheel is not installed"]
     monkeypatch.setattr(operators, "shapely_nms", no_wheel)
-    duels, notes = bench_nms(1, 50)
-    assert duels[0].ratio is None and duels[1].ratio and "not compared with a shapely loop" in notes[0]
+    lines, notes = bench_nms(1, 50)
+    values = {line.key: line.value for line in lines}
+    assert values["nms_times"] is None and values["nms_matrix_times"] and "not compared with a shapely loop" in notes[0]
 
 
 def test_times_of_different_answers_are_not_compared(monkeypatch):
@@ -140,14 +139,14 @@ def test_a_setting_that_fails_is_left_out_with_a_sentence():
         raise RuntimeError("no C++ compiler\nand more")
 
     with demo_store(frames=2) as store:
-        data = batches(dataset(store, speed.PAIR), count=1, size=1)
-    found, notes = bench_settings(speed.PAIR, data, 1, settings=[Setting("compile", "torch.compile", on=fail)])
+        data = training_batches(training_frames(store, PAIR), count=1, size=1)
+    found, notes = bench_settings(PAIR, data, 1, settings=[Setting("compile", "torch.compile", on=fail)])
     assert not found and notes == ["torch.compile could not be measured: RuntimeError no C++ compiler"]
 
 
 @pytest.mark.parametrize("on, words", [(50.0, "wins, 2.00"), (100.0, "makes no difference"), (200.0, "loses, 0.50")])
 def test_a_setting_is_judged_by_its_ratio(on, words):
-    assert words in verdict(Switched("bf16_step", "step: bf16", Times("", (on,)), Times("", (100.0,))))
+    assert words in verdict("step: bf16", 100.0 / on)
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +168,11 @@ def test_the_table_is_complete(outcome):
     assert numbers["distillation_ratio"] == pytest.approx(numbers["distillation_step_ms"] / parts)
     assert numbers["loader_ahead"] == pytest.approx(numbers["plain_step_ms"] / numbers["loader_ms"])
     assert {f"cp_pillar_demo_{stage}_ms" for stage in ("voxelise", "encoder", "backbone", "head", "decode")} <= set(numbers)
-    assert "distillation step" in text(outcome)
+    assert "distillation step" in outcome.text()
 
 
 def test_the_page_has_every_row_and_the_card(outcome):
-    made = page(outcome, "python -m kdlib bench")
+    made = outcome.page("python -m kdlib bench")
     assert all(f"`{line.key}`" in made for line in outcome.lines)
     assert outcome.hardware["cpu"] in made and "**simulated**" in made and "threads" in made
 
@@ -190,11 +189,11 @@ def test_bench_alone_is_the_bench_of_speed(outcome, monkeypatch, tmp_path):
 
 
 def test_training_is_measured_on_the_device_named():
-    outcome = bench_training(device="cpu", rounds=1, batch=1, compile_too=False)
+    outcome = bench_steps(device="cpu", rounds=1, batch=1, compile_too=False)
     for how in ("fp32", "bf16"):
-        ratio = outcome[f"{how}_distilled_ms"] / (outcome[f"{how}_plain_ms"] + outcome[f"{how}_teacher_ms"])
-        assert outcome[f"{how}_ratio"] == pytest.approx(ratio)
-        assert outcome[f"{how}_plain_samples_per_s"] == pytest.approx(1000 / outcome[f"{how}_plain_ms"])
+        ratio = outcome[f"{how}_distillation_step_ms"] / (outcome[f"{how}_plain_step_ms"] + outcome[f"{how}_teacher_ms"])
+        assert outcome[f"{how}_distillation_ratio"] == pytest.approx(ratio)
+        assert outcome[f"{how}_plain_samples_per_s"] == pytest.approx(1000 / outcome[f"{how}_plain_step_ms"])
     assert not any("peak" in line.key for line in outcome.lines), "a processor counts no memory"
     with pytest.raises(ConfigError, match="is not there"):
-        bench_training(device="xla:7")
+        bench_steps(device="xla:7")

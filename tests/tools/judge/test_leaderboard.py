@@ -9,8 +9,7 @@ import pytest
 from kdlib.errors import DataError
 from kdlib.metric.box_tables import TIMESTAMPS, predictions_table
 from kdlib.metric.waymo_metrics import evaluate_tables
-from kdlib.tools.judge.leaderboard import export_objects, import_objects
-from kdlib.tools.judge.objects_proto import message
+from kdlib.tools.judge.leaderboard import export_objects, import_objects, objects_message
 
 SEGMENT = "1024360143612057520_3580_000_3600_000"
 
@@ -103,7 +102,7 @@ def test_files_that_are_no_objects(tmp_path):
 
 
 def test_unknown_fields_are_passed_over(tmp_path):
-    item = message("Objects")()
+    item = objects_message()()
     item.objects.add(context_name="c").object.box.length = 2.0
     (tmp_path / "o.bin").write_bytes(item.SerializeToString() + b"\x12\x02\x0a\x00")  # a no-label-zone object, field 2
     again = import_objects(tmp_path / "o.bin")

@@ -1,4 +1,4 @@
-"""Two Parquet files in, AP and APH out, on request beside Waymo's own numbers and with the leaderboard's file written."""
+"""``python -m kdlib evaluate``: two Parquet files scored, on request beside Waymo's numbers and with the leaderboard's file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from kdlib.metric.box_tables import TableFile
 from kdlib.metric.loading import load_boxes
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_loaded
-from kdlib.tools.bench.official import Comparison, compare_with_official
 from kdlib.tools.judge.leaderboard import export_objects
 from kdlib.tools.judge.official import find_python
+from kdlib.tools.judge.side_by_side import SideBySide, compare_with_official
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """An evaluation with what was asked for beside it."""
 
     result: EvalResult
-    comparison: Comparison | None = None  # with the official metric
+    comparison: SideBySide | None = None  # with the official metric
     exported: int | None = None  # boxes in the leaderboard's file
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Judgement:
         return "\n".join(lines)
 
 
-def judge(
+def evaluate(
     predictions: str | Path,
     truth: str | Path,
     *,
@@ -45,7 +45,7 @@ def judge(
     official: bool = False,
     python: str | Path | None = None,
     export: str | Path | None = None,
-) -> Judgement:
+) -> Evaluation:
     """Evaluate two Parquet files with Waymo's metric, all classes and distances.
 
     Args:
@@ -68,4 +68,4 @@ def judge(
     result = evaluate_loaded(loaded, workers=workers, keep_frames=False)
     comparison = compare_with_official(loaded.boxes, workers=workers, python=python) if official else None
     exported = export_objects(files[0], export, names[0]) if export else None
-    return Judgement(result, comparison, exported)
+    return Evaluation(result, comparison, exported)

@@ -13,8 +13,8 @@ from kdlib.cli import app
 from kdlib.errors import DataError
 from kdlib.metric.box_tables import predictions_table, write_predictions
 from kdlib.metric.waymo_metrics import evaluate_boxes
-from kdlib.tools.bench.official import crowd
-from kdlib.tools.judge.judge import judge
+from kdlib.tools.bench.crowd import crowd
+from kdlib.tools.judge.evaluate import evaluate as score
 from kdlib.tools.judge.leaderboard import import_objects
 from kdlib.tools.judge.official import OfficialError
 
@@ -39,12 +39,11 @@ def official_python(folder, metrics, off=0.0):
     ap, aph = ([metrics[f"{name}/{kind}"] + off for name in names] for kind in ("AP", "APH"))
     answer = {
         "sets": [{"names": names, "ap": ap, "aph": aph, "seconds": 9.0}],
-        "idle_bytes": 1,
         "peak_bytes": 10**9,
         "version": "X",
     }
     path = folder / "python"
-    path.write_text(f"#!{sys.executable}\nimport json, sys\njson.dump({answer!r}, open(sys.argv[3], 'w'))\n")
+    path.write_text(f"#!{sys.executable}\nimport json, sys\njson.dump({answer!r}, open(sys.argv[4], 'w'))\n")
     path.chmod(0o755)
     return path
 
@@ -57,7 +56,7 @@ def evaluate(folder, *options):
 def test_plain(files):
     scene, folder = files
     expected = evaluate_boxes(scene, tuple(range(6))).to_dict()
-    judged = judge(folder / "p.parquet", folder / "g.parquet")
+    judged = score(folder / "p.parquet", folder / "g.parquet")
     assert judged.to_dict() == expected and judged.comparison is None and judged.exported is None
     shown = evaluate(folder, "--json", "--workers", "2")
     assert shown.exit_code == 0 and json.loads(shown.stdout) == expected
@@ -82,9 +81,9 @@ def test_official_disagrees(files):
 
 def test_a_missing_python_is_said_before_the_work(files, monkeypatch):
     _, folder = files
-    monkeypatch.setattr("kdlib.tools.judge.judge.load_boxes", lambda *_, **__: pytest.fail("worked first"))
+    monkeypatch.setattr("kdlib.tools.judge.evaluate.load_boxes", lambda *_, **__: pytest.fail("worked first"))
     with pytest.raises(OfficialError, match="does not exist"):
-        judge(folder / "p.parquet", folder / "g.parquet", official=True, python=folder / "none")
+        score(folder / "p.parquet", folder / "g.parquet", official=True, python=folder / "none")
 
 
 def test_export(files):
@@ -99,4 +98,4 @@ def test_bad_files_keep_their_one_sentence(files):
     _, folder = files
     (folder / "p.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"predictions file '.*' is no readable Parquet"):
-        judge(folder / "p.parquet", folder / "g.parquet")
+        score(folder / "p.parquet", folder / "g.parquet")

@@ -1,0 +1,49 @@
+"""Times pieces of work in turns, after a warm-up: medians, and how many times faster one is than another."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from kdlib.profiling.latency import Clock, clock_for
+from kdlib.tools.bench.measurements import Measurement, times_faster
+
+Work = Callable[[], Any]
+
+
+def median_times(
+    works: Mapping[str, Work], rounds: int, warmup: int = 1, device: torch.device | None = None, clock: Clock | None = None
+) -> dict[str, float]:
+    """Time each piece of work in turns, so that whatever else the machine does meets all of them alike; return medians in ms.
+
+    Args:
+        works: By title.
+        rounds: Timed turns.
+        warmup: Turns before, of each.
+        device: Where the work is done; default the host.
+        clock: Default: the one of the device.
+    """
+    watch = clock or clock_for(device or torch.device("cpu"))
+    times: dict[str, list[float]] = {title: [] for title in works}
+    for turn in range(warmup + rounds):
+        for title, work in works.items():
+            watch.settle()
+            start = watch.mark()
+            work()
+            end = watch.mark()
+            watch.settle()
+            if turn >= warmup:
+                times[title].append(watch.milliseconds(start, end))
+    return {title: statistics.median(values) for title, values in times.items()}
+
+
+def compare_ways(
+    key: str, ours: tuple[str, Work], theirs: tuple[str, Work | None], rounds: int, at_least: float | None = None
+) -> list[Measurement]:
+    """Time two ways of doing one thing on the host; the second one's work is None where it is not installed."""
+    times = median_times({title: work for title, work in (ours, theirs) if work is not None}, rounds)
+    first = Measurement(f"{key}_ms", ours[0], times[ours[0]], "ms")
+    return times_faster(key, first, Measurement(f"{key}_reference_ms", theirs[0], times.get(theirs[0]), "ms"), at_least)
