@@ -1,7 +1,7 @@
-"""Street scenes in, genuine Waymo v2 Parquet files out: a LiDAR simulator for people without the dataset."""
+"""Simulates LiDAR in street scenes and writes genuine Waymo files, for people without the dataset."""
 
 from __future__ import annotations
 
-from kdlib.simulate.simulate import simulate
+from kdlib.simulate.generate import simulate
 
 __all__ = ["simulate"]

@@ -1,13 +1,14 @@
-"""A street and a random generator in, the pose of the measuring vehicle at any time out."""
+"""Drives the measuring vehicle: what it is going to do in a street, and its pose at any time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdlib.simulate.layout import Layout
-from kdlib.simulate.tracks import Path, Track, distance, follow, line, turn
+from kdlib.simulate.layout import StreetPlan
+from kdlib.simulate.mesh import Rng
+from kdlib.simulate.tracks import Course, Track, curve, distance, follow, line
 from kdlib.types import FloatArray
 
 LENGTH, WIDTH, CENTER_X = 4.9, 2.0, 1.45
@@ -15,32 +16,39 @@ LENGTH, WIDTH, CENTER_X = 4.9, 2.0, 1.45
 
 
 @dataclass(frozen=True)
-class Ego:
-    """A vehicle on a path, with a slight sway of the body; local metres, seconds since the first frame began."""
+class Manoeuvre:
+    """What the measuring vehicle is going to do, drawn before the street is."""
 
-    path: Path
-    start: float
+    turn: int  # 1 left, -1 right, 0 none
+    speed: float
+    acceleration: float
+
+
+@dataclass(frozen=True)
+class Ego:
+    """A vehicle on a course, with a slight sway of the body; local metres, seconds since the first frame began."""
+
+    course: Course
     speed: float
     acceleration: float
     sway: tuple[float, float, float]  # radians of roll, radians of pitch, phase
 
     def track(self, times: FloatArray) -> Track:
         """Return where the rear axle is."""
-        return follow(self.path, self.start, *distance(times, self.speed, self.acceleration))
+        return follow(self.course, *distance(times, self.speed, self.acceleration))
 
     def pose(self, times: FloatArray) -> FloatArray:
         """Return roll, pitch, yaw, x, y, z of local_from_vehicle at times, (n, 6); the order of Waymo's pixel poses."""
         track = self.track(times)
         roll = self.sway[0] * np.sin(2 * np.pi * 0.9 * times + self.sway[2])
         pitch = self.sway[1] * np.sin(2 * np.pi * 1.3 * times + 2 * self.sway[2])
-        zero = np.zeros_like(times)
-        return np.stack([roll, pitch, track.heading, track.xy[:, 0], track.xy[:, 1], zero], -1)
+        return np.stack([roll, pitch, track.heading, *track.xy.T, np.zeros_like(times)], -1)
 
 
 def rotation(angles: FloatArray) -> FloatArray:
     """Return Rz(yaw) Ry(pitch) Rx(roll) of (..., 3) = roll, pitch, yaw as (..., 3, 3), float64; spec section 4, step 5."""
-    roll, pitch, yaw = np.moveaxis(np.asarray(angles, np.float64), -1, 0)
-    cr, sr, cp, sp, cy, sy = np.cos(roll), np.sin(roll), np.cos(pitch), np.sin(pitch), np.cos(yaw), np.sin(yaw)
+    axes = np.moveaxis(np.asarray(angles, np.float64), -1, 0)
+    (cr, sr), (cp, sp), (cy, sy) = ((np.cos(angle), np.sin(angle)) for angle in axes)
     rows = [
         [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
         [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
@@ -49,7 +57,7 @@ def rotation(angles: FloatArray) -> FloatArray:
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
-def matrix(pose: FloatArray) -> FloatArray:
+def pose_matrix(pose: FloatArray) -> FloatArray:
     """Return the 4 x 4 transform of one pose (6,)."""
     result = np.eye(4)
     result[:3, :3] = rotation(pose[:3])
@@ -57,43 +65,28 @@ def matrix(pose: FloatArray) -> FloatArray:
     return result
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the ego vehicle is going to do, drawn before the street is."""
-
-    manoeuvre: str  # "stand", "drive", "left", "right"
-    speed: float
-    acceleration: float
-
-    @property
-    def turns(self) -> bool:
-        """Whether it needs a crossing."""
-        return self.manoeuvre in ("left", "right")
-
-
-def random_plan(rng: np.random.Generator) -> Plan:
+def random_manoeuvre(rng: Rng) -> Manoeuvre:
     """Return a manoeuvre: a quarter stands, a fifth turns, the others drive with or without a change of speed."""
     draw = rng.random()
     if draw < 0.25:
-        return Plan("stand", 0.0, 0.0)
+        return Manoeuvre(0, 0.0, 0.0)
     if draw < 0.45:
-        return Plan("left" if rng.random() < 0.5 else "right", float(rng.uniform(3.0, 6.0)), 0.0)
-    acceleration = float(rng.uniform(-1.5, 1.5)) if rng.random() < 0.5 else 0.0
-    return Plan("drive", float(rng.uniform(3.0, 13.0)), acceleration)
+        return Manoeuvre(1 if rng.random() < 0.5 else -1, rng.uniform(3.0, 6.0), 0.0)
+    acceleration = rng.uniform(-1.5, 1.5) if rng.random() < 0.5 else 0.0
+    return Manoeuvre(0, rng.uniform(3.0, 13.0), acceleration)
 
 
-def random_ego(rng: np.random.Generator, plan: Plan, layout: Layout, duration: float) -> Ego:
-    """Return the ego vehicle on its lane, starting at x = 0, or so that a turn leads into the crossing street's lane."""
-    road = layout.main
-    lane = int(rng.integers(road.lanes))
-    path, start = line((0.0, -road.lane_center(lane) + float(rng.uniform(-0.25, 0.25))), 0.0), 0.0
-    if plan.turns and layout.cross is not None:
-        left = plan.manoeuvre == "left"
-        lane = 0 if left else road.lanes - 1
-        ahead = plan.speed * duration * float(rng.uniform(0.0, 0.6))
-        path = turn((0.0, -road.lane_center(lane)), 0.0, ahead, 12.0 if left else 8.0, np.pi / 2 if left else -np.pi / 2)
-        goal = layout.cross_x + (1 if left else -1) * layout.cross.lane_center(0 if left else layout.cross.lanes - 1)
-        shift = np.array([goal - path.xy[-1, 0], 0.0])
-        path = Path(path.s, path.xy + shift, path.heading)
-    sway = (float(rng.uniform(0, 0.002)), float(rng.uniform(0, 0.002)), float(rng.uniform(0, 6.28)))
-    return Ego(path, start, plan.speed, plan.acceleration, sway)
+def random_ego(rng: Rng, plan: StreetPlan, manoeuvre: Manoeuvre, duration: float) -> Ego:
+    """Return the measuring vehicle on its lane, starting at x = 0, or so that a turn leads into the crossing street's lane."""
+    lane = int(rng.integers(plan.main.lanes))
+    course = line((0.0, -plan.main.lane_center(lane) + rng.uniform(-0.25, 0.25)), 0.0)
+    if manoeuvre.turn and plan.cross:
+        left = manoeuvre.turn > 0
+        inner, goal = [0 if left else road.lanes - 1 for road in (plan.main, plan.cross)]
+        ahead = manoeuvre.speed * duration * rng.uniform(0.0, 0.6)
+        start, radius = (0.0, -plan.main.lane_center(inner)), 12.0 if left else 8.0
+        course = curve(start, 0.0, ahead, radius, manoeuvre.turn * np.pi / 2)
+        shift = plan.cross_x + manoeuvre.turn * plan.cross.lane_center(goal) - course.xy[-1, 0]
+        course = replace(course, xy=course.xy + np.array([shift, 0.0]))
+    sway = (rng.uniform(0, 0.002), rng.uniform(0, 0.002), rng.uniform(0, 6.28))
+    return Ego(course, manoeuvre.speed, manoeuvre.acceleration, sway)

@@ -1,4 +1,4 @@
-"""A random generator and a length in, the ground plan of a street out: lanes, kerbs, blocks of houses, sidewalk lines."""
+"""Draws the ground plan of a street with or without a crossing: lanes, kerbs, blocks of houses; and its ground as a mesh."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from kdlib.simulate.mesh import Material, Mesh, merge, slab
+from kdlib.simulate.materials import ASPHALT, GRASS, MARKING, PAVEMENT
+from kdlib.simulate.mesh import Mesh, Rng, merge, slab
 from kdlib.types import FloatArray
 
+_Pair = tuple[float, float]
 KERB = 0.14
 """Height of the pavement over the road, metres."""
 
@@ -45,110 +47,126 @@ class Road:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A raised rectangle of pavement with yards and houses in it."""
+class Street:
+    """One road of the plan as a straight line: u along, v to the left; the crossing with the other one is a gap in it."""
 
-    low: tuple[float, float]
-    high: tuple[float, float]
+    road: Road
+    origin: _Pair
+    angle: float  # of u in the plan
+    start: float
+    end: float
+    gap: _Pair  # u from, u to; empty where from > to
+    depth: float  # |v| up to which there is anything
+
+    @property
+    def length(self) -> float:
+        """How long it is without the crossing."""
+        return self.end - self.start - max(self.gap[1] - self.gap[0], 0.0)
+
+    def place(self, u: float, v: float) -> _Pair:
+        """Return the plan's x, y of a place."""
+        cos, sin = float(np.cos(self.angle)), float(np.sin(self.angle))
+        return self.origin[0] + cos * u - sin * v, self.origin[1] + sin * u + cos * v
+
+    def somewhere(self, rng: Rng) -> float:
+        """Return the u of any place, the crossing included."""
+        return rng.uniform(self.start, self.end)
+
+    def in_gap(self, u: float, margin: float = 0.0) -> bool:
+        """Tell whether a place along it lies in the crossing."""
+        return self.gap[0] - margin < u < self.gap[1] + margin
 
 
 @dataclass(frozen=True)
-class Layout:
+class StreetPlan:
     """A street along x, with or without a crossing street along y at ``cross_x``; local metres, road surface at z = 0."""
 
     main: Road
     cross: Road | None
     cross_x: float
-    reach: tuple[float, float]  # x from, x to
+    reach: _Pair  # x from, x to
     depth: float  # |y| up to which there is anything
-    blocks: tuple[Block, ...]
 
-    def height(self, x: float | FloatArray, y: float | FloatArray) -> FloatArray:
-        """Return the height of the ground at points."""
-        x, y = np.asarray(x, float), np.asarray(y, float)
-        raised = np.zeros(np.broadcast(x, y).shape, bool)
-        for block in self.blocks:
-            raised |= (x > block.low[0]) & (x < block.high[0]) & (y > block.low[1]) & (y < block.high[1])
+    @property
+    def gap(self) -> _Pair:
+        """From where to where the crossing street cuts the main one; empty where from > to."""
+        return (self.cross_x - self.cross.half, self.cross_x + self.cross.half) if self.cross else (1.0, -1.0)
+
+    @property
+    def blocks(self) -> list[tuple[_Pair, _Pair]]:
+        """The raised rectangles of pavement with yards and houses in them: lowest and highest x, y."""
+        (start, end), (low, high), half, depth = self.reach, self.gap, self.main.half, self.depth
+        edges = [(start, low), (high, end)] if self.cross else [(start, end)]
+        return [((a, half), (b, depth)) for a, b in edges] + [((a, -depth), (b, -half)) for a, b in edges]
+
+    @property
+    def streets(self) -> tuple[Street, ...]:
+        """The main street and, where there is one, the crossing street."""
+        main = Street(self.main, (0.0, 0.0), 0.0, *self.reach, self.gap, self.depth)
+        if self.cross is None:
+            return (main,)
+        half, width = self.main.half, min(self.cross_x - self.reach[0], self.reach[1] - self.cross_x)
+        return main, Street(self.cross, (self.cross_x, 0.0), np.pi / 2, -self.depth, self.depth, (-half, half), width)
+
+    def height(self, xy: FloatArray) -> FloatArray:
+        """Return the height (N,) of the ground at points (N, 2)."""
+        raised = np.zeros(len(xy), bool)
+        for low, high in self.blocks:
+            raised |= ((xy > low) & (xy < high)).all(axis=1)
         return np.where(raised, KERB, 0.0)
 
-    def on_crossing(self, x: float, margin: float = 0.0) -> bool:
-        """Tell whether a place along the main street lies where the other street crosses it."""
-        return self.cross is not None and abs(x - self.cross_x) < self.cross.half + margin
 
-
-def _random_road(rng: np.random.Generator) -> Road:
+def _random_road(rng: Rng) -> Road:
     return Road(
         lanes=1 if rng.random() < 0.75 else 2,
-        lane=float(rng.uniform(3.0, 3.5)),
-        cycle=float(rng.uniform(1.5, 1.9)) if rng.random() < 0.7 else 0.0,
-        parking=float(rng.uniform(2.3, 2.6)) if rng.random() < 0.85 else 0.0,
-        pavement=float(rng.uniform(2.8, 4.5)),
+        lane=rng.uniform(3.0, 3.5),
+        cycle=rng.uniform(1.5, 1.9) if rng.random() < 0.7 else 0.0,
+        parking=rng.uniform(2.3, 2.6) if rng.random() < 0.85 else 0.0,
+        pavement=rng.uniform(2.8, 4.5),
     )
 
 
-def random_layout(rng: np.random.Generator, reach: tuple[float, float], depth: float, cross_x: float | None = None) -> Layout:
+def random_plan(rng: Rng, reach: _Pair, depth: float, cross_x: float | None = None) -> StreetPlan:
     """Return a street with a crossing at ``cross_x``; without it, one in three of five cases in the street's middle half."""
-    main, cross, span = _random_road(rng), None, reach[1] - reach[0]
+    main, cross, quarter = _random_road(rng), None, 0.25 * (reach[1] - reach[0])
     if cross_x is not None or rng.random() < 0.6:
         cross = _random_road(rng)
-        cross_x = float(rng.uniform(reach[0] + 0.25 * span, reach[1] - 0.25 * span)) if cross_x is None else cross_x
-    cross_x = cross_x or 0.0
-    edges = [(reach[0], reach[1])]
-    if cross is not None:
-        edges = [(reach[0], cross_x - cross.half), (cross_x + cross.half, reach[1])]
-    blocks = [Block((a, main.half), (b, depth)) for a, b in edges] + [Block((a, -depth), (b, -main.half)) for a, b in edges]
-    return Layout(main, cross, cross_x, reach, depth, tuple(blocks))
+        cross_x = rng.uniform(reach[0] + quarter, reach[1] - quarter) if cross_x is None else cross_x
+    return StreetPlan(main, cross, cross_x or 0.0, reach, depth)
 
 
-def _dashes(start: float, end: float, y: float, along_x: bool, skip: tuple[float, float]) -> list[Mesh]:
+def _dashes(start: float, end: float, line: float, along_x: bool, skip: _Pair) -> list[Mesh]:
     marks = []
     for place in np.arange(start, end, 6.0):
-        if skip[0] < place + 1.5 and place < skip[1]:
-            continue
-        low, high = (place, y - 0.07), (place + 3.0, y + 0.07)
-        marks.append(slab(low if along_x else low[::-1], high if along_x else high[::-1], 0.004, Material.MARKING))
+        if not (skip[0] < place + 1.5 and place < skip[1]):
+            low, high = (place, line - 0.07), (place + 3.0, line + 0.07)
+            marks.append(slab(low if along_x else low[::-1], high if along_x else high[::-1], 0.004, MARKING))
     return marks
 
 
-def _zebra(layout: Layout) -> list[Mesh]:
-    cross = layout.cross
-    if cross is None:
-        return []
-    bars = []
-    for x in (layout.cross_x - cross.half - 3.2, layout.cross_x + cross.half + 0.4):
-        for y in np.arange(-layout.main.half + 0.3, layout.main.half - 0.5, 1.0):
-            bars.append(slab((x, y), (x + 2.8, y + 0.5), 0.004, Material.MARKING))
-    return bars
-
-
-def _tiles(low: tuple[float, float], high: tuple[float, float], z: float, material: Material, thickness: float) -> list[Mesh]:
+def _tiles(low: _Pair, high: _Pair, z: float, material: int, thickness: float = 0.0) -> list[Mesh]:
     # Small tiles: long thin triangles make a slow bounding volume hierarchy.
     xs = np.linspace(low[0], high[0], max(1, int((high[0] - low[0]) / 25)) + 1)
     return [slab((a, low[1]), (b, high[1]), z, material, thickness) for a, b in pairwise(xs)]
 
 
-def ground(layout: Layout) -> Mesh:
+def ground(plan: StreetPlan) -> Mesh:
     """Return roads with markings, kerbs, pavements and the grass behind them."""
-    (start, end), depth = layout.reach, layout.depth
-    parts = _tiles((start, -depth), (end, depth), 0.0, Material.ASPHALT, 0.0)
-    for block in layout.blocks:
-        parts += _tiles(block.low, block.high, KERB, Material.PAVEMENT, KERB)
-        margin = layout.main.pavement
-        side = layout.cross.pavement if layout.cross is not None else 0.0
-        low_x = block.low[0] + (side if block.low[0] > start else 0.0)
-        high_x = block.high[0] - (side if block.high[0] < end else 0.0)
-        low_y = block.low[1] + (margin if block.low[1] > 0 else 0.0)
-        high_y = block.high[1] - (margin if block.high[1] < 0 else 0.0)
-        if high_x - low_x > 2 and high_y - low_y > 2:
-            parts += _tiles((low_x, low_y), (high_x, high_y), KERB + 0.005, Material.GRASS, 0.0)
-    gap = (layout.cross_x - layout.cross.half, layout.cross_x + layout.cross.half) if layout.cross is not None else (end, end)
-    for number in range(1 - layout.main.lanes, layout.main.lanes):
-        parts += _dashes(start, end, number * layout.main.lane, True, gap)
-    if layout.cross is not None:
-        inner = (-layout.main.half, layout.main.half)
-        parts += [
-            mark
-            for number in range(1 - layout.cross.lanes, layout.cross.lanes)
-            for mark in _dashes(-depth, depth, layout.cross_x + number * layout.cross.lane, False, inner)
-        ]
-    return merge(parts + _zebra(layout))
+    (start, end), depth, main, cross = plan.reach, plan.depth, plan.main, plan.cross
+    parts = _tiles((start, -depth), (end, depth), 0.0, ASPHALT)
+    side = cross.pavement if cross else 0.0
+    for low, high in plan.blocks:
+        parts += _tiles(low, high, KERB, PAVEMENT, KERB)
+        x0, x1 = low[0] + (side if low[0] > start else 0.0), high[0] - (side if high[0] < end else 0.0)
+        y0, y1 = low[1] + (main.pavement if low[1] > 0 else 0.0), high[1] - (main.pavement if high[1] < 0 else 0.0)
+        if x1 - x0 > 2 and y1 - y0 > 2:
+            parts += _tiles((x0, y0), (x1, y1), KERB + 0.005, GRASS)
+    for number in range(1 - main.lanes, main.lanes):
+        parts += _dashes(start, end, number * main.lane, True, plan.gap if cross else (end, end))
+    if cross:
+        for number in range(1 - cross.lanes, cross.lanes):
+            parts += _dashes(-depth, depth, plan.cross_x + number * cross.lane, False, (-main.half, main.half))
+        for x in (plan.gap[0] - 3.2, plan.gap[1] + 0.4):  # zebra crossings
+            for y in np.arange(-main.half + 0.3, main.half - 0.5, 1.0):
+                parts.append(slab((x, y), (x + 2.8, y + 0.5), 0.004, MARKING))
+    return merge(parts)

@@ -1,18 +1,18 @@
-"""A scene, the lasers and a frame number in, the range images, pixel poses and points of one sweep out."""
+"""Casts the rays of all lasers into a scene: the range images, pixel poses and points of one sweep."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdlib.simulate import echoes
-from kdlib.simulate.echoes import Echoes, Hits
-from kdlib.simulate.ego import matrix, rotation
-from kdlib.simulate.lasers import TOP, Laser
-from kdlib.simulate.mesh import BoolArray, Mesh
-from kdlib.simulate.scene import PERIOD, Scene
+from kdlib.simulate.echoes import SEPARATION, Hits, first_echoes, second_candidates, second_echoes
+from kdlib.simulate.ego import pose_matrix, rotation
+from kdlib.simulate.mesh import BoolArray, Mesh, Rng
+from kdlib.simulate.scene import PERIOD, StreetScene
+from kdlib.simulate.sensors import Laser
 from kdlib.types import FloatArray, IntArray
+from kdlib.waymo.lasers import TOP
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,33 @@ class Sweep:
 class Scanner:
     """Casts the rays of one car (TOP is the first of its lasers); the directions of the pixels are the same in every frame."""
 
-    def __init__(self, scene: Scene, lasers: tuple[Laser, ...]) -> None:
+    def __init__(self, scene: StreetScene, lasers: tuple[Laser, ...]) -> None:
         self.scene, self.lasers = scene, lasers
         self._sees = [laser.sees() for laser in lasers]
         self._directions = [laser.directions() for laser in lasers]
-        self._max_range = np.concatenate([np.full(int(sees.sum()), laser.max_range) for laser, sees in zip(lasers, self._sees)])
-        self._row_major = np.cumsum([0, *(int(sees.sum()) for sees in self._sees)])
-        self._ahead = np.concatenate([start + _neighbours(sees) for start, sees in zip(self._row_major[:-1], self._sees)])
-        yaw = scene.world[2]
-        self._world = matrix(scene.world)
-        self._world_turn = np.array([0.0, 0.0, yaw])
+        counts = [int(sees.sum()) for sees in self._sees]
+        self._borders = np.cumsum([0, *counts])  # of the lasers in arrays of all seeing pixels
+        self._max_range = np.repeat([laser.max_range for laser in lasers], counts)
+        self._ahead = np.concatenate([start + _neighbours(sees) for start, sees in zip(self._borders, self._sees)])
+        self._world = pose_matrix(scene.world)
 
     def pixel_pose(self, frame: int) -> FloatArray:
         """Return world-from-vehicle at the firing time of each column of the TOP image, (W, 6) float32."""
-        laser = next(laser for laser in self.lasers if laser.name == TOP)
-        times = (frame + (np.arange(laser.width) + 0.5) / laser.width) * PERIOD
-        return self._to_world(self.scene.ego.pose(times)).astype(np.float32)
+        width = self.lasers[0].width
+        return self._world_pose((frame + (np.arange(width) + 0.5) / width) * PERIOD).astype(np.float32)
 
     def frame_pose(self, frame: int) -> FloatArray:
         """Return world-from-vehicle in the middle of a frame, (4, 4)."""
-        return matrix(self._to_world(self.scene.ego.pose(np.array([(frame + 0.5) * PERIOD])))[0])
+        return pose_matrix(self._world_pose(np.array([(frame + 0.5) * PERIOD]))[0])
 
-    def _to_world(self, poses: FloatArray) -> FloatArray:
+    def _world_pose(self, times: FloatArray) -> FloatArray:
+        poses = self.scene.ego.pose(times)
         # The local frame is level, so roll and pitch stay.
         placed = poses[:, 3:] @ self._world[:3, :3].T + self._world[:3, 3]
-        return np.concatenate([poses[:, :3] + self._world_turn, placed], 1)
+        return np.concatenate([poses[:, :3] + self.scene.world[:3], placed], 1)
+
+    def _to_local(self, world: FloatArray) -> FloatArray:
+        return (world - self._world[:3, 3]) @ self._world[:3, :3]
 
     def _rays(self, columns: FloatArray, frame_pose: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return origins and directions of all seeing pixels in world axes around the local origin, (N, 3) each."""
@@ -72,55 +74,51 @@ class Scanner:
                 directions.append(turned)
         return np.concatenate(origins), np.concatenate(directions)
 
-    def sweep(self, frame: int, rng: np.random.Generator) -> Sweep:
+    def sweep(self, frame: int, rng: Rng) -> Sweep:
         """Return one frame; deterministic for a generator in a given state."""
         columns, pose = self.pixel_pose(frame), self.frame_pose(frame)
         origins, directions = self._rays(columns, pose)
         # The mesh lies in local coordinates: take the rays there.
-        local = (origins - self._world[:3, 3]) @ self._world[:3, :3]
+        local, aims = self._to_local(origins), directions @ self._world[:3, :3]
         cast = _Caster(self.scene.mesh(frame))
-        aims = directions @ self._world[:3, :3]
         hits = cast(local, aims)
-        first = echoes.first_echoes(rng, hits, self._max_range)
+        first = first_echoes(rng, hits, self._max_range)
         second = self._second(rng, cast, local, aims, hits, first)
-        first_range, second_range = first.range.astype(np.float32), second.range.astype(np.float32)
-        values, points = [], []
-        for echo, measured in ((first, first_range), (second, second_range)):
+        values, points, tops = [], [], []
+        top = np.arange(len(first)) < self._borders[1]
+        for echo in (first, second):
+            measured = echo[:, 0].astype(np.float32)  # as a file holds it
+            seen = measured > 0
             world = origins + directions * measured[:, None].astype(np.float64)
-            zone = np.where(inside_zones(self.scene.zones, (world - self._world[:3, 3]) @ self._world[:3, :3]), 1.0, -1.0)
-            rows = np.stack([measured, echo.intensity, echo.elongation, zone], 1).astype(np.float32)
-            rows[measured <= 0] = -1.0
-            values.append(rows)
-            points.append((world[measured > 0] - pose[:3, 3]) @ pose[:3, :3])
-        top = np.arange(len(first_range)) < self._row_major[1]
+            zone = np.where(inside_zones(self.scene.zones, self._to_local(world)), 1.0, -1.0)
+            values.append(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0).astype(np.float32))
+            points.append((world[seen] - pose[:3, 3]) @ pose[:3, :3])
+            tops.append(top[seen])
         return Sweep(
             tuple((self._image(i, values[0]), self._image(i, values[1])) for i in range(len(self.lasers))),
             np.broadcast_to(columns, (self.lasers[0].height, *columns.shape)),
             pose,
             np.concatenate(points),
-            np.concatenate([top[first_range > 0], top[second_range > 0]]),
+            np.concatenate(tops),
         )
 
-    def _second(
-        self, rng: np.random.Generator, cast: _Caster, local: FloatArray, aims: FloatArray, hits: Hits, first: Echoes
-    ) -> Echoes:
+    def _second(self, rng: Rng, cast: _Caster, local: FloatArray, aims: FloatArray, hits: Hits, first: FloatArray) -> FloatArray:
         """Cast the rays that go on again from behind their first hit."""
-        some = echoes.second_candidates(rng, hits, first, self._ahead)
+        rays = second_candidates(rng, hits, first, self._ahead)
+        distance, ahead = hits.distance[rays], self._ahead[rays]
         # Past an edge goes the light of the neighbouring direction; the pixel's own ray stands for it.
-        past = np.where(hits.distance[self._ahead[some]] > hits.distance[some] + echoes.SEPARATION, self._ahead[some], some)
-        skip = np.where(past == some, hits.distance[some] + 0.05, 0.0)
-        behind = cast(local[some] + aims[past] * skip[:, None], aims[past])
-        behind = Hits(behind.distance + skip, behind.material, behind.tint, behind.cosine)
-        found = echoes.second_echoes(rng, behind, first.range[some], self._max_range[some])
-        full = [np.full(len(aims), -1.0) for _ in range(3)]
-        for array, part in zip(full, (found.range, found.intensity, found.elongation)):
-            array[some] = part
-        return Echoes(*full)
+        past = np.where(hits.distance[ahead] > distance + SEPARATION, ahead, rays)
+        skip = np.where(past == rays, distance + 0.05, 0.0)
+        behind = cast(local[rays] + aims[past] * skip[:, None], aims[past])
+        behind = replace(behind, distance=behind.distance + skip)
+        echoes = np.full(first.shape, -1.0)
+        echoes[rays] = second_echoes(rng, behind, first[rays, 0], self._max_range[rays])
+        return echoes
 
     def _image(self, number: int, values: FloatArray) -> FloatArray:
         sees = self._sees[number]
         image = np.full((*sees.shape, 4), -1.0, np.float32)
-        image[sees] = values[self._row_major[number] : self._row_major[number + 1]]
+        image[sees] = values[self._borders[number] : self._borders[number + 1]]
         return image
 
 

@@ -1,10 +1,9 @@
-"""Corner coordinates in, triangle meshes with a material and a tint per triangle out: the bricks of every shape."""
+"""Makes the bricks of every shape: triangle meshes with a material and a tint per triangle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +12,7 @@ from kdlib.types import FloatArray, IntArray
 
 Vector = Sequence[float] | FloatArray
 BoolArray = NDArray[np.bool_]
-
-
-class Material(IntEnum):
-    """What a triangle is made of; decides how much light comes back and how often."""
-
-    ASPHALT = 0
-    MARKING = 1
-    PAVEMENT = 2
-    GRASS = 3
-    FACADE = 4
-    GLASS = 5
-    FOLIAGE = 6
-    BARK = 7
-    METAL = 8
-    PAINT = 9
-    TYRE = 10
-    SKIN = 11
-    CLOTH = 12
-    RETRO = 13
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -40,7 +21,7 @@ class Mesh:
 
     vertices: FloatArray  # (V, 3)
     triangles: IntArray  # (T, 3)
-    material: IntArray  # (T,) of Material
+    material: IntArray  # (T,) of materials.py
     tint: FloatArray  # (T,)
 
     def moved(self, xy: Vector = (0.0, 0.0), z: float = 0.0, heading: float = 0.0) -> Mesh:
@@ -53,7 +34,7 @@ class Mesh:
         """Return the mesh stretched along its axes."""
         return replace(self, vertices=self.vertices * np.asarray(factors))
 
-    def tinted(self, tint: float, material: Material) -> Mesh:
+    def tinted(self, tint: float, material: int) -> Mesh:
         """Return the mesh with the tint of one material replaced."""
         return replace(self, tint=np.where(self.material == material, tint, self.tint))
 
@@ -74,32 +55,32 @@ def merge(meshes: Sequence[Mesh]) -> Mesh:
     )
 
 
-def _mesh(vertices: FloatArray, triangles: IntArray, material: Material, tint: float = 1.0) -> Mesh:
+def _mesh(vertices: FloatArray, triangles: IntArray, material: int) -> Mesh:
     count = len(triangles)
-    return Mesh(vertices, triangles, np.full(count, int(material)), np.full(count, tint))
+    return Mesh(vertices, triangles, np.full(count, material), np.ones(count))
+
+
+def _strip(sides: int, low: int, high: int) -> list[IntArray]:
+    """Return two triangles on every side between two loops of vertices that begin at these numbers."""
+    here, there = np.arange(sides), (np.arange(sides) + 1) % sides
+    return [
+        np.stack([here + low, there + low, there + high], 1),
+        np.stack([here + low, there + high, here + high], 1),
+    ]
+
+
+def _fan(sides: int, loop: int, tip: int) -> IntArray:
+    """Return the triangles between a loop of vertices and one more vertex."""
+    here, there = np.arange(sides), (np.arange(sides) + 1) % sides
+    return np.stack([here + loop, there + loop, np.full(sides, tip)], 1)
 
 
 # Corners 0-3 go round the bottom (rear right, front right, front left, rear left), 4-7 round the top.
-_HEXAHEDRON = np.array(
-    [
-        [0, 1, 2],
-        [0, 2, 3],
-        [4, 5, 6],
-        [4, 6, 7],
-        [0, 1, 5],
-        [0, 5, 4],
-        [3, 2, 6],
-        [3, 6, 7],
-        [1, 2, 6],
-        [1, 6, 5],
-        [0, 3, 7],
-        [0, 7, 4],
-    ]
-)
-_GLASS_SIDES = slice(4, 12)
+_HEXAHEDRON = np.array([list(map(int, face)) for face in "012 023 456 467 015 054 326 367 126 165 037 074".split()])
+_WALLS = slice(4, 12)
 
 
-def hexahedron(bottom: Vector, top: Vector, material: Material, sides: Material | None = None) -> Mesh:
+def hexahedron(bottom: Vector, top: Vector, material: int, sides: int | None = None) -> Mesh:
     """Return a block between two level rectangles.
 
     Args:
@@ -115,11 +96,11 @@ def hexahedron(bottom: Vector, top: Vector, material: Material, sides: Material 
     ]
     mesh = _mesh(np.array(corners, float), _HEXAHEDRON, material)
     if sides is not None:
-        mesh.material[_GLASS_SIDES] = int(sides)
+        mesh.material[_WALLS] = sides
     return mesh
 
 
-def block(size: Vector, center: Vector, material: Material, sides: Material | None = None) -> Mesh:
+def block(size: Vector, center: Vector, material: int, sides: int | None = None) -> Mesh:
     """Return an upright box of a size around a centre."""
     (length, width, height), (x, y, z) = size, center
     low = (x - length / 2, x + length / 2, width / 2, z - height / 2, z - height / 2)
@@ -128,11 +109,15 @@ def block(size: Vector, center: Vector, material: Material, sides: Material | No
     return mesh.moved((0.0, y))
 
 
+def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
+    return a[[1, 2, 0]] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[[1, 2, 0]]
+
+
 def rod(
     start: Vector,
     end: Vector,
     radius: float,
-    material: Material,
+    material: int,
     sides: int = 6,
     end_radius: float | None = None,
     closed: bool = True,
@@ -140,85 +125,55 @@ def rod(
     """Return a cylinder or a cone between two points, with lids or without."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     axis = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
-    helper = np.array([1.0, 0.0, 0.0]) if abs(axis[0]) < 0.8 else np.array([0.0, 1.0, 0.0])
-    u = np.array(
-        [
-            axis[1] * helper[2] - axis[2] * helper[1],
-            axis[2] * helper[0] - axis[0] * helper[2],
-            axis[0] * helper[1] - axis[1] * helper[0],
-        ]
-    )
+    u = _cross(axis, np.array([1.0, 0.0, 0.0] if abs(axis[0]) < 0.8 else [0.0, 1.0, 0.0]))
     u /= np.sqrt(u @ u)
-    v = np.array([axis[1] * u[2] - axis[2] * u[1], axis[2] * u[0] - axis[0] * u[2], axis[0] * u[1] - axis[1] * u[0]])
+    v = _cross(axis, u)
     angle = np.arange(sides) * (2 * np.pi / sides)
     ring = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
     far = radius if end_radius is None else end_radius
     vertices = np.concatenate([start + radius * ring, end + far * ring, start[None], end[None]])
-    here, there = np.arange(sides), (np.arange(sides) + 1) % sides
-    low, high = np.full(sides, 2 * sides), np.full(sides, 2 * sides + 1)
-    faces = [(here, there, there + sides), (here, there + sides, here + sides)]
-    if closed:
-        faces += [(here, there, low), (here + sides, there + sides, high)]
-    return _mesh(vertices, np.concatenate([np.stack(corner, 1) for corner in faces]), material)
+    lids = [_fan(sides, 0, 2 * sides), _fan(sides, sides, 2 * sides + 1)] if closed else []
+    return _mesh(vertices, np.concatenate(_strip(sides, 0, sides) + lids), material)
 
 
-def limb(start: Vector, end: Vector, radius: float, material: Material, sides: int = 5) -> Mesh:
+def limb(start: Vector, end: Vector, radius: float, material: int, sides: int = 5) -> Mesh:
     """Return a cylinder without lids, for parts that end inside others."""
     return rod(start, end, radius, material, sides, closed=False)
 
 
-def ring(center: Vector, radius: float, depth: float, width: float, material: Material, sides: int = 10) -> Mesh:
+def ring(center: Vector, radius: float, depth: float, width: float, material: int, sides: int = 10) -> Mesh:
     """Return a wheel without spokes: a band of some width in the x-z plane with a rim on either side."""
     angle = np.arange(sides) * (2 * np.pi / sides)
     circle = np.stack([np.cos(angle), np.zeros(sides), np.sin(angle)], 1)
     side = np.array([0.0, width / 2, 0.0])
     loops = (radius * circle - side, radius * circle + side, (radius - depth) * circle)
-    here, there = np.arange(sides), (np.arange(sides) + 1) % sides
-    pairs = ((0, 1), (0, 2), (1, 2))
-    quads = [
-        triangle
-        for a, b in pairs
-        for triangle in (
-            np.stack([here + a * sides, there + a * sides, there + b * sides], 1),
-            np.stack([here + a * sides, there + b * sides, here + b * sides], 1),
-        )
-    ]
-    return _mesh(np.concatenate(loops) + np.asarray(center), np.concatenate(quads), material)
+    faces = [face for a, b in ((0, 1), (0, 2), (1, 2)) for face in _strip(sides, a * sides, b * sides)]
+    return _mesh(np.concatenate(loops) + np.asarray(center), np.concatenate(faces), material)
 
 
-def blob(center: Vector, radii: Vector, material: Material, rng: np.random.Generator, rough: float = 0.15) -> Mesh:
+def blob(center: Vector, radii: Vector, material: int, rng: Rng, rough: float = 0.15) -> Mesh:
     """Return a bumpy ellipsoid: tree crowns, bushes."""
     rows, columns = 6, 9
     polar = np.linspace(0, np.pi, rows + 1)[1:-1]
     around = np.arange(columns) * (2 * np.pi / columns)
+    level = np.sin(polar)
     grid = np.stack(
-        [
-            np.outer(np.sin(polar), np.cos(around)),
-            np.outer(np.sin(polar), np.sin(around)),
-            np.outer(np.cos(polar), np.ones(columns)),
-        ],
-        -1,
+        [np.outer(level, np.cos(around)), np.outer(level, np.sin(around)), np.outer(np.cos(polar), np.ones(columns))], -1
     ).reshape(-1, 3)
     sphere = np.concatenate([grid, [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]])
     sphere = sphere * (1 + rng.uniform(-rough, rough, (len(sphere), 1)))
-    here, there = np.arange(columns), (np.arange(columns) + 1) % columns
-    faces = []
-    for row in range(rows - 2):
-        a, b = row * columns, (row + 1) * columns
-        faces += [np.stack([here + a, there + a, there + b], 1), np.stack([here + a, there + b, here + b], 1)]
     last = (rows - 2) * columns
-    north, south = np.full(columns, len(grid)), np.full(columns, len(grid) + 1)
-    faces += [np.stack([here, there, north], 1), np.stack([here + last, there + last, south], 1)]
+    faces = [face for loop in range(0, last, columns) for face in _strip(columns, loop, loop + columns)]
+    faces += [_fan(columns, 0, len(grid)), _fan(columns, last, len(grid) + 1)]
     return _mesh(np.asarray(center) + sphere * np.asarray(radii), np.concatenate(faces), material)
 
 
-def slab(low: Vector, high: Vector, z: float, material: Material, thickness: float = 0.0) -> Mesh:
+def slab(low: Vector, high: Vector, z: float, material: int, thickness: float = 0.0) -> Mesh:
     """Return a level rectangle from corner to corner at a height, with side walls down if it has a thickness."""
     (x0, y0), (x1, y1) = low, high
-    top = np.array([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], float)
-    faces = np.array([[0, 1, 2], [0, 2, 3]])
-    if thickness == 0.0:
-        return _mesh(top, faces, material)
-    walls = np.array([(i, (i + 1) % 4, 4 + (i + 1) % 4, 4 + i) for i in range(4)])
-    faces = np.concatenate([faces, walls[:, [0, 1, 2]], walls[:, [0, 2, 3]]])
-    return _mesh(np.concatenate([top, top - np.array([0.0, 0.0, thickness])]), faces, material)
+    vertices = np.array([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], float)
+    faces = [np.array([[0, 1, 2], [0, 2, 3]])]
+    if thickness:
+        faces += _strip(4, 0, 4)
+        vertices = np.concatenate([vertices, vertices - np.array([0.0, 0.0, thickness])])
+    return _mesh(vertices, np.concatenate(faces), material)

@@ -1,4 +1,4 @@
-"""Builds and phases in, meshes of pedestrians, bicycles and cyclists out: face towards +x, feet on z = 0."""
+"""Makes pedestrians, bicycles and cyclists of several builds, in every phase of a step: facing +x, feet on z = 0."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from functools import cache
 
 import numpy as np
 
-from kdlib.simulate.mesh import Material, Mesh, block, hexahedron, limb, merge, ring, rod
+from kdlib.simulate.materials import CLOTH, METAL, PAINT, SKIN, TYRE
+from kdlib.simulate.mesh import Mesh, block, hexahedron, limb, merge, ring, rod
 
 PHASES = 8
 """Steps of a gait or a pedal turn that have a mesh of their own."""
 BUILDS = 6
 """Different bodies; sizes and clothes vary on top of them."""
 
+_Point = tuple[float, float, float]
 
-def _swing(start: tuple[float, float, float], angle: float, length: float) -> tuple[float, float, float]:
+
+def _swing(start: _Point, angle: float, length: float) -> _Point:
     """Return the far end of a limb that hangs from a joint, turned forward by an angle."""
     return (start[0] + length * float(np.sin(angle)), start[1], start[2] - length * float(np.cos(angle)))
 
@@ -22,20 +25,19 @@ def _swing(start: tuple[float, float, float], angle: float, length: float) -> tu
 def _leg(side: int, angle: float, bend: float) -> list[Mesh]:
     hip = (0.0, side * 0.10, 0.90)
     knee = _swing(hip, angle + 0.06, 0.43)
-    ankle = _swing(knee, angle - bend, 0.40)
-    foot = block((0.25, 0.10, 0.08), (ankle[0] + 0.07, ankle[1], max(ankle[2] - 0.02, 0.04)), Material.TYRE)
-    return [limb(hip, knee, 0.085, Material.CLOTH), limb(knee, ankle, 0.06, Material.CLOTH), foot]
+    x, y, z = ankle = _swing(knee, angle - bend, 0.40)
+    foot = block((0.25, 0.10, 0.08), (x + 0.07, y, max(z - 0.02, 0.04)), TYRE)
+    return [limb(hip, knee, 0.085, CLOTH), limb(knee, ankle, 0.06, CLOTH), foot]
 
 
-def _arm(side: int, angle: float, elbow: float, shoulder_width: float) -> list[Mesh]:
+def _arm(side: int, angle: float, bend: float, shoulder_width: float) -> list[Mesh]:
     shoulder = (0.05, side * shoulder_width / 2, 1.40)
-    bend = _swing(shoulder, angle, 0.29)
-    hand = _swing(bend, angle + elbow, 0.30)
-    return [limb(shoulder, bend, 0.05, Material.CLOTH), limb(bend, hand, 0.045, Material.SKIN)]
+    elbow = _swing(shoulder, angle, 0.29)
+    return [limb(shoulder, elbow, 0.05, CLOTH), limb(elbow, _swing(elbow, angle + bend, 0.30), 0.045, SKIN)]
 
 
 @cache
-def pedestrian(build: int, phase: int, walking: bool) -> Mesh:
+def pedestrian_mesh(build: int, phase: int, walking: bool) -> Mesh:
     """Return a person of 1.75 m: wider than deep, leaning forward, elbows bent and feet pointing to the front.
 
     Args:
@@ -44,44 +46,40 @@ def pedestrian(build: int, phase: int, walking: bool) -> Mesh:
         walking: Someone standing keeps the legs together and has the forearms raised (a telephone, a bag).
     """
     rng = np.random.default_rng([77, build])
-    shoulders, elbow = 0.57 + 0.05 * float(rng.random()), 0.8 + 0.4 * float(rng.random())
+    shoulders, elbow = 0.57 + 0.05 * rng.random(), 0.8 + 0.4 * rng.random()
     stride = 0.13 * float(np.sin(2 * np.pi * phase / PHASES)) if walking else 0.02
     lean = 0.05
     parts = [
-        hexahedron((-0.10, 0.11, 0.17, 0.84, 0.84), (lean - 0.11, lean + 0.12, shoulders / 2 - 0.02, 1.44, 1.46), Material.CLOTH),
-        limb((lean + 0.01, 0, 1.42), (lean + 0.04, 0, 1.53), 0.06, Material.SKIN),
-        rod((lean + 0.05, 0, 1.50), (lean + 0.06, 0, 1.75), 0.095, Material.SKIN, sides=8),
-        block((0.06, 0.06, 0.08), (lean + 0.16, 0.0, 1.60), Material.SKIN),
+        hexahedron((-0.10, 0.11, 0.17, 0.84, 0.84), (lean - 0.11, lean + 0.12, shoulders / 2 - 0.02, 1.44, 1.46), CLOTH),
+        limb((lean + 0.01, 0, 1.42), (lean + 0.04, 0, 1.53), 0.06, SKIN),
+        rod((lean + 0.05, 0, 1.50), (lean + 0.06, 0, 1.75), 0.095, SKIN, sides=8),
+        block((0.06, 0.06, 0.08), (lean + 0.16, 0.0, 1.60), SKIN),
     ]
     for side in (-1, 1):
         swing = side * stride
         parts += _leg(side, swing, bend=0.10 + (0.15 if swing < -0.05 else 0.0))
-        parts += _arm(side, -1.0 * swing, elbow if walking else elbow + 0.2, shoulders)
+        parts += _arm(side, -swing, elbow if walking else elbow + 0.2, shoulders)
     if build % 3 == 0:
-        parts.append(block((0.13, 0.30, 0.42), (lean - 0.17, 0.0, 1.22), Material.CLOTH))
+        parts.append(block((0.13, 0.30, 0.42), (lean - 0.17, 0.0, 1.22), CLOTH))
     return merge(parts)
 
 
 def _wheel(x: float) -> list[Mesh]:
-    return [
-        ring((x, 0.0, 0.34), 0.34, 0.07, 0.06, Material.TYRE),
-        rod((x, -0.05, 0.34), (x, 0.05, 0.34), 0.05, Material.METAL, sides=4),
-    ]
+    return [ring((x, 0.0, 0.34), 0.34, 0.07, 0.06, TYRE), rod((x, -0.05, 0.34), (x, 0.05, 0.34), 0.05, METAL, sides=4)]
 
 
 @cache
 def bicycle() -> Mesh:
     """Return a bicycle without rider: two wheels, a frame, the handlebar over the front wheel."""
     rear, crank, seat, head, front = (-0.53, 0, 0.34), (-0.06, 0, 0.30), (-0.20, 0, 0.92), (0.36, 0, 0.88), (0.54, 0, 0.34)
-    lines = [(rear, crank), (rear, seat), (crank, seat), (crank, head), (seat, head), (head, front), (head, (0.36, 0, 1.04))]
-    frame = [limb(a, b, 0.025, Material.METAL, sides=3) for a, b in lines]
-    bar = limb((0.38, -0.29, 1.04), (0.38, 0.29, 1.04), 0.025, Material.METAL, sides=3)
-    saddle = block((0.25, 0.14, 0.06), (-0.22, 0.0, 0.95), Material.TYRE)
-    return merge([*_wheel(-0.53), *_wheel(0.54), *frame, bar, saddle])
+    tubes = [(rear, crank), (rear, seat), (crank, seat), (crank, head), (seat, head), (head, front), (head, (0.36, 0, 1.04))]
+    bar = limb((0.38, -0.29, 1.04), (0.38, 0.29, 1.04), 0.025, METAL, sides=3)
+    saddle = block((0.25, 0.14, 0.06), (-0.22, 0.0, 0.95), TYRE)
+    return merge([*_wheel(-0.53), *_wheel(0.54), *(limb(a, b, 0.025, METAL, sides=3) for a, b in tubes), bar, saddle])
 
 
 @cache
-def cyclist(build: int, phase: int) -> Mesh:
+def cyclist_mesh(build: int, phase: int) -> Mesh:
     """Return a bicycle with a rider who leans forward, hands on the handlebar, feet on turning pedals.
 
     Args:
@@ -89,14 +87,14 @@ def cyclist(build: int, phase: int) -> Mesh:
         phase: 0..PHASES-1 of the pedals' turn.
     """
     rng = np.random.default_rng([78, build])
-    lean = 0.16 + 0.18 * float(rng.random())
+    lean = 0.16 + 0.18 * rng.random()
     hip, neck = np.array([-0.22, 0.0, 0.98]), np.array([-0.22 + lean, 0.0, 1.50 - 0.3 * lean])
     parts = [
         bicycle(),
-        rod(hip - [0, 0.06, 0], neck - [0, 0.13, 0], 0.10, Material.CLOTH, end_radius=0.11),
-        rod(hip + [0, 0.06, 0], neck + [0, 0.13, 0], 0.10, Material.CLOTH, end_radius=0.11),
-        rod(neck, neck + [0.09, 0, 0.10], 0.06, Material.SKIN),
-        rod(neck + [0.08, 0, 0.07], neck + [0.11, 0, 0.33], 0.11, Material.PAINT, sides=8),
+        rod(hip - [0, 0.06, 0], neck - [0, 0.13, 0], 0.10, CLOTH, end_radius=0.11),
+        rod(hip + [0, 0.06, 0], neck + [0, 0.13, 0], 0.10, CLOTH, end_radius=0.11),
+        rod(neck, neck + [0.09, 0, 0.10], 0.06, SKIN),
+        rod(neck + [0.08, 0, 0.07], neck + [0.11, 0, 0.33], 0.11, PAINT, sides=8),
     ]
     for side in (-1, 1):
         turn = 2 * np.pi * phase / PHASES + (np.pi if side > 0 else 0.0)
@@ -104,9 +102,13 @@ def cyclist(build: int, phase: int) -> Mesh:
         knee = (hip + pedal) / 2 + [0.22, side * 0.07, 0.12]
         shoulder, hand = neck + [0, side * 0.21, -0.03], np.array([0.37, side * 0.25, 1.05])
         elbow = (shoulder + hand) / 2 + [-0.03, side * 0.04, -0.07]
-        parts += [limb(hip + [0, side * 0.09, 0], knee, 0.08, Material.CLOTH), limb(knee, pedal, 0.055, Material.CLOTH)]
-        parts += [limb(shoulder, elbow, 0.05, Material.CLOTH), limb(elbow, hand, 0.04, Material.SKIN)]
-        parts.append(block((0.25, 0.09, 0.07), (float(pedal[0]) + 0.05, float(pedal[1]), float(pedal[2])), Material.TYRE))
+        parts += [
+            limb(hip + [0, side * 0.09, 0], knee, 0.08, CLOTH),
+            limb(knee, pedal, 0.055, CLOTH),
+            limb(shoulder, elbow, 0.05, CLOTH),
+            limb(elbow, hand, 0.04, SKIN),
+            block((0.25, 0.09, 0.07), pedal + [0.05, 0, 0], TYRE),
+        ]
     if build % 3 == 1:
-        parts.append(block((0.30, 0.36, 0.25), (0.58, 0.0, 0.92), Material.METAL))
+        parts.append(block((0.30, 0.36, 0.25), (0.58, 0.0, 0.92), METAL))
     return merge(parts)

@@ -1,168 +1,165 @@
-"""Streets and a random generator in, road users with free tracks out: who drives, parks, cycles, walks and stands where."""
+"""Fills streets with road users on free tracks: who drives, parks, cycles, walks and stands where."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from kdlib.simulate import actors
-from kdlib.simulate.actors import Actor, Figure, Rng
-from kdlib.simulate.layout import Layout
-from kdlib.simulate.streets import Street
-from kdlib.simulate.tracks import Occupancy, Path, Track, distance, follow, line, standing
+from kdlib.simulate.actors import Actor, Figure, cyclist, pedestrian, random_id, vehicle
+from kdlib.simulate.layout import Street, StreetPlan
+from kdlib.simulate.mesh import Mesh, Rng
+from kdlib.simulate.tracks import Course, Occupancy, Track, distance, follow, line, standing
 from kdlib.types import FloatArray
 
-
-@dataclass(frozen=True)
-class Density:
-    """How many there are per 100 m of street, both sides."""
-
-    driving: float = 7.0
-    parked: float = 0.45  # share of the parking places that is taken
-    yard: float = 4.0
-    cyclists: float = 12.0
-    walkers: float = 13.0
-    standing: float = 4.0
-    groups: float = 2.0
-    crossing: float = 3.0
+# How many there are per 100 m of street, both sides.
+_DRIVING, _YARD, _CYCLISTS, _WALKERS, _STANDING, _GROUPS, _CROSSING = 7.0, 4.0, 12.0, 13.0, 4.0, 2.0, 3.0
+_PARKED = 0.45  # share of the parking places that is taken
 
 
-class Crowd:
-    """Places actors one by one where nothing else is; holds the growing list while a scene is filled."""
+class Stage:
+    """Places things one by one where nothing else is; holds the growing lists while a scene is built."""
 
-    def __init__(self, rng: Rng, layout: Layout, times: FloatArray, occupancy: Occupancy) -> None:
-        self.rng, self.layout, self.times, self.occupancy = rng, layout, times, occupancy
+    def __init__(self, rng: Rng, plan: StreetPlan, times: FloatArray) -> None:
+        self.rng, self.plan, self.times, self.occupancy = rng, plan, times, Occupancy(len(times))
         self.actors: list[Actor] = []
+        self.meshes: list[Mesh] = []
 
-    def add(self, figure: Figure, track: Track, margin: float = 0.15) -> bool:
-        """Add an actor if its track is free."""
+    def add(self, figure: Figure, track: Track, margin: float = 0.15) -> None:
+        """Add a road user if its track is free."""
         length, width, offset = figure.footprint
-        if not self.occupancy.claim(track, length, width, offset, margin):
-            return False
-        z = self.layout.height(track.xy[:, 0], track.xy[:, 1])
-        name, phase = actors.random_id(self.rng), float(self.rng.random())
-        self.actors.append(Actor(figure.type, name, figure.shapes, track, z, figure.cycle, phase))
-        return True
+        if self.occupancy.claim(track, length, width, offset, margin):
+            name = random_id(self.rng)
+            self.actors.append(Actor(figure, name, track, self.plan.height(track.xy), self.rng.random()))
 
-    def moving(self, path: Path, speed: float, start: float = 0.0, acceleration: float = 0.0) -> Track:
-        """Return a track along a path, or a standing one for speed 0."""
-        if speed == 0.0:
-            (xy,), (heading,) = path.at(np.array([start]))
-            return standing(float(xy[0]), float(xy[1]), float(heading))
-        return follow(path, start, *distance(self.times, speed, acceleration))
+    def put(self, mesh: Mesh, xy: tuple[float, float], heading: float, foot: float = 0.0) -> bool:
+        """Add what only stands if the ground under it, or under its square foot, is free, and tell so."""
+        low, high = (bound.tolist() for bound in mesh.bounds)
+        offset = (0.0, 0.0) if foot else ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
+        length, width = (foot, foot) if foot else (high[0] - low[0], high[1] - low[1])
+        track = standing(*xy, heading)
+        free = self.occupancy.claim(track, length, width, offset, 0.05)
+        if free:
+            self.meshes.append(mesh.moved(xy, self.plan.height(track.xy)[0], heading))
+        return free
 
-    def along(self, street: Street, u: float, v: float, forward: bool, wiggle: float = 0.0) -> Path:
-        """Return the straight path from a place along a street."""
-        heading = street.angle + (0.0 if forward else np.pi) + float(self.rng.normal(0, wiggle))
+    def side(self) -> int:
+        """Return 1 (left) or -1 (right)."""
+        return 1 if self.rng.random() < 0.5 else -1
+
+    def along(self, street: Street, u: float, v: float, forward: bool, wiggle: float = 0.0) -> Course:
+        """Return the straight course from a place along a street."""
+        heading = street.angle + (0.0 if forward else np.pi) + self.rng.normal(0, wiggle)
         return line(street.place(u, v), heading)
+
+    def moving(self, course: Course, speed: float) -> Track:
+        """Return a track along a course, or a standing one for speed 0."""
+        if speed == 0.0:
+            (xy,), (heading,) = course.at(np.array([0.0]))
+            return standing(xy[0], xy[1], heading)
+        return follow(course, *distance(self.times, speed))
 
 
 def _lane(
-    crowd: Crowd,
+    stage: Stage,
     street: Street,
     v: float,
-    forward: bool,
     speed: float,
     spacing: float,
     make: Callable[[Rng, bool], Figure],
-    wiggle: float,
+    wiggle: float = 0.0,
 ) -> None:
-    rng = crowd.rng
-    u = street.start + float(rng.uniform(0, spacing))
+    """Fill one lane; those left of the middle go backward."""
+    rng = stage.rng
+    u = street.start + rng.uniform(0, spacing)
     while u < street.end:
         if speed > 0 or not street.in_gap(u, 3.5):
-            path = crowd.along(street, u, v + float(rng.normal(0, 0.15)), forward, wiggle)
-            crowd.add(make(rng, speed > 0), crowd.moving(path, speed), margin=0.3)
-        u += max(2.5, float(rng.exponential(spacing)))
+            course = stage.along(street, u, v + rng.normal(0, 0.15), v < 0, wiggle)
+            stage.add(make(rng, speed > 0), stage.moving(course, speed), margin=0.3)
+        u += max(2.5, rng.exponential(spacing))
 
 
 def _speed(rng: Rng, stop: float, low: float, high: float) -> float:
-    return 0.0 if rng.random() < stop else float(rng.uniform(low, high))
+    return 0.0 if rng.random() < stop else rng.uniform(low, high)
 
 
-def traffic(crowd: Crowd, street: Street, density: Density) -> None:
+def traffic(stage: Stage, street: Street) -> None:
     """Fill the lanes: one speed per lane, and sometimes a jam."""
-    rng, road = crowd.rng, street.road
-    for number in range(road.lanes):
-        for forward in (True, False):
-            v = road.lane_center(number) * (-1 if forward else 1)
-            spacing = 100.0 / (density.driving / 2) * rng.uniform(0.6, 1.6)
-            _lane(crowd, street, v, forward, _speed(rng, 0.35, 2.0, 14.0), spacing, actors.vehicle, 0.0)
+    for number in range(street.road.lanes):
+        for side in (-1, 1):
+            spacing = 100.0 / (_DRIVING / 2) * stage.rng.uniform(0.6, 1.6)
+            speed = _speed(stage.rng, 0.35, 2.0, 14.0)
+            _lane(stage, street, side * street.road.lane_center(number), speed, spacing, vehicle)
 
 
-def cyclists(crowd: Crowd, street: Street, density: Density) -> None:
+def cyclists(stage: Stage, street: Street) -> None:
     """Fill the cycle lanes, or the edge of the road where there are none; a third of the riders waits or uses the pavement."""
-    rng, road = crowd.rng, street.road
-    for forward in (True, False):
-        side = -1 if forward else 1
-        spacing = 100.0 / (density.cyclists * 0.35)
-        _lane(crowd, street, side * road.cycle_center, forward, float(rng.uniform(2.5, 7.0)), spacing, actors.cyclist, 0.01)
-    for _ in range(rng.poisson(density.cyclists * 0.30 * street.length / 100)):
-        u, forward = float(rng.uniform(street.start, street.end)), bool(rng.random() < 0.5)
-        v = (-1 if rng.random() < 0.5 else 1) * (road.half + float(rng.uniform(-1.6, 0.8 * road.pavement)))
-        speed = _speed(rng, 0.4, 1.5, 4.0)
-        crowd.add(actors.cyclist(rng, speed > 0), crowd.moving(crowd.along(street, u, v, forward, 0.25), speed))
-
-
-def parked(crowd: Crowd, street: Street, density: Density) -> None:
-    """Fill the parking lanes, mostly in driving direction, and some yards with vehicles at any angle."""
-    rng, road = crowd.rng, street.road
+    rng, road = stage.rng, street.road
     for side in (-1, 1):
-        share = density.parked * rng.uniform(0.4, 1.6) if road.parking else 0.0
+        spacing = 100.0 / (_CYCLISTS * 0.35)
+        _lane(stage, street, side * road.cycle_center, rng.uniform(2.5, 7.0), spacing, cyclist, 0.01)
+    for _ in range(rng.poisson(_CYCLISTS * 0.30 * street.length / 100)):
+        u, forward = street.somewhere(rng), rng.random() < 0.5
+        v = -stage.side() * (road.half + rng.uniform(-1.6, 0.8 * road.pavement))
+        speed = _speed(rng, 0.4, 1.5, 4.0)
+        stage.add(cyclist(rng, speed > 0), stage.moving(stage.along(street, u, v, forward, 0.25), speed))
+
+
+def parked(stage: Stage, street: Street) -> None:
+    """Fill the parking lanes, mostly in driving direction, and some yards with vehicles at any angle."""
+    rng, road = stage.rng, street.road
+    for side in (-1, 1):
+        share = _PARKED * rng.uniform(0.4, 1.6) if road.parking else 0.0
         u = street.start + 3.0
         while u < street.end - 3.0:
-            figure = actors.vehicle(rng, False)
+            figure = vehicle(rng, False)
             length = figure.footprint[0]
             if rng.random() < share and not street.in_gap(u + length / 2, 3.0 + length / 2):
-                along = (side < 0) != (rng.random() < 0.1)
-                v = side * (road.parking_center + rng.normal(0, 0.08))
-                xy = street.place(u + length / 2, v)
-                heading = street.angle + (0.0 if along else np.pi) + rng.normal(0, 0.02)
-                crowd.add(figure, standing(*xy, float(heading)), margin=0.1)
-            u += length + float(rng.uniform(0.6, 1.4))
-    for _ in range(rng.poisson(density.yard * street.length / 100)):
-        u, side = float(rng.uniform(street.start, street.end)), 1 if rng.random() < 0.5 else -1
-        xy = street.place(u, side * (road.half + road.pavement + float(rng.uniform(0.5, 6.0))))
-        heading = street.angle + float(rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)])) + rng.normal(0, 0.1)
+                forward = (side < 0) != (rng.random() < 0.1)
+                xy = street.place(u + length / 2, side * (road.parking_center + rng.normal(0, 0.08)))
+                heading = street.angle + (0.0 if forward else np.pi) + rng.normal(0, 0.02)
+                stage.add(figure, standing(*xy, heading), margin=0.1)
+            u += length + rng.uniform(0.6, 1.4)
+    for _ in range(rng.poisson(_YARD * street.length / 100)):
+        u, side = street.somewhere(rng), stage.side()
+        xy = street.place(u, side * (road.half + road.pavement + rng.uniform(0.5, 6.0)))
+        heading = street.angle + rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)]) + rng.normal(0, 0.1)
         if not street.in_gap(u, road.pavement):
-            crowd.add(actors.vehicle(rng, False), standing(*xy, float(heading)))
+            stage.add(vehicle(rng, False), standing(*xy, heading))
 
 
-def pedestrians(crowd: Crowd, street: Street, density: Density) -> None:
+def pedestrians(stage: Stage, street: Street) -> None:
     """Fill the pavements with people who walk, stand, talk in groups and cross the road."""
-    rng, road, share = crowd.rng, street.road, street.length / 100
+    rng, road, share = stage.rng, street.road, street.length / 100
 
     def spot(inside: float = 0.3) -> tuple[float, float]:
-        side = 1 if rng.random() < 0.5 else -1
-        return float(rng.uniform(street.start, street.end)), side * (road.half + float(rng.uniform(inside, road.pavement + 0.5)))
+        side = stage.side()
+        return street.somewhere(rng), side * (road.half + rng.uniform(inside, road.pavement + 0.5))
 
-    for _ in range(rng.poisson(density.walkers * share)):
-        u, v = spot()
-        path = crowd.along(street, u, v, bool(rng.random() < 0.5), 0.12)
-        crowd.add(actors.pedestrian(rng, True), crowd.moving(path, float(rng.uniform(0.6, 1.9))))
-    for _ in range(rng.poisson(density.standing * share)):
-        crowd.add(actors.pedestrian(rng, False), standing(*street.place(*spot()), float(rng.uniform(-np.pi, np.pi))))
-    for _ in range(rng.poisson(density.crossing * share)):
-        u, side = float(rng.uniform(street.start, street.end)), 1 if rng.random() < 0.5 else -1
-        start = street.place(u, side * float(rng.uniform(-road.half, road.half + 1.0)))
-        path = line(start, street.angle - side * np.pi / 2 + float(rng.normal(0, 0.15)))
-        crowd.add(actors.pedestrian(rng, True), crowd.moving(path, float(rng.uniform(0.8, 2.2))))
-    for _ in range(rng.poisson(density.groups * share)):
-        _group(crowd, street, *spot(0.8))
+    for _ in range(rng.poisson(_WALKERS * share)):
+        course = stage.along(street, *spot(), rng.random() < 0.5, 0.12)
+        stage.add(pedestrian(rng, True), stage.moving(course, rng.uniform(0.6, 1.9)))
+    for _ in range(rng.poisson(_STANDING * share)):
+        stage.add(pedestrian(rng, False), standing(*street.place(*spot()), rng.uniform(-np.pi, np.pi)))
+    for _ in range(rng.poisson(_CROSSING * share)):
+        u, side = street.somewhere(rng), stage.side()
+        start = street.place(u, side * rng.uniform(-road.half, road.half + 1.0))
+        course = line(start, street.angle - side * np.pi / 2 + rng.normal(0, 0.15))
+        stage.add(pedestrian(rng, True), stage.moving(course, rng.uniform(0.8, 2.2)))
+    for _ in range(rng.poisson(_GROUPS * share)):
+        _group(stage, street, *spot(0.8))
 
 
-def _group(crowd: Crowd, street: Street, u: float, v: float) -> None:
-    rng = crowd.rng
+def _group(stage: Stage, street: Street, u: float, v: float) -> None:
+    rng = stage.rng
     size, walks = int(rng.integers(2, 5)), rng.random() < 0.5
-    forward, speed = bool(rng.random() < 0.5), float(rng.uniform(0.6, 1.4))
+    forward, speed = rng.random() < 0.5, rng.uniform(0.6, 1.4)
     for member in range(size):
         if walks:
-            path = crowd.along(street, u + float(rng.normal(0, 0.3)), v + 0.8 * (member - size / 2), forward, 0.0)
-            crowd.add(actors.pedestrian(rng, True), crowd.moving(path, speed), margin=0.04)
+            course = stage.along(street, u + rng.normal(0, 0.3), v + 0.8 * (member - size / 2), forward)
+            track = stage.moving(course, speed)
         else:
-            around = 2 * np.pi * member / size + float(rng.normal(0, 0.2))
-            xy = street.place(u + 0.65 * np.cos(around), v + 0.65 * np.sin(around))
-            facing = street.angle + around + np.pi + float(rng.normal(0, 0.2))
-            crowd.add(actors.pedestrian(rng, False), standing(*xy, facing), margin=0.04)
+            around = 2 * np.pi * member / size + rng.normal(0, 0.2)
+            xy = street.place(u + 0.65 * float(np.cos(around)), v + 0.65 * float(np.sin(around)))
+            track = standing(*xy, street.angle + around + np.pi + rng.normal(0, 0.2))
+        stage.add(pedestrian(rng, walks), track, margin=0.04)

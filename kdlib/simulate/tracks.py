@@ -1,4 +1,4 @@
-"""Paths and speeds in, where something is at every frame out; and the test that nobody drives through anybody."""
+"""Says where something is at every frame, from its course and speed, and tests that nobody drives through anybody."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdlib.types import FloatArray
 
 
 @dataclass(frozen=True)
-class Path:
+class Course:
     """A line on the ground by its length; headings are continuous, not wrapped."""
 
     s: FloatArray  # (K,) ascending
@@ -18,30 +18,35 @@ class Path:
     heading: FloatArray  # (K,)
 
     def at(self, s: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return positions (n, 2) and headings (n,); beyond the ends the path goes straight on."""
+        """Return positions (n, 2) and headings (n,); beyond the ends it goes straight on."""
         inside = np.clip(s, self.s[0], self.s[-1])
         heading = np.interp(inside, self.s, self.heading)
-        xy = np.stack([np.interp(inside, self.s, self.xy[:, 0]), np.interp(inside, self.s, self.xy[:, 1])], -1)
-        beyond = (s - inside)[..., None] * np.stack([np.cos(heading), np.sin(heading)], -1)
+        xy = np.stack([np.interp(inside, self.s, axis) for axis in self.xy.T], -1)
+        beyond = (s - inside)[..., None] * _direction(heading)
         return xy + beyond, heading
 
 
-def line(start: tuple[float, float], heading: float, length: float = 1.0) -> Path:
-    """Return a straight path."""
-    end = np.array(start) + length * np.array([np.cos(heading), np.sin(heading)])
-    return Path(np.array([0.0, length]), np.array([start, end]), np.array([heading, heading]))
+def _direction(heading: float | FloatArray) -> FloatArray:
+    """Return the unit vectors (..., 2) of headings (...)."""
+    return np.stack([np.cos(heading), np.sin(heading)], -1)
 
 
-def turn(start: tuple[float, float], heading: float, ahead: float, radius: float, angle: float) -> Path:
-    """Return a path that goes straight ahead for some metres, then turns by an angle (left positive), then straight on."""
+def line(start: tuple[float, float], heading: float) -> Course:
+    """Return a straight course."""
+    end = np.array(start) + _direction(heading)
+    return Course(np.array([0.0, 1.0]), np.array([start, end]), np.array([heading, heading]))
+
+
+def curve(start: tuple[float, float], heading: float, ahead: float, radius: float, angle: float) -> Course:
+    """Return a course that goes straight ahead for some metres, then turns by an angle (left positive), then straight on."""
     arc = np.linspace(0.0, abs(angle) * radius, 40)
     # The curvature fades in and out as a hand on a wheel does it, so that the yaw rate has no jumps.
     share = arc / arc[-1]
     bend = heading + angle * (share - np.sin(2 * np.pi * share) / (2 * np.pi))
-    steps = np.diff(arc)[:, None] * np.stack([np.cos((bend[1:] + bend[:-1]) / 2), np.sin((bend[1:] + bend[:-1]) / 2)], -1)
-    corner = np.array(start) + ahead * np.array([np.cos(heading), np.sin(heading)])
-    curve = corner + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
-    return Path(np.concatenate([[0.0], ahead + arc]), np.concatenate([[start], curve]), np.concatenate([[heading], bend]))
+    steps = np.diff(arc)[:, None] * _direction((bend[1:] + bend[:-1]) / 2)
+    corner = np.array(start) + ahead * _direction(heading)
+    arcs = corner + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
+    return Course(np.concatenate([[0.0], ahead + arc]), np.concatenate([[start], arcs]), np.concatenate([[heading], bend]))
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Track:
     heading: FloatArray  # (T,)
     speed: FloatArray  # (T,) along the heading, m/s
     travelled: FloatArray  # (T,) metres since the first frame, for gaits
+
+    @property
+    def velocity(self) -> FloatArray:
+        """Metres a second along x and y, (T, 2)."""
+        return self.speed[:, None] * _direction(self.heading)
 
     @property
     def moves(self) -> bool:
@@ -76,9 +86,9 @@ def distance(times: FloatArray, speed: float, acceleration: float = 0.0) -> tupl
     return speed * until + 0.5 * acceleration * until**2, np.maximum(speed + acceleration * until, 0.0) * (times < stop)
 
 
-def follow(path: Path, start: float, travelled: FloatArray, speed: FloatArray) -> Track:
-    """Return the track of something that follows a path from a place on it."""
-    xy, heading = path.at(start + travelled)
+def follow(course: Course, travelled: FloatArray, speed: FloatArray) -> Track:
+    """Return the track of something that follows a course from its beginning."""
+    xy, heading = course.at(travelled)
     return Track(xy, heading, speed, travelled)
 
 

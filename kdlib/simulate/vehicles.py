@@ -1,12 +1,15 @@
-"""Kinds and sizes in, meshes of motor vehicles out: front towards +x, wheels on z = 0, centred over the origin."""
+"""Makes motor vehicles: front towards +x, wheels on z = 0, centred over the origin."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from kdlib.simulate.mesh import Material, Mesh, block, hexahedron, merge, rod
+from kdlib.simulate.materials import GLASS, METAL, PAINT, RETRO, TYRE
+from kdlib.simulate.mesh import Mesh, Rng, Vector, block, hexahedron, merge, rod
 
 
 @dataclass(frozen=True)
@@ -30,131 +33,116 @@ CARS = {
     "pickup": Body(0.08, (5.2, 5.9), (1.9, 2.08), (1.75, 1.95), (0.42, 0.76), (0.44, 0.64), 0.56, 0.55),
     "van": Body(0.16, (4.8, 6.0), (1.92, 2.1), (1.95, 2.6), (0.0, 0.90), (0.01, 0.78), 0.46, 0.52),
 }
-TRUCK_SHARE, BUS_SHARE = 0.05, 0.02
+_TRUCKS, _BUSES = 0.05, 0.02  # their shares of all
 
 
-def _wheels(length: float, width: float, radius: float, places: tuple[float, ...]) -> list[Mesh]:
+def _finished(parts: list[Mesh], length: float, width: float, radius: float, axles: Sequence[float]) -> Mesh:
+    """Return the parts on wheels."""
     inner, outer = width / 2 - 0.22, width / 2 - 0.01
-    return [
-        rod((x * length, side * inner, radius), (x * length, side * outer, radius), radius, Material.TYRE, sides=10)
-        for x in places
+    wheels = [
+        rod((x * length, side * inner, radius), (x * length, side * outer, radius), radius, TYRE, sides=10)
+        for x in axles
         for side in (-1, 1)
     ]
+    return merge(parts + wheels)
+
+
+def _stack(levels: Sequence[Vector], windows: int) -> list[Mesh]:
+    """Return painted blocks between level rectangles, one upon the other; the walls of one are of glass."""
+    return [
+        hexahedron(low, high, PAINT, GLASS if number == windows else None) for number, (low, high) in enumerate(pairwise(levels))
+    ]
+
+
+def _plate(x: float, z: float, y: float = 0.0) -> Mesh:
+    return block((0.03, 0.52, 0.11), (x, y, z), RETRO)
 
 
 def car(body: Body, length: float, width: float, height: float) -> Mesh:
     """Return a car with bonnet, cabin and boot in a body's proportions; the bonnet is lower than the cabin, towards +x."""
-    rear, half = -length / 2, width / 2
+    rear, front, half = -length / 2, length / 2, width / 2
     floor, sill = 0.18, 0.42 * height
     nose, tail = body.bonnet * height, body.boot * height
     cowl = nose + 0.10 * height  # the bonnet rises towards the windscreen
-    foot = [rear + f * length for f in body.cabin]
-    roof = [rear + f * length for f in body.roof]
-    paint, front = Material.PAINT, length / 2
+    (back, screen), roof = (rear + f * length for f in body.cabin), [rear + f * length for f in body.roof]
     waist = min(tail, cowl)
     parts = [
-        hexahedron((rear + 0.10, front - 0.12, half * 0.94, floor, floor), (rear, front - 0.02, half, sill, sill), paint),
-        hexahedron((foot[1], front - 0.02, half, sill, sill), (foot[1], front - 0.08, half * 0.93, cowl, nose), paint),
-        hexahedron((rear, foot[1], half, sill, sill), (rear + 0.04, foot[1], half * 0.95, tail, cowl), paint),
+        hexahedron((rear + 0.10, front - 0.12, half * 0.94, floor, floor), (rear, front - 0.02, half, sill, sill), PAINT),
+        hexahedron((screen, front - 0.02, half, sill, sill), (screen, front - 0.08, half * 0.93, cowl, nose), PAINT),
+        hexahedron((rear, screen, half, sill, sill), (rear + 0.04, screen, half * 0.95, tail, cowl), PAINT),
         hexahedron(
-            (max(foot[0], rear + 0.02), foot[1], half * 0.94, waist, waist),
-            (roof[0], roof[1], half * 0.76, height, height),
-            paint,
-            Material.GLASS,
+            (max(back, rear + 0.02), screen, half * 0.94, waist, waist), (*roof, half * 0.76, height, height), PAINT, GLASS
         ),
-        block((0.03, 0.52, 0.11), (rear + 0.005, 0.0, 0.6 * sill + 0.2), Material.RETRO),
-        block((0.03, 0.52, 0.11), (front - 0.03, 0.0, 0.5 * sill + 0.1), Material.RETRO),
+        _plate(rear + 0.005, 0.6 * sill + 0.2),
+        _plate(front - 0.03, 0.5 * sill + 0.1),
     ]
-    return merge(parts + _wheels(length, width, 0.19 * height + 0.02, (-0.30, 0.31)))
+    return _finished(parts, length, width, 0.19 * height + 0.02, (-0.30, 0.31))
 
 
 def van(length: float, width: float, height: float) -> Mesh:
     """Return a delivery van: closed cargo walls, a slanted windscreen and a short bonnet."""
     rear, front, half = -length / 2, length / 2, width / 2
-    belt, cab = 0.46 * height, front - 0.30 * length
+    belt, cab, bonnet = 0.46 * height, front - 0.30 * length, front - 0.6
     parts = [
-        hexahedron((rear, front - 0.05, half * 0.97, 0.2, 0.2), (rear, front, half, belt, 0.42 * height), Material.PAINT),
-        hexahedron((rear, cab, half, belt, belt), (rear + 0.06, cab, half * 0.88, height, height), Material.PAINT),
+        hexahedron((rear, front - 0.05, half * 0.97, 0.2, 0.2), (rear, front, half, belt, 0.42 * height), PAINT),
+        hexahedron((rear, cab, half, belt, belt), (rear + 0.06, cab, half * 0.88, height, height), PAINT),
         hexahedron(
             (cab, front - 0.55, half * 0.98, belt, belt),
             (cab, front - 0.24 * length, half * 0.86, height, 0.97 * height),
-            Material.PAINT,
-            Material.GLASS,
+            PAINT,
+            GLASS,
         ),
-        hexahedron(
-            (front - 0.6, front, half, 0.4, 0.4),
-            (front - 0.6, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height),
-            Material.PAINT,
-        ),
-        block((0.03, 0.52, 0.11), (rear + 0.005, 0.3, 0.7), Material.RETRO),
+        hexahedron((bonnet, front, half, 0.4, 0.4), (bonnet, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height), PAINT),
+        _plate(rear + 0.005, 0.7, y=0.3),
     ]
-    return merge(parts + _wheels(length, width, 0.34, (-0.30, 0.33)))
+    return _finished(parts, length, width, 0.34, (-0.30, 0.33))
 
 
 def truck(length: float, width: float, height: float) -> Mesh:
     """Return a lorry: a cab, a gap and a cargo box that is higher than the cab."""
     rear, front, half = -length / 2, length / 2, width / 2
-    cab = 1.9
-    roof = 0.82 * height
+    cab, roof = front - 1.9, 0.82 * height
+    cargo, middle = length - 1.9 - 0.35, 0.55 * roof
     parts = [
-        block(
-            (length - cab - 0.35, width, height - 1.0),
-            (rear + (length - cab - 0.35) / 2, 0.0, (height + 1.0) / 2),
-            Material.PAINT,
+        block((cargo, width, height - 1.0), (rear + cargo / 2, 0.0, (height + 1.0) / 2), PAINT),
+        block((length - 0.3, 0.9, 0.25), (-0.1, 0.0, 0.85), METAL),
+        *_stack(
+            [
+                (cab, front, half * 0.95, 0.45, 0.45),
+                (cab, front - 0.03, half * 0.95, middle, middle),
+                (cab, front - 0.35, half * 0.9, roof, roof),
+            ],
+            windows=1,
         ),
-        block((length - 0.3, 0.9, 0.25), (-0.1, 0.0, 0.85), Material.METAL),
-        hexahedron(
-            (front - cab, front, half * 0.95, 0.45, 0.45),
-            (front - cab, front - 0.03, half * 0.95, 0.55 * roof, 0.55 * roof),
-            Material.PAINT,
-        ),
-        hexahedron(
-            (front - cab, front - 0.03, half * 0.95, 0.55 * roof, 0.55 * roof),
-            (front - cab, front - 0.35, half * 0.9, roof, roof),
-            Material.PAINT,
-            Material.GLASS,
-        ),
-        block((0.04, 1.8, 0.12), (rear + 0.02, 0.0, 1.1), Material.RETRO),
+        block((0.04, 1.8, 0.12), (rear + 0.02, 0.0, 1.1), RETRO),
     ]
-    return merge(parts + _wheels(length, width, 0.48, (-0.33, -0.18, 0.36)))
+    return _finished(parts, length, width, 0.48, (-0.33, -0.18, 0.36))
 
 
 def bus(length: float, width: float, height: float) -> Mesh:
     """Return a city bus: painted below, a band of windows, a front that leans back."""
     rear, front, half = -length / 2, length / 2, width / 2
-    belt = 0.42 * height
-    parts = [
-        hexahedron((rear, front, half, 0.3, 0.3), (rear, front, half, belt, belt), Material.PAINT),
-        hexahedron(
-            (rear, front, half, belt, belt),
-            (rear + 0.1, front - 0.45, half * 0.97, 0.85 * height, 0.85 * height),
-            Material.PAINT,
-            Material.GLASS,
-        ),
-        hexahedron(
-            (rear + 0.1, front - 0.45, half * 0.97, 0.85 * height, 0.85 * height),
-            (rear + 0.3, front - 0.6, half * 0.9, height, height),
-            Material.PAINT,
-        ),
+    belt, eaves = 0.42 * height, 0.85 * height
+    levels = [
+        (rear, front, half, 0.3, 0.3),
+        (rear, front, half, belt, belt),
+        (rear + 0.1, front - 0.45, half * 0.97, eaves, eaves),
+        (rear + 0.3, front - 0.6, half * 0.9, height, height),
     ]
-    return merge(parts + _wheels(length, width, 0.48, (-0.28, 0.30)))
+    return _finished(_stack(levels, windows=1), length, width, 0.48, (-0.28, 0.30))
 
 
-def _between(rng: np.random.Generator, limits: tuple[float, float]) -> float:
-    return float(rng.uniform(*limits))
-
-
-def random_vehicle(rng: np.random.Generator, moving: bool) -> Mesh:
+def random_vehicle(rng: Rng, moving: bool) -> Mesh:
     """Return a vehicle of a random kind, size and paint; buses only drive."""
     draw = rng.random()
-    if draw < TRUCK_SHARE:
-        mesh = truck(_between(rng, (6.5, 9.5)), _between(rng, (2.3, 2.5)), _between(rng, (2.9, 3.6)))
-    elif moving and draw < TRUCK_SHARE + BUS_SHARE:
-        mesh = bus(_between(rng, (9.5, 12.0)), 2.5, _between(rng, (2.9, 3.2)))
+    if draw < _TRUCKS:
+        mesh = truck(rng.uniform(6.5, 9.5), rng.uniform(2.3, 2.5), rng.uniform(2.9, 3.6))
+    elif moving and draw < _TRUCKS + _BUSES:
+        mesh = bus(rng.uniform(9.5, 12.0), 2.5, rng.uniform(2.9, 3.2))
     else:
         names = list(CARS)
-        name = names[rng.choice(len(names), p=np.array([CARS[n].share for n in names]))]
+        name = names[rng.choice(len(names), p=np.array([CARS[name].share for name in names]))]
         body = CARS[name]
-        size = (_between(rng, body.length), _between(rng, body.width), _between(rng, body.height))
+        size = rng.uniform(*body.length), rng.uniform(*body.width), rng.uniform(*body.height)
         mesh = van(*size) if name == "van" else car(body, *size)
-    return mesh.tinted(float(rng.choice([0.25, 0.5, 1.0, 1.6]) * rng.uniform(0.8, 1.2)), Material.PAINT)
+    return mesh.tinted(rng.choice([0.25, 0.5, 1.0, 1.6]) * rng.uniform(0.8, 1.2), PAINT)

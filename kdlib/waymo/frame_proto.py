@@ -25,6 +25,8 @@ from kdlib.waymo.range_image import as_image
 _LARGEST_MATRIX = 16 << 20
 """Bytes a range image may have; Waymo's largest is 64 x 2650 x 6 floats, 4.1 MB."""
 
+BOX_FIELDS = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
+"""Of a ``Box``, in the order of kdlib's boxes."""
 _SCHEMA = {  # of :func:`kdlib.waymo.messages.message_classes`
     "Frame": "context=1:Context timestamp_micros=2:int64 pose=3:Transform lasers=5:Laser* laser_labels=6:Label* "
     "no_label_zones=7:Polygon2d* simulation=20350:bytes",

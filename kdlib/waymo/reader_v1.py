@@ -13,11 +13,10 @@ from kdlib.errors import DataError
 from kdlib.types import FloatArray, Frame, FrameLabels
 from kdlib.waymo import tfrecord
 from kdlib.waymo.annotations import frame_labels
-from kdlib.waymo.frame_proto import context_name, parse_frame, peek_context_name, unpack_matrix
+from kdlib.waymo.frame_proto import BOX_FIELDS, context_name, parse_frame, peek_context_name, unpack_matrix
 from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
 from kdlib.waymo.range_image import RangeImageError, as_transform
 
-_BOX = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
 _HEAD = 4096  # bytes of a record in which its context name is looked for
 
 
@@ -140,7 +139,7 @@ def _labels(labels: Any, time: int, pose: NDArray[np.float64]) -> FrameLabels:
             ids.append(label.id.decode())
         except UnicodeDecodeError as error:
             raise DataError(f"an object id is no text: {label.id!r}") from error
-    boxes = _table(_BOX, [label.box for label in labels], np.float64)
+    boxes = _table(BOX_FIELDS, [label.box for label in labels], np.float64)
     speeds = _table(("speed_x", "speed_y", "speed_z"), [label.metadata for label in labels], np.float64)
     numbers = _table(("type", "detection_difficulty_level", "num_lidar_points_in_box"), labels, np.int64)
     return frame_labels(time, pose, ids, boxes, numbers[:, 0], numbers[:, 1], numbers[:, 2], speeds)

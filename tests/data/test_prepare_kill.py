@@ -25,7 +25,7 @@ from kdlib.simulate import simulate
 NURSERY = """
 import json, os, sys, traceback
 from pathlib import Path
-import distributed, kdlib.simulate.writer, kdlib.simulate.writer_v1
+import distributed, kdlib.simulate.generate
 from kdlib.data import prepare as module
 
 for line in sys.stdin:

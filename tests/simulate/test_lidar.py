@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kdlib.simulate.ego import matrix
-from kdlib.simulate.labels import label_frame
-from kdlib.simulate.lasers import mount_lasers
+from kdlib.simulate.box_labels import label_frame
+from kdlib.simulate.ego import pose_matrix
 from kdlib.simulate.lidar import Scanner, inside_zones
 from kdlib.simulate.scene import build_scene
+from kdlib.simulate.sensors import mount_lasers
 from kdlib.waymo.segments import read_segment
 
 BOX = "[LiDARBoxComponent]."
@@ -119,7 +119,7 @@ def test_pixel_poses_follow_the_ego_motion():
     assert columns.shape == (800, 6)
     assert columns.dtype == np.float64
     np.testing.assert_allclose(np.linalg.norm(columns[-1, 3:] - columns[0, 3:]), 0.1 * scene.ego.speed, rtol=0.1)
-    middle = (matrix(columns[399]) + matrix(columns[400])) / 2
+    middle = (pose_matrix(columns[399]) + pose_matrix(columns[400])) / 2
     np.testing.assert_allclose(middle, pose, atol=2e-3)
     # The next frame begins where this one ends.
     after = scanner.pixel_pose(1)[0, 3:]
@@ -135,9 +135,9 @@ def test_still_things_stay_put_while_the_car_drives():
     for number in (0, 4):
         sweep = scanner.sweep(number, np.random.default_rng(0))
         world = sweep.points @ sweep.pose[:3, :3].T + sweep.pose[:3, 3]
-        local = (world - scene.world[3:]) @ matrix(scene.world)[:3, :3]
+        local = (world - scene.world[3:]) @ pose_matrix(scene.world)[:3, :3]
         ground = np.abs(local[:, 2]) < 0.3
-        kerb = np.abs(np.abs(local[:, 1]) - scene.layout.main.half) < 0.03
+        kerb = np.abs(np.abs(local[:, 1]) - scene.plan.main.half) < 0.03
         # Kerbs lie on exact lines of the layout and are vertical there.
         face = kerb & ground & (local[:, 2] > 0.03) & (local[:, 2] < 0.11)
         assert face.sum() > 10

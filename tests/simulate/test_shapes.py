@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kdlib.simulate import furniture, people, vehicles
-from kdlib.simulate.mesh import Material, merge
+from kdlib.simulate.materials import CLOTH, GLASS, SKIN
+from kdlib.simulate.mesh import merge
 
 BUILDS = range(people.BUILDS)
 PHASES = range(people.PHASES)
@@ -36,7 +37,7 @@ def test_large_vehicles_are_not_symmetric(make):
     mesh = make(8.0, 2.3, 3.0)
     low, high = mesh.bounds
     np.testing.assert_allclose(high - low, (8.0, 2.3, 3.0), atol=0.02)
-    glass = mesh.vertices[mesh.triangles[mesh.material == Material.GLASS]].mean(axis=(0, 1))
+    glass = mesh.vertices[mesh.triangles[mesh.material == GLASS]].mean(axis=(0, 1))
     windscreen = top(mesh, 3.8, 4.1), top(mesh, -4.1, -3.8)
     assert glass[0] > 0.5 or windscreen[0] < windscreen[1]
 
@@ -45,26 +46,26 @@ def test_large_vehicles_are_not_symmetric(make):
 def test_a_person_is_wider_than_deep_and_has_a_front(walking):
     for build in BUILDS:
         for phase in PHASES:
-            mesh = people.pedestrian(build, phase, walking)
+            mesh = people.pedestrian_mesh(build, phase, walking)
             low, high = mesh.bounds
             depth, width, height = high - low
             assert width > depth + 0.04
             assert low[2] == pytest.approx(0.0, abs=0.06)
             assert height == pytest.approx(1.75, abs=0.07)
-            skin = mesh.vertices[mesh.triangles[mesh.material == Material.SKIN]].mean(axis=(0, 1))
-            cloth = mesh.vertices[mesh.triangles[mesh.material == Material.CLOTH]].mean(axis=(0, 1))
+            skin = mesh.vertices[mesh.triangles[mesh.material == SKIN]].mean(axis=(0, 1))
+            cloth = mesh.vertices[mesh.triangles[mesh.material == CLOTH]].mean(axis=(0, 1))
             assert skin[0] > cloth[0] + 0.08  # face and hands are in front
 
 
 def test_a_walk_has_a_stride():
-    feet = [np.ptp(people.pedestrian(1, phase, True).vertices[:, 0]) for phase in PHASES]
+    feet = [np.ptp(people.pedestrian_mesh(1, phase, True).vertices[:, 0]) for phase in PHASES]
     assert max(feet) > min(feet) + 0.1
 
 
 def test_a_cyclist_leans_forward_over_the_handlebar():
     for build in BUILDS:
         for phase in PHASES:
-            mesh = people.cyclist(build, phase)
+            mesh = people.cyclist_mesh(build, phase)
             low, high = mesh.bounds
             assert 1.6 < high[0] - low[0] < 1.9
             assert 0.45 < high[1] - low[1] < 0.75
@@ -96,10 +97,10 @@ def test_merge_keeps_triangles_and_materials():
 
 
 def test_shapes_are_not_changed_by_moving_or_tinting():
-    mesh = people.pedestrian(0, 0, True)
+    mesh = people.pedestrian_mesh(0, 0, True)
     before = mesh.vertices.copy(), mesh.tint.copy()
     mesh.moved((3, 4), 1.0, 0.5)
     mesh.scaled((2, 2, 2))
-    mesh.tinted(0.1, Material.CLOTH)
+    mesh.tinted(0.1, CLOTH)
     np.testing.assert_array_equal(mesh.vertices, before[0])
     np.testing.assert_array_equal(mesh.tint, before[1])

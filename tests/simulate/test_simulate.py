@@ -12,7 +12,7 @@ import pytest
 
 from kdlib.errors import ConfigError, DataError
 from kdlib.simulate import simulate
-from kdlib.simulate.writer import SCHEMAS
+from kdlib.simulate.writer_v2 import SCHEMAS
 
 COMPONENTS = {"lidar", "lidar_pose", "lidar_calibration", "lidar_box", "vehicle_pose", "stats"}
 

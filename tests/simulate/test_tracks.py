@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdlib.simulate.tracks import Occupancy, distance, follow, line, overlaps, standing, turn
+from kdlib.simulate.tracks import Occupancy, curve, distance, follow, line, overlaps, standing
 
 
 def test_overlaps_agrees_with_shapely():
@@ -26,7 +26,7 @@ def test_overlaps_agrees_with_shapely():
 
 
 def test_a_turn_is_smooth_and_ends_at_its_angle():
-    path = turn((1.0, 2.0), 0.3, 5.0, 8.0, -np.pi / 2)
+    path = curve((1.0, 2.0), 0.3, 5.0, 8.0, -np.pi / 2)
     assert path.heading[-1] == pytest.approx(0.3 - np.pi / 2)
     s = np.linspace(-2, 25, 4000)
     xy, heading = path.at(s)
@@ -48,8 +48,8 @@ def test_distance_brakes_to_a_stop():
 def test_occupancy_refuses_a_crossing_at_the_same_time_only():
     times = np.arange(20) * 0.1
     occupancy = Occupancy(20)
-    assert occupancy.claim(follow(line((-10, 0), 0.0), 0.0, *distance(times, 10.0)), 4, 2)
-    assert not occupancy.claim(follow(line((0, -10), np.pi / 2), 0.0, *distance(times, 10.0)), 4, 2)
-    assert occupancy.claim(follow(line((0, -10), np.pi / 2), 0.0, *distance(times, 2.0)), 4, 2)
+    assert occupancy.claim(follow(line((-10, 0), 0.0), *distance(times, 10.0)), 4, 2)
+    assert not occupancy.claim(follow(line((0, -10), np.pi / 2), *distance(times, 10.0)), 4, 2)
+    assert occupancy.claim(follow(line((0, -10), np.pi / 2), *distance(times, 2.0)), 4, 2)
     assert not occupancy.claim(standing(5.0, 0.0, 0.0), 1, 1)
     assert occupancy.claim(standing(5.0, 5.0, 0.0), 1, 1)

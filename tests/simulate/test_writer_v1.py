@@ -118,7 +118,7 @@ def test_other_readers_pass_over_the_parameters():
     assert not 19000 <= number < 20000  # protobuf's own
 
 
-@pytest.mark.parametrize("where", ["add", "finish"])
+@pytest.mark.parametrize("where", ["pack_matrix", "write_record"])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, where):
     small(tmp_path, segments=1)
     before = contents(tmp_path)
@@ -126,10 +126,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, where):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if where == "add":
-        monkeypatch.setattr(module.RecordWriter, "add", full)
-    else:
-        monkeypatch.setattr(module.tfrecord, "write_record", full)
+    owner = module if where == "pack_matrix" else tfrecord
+    monkeypatch.setattr(owner, where, full)
     with pytest.raises(DataError, match=r"cannot write segment .* below .*: No space left on device; make room"):
         small(tmp_path)
     assert contents(tmp_path) == before

@@ -1,4 +1,4 @@
-"""A scene and a sweep in, the boxes a careful person would draw out, in the columns of Waymo's ``lidar_box``."""
+"""Draws the boxes a careful person would draw into a sweep, with the columns of Waymo's ``lidar_box``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from kdlib.simulate.actors import Actor
 from kdlib.simulate.lidar import Sweep, inside_zones
 from kdlib.simulate.mesh import BoolArray
-from kdlib.simulate.scene import PERIOD, Scene
+from kdlib.simulate.scene import PERIOD, StreetScene
 from kdlib.types import WAYMO_TYPES, FloatArray
 
-MAX_DISTANCE = 75.0
+_MAX_DISTANCE = 75.0
 """Objects farther away get no box, metres."""
-HARD_SHARE = 0.12
+_HARD_SHARE = 0.12
 """A box with less than this share of the points it would have in the open is marked LEVEL_2."""
 
 
@@ -29,12 +29,12 @@ class BoxLabel:
     box: FloatArray  # (7,) x, y, z, length, width, height, heading; vehicle frame
     points: int  # all lasers, both returns
     top_points: int
-    speed: tuple[float, float] | None  # world frame, m/s; None for signs
-    acceleration: tuple[float, float] | None
+    speed: FloatArray | None  # (2,) world frame, m/s; None for signs
+    acceleration: FloatArray | None
     hard: bool  # a person marked it LEVEL_2
 
 
-def label_frame(scene: Scene, frame: int, sweep: Sweep, top_pixels: int) -> list[BoxLabel]:
+def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -> list[BoxLabel]:
     """Return the boxes of one frame, those without points included.
 
     Args:
@@ -43,8 +43,7 @@ def label_frame(scene: Scene, frame: int, sweep: Sweep, top_pixels: int) -> list
         sweep: What the lasers saw in it.
         top_pixels: Pixels of the TOP image, to know how many points an object has in the open.
     """
-    yaw = float(scene.world[2])
-    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    turn = _turn(scene.world[2])
     counter = _Counter(sweep)
     density = top_pixels / (2 * np.pi * np.radians(20.0))  # rays per steradian
     labels = []
@@ -52,14 +51,13 @@ def label_frame(scene: Scene, frame: int, sweep: Sweep, top_pixels: int) -> list
     hidden = inside_zones(scene.zones, boxes)
     for actor, local in compress(zip(scene.actors, boxes), ~hidden):
         box = _to_vehicle(local, scene, sweep.pose)
-        if np.hypot(box[0], box[1]) > MAX_DISTANCE:
+        if np.hypot(box[0], box[1]) > _MAX_DISTANCE:
             continue
         points, top_points = counter.count(box)
         speed = acceleration = None
         if actor.type != WAYMO_TYPES["Sign"]:
-            velocity, change = _motion(actor, frame)
-            speed, acceleration = _pair(turn @ velocity), _pair(turn @ change)
-        hard = points > 5 and points < HARD_SHARE * density * _open_view(box)
+            speed, acceleration = (turn @ vector for vector in _motion(actor, frame))
+        hard = points > 5 and points < _HARD_SHARE * density * _open_view(box)
         labels.append(BoxLabel(actor.id, actor.type, box, points, top_points, speed, acceleration, hard))
     return labels
 
@@ -70,20 +68,20 @@ def seen_once(frames: Sequence[Sequence[BoxLabel]]) -> list[list[BoxLabel]]:
     return [[label for label in labels if label.id in known] for labels in frames]
 
 
-def _pair(vector: FloatArray) -> tuple[float, float]:
-    return float(vector[0]), float(vector[1])
+def _turn(yaw: float) -> FloatArray:
+    return np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
 
 
 def _motion(actor: Actor, frame: int) -> tuple[FloatArray, FloatArray]:
     """Return velocity and acceleration, (2,) each, local axes."""
     track, at = actor.track, actor.track.frame(frame)
-    velocity = track.speed[:, None] * np.stack([np.cos(track.heading), np.sin(track.heading)], -1)
+    velocity = track.velocity
     after, before = min(at + 1, len(velocity) - 1), max(at - 1, 0)
     change = (velocity[after] - velocity[before]) / (PERIOD * max(after - before, 1))
     return velocity[at], change
 
 
-def _to_vehicle(box: FloatArray, scene: Scene, pose: FloatArray) -> FloatArray:
+def _to_vehicle(box: FloatArray, scene: StreetScene, pose: FloatArray) -> FloatArray:
     yaw = scene.world[2]
     cos, sin = np.cos(yaw), np.sin(yaw)
     world = np.array([cos * box[0] - sin * box[1], sin * box[0] + cos * box[1], box[2]]) + scene.world[3:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdlib.simulate.labels import points_in_box
+from kdlib.simulate.box_labels import points_in_box
 from kdlib.simulate.scene import build_scene
 
 BOX = "[LiDARBoxComponent]."

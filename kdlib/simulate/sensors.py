@@ -1,4 +1,4 @@
-"""A scale in, the five lasers of the measuring vehicle out: places, beams, and the ray of every range image pixel."""
+"""Mounts the five lasers of the measuring vehicle: places, beams, and the ray of every range image pixel."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdlib.simulate.ego import matrix
-from kdlib.simulate.mesh import BoolArray
+from kdlib.simulate.ego import pose_matrix
+from kdlib.simulate.mesh import BoolArray, Rng
 from kdlib.types import FloatArray
+from kdlib.waymo.lasers import TOP
+from kdlib.waymo.range_image import column_azimuths, row_inclinations
 
-TOP, FRONT, SIDE_LEFT, SIDE_RIGHT, REAR = 1, 2, 3, 4, 5
-_PLACES = {  # yaw in degrees, x, y, z: one real car, spec section 3
+_PLACES = {  # by Waymo's number, yaw in degrees, x, y, z: one real car, spec section 3
     TOP: (147.9, 1.43, 0.0, 2.18),
-    FRONT: (-0.3, 4.07, 0.0, 0.69),
-    SIDE_LEFT: (88.8, 3.25, 1.03, 0.98),
-    SIDE_RIGHT: (-92.2, 3.25, -1.03, 0.98),
-    REAR: (178.4, -1.16, 0.0, 0.46),
+    2: (-0.3, 4.07, 0.0, 0.69),
+    3: (88.8, 3.25, 1.03, 0.98),
+    4: (-92.2, 3.25, -1.03, 0.98),
+    5: (178.4, -1.16, 0.0, 0.46),
 }
 _RESOLUTION = {"full": ((64, 2650), (200, 600)), "demo": ((40, 800), (40, 120))}
 _SIDE_VIEW = np.radians([75.0, -40.0, 15.0])
@@ -37,15 +38,12 @@ class Laser:
     max_range: float
 
     def inclinations(self) -> FloatArray:
-        """Return the inclination of each image row, the highest beam first; spec section 4, step 1."""
-        if self.table is not None:
-            return self.table[::-1]
-        return (self.low + (np.arange(self.height) + 0.5) / self.height * (self.high - self.low))[::-1]
+        """Return the inclination of each image row, the highest beam first."""
+        return row_inclinations(self.table, self.low, self.high, self.height)
 
     def azimuths(self) -> FloatArray:
-        """Return the azimuth of each column in the laser's frame; spec section 4, step 2."""
-        shares = (self.width - np.arange(self.width) - 0.5) / self.width
-        return np.pi * (2 * shares - 1) - np.arctan2(self.extrinsic[1, 0], self.extrinsic[0, 0])
+        """Return the azimuth of each column in the laser's frame."""
+        return column_azimuths(self.width, self.extrinsic)
 
     def directions(self) -> FloatArray:
         """Return the unit vectors of all pixels in the vehicle frame, (height, width, 3)."""
@@ -58,8 +56,7 @@ class Laser:
         """Return which pixels can have an echo at all, (height, width) bool: the car's own body hides the rest."""
         if self.name == TOP:
             return np.ones((self.height, self.width), bool)
-        azimuth = self.azimuths()
-        ahead = np.abs((azimuth + np.pi) % (2 * np.pi) - np.pi) < _SIDE_VIEW[0]
+        ahead = np.abs((self.azimuths() + np.pi) % (2 * np.pi) - np.pi) < _SIDE_VIEW[0]
         inclination = self.inclinations()
         return ((inclination > _SIDE_VIEW[1]) & (inclination < _SIDE_VIEW[2]))[:, None] & ahead
 
@@ -71,7 +68,7 @@ def _top_table(height: int) -> FloatArray:
     return np.radians(-17.6 + 20.0 * shares)
 
 
-def mount_lasers(scale: str, rng: np.random.Generator) -> tuple[Laser, ...]:
+def mount_lasers(scale: str, rng: Rng) -> tuple[Laser, ...]:
     """Return the five lasers of one car at a resolution; every car's differ by fractions of a degree and millimetres."""
     top_size, side_size = _RESOLUTION[scale]
     lasers = []
@@ -80,7 +77,9 @@ def mount_lasers(scale: str, rng: np.random.Generator) -> tuple[Laser, ...]:
         pose = np.array([*tilt, np.radians(yaw) + rng.normal(0, 0.005), x, y, z])
         pose[3:] += rng.normal(0, 0.004, 3)
         height, width = top_size if name == TOP else side_size
-        table = _top_table(height) + rng.normal(0, 2e-4) if name == TOP else None
-        low, high = (float(table[0]) - 0.003, float(table[-1]) + 0.003) if table is not None else (-np.pi / 2, np.pi / 6)
-        lasers.append(Laser(name, height, width, matrix(pose), table, low, high, 75.0 if name == TOP else 20.0))
+        table, low, high, max_range = None, -np.pi / 2, np.pi / 6, 20.0
+        if name == TOP:
+            table, max_range = _top_table(height) + rng.normal(0, 2e-4), 75.0
+            low, high = float(table[0]) - 0.003, float(table[-1]) + 0.003
+        lasers.append(Laser(name, height, width, pose_matrix(pose), table, low, high, max_range))
     return tuple(lasers)

@@ -1,0 +1,154 @@
+"""Writes the six Parquet components of a simulated Waymo v2 segment (spec section 7), complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdlib.simulate.box_labels import BoxLabel, seen_once
+from kdlib.simulate.lidar import Sweep
+from kdlib.simulate.sensors import Laser
+from kdlib.simulate.writer_v1 import put_in_place
+from kdlib.types import FloatArray
+from kdlib.waymo.annotations import BOX_NUMBERS, DIFFICULTY, NUM_POINTS, SPEEDS, TYPE
+from kdlib.waymo.components import LASER, OBJECT, SEGMENT, TIME, component_file
+from kdlib.waymo.lasers import TOP
+from kdlib.waymo.simulated import PARAMETERS
+
+_BATCH_BYTES = 48 << 20
+
+_TEXT, _BYTE, _LONG, _REAL, _MATRIX = pa.string(), pa.int8(), pa.int64(), pa.float64(), pa.list_(pa.float64(), 16)
+_BOX, _CALIBRATION, _STATS = "[LiDARBoxComponent].", "[LiDARCalibrationComponent].", "[StatsComponent]."
+_RETURNS = ("[LiDARComponent].range_image_return1", "[LiDARComponent].range_image_return2")
+_PIXEL_POSE = "[LiDARPoseComponent].range_image_return1"
+_POSE = "[VehiclePoseComponent].world_from_vehicle.transform"
+_ACCELERATIONS = tuple(f"{_BOX}acceleration.{axis}" for axis in "xyz")
+_TOP_POINTS, _TRACKING = f"{_BOX}num_top_lidar_points_in_box", f"{_BOX}difficulty_level.tracking"
+_EXTRINSIC = f"{_CALIBRATION}extrinsic.transform"
+_LOWEST, _HIGHEST, _BEAMS = (f"{_CALIBRATION}beam_inclination.{part}" for part in ("min", "max", "values"))
+_SURROUNDINGS = tuple(f"{_STATS}{name}" for name in ("time_of_day", "location", "weather"))
+_TYPES, _COUNTS = f"{_STATS}lidar_object_counts.types", f"{_STATS}lidar_object_counts.counts"
+
+
+def _image_fields(*names: str) -> dict[str, pa.DataType]:
+    kinds = {"values": pa.list_(pa.float32()), "shape": pa.list_(pa.int32(), 3)}
+    return {f"{name}.{part}": kind for name in names for part, kind in kinds.items()}
+
+
+_FRAME = {SEGMENT: _TEXT, TIME: _LONG}
+_TALLY = {_TYPES: pa.list_(_BYTE), _COUNTS: pa.list_(pa.int32())}
+_FIELDS: Mapping[str, dict[str, pa.DataType]] = {
+    "lidar": {**_FRAME, LASER: _BYTE, **_image_fields(*_RETURNS)},
+    "lidar_pose": {**_FRAME, LASER: _BYTE, **_image_fields(_PIXEL_POSE)},
+    "lidar_calibration": {
+        **{SEGMENT: _TEXT, LASER: _BYTE, _EXTRINSIC: _MATRIX},
+        **{_LOWEST: _REAL, _HIGHEST: _REAL, _BEAMS: pa.list_(_REAL)},
+    },
+    "lidar_box": {
+        **_FRAME,
+        OBJECT: _TEXT,
+        **dict.fromkeys(BOX_NUMBERS, _REAL),
+        **{TYPE: _BYTE, NUM_POINTS: _LONG, _TOP_POINTS: _LONG},
+        **dict.fromkeys((*SPEEDS, *_ACCELERATIONS), _REAL),
+        **{DIFFICULTY: _BYTE, _TRACKING: _BYTE},
+    },
+    "vehicle_pose": {**_FRAME, _POSE: _MATRIX},
+    "stats": {
+        **_FRAME,
+        **dict.fromkeys(_SURROUNDINGS, _TEXT),
+        **_TALLY,
+        **{name.replace("lidar", "camera"): kind for name, kind in _TALLY.items()},
+    },
+}
+SCHEMAS = {component: pa.schema(list(fields.items())) for component, fields in _FIELDS.items()}
+"""The official columns and types of the components that are written."""
+
+
+def write_v2(
+    folder: Path,
+    segment: str,
+    lasers: Sequence[Laser],
+    parameters: str,
+    frames: Iterable[tuple[int, Sweep, list[BoxLabel]]],
+    surroundings: tuple[str, str, str],
+) -> None:
+    """Write one segment.
+
+    Args:
+        folder: ``<root>/<split>``.
+        segment: Context name.
+        lasers: The lasers of the car, TOP first.
+        parameters: Goes into the metadata of every file.
+        frames: Timestamp, images and boxes of one frame after the other.
+        surroundings: Time of day, location and weather.
+
+    Raises:
+        OSError: If a file cannot be written; nothing is left behind.
+    """
+    paths = [component_file(folder, component, segment) for component in SCHEMAS]
+    with put_in_place(paths) as parts, ExitStack() as stack:
+        schemas = {component: schema.with_metadata({PARAMETERS: parameters}) for component, schema in SCHEMAS.items()}
+        # Floats with noise have no repeated values: dictionaries would cost time and save nothing.
+        options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "write_statistics": False}
+        options["use_compliant_nested_type"] = False  # list items are called "item", as in the official files
+        writers = {
+            component: stack.enter_context(pq.ParquetWriter(part, schema, **options))
+            for part, (component, schema) in zip(parts, schemas.items())
+        }
+
+        def write(component: str, rows: list[dict[str, Any]]) -> None:
+            writers[component].write_table(pa.Table.from_pylist(rows, schemas[component]))
+
+        batch = max(1, _BATCH_BYTES // (48 * sum(laser.height * laser.width for laser in lasers)))
+        keys: list[dict[str, Any]] = []
+        labels: list[list[BoxLabel]] = []
+        stream = iter(frames)
+        while chunk := list(islice(stream, batch)):
+            new = [{SEGMENT: segment, TIME: timestamp} for timestamp, _, _ in chunk]
+            keys += new
+            labels += [boxes for _, _, boxes in chunk]
+            sweeps = [(key, sweep) for key, (_, sweep, _) in zip(new, chunk)]
+            write("lidar", [{**key, **row} for key, sweep in sweeps for row in _images(lasers, sweep)])
+            write("lidar_pose", [{**key, LASER: TOP, **_image(_PIXEL_POSE, sweep.pixel_pose)} for key, sweep in sweeps])
+            write("vehicle_pose", [{**key, _POSE: sweep.pose.ravel()} for key, sweep in sweeps])
+        write("lidar_calibration", [{SEGMENT: segment, **_calibration(laser)} for laser in lasers])
+        rows = list(zip(keys, seen_once(labels)))
+        write("lidar_box", [{**key, **_label(label)} for key, boxes in rows for label in boxes])
+        words = dict(zip(_SURROUNDINGS, surroundings))
+        write("stats", [{**key, **words, **_tally(boxes)} for key, boxes in rows])
+
+
+def _image(name: str, image: FloatArray) -> dict[str, Any]:
+    return {f"{name}.values": np.ravel(image), f"{name}.shape": image.shape}
+
+
+def _images(lasers: Sequence[Laser], sweep: Sweep) -> Iterator[dict[str, Any]]:
+    for laser, (first, second) in zip(lasers, sweep.images):
+        yield {LASER: laser.name, **_image(_RETURNS[0], first), **_image(_RETURNS[1], second)}
+
+
+def _calibration(laser: Laser) -> dict[str, Any]:
+    row = {LASER: laser.name, _EXTRINSIC: laser.extrinsic.ravel()}
+    return {**row, _LOWEST: laser.low, _HIGHEST: laser.high, _BEAMS: laser.table}
+
+
+def _label(label: BoxLabel) -> dict[str, Any]:
+    row: dict[str, Any] = {OBJECT: label.id, TYPE: label.type, **dict(zip(BOX_NUMBERS, label.box.tolist()))}
+    row.update({NUM_POINTS: label.points, _TOP_POINTS: label.top_points})
+    if label.speed is not None:
+        row.update(zip(SPEEDS, (*label.speed, 0.0)))
+    if label.acceleration is not None:
+        row.update(zip(_ACCELERATIONS, (*label.acceleration, 0.0)))
+    return {**row, DIFFICULTY: 2, _TRACKING: 0} if label.hard else row
+
+
+def _tally(boxes: Sequence[BoxLabel]) -> dict[str, Any]:
+    types, counts = np.unique([label.type for label in boxes], return_counts=True)
+    return {_TYPES: types, _COUNTS: counts} if boxes else {}
