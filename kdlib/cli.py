@@ -24,6 +24,8 @@ _Scheduler = Annotated[
     str | None, Option(metavar="ADDRESS", help="A running Dask cluster on the same file system, to work on instead.")
 ]
 _Kernels = Annotated[str | None, Option(help="Layout of sparse kernels: spconv2, spconv1 or native; found from the shapes.")]
+_Model = Annotated[str, Argument(help="A model of the zoo.")]
+_Score = Annotated[float, Option(help="Boxes at or above it are shown.")]
 _Weights = Annotated[Path | None, Option(help="A .safetensors file instead of the model's own.")]
 _Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
 
@@ -141,7 +143,7 @@ def _publish(run_dir: Annotated[Path, Argument(help="Folder of a finished run.")
 
 @app.command("profile")
 def _profile(
-    model: Annotated[str, Argument(help="A model of the zoo.")],
+    model: _Model,
     frame: Annotated[
         list[Path] | None,
         Option(help="Sweep to count sparse layers on (.npy, .bin, .pcd.bin); repeat. Default: a simulated one."),
@@ -188,7 +190,7 @@ def _export_checkpoint(
 
 @app.command("initialise")
 def _initialise(
-    student: Annotated[str, Argument(help="A model of the zoo.")],
+    student: _Model,
     teacher: Annotated[str, Option("--from", help="The model of the zoo it starts from.")],
     weights: Annotated[
         Path | None,
@@ -239,7 +241,7 @@ def _view(
     ] = None,
     height: Annotated[float | None, Option(help="Of the sensor above the road, metres.")] = None,
     scale: Annotated[float, Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
-    score: Annotated[float, Option(help="Boxes at or above it are shown.")] = 0.3,
+    score: _Score = 0.3,
     overlap: Annotated[float, Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")] = 0.2,
     out: Annotated[Path | None, Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
     window: Annotated[
@@ -291,7 +293,7 @@ def _fly(
     data: Annotated[Path | None, Option(help="Folder with the run's store; default data/PROFILE.")] = None,
     segment: Annotated[str | None, Option(help="Beginning of its name; default: the one with most objects.")] = None,
     arm: _Arm = None,
-    score: Annotated[float, Option(help="Boxes at or above it are drawn.")] = 0.3,
+    score: _Score = 0.3,
     images: Annotated[int, Option(min=1, help="Pictures in the film, ten a second.")] = 40,
     limit: Annotated[float, Option(help="Megabytes the file may have; the pictures shrink to fit.")] = 1.5,
 ) -> None:

@@ -14,12 +14,10 @@ from typing import Any
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.lab import occupancy, profiles, runlog
+from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
 from kdlib.lab.runlog import RunLog
 
-PROJECT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = PROJECT / "notebooks"
-WEIGHTS = PROJECT / "data" / "weights"
-PACKAGE = PROJECT / "kdlib"
+SOURCES = PROJECT / "kdlib"
 # No notebook's numbers rest on these: what only draws (viz), what only the command line reaches (tools, cli), and those
 # modules of the lab that drive notebooks or dress their results. An edit there need not repeat a finished run's trainings.
 _UNCOUNTED: tuple[str, ...] = ("viz/", "tools/", "cli.py", "__main__.py")
@@ -39,11 +37,6 @@ class Stage:
     source: Path
     parameters: Mapping[str, Any]
     key: str
-
-
-def run_folder(profile: str, out: Path | None = None) -> Path:
-    """Return the folder of a run: the one given, or ``reports/runs/<profile>``."""
-    return (out or PROJECT / "reports" / "runs" / profile).resolve()
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
@@ -88,7 +81,9 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
 
 def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
-        return text
+        # A path is the caller's, not one below the run folder in which the notebooks execute.
+        is_path = (name == "DATA_ROOT" and text) or (name == "TEACHER" and Path(text).is_file())
+        return str(Path(text).resolve()) if is_path else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -100,13 +95,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def _anchored(name: str, value: Any) -> Any:
-    """Return a path made absolute: the caller's folder is meant, not the run folder in which the notebooks execute."""
-    is_path = (name == "DATA_ROOT" and value) or (name == "TEACHER" and Path(value).is_file())
-    return str(Path(value).resolve()) if is_path else value
-
-
-def source_hash(package: Path = PACKAGE) -> str:
+def source_hash(package: Path = SOURCES) -> str:
     """Return a digest of the sources a notebook's numbers rest on; a stage is repeated when the code under it changed."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -124,25 +113,18 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     chosen = profiles.profile(profile)
     declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in chosen.chain}
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
-    unknown = sorted(set(overrides) - known)
-    if unknown:
+    if unknown := sorted(set(overrides) - known):
         raise ConfigError(f"no notebook has a parameter {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
     teachers = [WEIGHTS / name for name in (chosen.shipped_teacher, overrides.get("TEACHER", "")) if name]
-    stages, upstream = [], source_hash() + "".join(records.sha256(path) for path in teachers if path.is_file())
-    for name in chosen.chain:
+    stages, key = [], source_hash() + "".join(records.sha256(path) for path in teachers if path.is_file())
+    for name, defaults in declared.items():
         source = NOTEBOOKS / f"{name}.ipynb"
-        given = {key: _typed(key, overrides[key], default) for key, default in declared[name].items() if key in overrides}
-        own = {key: _anchored(key, value) for key, value in given.items()}
+        own = {each: _typed(each, overrides[each], default) for each, default in defaults.items() if each in overrides}
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
-        upstream = hashlib.sha256((upstream + json.dumps(own, sort_keys=True) + source.read_text()).encode()).hexdigest()[:16]
-        stages.append(Stage(name, source, own, upstream))
+        # A stage stands on the one before it: whatever changes there changes every key from there on.
+        key = hashlib.sha256((key + json.dumps(own, sort_keys=True) + source.read_text()).encode()).hexdigest()[:16]
+        stages.append(Stage(name, source, own, key))
     return stages
-
-
-def is_done(stage: Stage, folder: Path) -> bool:
-    """Return whether a stage finished with exactly this key, and its result is still there."""
-    home = folder / stage.name
-    return records.is_complete(home, stage.key) and (home / "result.json").is_file()
 
 
 def execute(stage: Stage, folder: Path, log: RunLog) -> None:
@@ -209,7 +191,8 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
             log.say(f"{stage.name}: {words}")
 
         for stage in stages:
-            if is_done(stage, folder):
+            home = folder / stage.name
+            if records.is_complete(home, stage.key) and (home / "result.json").is_file():
                 note(stage, "kept", "kept from an earlier run")
                 continue
             start, me = time.time(), records.this_process()

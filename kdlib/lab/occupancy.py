@@ -64,7 +64,7 @@ def driver(folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
+def take_turn(folder: Path) -> Iterator[None]:
     """Hold a folder that several runs share, after waiting for whoever holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["rich"] = _rich
+    templates.filters |= {"rich": _rich, "cell": cell_text, "kinds": _kinds, "paragraphs": _paragraphs}
     return templates
 
 
@@ -88,7 +88,8 @@ def write_report(
             subtitle=subtitle,
             tiles=tiles,
             verdicts=verdicts,
-            chapters=[_chapter(part, colors) for part in parts],
+            parts=parts,
+            figure=partial(_figure, colors=colors),
             card=card or {},
         ).encode()
         if len(page) <= MAX_BYTES:
@@ -97,38 +98,27 @@ def write_report(
     raise ReportError(f"{path}: {len(page) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}; show fewer scenes, points or pictures")
 
 
-def _chapter(part: Mapping[str, Any], colors: int | None) -> dict[str, Any]:
-    return {
-        "title": part["title"],
-        "paragraphs": [text for text in re.split(r"\n\s*\n", part["text"].strip()) if text] + part["sentences"],
-        "tables": [_table(table) for table in part["tables"] if table["rows"]],
-        "figures": [_figure(Path(picture["file"]), picture["caption"], colors) for picture in part["pictures"]],
-    }
+def _paragraphs(text: str) -> list[str]:
+    return [paragraph for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph]
 
 
-def _table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return header and cells, each with its class: columns of numbers are set right."""
-    rows, header = table["rows"], list(table["rows"][0])
-    kinds = ["number" if all(_is_number(row[name]) for row in rows) else "" for name in header]
-    cells = [[(cell_text(row[name]), kind) for name, kind in zip(header, kinds)] for row in rows]
-    return {"caption": table["caption"], "header": list(zip(header, kinds)), "rows": cells}
+def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the class of each column: those of numbers are set right."""
+    return {name: "number" if all(_is_number(row[name]) for row in rows) else "" for name in rows[0]}
 
 
 def _is_number(cell: Any) -> bool:
     return isinstance(cell, (int, float, type(None))) and not isinstance(cell, bool)
 
 
-def _figure(path: Path, caption: str, colors: int | None) -> dict[str, Any]:
+def _figure(picture: Mapping[str, str], colors: int | None) -> dict[str, Any]:
+    path = Path(picture["file"])
     if path.suffix == ".json":
         import plotly.io
 
-        return {"caption": caption, "scene": Markup(figure_html(plotly.io.read_json(path)))}
+        return {"scene": Markup(figure_html(plotly.io.read_json(path)))}
     png, pixels = packed_png(path, colors)
-    return {
-        "caption": caption,
-        "width": round(pixels / canvas.DPI * _PIXELS_PER_INCH),
-        "png": base64.b64encode(png).decode(),
-    }
+    return {"width": round(pixels / canvas.DPI * _PIXELS_PER_INCH), "png": base64.b64encode(png).decode()}
 
 
 def packed_png(path: Path, colors: int | None = None, widest: int | None = None) -> tuple[bytes, int]:

@@ -14,7 +14,7 @@ from kdlib.data.prepare import prepare
 from kdlib.data.store import INDEX, Store
 from kdlib.errors import ConfigError
 from kdlib.lab import occupancy, profiles
-from kdlib.lab.execute import PROJECT, WEIGHTS, run_folder
+from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
 from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
 from kdlib.training import places
@@ -93,7 +93,7 @@ def prepare_data(run: Run) -> Store:
     # Starting a process costs more than a smoke run's few frames.
     workers = 1 if made is not None and made.training_segments < 10 else os.cpu_count() or 1
     scheduler = os.environ.get(places.SCHEDULER) or None
-    with occupancy.turn(run.data):
+    with occupancy.take_turn(run.data):
         if made is not None:
             counts = {"training": made.training_segments, "validation": made.validation_segments}
             for offset, (split, count) in enumerate(counts.items()):

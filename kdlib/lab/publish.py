@@ -9,7 +9,7 @@ from typing import Any
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.execute import PROJECT
+from kdlib.lab.folders import PROJECT
 from kdlib.lab.page import packed_png, render_page
 from kdlib.lab.parts import markdown_table
 from kdlib.lab.report import STUDY_SUBJECT, run_results
@@ -65,7 +65,7 @@ def picture_name(stage: str, file: str) -> str:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the headline table and the verdicts of a run of the main line as Markdown."""
-    evaluation, budget = results["03_evaluate"], results["02_distill_student"]["budget"]
+    evaluation = results["03_evaluate"]
     costs = {row["role"]: row for row in results["05_measure_cost"]["costs"]}
     header = ("simulated data", "LEVEL_2 mAPH", "95 % interval", "std over seeds", "G MACs", "parameters", "ms a frame")
     rows = []
@@ -74,15 +74,17 @@ def results_table(results: Mapping[str, Any]) -> str:
         interval = f"{arm['95 % low']:.2f} to {arm['95 % high']:.2f}"
         counted = cost["G MACs"], cost["parameters"], round(cost["latency p50 ms"])
         rows.append([arm["arm"], arm["LEVEL_2 mAPH"], interval, arm["std over seeds"], *counted])
-    hardware, metric = results["05_measure_cost"]["hardware"], evaluation["evaluation"]
-    seeds = sorted({row["seed"] for row in results["02_distill_student"]["students"]})
-    made = (
-        f"Students: seeds {', '.join(map(str, seeds))}; {budget['frames']} training frames, {budget['epochs']} epochs, "
-        f"{budget['steps']} steps each. Evaluation: {metric['frames']} frames of simulated segments nobody trained on, objects "
-        f"within the models' range. Latency: {hardware['cpu']}, {hardware['cores']} cores, no GPU."
+    return render_page(
+        "lab/results.md.jinja",
+        header=header,
+        rows=rows,
+        seeds=sorted({row["seed"] for row in results["02_distill_student"]["students"]}),
+        budget=results["02_distill_student"]["budget"],
+        frames=evaluation["evaluation"]["frames"],
+        hardware=results["05_measure_cost"]["hardware"],
+        verdicts=[[verdict["wish"], verdict["result"], verdict["met"]] for verdict in evaluation["verdicts"]],
+        table=markdown_table,
     )
-    verdicts = [[verdict["wish"], verdict["result"], verdict["met"]] for verdict in evaluation["verdicts"]]
-    return f"{markdown_table(header, rows)}\n\n{made}\n\n{markdown_table(('wanted', 'measured', 'met'), verdicts)}"
 
 
 def with_results(text: str, table: str, profile: str, name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kdlib import records
-from kdlib.lab.execute import NOTEBOOKS
+from kdlib.lab.folders import NOTEBOOKS
 from kdlib.lab.pipeline import Run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]

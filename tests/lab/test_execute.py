@@ -16,7 +16,7 @@ import pytest
 
 from kdlib import records
 from kdlib.errors import ConfigError
-from kdlib.lab import execute, profiles, report
+from kdlib.lab import execute, folders, profiles, report
 from kdlib.lab.execute import StageFailed, parse_overrides, plan_stages
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -327,8 +327,8 @@ def test_a_real_kernel_gets_its_parameters(toys: Path, tmp_path: Path, monkeypat
 
 
 def test_run_folder(tmp_path: Path) -> None:
-    assert execute.run_folder("smoke", tmp_path / "x") == (tmp_path / "x").resolve()
-    assert execute.run_folder("smoke", None) == execute.PROJECT / "reports" / "runs" / "smoke"
+    assert folders.run_folder("smoke", tmp_path / "x") == (tmp_path / "x").resolve()
+    assert folders.run_folder("smoke", None) == folders.PROJECT / "reports" / "runs" / "smoke"
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_source_hash_sees_what_numbers_rest_on(edited: str, counts: bool, tmp_pa
     path = tmp_path / edited
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("a = 1")
-    assert (execute.PACKAGE / edited).is_file()
+    assert (execute.SOURCES / edited).is_file()
     first = execute.source_hash(tmp_path)
     path.write_text("a = 2")
     assert (execute.source_hash(tmp_path) != first) is counts

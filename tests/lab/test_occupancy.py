@@ -108,10 +108,10 @@ def test_runs_that_share_a_folder_take_turns(tmp_path: Path, capsys: pytest.Capt
     order: list[str] = []
 
     def second() -> None:
-        with occupancy.turn(tmp_path):
+        with occupancy.take_turn(tmp_path):
             order.append("second")
 
-    with occupancy.turn(tmp_path):
+    with occupancy.take_turn(tmp_path):
         waiting = threading.Thread(target=second)
         waiting.start()
         time.sleep(0.3)

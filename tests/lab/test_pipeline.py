@@ -9,7 +9,7 @@ import pytest
 
 from kdlib import records
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab import execute, pipeline, profiles
+from kdlib.lab import folders, pipeline, profiles
 from kdlib.lab.pipeline import Run, TrainedWeights
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult
@@ -44,7 +44,7 @@ def result(steps: int = 4, samples: int = 8) -> RunResult:
 
 
 def test_open_run_uses_the_profiles_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "PROJECT", tmp_path)
+    monkeypatch.setattr(folders, "PROJECT", tmp_path)
     monkeypatch.setattr(pipeline, "PROJECT", tmp_path)
     run = pipeline.open_run("smoke")
     assert run.folder == tmp_path / "reports" / "runs" / "smoke" and run.folder.is_dir()

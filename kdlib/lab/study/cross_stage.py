@@ -13,9 +13,9 @@ from kdlib.config import CLASS_NAMES
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
 from kdlib.lab.comparison import Comparison, Contrast, Finding, compare
-from kdlib.lab.execute import run_folder
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import Scene, scene
+from kdlib.lab.folders import run_folder
 from kdlib.lab.pipeline import Run, Student, TrainedWeights, launch_all, plain_job, student_name, teacher_job
 from kdlib.lab.profiles import CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all, truth

@@ -13,7 +13,7 @@ from kdlib import records
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline, profiles
-from kdlib.lab.execute import PROJECT
+from kdlib.lab.folders import PROJECT
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.tools.scans.film import Film, Shot, film
 from kdlib.tools.scans.trained import STUDENTS, Trained, find

@@ -10,7 +10,7 @@ from kdlib import records, zoo
 from kdlib.config import DecodeConfig, ModelConfig, RefinedConfig, TwoStageConfig
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.execute import WEIGHTS
+from kdlib.lab.folders import WEIGHTS
 from kdlib.lab.pipeline import located
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint

@@ -14,10 +14,11 @@ from pathlib import Path
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.lab import execute, occupancy
+from kdlib.lab.folders import run_folder
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
 ATTENDED = "KDLIB_ATTENDED"  # a driver whose standard input ends with the process that started it
-DRIVER = (sys.executable, "-m", "kdlib", "run")
+COMMAND = (sys.executable, "-m", "kdlib", "run")
 
 
 class RunsFailed(KdlibError):
@@ -73,42 +74,27 @@ def run_profiles(
         raise ConfigError("--gpus is for this machine and --scheduler for a cluster; give one of them")
     if len(set(names)) != len(names):
         raise ConfigError(f"a profile is named twice: {', '.join(names)}")
-    folders = {name: execute.run_folder(name, out / name if out and len(names) > 1 else out) for name in names}
+    folders = {name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names}
+    overrides = overrides or {}
     for name, folder in folders.items():
-        execute.plan_stages(name, folder, overrides or {})
+        execute.plan_stages(name, folder, overrides)
     ids = gpu_ids(gpus) if gpus else ()
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
     with occupancy.environment(where):
         if len(names) == 1:
             return [execute.run_profile(names[0], folders[names[0]], overrides)]
-        if where:
-            failed = _side_by_side(folders, overrides or {}, ids)
-        else:
-            failed = _in_turn(folders, overrides or {})
+        failed = _run_drivers(folders, overrides, ids or [""] * (len(names) if scheduler else 1))
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise RunsFailed(f"{len(failed)} of {len(names)} runs failed, the same command continues them: {reasons}")
     return list(folders.values())
 
 
-def _in_turn(folders: Mapping[str, Path], overrides: Mapping[str, str]) -> dict[str, str]:
-    """Run profiles one after the other; return why which failed."""
-    failed = {}
-    for name, folder in folders.items():
-        print(f"profile {name}", flush=True)
-        try:
-            execute.run_profile(name, folder, overrides)
-        except KdlibError as error:
-            print(f"profile {name} failed: {error}", flush=True)
-            failed[name] = str(error).partition("\n")[0]
-    return failed
-
-
-def _side_by_side(folders: Mapping[str, Path], overrides: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
-    """Run a driver for each profile, as many at a time as there are GPUs; return why which failed."""
+def _run_drivers(folders: Mapping[str, Path], overrides: Mapping[str, str], gpus: Sequence[str]) -> dict[str, str]:
+    """Run a driver for each profile, as many at a time as there are GPUs ("" is none); return why which failed."""
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for gpu in ids or [""] * len(folders):
+    for gpu in gpus:
         free.put(gpu)
 
     def run(name: str) -> str:
@@ -118,7 +104,7 @@ def _side_by_side(folders: Mapping[str, Path], overrides: Mapping[str, str], ids
         finally:
             free.put(gpu)
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
+    with ThreadPoolExecutor(len(gpus)) as pool:
         reasons = dict(zip(folders, pool.map(run, folders)))
     return {name: why for name, why in reasons.items() if why}
 
@@ -130,7 +116,7 @@ def _drive(name: str, folder: Path, overrides: Mapping[str, str], gpu: str) -> s
     variables = {**os.environ, ATTENDED: "1", "PYTHONUNBUFFERED": "1", **({VISIBLE: gpu} if gpu else {})}
     last = ""
     with subprocess.Popen(
-        (*DRIVER, name, "--out", str(folder), *words),
+        (*COMMAND, name, "--out", str(folder), *words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

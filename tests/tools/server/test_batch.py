@@ -16,7 +16,6 @@ import pytest
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import execute
-from kdlib.lab.execute import StageFailed
 from kdlib.tools.server import batch
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
@@ -46,7 +45,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
-    monkeypatch.setattr(batch, "DRIVER", (sys.executable, str(script)))
+    monkeypatch.setattr(batch, "COMMAND", (sys.executable, str(script)))
     return tmp_path / "runs"
 
 
@@ -90,25 +89,15 @@ def test_wrong_calls_start_nothing(
     assert not drivers.exists()
 
 
-def test_one_after_the_other_where_there_is_no_gpu(
-    drivers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called: list[tuple[str, Path]] = []
-
-    def run(name: str, folder: Path, overrides: dict) -> Path:
-        called.append((name, folder))
-        if name == "smoke":
-            raise StageFailed("02_distill_student stopped at cell 6\nand a log")
-        return folder
-
-    monkeypatch.setattr(execute, "run_profile", run)
+def test_one_after_the_other_where_there_is_no_gpu(drivers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(batch.RunsFailed) as caught:
-        batch.run_profiles(["smoke", "demo"], drivers)
+        batch.run_profiles(["study_smoke", "smoke"], drivers)
     assert str(caught.value) == (
-        "1 of 2 runs failed, the same command continues them: smoke: 02_distill_student stopped at cell 6"
+        "1 of 2 runs failed, the same command continues them: study_smoke: 11_ablate_signals stopped at cell 5"
     )
-    assert called == [("smoke", drivers / "smoke"), ("demo", drivers / "demo")]
-    called.clear()
+    found = written_records(drivers)
+    assert set(found) == {"study_smoke", "smoke"} and at_once(found) == 1
+    monkeypatch.setattr(execute, "run_profile", lambda name, folder, overrides: folder)
     assert batch.run_profiles(["demo"], drivers) == [drivers], "of one profile, --out is its folder"
 
 

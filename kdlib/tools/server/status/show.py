@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from markupsafe import Markup
 
 from kdlib import records
 from kdlib.errors import ConfigError
-from kdlib.lab.execute import PROJECT
+from kdlib.lab.folders import PROJECT
 from kdlib.lab.page import render_page
 from kdlib.tools.server.status.scan import RunStatus, Training, scan_runs
 
@@ -94,8 +96,8 @@ def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
         runs: In the order of :func:`~kdlib.tools.server.status.scan.scan_runs`.
         refresh: Seconds after which the browser shall load it anew.
     """
-    counts = {state: sum(run.state == state for run in runs) for state in SIGNS}
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
+    counts = Counter(run.state for run in runs)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
     return render_page(
         "tools/server/status/status.html",
         policy="default-src 'none'; style-src 'unsafe-inline'",
@@ -113,11 +115,7 @@ def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Return seconds as hours, minutes and seconds; a dash for None."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def sparkline(losses: Sequence[float]) -> Markup:

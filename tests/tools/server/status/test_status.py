@@ -158,7 +158,7 @@ def test_table(runs: Path) -> None:
     assert lines[0] == f"▶ busy: running (profile smoke, simulated data, driver {os.getpid()})"
     assert "✓ 01_train_teacher  ▶ 02_distill_student  · 03_evaluate" in lines[1]
     (row,) = [line for line in lines if "full SparseKD" in line]
-    assert re.search(r"▶ running .* 10/40 +0\.4 +16\.0/s +0:15 process \d+$", row)
+    assert re.search(r"▶ running .* 10/40 +0\.4 +16\.0/s +0:00:15 process \d+$", row)
     (bad,) = [line for line in lines if "✗ failed  teacher" in line]
     assert bad.endswith("kdlib: cannot write step 5; free some space")
     assert status_table([]) == "no runs"
@@ -177,7 +177,7 @@ def test_page_needs_nothing_else_and_escapes_names(runs: Path) -> None:
     assert not re.search(r'(src|href)="', found) and "<script" not in found
     assert "teacher &lt;b&gt;, continued" in found and "teacher <b>" not in found
     assert found.count("<svg") == 4, "no drawing for a training without steps"
-    assert "1 done, 1 running, 1 failed, 1 stopped" in found and "simulated data" in found
+    assert "1 running, 1 failed, 1 stopped, 1 done" in found and "simulated data" in found
     assert 'http-equiv="refresh"' not in status_page(scan_runs(runs))
 
 
@@ -212,7 +212,7 @@ def test_watch_looks_again(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_small_things() -> None:
-    assert [duration(value) for value in (None, 0, 75, 3661)] == ["–", "0:00", "1:15", "1:01:01"]
+    assert [duration(value) for value in (None, 0, 75, 3661)] == ["–", "0:00:00", "0:01:15", "1:01:01"]
     assert sparkline([1.0]) == "" and 'aria-label="loss from 2 to 1"' in sparkline([2.0, 1.0])
     assert 'points="3.0,3.0 55.0,13.0 107.0,23.0"' in sparkline([4.0, 3.0, 2.0])
     assert sparkline(list(range(1000, 0, -1))).count(",") == 80, "means of stretches"
