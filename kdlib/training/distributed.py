@@ -57,21 +57,13 @@ class Processes:
         dist.all_reduce(values)
         return tuple(values.tolist())
 
-    def first_says(self, answer: bool) -> bool:
-        """Return the first process's answer; the others wait for it."""
+    def from_first(self, number: int) -> int:
+        """Return the first process's number; the others wait for it."""
         if not self.several:
-            return answer
-        message = torch.tensor(int(answer))
+            return number
+        message = torch.tensor(number)
         dist.broadcast(message, src=0)
-        return bool(message)
-
-    def same(self, number: int) -> bool:
-        """Return whether all processes have the same number."""
-        if not self.several:
-            return True
-        ends = torch.tensor((number, -number))
-        dist.all_reduce(ends, op=dist.ReduceOp.MAX)
-        return int(ends.sum()) == 0
+        return int(message)
 
     def trainer_options(self) -> dict[str, Any]:
         """Return what Lightning's Trainer has to know."""

@@ -265,7 +265,7 @@ def fit_objective(
     run.path.mkdir(parents=True, exist_ok=True)
     resumed = latest(run.checkpoints, job)
     start = resumed.step if resumed else 0
-    if not processes.same(start):
+    if start != processes.from_first(start):
         raise CheckpointError(f"{run.checkpoints} differs between the ranks; put the run folder on a file system they share")
     meter = Meter(resumed.notes["meter"]) if resumed else None
     module = TrainingModule(objective.train(), config, total, start, meter)

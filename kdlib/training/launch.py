@@ -31,12 +31,10 @@ class TrainingFailed(KdlibError):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of one run folder."""
+    """A finished training."""
 
     run_dir: Path
-    complete: bool  # False only where nobody waited for it
-    reused: bool  # finished before this call
-    values: dict[str, Any]  # result.json; empty while incomplete
+    values: dict[str, Any]  # result.json
 
     @property
     def weights(self) -> Path:
@@ -100,9 +98,8 @@ class _Watched:
             return "was trained on other inputs than were there when it was started: its store or a weight file changed meanwhile"
         return self.child.ending()
 
-    def result(self, reused: bool) -> RunResult:
-        complete = self.complete()
-        return RunResult(self.run.path, complete, reused, records.read_json(self.run.result) if complete else {})
+    def result(self) -> RunResult:
+        return RunResult(self.run.path, records.read_json(self.run.result))
 
 
 def log_tail(path: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
@@ -157,7 +154,7 @@ def _follow(
                 continue
             active.remove(watched)
             if watched.complete():
-                echo(f"{watched.label}: done, {watched.result(False).values.get('steps', '?')} steps")
+                echo(f"{watched.label}: done, {watched.result().values.get('steps', '?')} steps")
             else:
                 echo(f"{watched.label}: {watched.ending()}")
                 failed.append(watched)
@@ -170,7 +167,6 @@ def launch(
     run_dirs: Sequence[Path],
     parallel: int = 1,
     threads: int = 1,
-    follow: bool = True,
     *,
     every: float = 5.0,
     command: Sequence[str] = _COMMAND,
@@ -184,7 +180,6 @@ def launch(
         run_dirs: Folders with their ``job.json``.
         parallel: Children at a time; as many as there are GPUs or workers where the environment names those, see ``places``.
         threads: torch and OpenMP threads of each child; 0 leaves them all.
-        follow: Wait and show progress; False returns at once and needs ``parallel`` to cover all folders.
         every: Seconds between two progress lines of a run, at least.
         command: Child's command line, to which the folder is added.
         echo: Receives progress lines; default prints.
@@ -206,16 +201,10 @@ def launch(
             say(f"{watched.label}: finished earlier, kept")
     if waiting:
         with places(parallel, threads) as where:
-            if follow:
-                failed = _follow(waiting, where, command, every, say)
-                if failed:
-                    raise _failure(failed, len(runs))
-            elif len(waiting) > where.limit:
-                raise ConfigError(f"{len(waiting)} runs but parallel={where.limit}: without follow nobody would start the others")
-            else:
-                for watched in waiting:
-                    watched.begin(where, command)
-    return [watched.result(reused=watched not in waiting) for watched in runs]
+            failed = _follow(waiting, where, command, every, say)
+        if failed:
+            raise _failure(failed, len(runs))
+    return [watched.result() for watched in runs]
 
 
 def stop(run_dir: Path) -> bool:

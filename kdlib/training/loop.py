@@ -150,7 +150,7 @@ def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None =
     with joined(processes), contextlib.ExitStack() as claimed:
         # The first rank looks before the others begin: what is wrong is said once.
         training = _begin(run, claimed) if processes.first else None
-        if processes.first_says(training is not None):
+        if processes.from_first(training is not None):
             _train(training or _Training.open(run), processes, stop_after)
 
 
@@ -178,7 +178,7 @@ def _begin(run: RunDir, claimed: contextlib.ExitStack) -> _Training | None:
         print(f"{run.path} is complete, nothing to do", flush=True)
         return None
     claimed.enter_context(claim(run))
-    for line in check_split(training.job, training.split, run).warnings:
+    for line in check_split(training.job, training.split):
         print(f"warning: {line}", flush=True)
     return training
 

@@ -32,7 +32,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
 
     def pretend(folders, parallel, threads, every):
         jobs.extend(TrainJob.read(folder) for folder in folders)
-        return [RunResult(folder, True, False, {"steps": 4, "samples": 8, "frames": 8}) for folder in folders]
+        return [RunResult(folder, {"steps": 4, "samples": 8, "frames": 8}) for folder in folders]
 
     monkeypatch.setattr(pipeline, "launch", pretend)
     return jobs
@@ -40,7 +40,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
 
 def result(steps: int = 4, samples: int = 8) -> RunResult:
     values = {"steps": steps, "samples": samples, "frames": 8, "timing": {"seconds": 1.0}, "final": {"loss": 1.0}}
-    return RunResult(Path("/somewhere"), True, False, values)
+    return RunResult(Path("/somewhere"), values)
 
 
 def test_open_run_uses_the_profiles_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ def wait_for_step(run_dir: Path, child: subprocess.Popen[bytes], step: int) -> N
 
 def ended(child: subprocess.Popen[bytes], run_dir: Path) -> int:
     try:
-        return child.wait(timeout=60)
+        return child.wait(timeout=150)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)

@@ -15,6 +15,7 @@ from kdlib.errors import ConfigError
 from kdlib.training import launch as launching
 from kdlib.training.job import RunBusy, RunDir, claim, worker
 from kdlib.training.launch import TrainingFailed, launch, progress_line, stop
+from kdlib.training.places import Processor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
@@ -48,6 +49,11 @@ def make(folder: Path, text: str = "{}") -> Path:
     return folder
 
 
+def start(folder: Path) -> None:
+    """Start a child as launch() does, without following it."""
+    Processor(1, 1).start(RunDir(folder), COMMAND)
+
+
 def wait_until(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():
@@ -59,26 +65,25 @@ def test_two_runs_side_by_side_then_kept(tmp_path):
     folders = [make(tmp_path / name, '{"pause": 0.02}') for name in ("a", "b")]
     lines: list[str] = []
     results = launch(folders, parallel=2, every=0.1, command=COMMAND, echo=lines.append)
-    assert [r.complete for r in results] == [True, True] and not any(r.reused for r in results)
     assert results[0].values["steps"] == 30 and results[0].weights.is_file()
     assert "toy: done, 30 steps" in lines
     assert any("step" in line and "frames/s" in line and "(fit" in line for line in lines)
     before = {folder: (folder / "history.jsonl").read_text() for folder in folders}
     again = launch(folders, command=("false",), echo=lines.append)
-    assert all(r.reused and r.complete for r in again)
+    assert [r.values for r in again] == [r.values for r in results]
+    assert lines.count("toy: finished earlier, kept") == 2
     assert {folder: (folder / "history.jsonl").read_text() for folder in folders} == before
 
 
 def test_attaches_to_a_running_child(tmp_path):
     folder = make(tmp_path / "a", '{"pause": 0.1}')
-    (first,) = launch([folder], follow=False, command=COMMAND)
-    assert not first.complete and first.values == {}
+    start(folder)
     wait_until(lambda: worker(RunDir(folder)) is not None)
     pid = worker(RunDir(folder))["pid"]
     assert os.getsid(pid) != os.getsid(0)  # closing the caller's terminal or kernel does not reach it
     lines: list[str] = []
-    (second,) = launch([folder], command=("false",), echo=lines.append, every=0.1)
-    assert second.complete
+    (result,) = launch([folder], command=("false",), echo=lines.append, every=0.1)
+    assert result.values["steps"] == 30
     assert lines[0] == "toy: already in training, following it"
     steps = [line["step"] for line in records.read_json_lines(folder / "history.jsonl")]
     assert steps == list(range(1, 31))  # one process wrote it, without a gap
@@ -97,13 +102,13 @@ def test_killed_child_is_named_and_can_go_on(tmp_path):
     with pytest.raises(TrainingFailed, match="was killed by SIGKILL"):
         launch([folder], command=COMMAND, echo=lambda _: None)
     make(folder)
-    assert launch([folder], command=COMMAND, echo=lambda _: None)[0].complete
+    assert launch([folder], command=COMMAND, echo=lambda _: None)[0].values["steps"] == 30
 
 
 def test_stop_saves(tmp_path):
     folder = make(tmp_path / "a", '{"pause": 0.1, "checkpoint_steps": 1000}')
     assert not stop(folder)
-    launch([folder], follow=False, command=COMMAND)
+    start(folder)
     wait_until(lambda: len(records.read_json_lines(folder / "history.jsonl")) > 2)
     assert stop(folder)
     wait_until(lambda: worker(RunDir(folder)) is None)
@@ -112,7 +117,7 @@ def test_stop_saves(tmp_path):
 
 def test_a_folder_has_one_worker(tmp_path):
     folder = make(tmp_path / "a", '{"pause": 0.1}')
-    launch([folder], follow=False, command=COMMAND)
+    start(folder)
     wait_until(lambda: worker(RunDir(folder)) is not None)
     pid = worker(RunDir(folder))["pid"]
     with pytest.raises(RunBusy, match=f"is being trained by process {pid}"), claim(RunDir(folder)):
@@ -140,8 +145,6 @@ def test_recycled_pid_counts_as_stale(tmp_path):
 
 def test_wrong_calls_start_nothing(tmp_path):
     folders = [make(tmp_path / name) for name in ("a", "b")]
-    with pytest.raises(ConfigError, match="without follow"):
-        launch(folders, follow=False, command=COMMAND)
     with pytest.raises(ConfigError, match="named twice"):
         launch([folders[0], folders[0]], command=COMMAND)
     with pytest.raises(ConfigError, match="parallel must be"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.errors import ConfigError, DataError
+from kdlib.errors import DataError
 from kdlib.training import launch as launching
 from kdlib.training import places
 from kdlib.training.job import RunDir
@@ -139,7 +139,8 @@ def test_one_failure_lets_the_others_finish(tmp_path, monkeypatch, command, gpus
     assert [(folder / "complete.json").exists() for folder in runs] == [False, True, True, True]
     assert "run0: ended with code 1 without finishing" in lines
     (runs[0] / "fail").unlink()
-    assert [one.reused for one in launch(runs, command=command, echo=lines.append)] == [False, True, True, True]
+    assert len(launch(runs, command=command, echo=lines.append)) == 4
+    assert [f"run{number}: finished earlier, kept" in lines for number in range(4)] == [False, True, True, True]
 
 
 def test_all_that_failed_are_named(tmp_path, command):
@@ -180,8 +181,6 @@ def test_the_workers_of_a_cluster(cluster, tmp_path, monkeypatch, command):
     found = [json.loads((folder / "result.json").read_text()) for folder in runs if folder != runs[1]]
     assert most_at_once(found) == 2, "one on each worker, however many threads a worker has"
     assert sum("starting on tcp://" in line for line in lines) == 5
-    with pytest.raises(ConfigError, match="without follow"):
-        launch([*folders(tmp_path / "more", 3)] if (tmp_path / "more").mkdir() is None else [], follow=False, command=command)
 
 
 def test_a_worker_that_is_gone_is_named(cluster, tmp_path, monkeypatch, command):

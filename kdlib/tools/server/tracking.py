@@ -1,18 +1,25 @@
-"""A run's histories go in; one CSV table, or TensorBoard's event files, come out."""
+"""Hands the histories of a run on: as one CSV table, or as TensorBoard's event files."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from kdlib import records
 from kdlib.errors import ConfigError
 
 HISTORY = "history.jsonl"
-_FIRST = ("training", "step", "steps", "epoch", "loss")  # columns; the others follow by name
+_FIRST = ["training", "step", "steps", "epoch", "loss"]  # columns; the others follow by name
+_TAGS = {
+    "lr": "optimiser/lr",
+    "grad_norm": "optimiser/grad_norm",
+    "epoch": "optimiser/epoch",
+    "samples_per_second": "machine/samples_per_second",
+    "memory_mb": "machine/memory_mb",
+}
 
 
 def histories(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -23,19 +30,13 @@ def histories(folder: Path) -> dict[str, list[dict[str, Any]]]:
         DataError: If a line before the last one is damaged.
     """
     paths = sorted(path for pattern in ("", "*/", "*/*/") for path in folder.glob(pattern + HISTORY))
-    found = {
+    lines = {
         str(path.parent.relative_to(folder)) if path.parent != folder else folder.resolve().name: records.read_json_lines(path)
         for path in paths
     }
-    if not found:
+    if not lines:
         raise ConfigError(f"{folder} holds no {HISTORY}; name the folder of a run or of a training that has begun")
-    return found
-
-
-def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of a history with its parts as ``loss/PART``; what is None is left out."""
-    values = {name: value for name, value in line.items() if name != "parts" and value is not None}
-    return values | {f"loss/{name}": value for name, value in line.get("parts", {}).items()}
+    return lines
 
 
 def write_csv(folder: Path, out: Path) -> int:
@@ -44,26 +45,17 @@ def write_csv(folder: Path, out: Path) -> int:
     Raises:
         ConfigError: See :func:`histories`.
     """
-    rows = [{"training": name, **flat(line)} for name, lines in histories(folder).items() for line in lines]
-    others = sorted({column for row in rows for column in row} - set(_FIRST))
-    text = io.StringIO()
-    table = csv.DictWriter(text, [*_FIRST, *others], restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    records.write_bytes(out, text.getvalue().encode())
-    return len(rows)
+    lines = [{"training": name, **line} for name, history in histories(folder).items() for line in history]
+    table = pd.json_normalize(lines, sep="/").rename(columns=lambda name: name.replace("parts/", "loss/"))
+    table = table.reindex(columns=[*_FIRST, *sorted(set(table.columns) - set(_FIRST))])
+    records.write_bytes(out, table.to_csv(index=False).encode())
+    return len(table)
 
 
-def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in flat(line).items():
-        if name == "loss":
-            yield "loss/total", value
-        elif name.startswith("loss/"):
-            yield name, value
-        elif name in ("lr", "grad_norm", "epoch"):
-            yield f"optimiser/{name}", value
-        elif name in ("samples_per_second", "memory_mb"):
-            yield f"machine/{name}", value
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    parts = {f"loss/{name}": value for name, value in line.get("parts", {}).items()}
+    others = {tag: line[name] for name, tag in _TAGS.items() if line.get(name) is not None}
+    return {"loss/total": line["loss"], **parts, **others}
 
 
 def write_tensorboard(folder: Path, out: Path) -> int:
@@ -86,7 +78,7 @@ def write_tensorboard(folder: Path, out: Path) -> int:
             began = (folder / name / HISTORY if (folder / name / HISTORY).is_file() else folder / HISTORY).stat().st_mtime
             began -= lines[-1].get("seconds", 0.0) if lines else 0.0
             for line in lines:
-                for tag, value in _scalars(line):
+                for tag, value in _scalars(line).items():
                     writer.add_scalar(tag, value, line["step"], walltime=began + line.get("seconds", 0.0))
                     written += 1
     return written

@@ -65,7 +65,7 @@ def trained_of(chapter: Chapter) -> dict[Student, RunResult]:
         terms = [{"name": "heatmap", "weight": 1.0, "value": 1.9, "positions": None, "teacher_labels": None}]
         values = {"steps": 75 * epochs, "samples": 300 * epochs, "epochs": epochs, "frames": 300, "terms": terms}
         folder = student_folder(chapter.run, name, seed)
-        results[name, seed] = RunResult(folder, True, False, {**values, "timing": {"seconds": 60.0}})
+        results[name, seed] = RunResult(folder, {**values, "timing": {"seconds": 60.0}})
     return results
 
 

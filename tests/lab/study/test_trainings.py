@@ -26,7 +26,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[Path]]:
     def pretend(folders: Sequence[Path], parallel: int, threads: int, every: float) -> list[RunResult]:
         calls.append(list(folders))
         values = {folder: {"samples": TrainJob.read(folder).train.epochs * 300} for folder in folders}
-        return [RunResult(folder, True, False, values[folder]) for folder in folders]
+        return [RunResult(folder, values[folder]) for folder in folders]
 
     monkeypatch.setattr(pipeline, "launch", pretend)
     return calls
@@ -93,7 +93,7 @@ def test_no_weak_teacher_where_nobody_needs_it(study: Run, launched: list[list[P
 
 def test_unequal_budgets_are_refused(study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def cheat(folders: Sequence[Path], parallel: int, threads: int, every: float) -> list[RunResult]:
-        return [RunResult(f, True, False, {"samples": 1500 + ("running" in f.name)}) for f in folders]
+        return [RunResult(f, {"samples": 1500 + ("running" in f.name)}) for f in folders]
 
     monkeypatch.setattr(pipeline, "launch", cheat)
     with pytest.raises(ConfigError, match="'full_running' saw 1501 samples and 'full' 1500, with seed 1"):
