@@ -148,7 +148,7 @@ def test_adapters_resume_bit_identically_and_stay_out_of_the_weights(tmp_path, j
     for stop_after in (3, 8, None):
         train(parts, stop_after=stop_after)
     same_end(whole, parts)
-    last, again = (checkpoint.read_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
+    last, again = (checkpoint.load_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
     kept = {name for name in last if "adapter" in name}
     moments = {
         f"optimiser/{moment}/adapter.{name}" for moment in ("step", "exp_avg", "exp_avg_sq") for name in ("weight", "bias")
