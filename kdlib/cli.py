@@ -31,7 +31,7 @@ _Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full
 
 
 def _show(as_json: bool, values: Any, text: object) -> None:
-    typer.echo(json.dumps(values, indent=2) if as_json else text)  # colours only for a terminal
+    print(json.dumps(values, indent=2) if as_json else text)
 
 
 @app.command("doctor")
@@ -40,7 +40,10 @@ def _doctor(as_json: _Json = False) -> None:
     from kdlib.tools import doctor
 
     checks = doctor.examine()
-    _show(as_json, {"checks": [asdict(check) for check in checks]}, doctor.checks_text(checks))
+    if as_json:
+        _show(True, {"checks": [asdict(check) for check in checks]}, "")
+    else:
+        doctor.print_checks(checks)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
@@ -276,10 +279,10 @@ def _export(
     as_json: _Json = False,
 ) -> None:
     """Write a detector as ONNX or torch.export: pillar models from pillars to boxes, of voxel models the 2D half."""
-    from kdlib.tools.export.write import export as write
-    from kdlib.tools.scans.trained import find
+    from kdlib.tools.export.write import export_detector
+    from kdlib.tools.scans.trained import find_weights
 
-    written = write(find(model, weights, arm), out, frames)
+    written = export_detector(find_weights(model, weights, arm), out, frames)
     _show(as_json, written.to_dict(), written.text())
 
 

@@ -10,30 +10,20 @@ import torch
 from kdlib.types import POINT_FEATURES, Batch, GroundTruth, PointBatch, Sample
 
 
-def collate_share(samples: Sequence[Sample]) -> Batch:
-    """Collate one rank's share of a batch, which may be no frame at all."""
-    if samples:
-        return collate(samples)
-    points = PointBatch(torch.zeros(0, POINT_FEATURES), torch.zeros(0, dtype=torch.int64), 0, ())
-    return Batch(points, GroundTruth(torch.zeros(0, 0, 7), torch.zeros(0, 0, dtype=torch.int64)))
-
-
 def collate(samples: Sequence[Sample]) -> Batch:
     """Concatenate points with their batch index and pad boxes with zeros to the frame that has most of them (spec 2.5).
 
-    Raises:
-        ValueError: If there is no sample.
+    One rank's share of a batch may be no frame at all.
     """
-    if not samples:
-        raise ValueError("a batch needs at least one sample")
-    counts = torch.tensor([len(sample.points) for sample in samples])
+    none = np.zeros((0, POINT_FEATURES), np.float32)
+    counts = torch.tensor([len(sample.points) for sample in samples], dtype=torch.int64)
     points = PointBatch(
-        points=torch.from_numpy(np.concatenate([sample.points for sample in samples])),
+        points=torch.from_numpy(np.concatenate([none, *(sample.points for sample in samples)])),
         batch_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         batch_size=len(samples),
         frame_ids=tuple(sample.frame_id for sample in samples),
     )
-    longest = max(len(sample.labels) for sample in samples)
+    longest = max((len(sample.labels) for sample in samples), default=0)
     boxes = torch.zeros(len(samples), longest, 7)
     labels = torch.zeros(len(samples), longest, dtype=torch.int64)
     for row, sample in enumerate(samples):

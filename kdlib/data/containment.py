@@ -27,21 +27,17 @@ def owner_of_points(points: Float32, boxes: Float32) -> NDArray[np.int32]:
     first = np.searchsorted(x, boxes[:, 0] - reach)
     last = np.searchsorted(x, boxes[:, 0] + reach, side="right")
     for number in range(len(boxes) - 1, -1, -1):  # backwards, so that the first box has the last word
-        some = slice(first[number], last[number])
-        inside = _inside(x[some], y[some], z[some], boxes[number].astype(np.float64))
-        owner[near[some][inside]] = number
+        close, box = slice(first[number], last[number]), boxes[number].astype(np.float64)
+        along, across = _turned(x[close] - box[0], y[close] - box[1], box[6])
+        inside = (along <= box[3] / 2) & (across <= box[4] / 2) & (np.abs(z[close] - box[2]) <= box[5] / 2)
+        owner[near[close][inside]] = number
     return owner
 
 
-def _inside(x: Float64, y: Float64, z: Float64, box: Float64) -> NDArray[np.bool_]:
-    dx, dy = x - box[0], y - box[1]
-    cos, sin = np.cos(box[6]), np.sin(box[6])
-    inside: NDArray[np.bool_] = (
-        (np.abs(dx * cos + dy * sin) <= box[3] / 2)
-        & (np.abs(dy * cos - dx * sin) <= box[4] / 2)
-        & (np.abs(z - box[2]) <= box[5] / 2)
-    )
-    return inside
+def _turned(dx: Float64, dy: Float64, heading: Float64) -> tuple[Float64, Float64]:
+    """Return how far places lie along and across a heading."""
+    cos, sin = np.cos(heading), np.sin(heading)
+    return np.abs(dx * cos + dy * sin), np.abs(dy * cos - dx * sin)
 
 
 def _reach(boxes: Float32) -> Float64:
@@ -80,8 +76,7 @@ def collisions(a: Float32, b: Float32) -> NDArray[np.bool_]:
     cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
     overlap = np.ones(cos.shape, np.bool_)
     for box, seen in ((one, other), (other, one)):
-        ahead_x, ahead_y = np.cos(box[..., 6]), np.sin(box[..., 6])
-        along, across = np.abs(dx * ahead_x + dy * ahead_y), np.abs(dy * ahead_x - dx * ahead_y)
+        along, across = _turned(dx, dy, box[..., 6])
         overlap &= along < (box[..., 3] + seen[..., 3] * cos + seen[..., 4] * sin) / 2
         overlap &= across < (box[..., 4] + seen[..., 3] * sin + seen[..., 4] * cos) / 2
     return overlap

@@ -1,4 +1,4 @@
-"""Frames of any dataset enter, with boxes or without; a store that training, evaluation and notebooks read leaves.
+"""Makes a store that training, evaluation and notebooks read from frames of any dataset, with boxes or without.
 
 ``DATA_ROOT`` with that ``store/`` inside, and no ``waymo/`` beside it, gives any profile of real data these frames instead.
 """
@@ -53,15 +53,15 @@ def own_frame(
         DataError: If shapes do not fit, a class is unknown, or a box has no volume.
     """
     where = f"frame {index} of '{segment}'"
-    given = np.atleast_2d(np.asarray(points, np.float32))
+    given, count = np.atleast_2d(np.asarray(points, np.float32)), len(names)
     if given.ndim != 2 or not 3 <= given.shape[1] <= 5:
         raise DataError(f"{where}: points of shape {np.shape(points)}; needed are (N, 3 to 5)")
-    own = np.asarray(boxes, np.float64).reshape(-1, 7) if np.size(boxes) % 7 == 0 else np.zeros((0, 0))
-    if own.shape != (len(names), 7):
-        raise DataError(f"{where}: boxes of shape {np.shape(boxes)} and {len(names)} classes; needed are (M, 7) and M")
+    if np.size(boxes) != 7 * count:
+        raise DataError(f"{where}: boxes of shape {np.shape(boxes)} and {count} classes; needed are (M, 7) and M")
     unknown = sorted(set(names) - set(WAYMO_TYPES))
     if unknown:
         raise DataError(f"{where}: class '{unknown[0]}' is none of {', '.join(WAYMO_TYPES)}; leave the box out, or rename it")
+    own = np.asarray(boxes, np.float64).reshape(-1, 7)
     if not np.isfinite(own).all() or (own[:, 3:6] <= 0).any():
         raise DataError(f"{where}: every box needs finite numbers and a length, width and height above 0")
     columns = np.zeros((len(given), 6), np.float32)
@@ -72,10 +72,10 @@ def own_frame(
     labels = FrameLabels(
         boxes=own,
         types=np.array([WAYMO_TYPES[name] for name in names], np.int64),
-        ids=tuple(ids) if ids is not None else tuple(f"{index}_{number}" for number in range(len(names))),
-        difficulty=np.zeros(len(names), np.int64),  # unset: the metric then goes by the number of points
-        num_points=np.bincount(inside[inside >= 0], minlength=len(names)).astype(np.int64),
-        velocity=np.zeros((len(names), 2)) if velocity is None else np.asarray(velocity, np.float64),
+        ids=tuple(ids) if ids is not None else tuple(f"{index}_{number}" for number in range(count)),
+        difficulty=np.zeros(count, np.int64),  # unset: the metric then goes by the number of points
+        num_points=np.bincount(inside[inside >= 0], minlength=count),
+        velocity=np.zeros((count, 2)) if velocity is None else np.asarray(velocity, np.float64),
     )
     time = index * _SWEEP if timestamp_micros is None else timestamp_micros
     return Frame(segment, index, time, columns, np.eye(4) if pose is None else np.asarray(pose, np.float64), labels)

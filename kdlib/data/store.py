@@ -216,21 +216,18 @@ def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequen
     Raises:
         ConfigError: If a class is unknown or the interval is below 1.
     """
-    numbers = split.frames(interval)
+    numbers, names = split.frames(interval), split.frame_ids(interval)
     owner = np.repeat(np.arange(len(split)), np.diff(split.first_box))
     rows = np.flatnonzero(np.isin(owner, numbers) & np.isin(split.types, class_types(class_names)))
-    names = np.array(split.frame_ids(interval), dtype=object)
     columns = {
-        "frame_id": pa.array(names[np.searchsorted(numbers, owner[rows])], pa.string()),
-        **{name: pa.array(split.boxes[rows, axis].astype(np.float64)) for axis, name in enumerate(BOX_NUMBERS)},
-        "type": pa.array(split.types[rows]),
-        "difficulty": pa.array(split.difficulty[rows]),
-        "num_points": pa.array(split.num_points[rows].astype(np.int64)),
-        "speed_x": pa.array(split.velocity[rows, 0].astype(np.float64)),
-        "speed_y": pa.array(split.velocity[rows, 1].astype(np.float64)),
+        "frame_id": pa.array([names[number] for number in np.searchsorted(numbers, owner[rows])], pa.string()),
+        **dict(zip(BOX_NUMBERS, split.boxes[rows].astype(np.float64).T)),
+        "type": split.types[rows],
+        "difficulty": split.difficulty[rows],
+        "num_points": split.num_points[rows].astype(np.int64),
+        **dict(zip(("speed_x", "speed_y"), split.velocity[rows].astype(np.float64).T)),
     }
-    classes = json.dumps(list(class_names))
-    facts = {"frame_ids": json.dumps(names.tolist()), "class_names": classes, "dataset": split.fingerprint}
+    facts = {"frame_ids": json.dumps(names), "class_names": json.dumps(list(class_names)), "dataset": split.fingerprint}
     return pa.table(columns).replace_schema_metadata(facts)
 
 
@@ -243,5 +240,5 @@ def limit_table(table: pa.Table, max_distance: float = math.inf, half_width: flo
         half_width: Keep |x| <= this and |y| <= this; 20.48 for the demo's models.
     """
     x, y = (table.column(name).to_numpy() for name in ("x", "y"))
-    kept = (np.hypot(x, y) <= max_distance) & (np.maximum(np.abs(x), np.abs(y)) <= half_width)
-    return table.filter(pa.array(kept))
+    inside = (np.hypot(x, y) <= max_distance) & (np.maximum(np.abs(x), np.abs(y)) <= half_width)
+    return table.filter(pa.array(inside))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdlib import records
-from kdlib.data.collate import collate_share
+from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.sampler import StepSampler, check_shares
 from kdlib.data.store import Store, StoreSplit
@@ -81,12 +81,11 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
     return Distillation(student, teacher, job.kd, seed=job.train.seed)
 
 
-class _Loader(DataLoader[Any]):
+class _SharedLoader(DataLoader[Any]):
     """A loader that forks its workers while no thread of the process group is at work."""
 
     def __iter__(self) -> Any:
-        if torch.distributed.is_initialized():
-            settle()
+        settle()
         return super().__iter__()
 
 
@@ -94,10 +93,11 @@ def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Process
     config = job.train
     share = {"rank": processes.rank, "world": processes.world}
     sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
-    return _Loader(
+    kind = _SharedLoader if torch.distributed.is_initialized() else DataLoader
+    return kind(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate_share,
+        collate_fn=collate,
         num_workers=config.workers,
         worker_init_fn=ignore_termination,
         generator=torch.Generator().manual_seed(config.seed),  # so that starting a loader draws nothing from torch's own

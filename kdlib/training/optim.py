@@ -17,16 +17,16 @@ BETA2 = 0.99
 _EPSILON = 1e-8
 
 
-def _cycle(step: int, total: int, first: float, highest: float, last: float) -> float:
-    """Return the value of a 0-based step on two half cosines, from the first value to the one at the peak and to the last."""
+def _anneal(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+def _phase(step: int, total: int) -> tuple[bool, float]:
+    """Return whether a step lies before the peak, and how far into its half it is."""
     if not 0 <= step < total:
         raise ValueError(f"step {step} is outside a schedule of {total} steps")
     peak = int(PEAK * total)
-    if step < peak:
-        start, end, fraction = first, highest, step / peak
-    else:
-        start, end, fraction = highest, last, (step - peak) / (total - peak)
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+    return (True, step / peak) if step < peak else (False, (step - peak) / (total - peak))
 
 
 def learning_rate(step: int, total: int, highest: float) -> float:
@@ -35,8 +35,9 @@ def learning_rate(step: int, total: int, highest: float) -> float:
     Raises:
         ValueError: If the step is outside the schedule.
     """
+    rising, fraction = _phase(step, total)
     first = highest / DIVIDE
-    return _cycle(step, total, first, highest, first / FINAL_DIVIDE)
+    return _anneal(first, highest, fraction) if rising else _anneal(highest, first / FINAL_DIVIDE, fraction)
 
 
 def beta1(step: int, total: int) -> float:
@@ -45,8 +46,9 @@ def beta1(step: int, total: int) -> float:
     Raises:
         ValueError: If the step is outside the schedule.
     """
+    rising, fraction = _phase(step, total)
     outer, inner = MOMENTA
-    return _cycle(step, total, outer, inner, outer)
+    return _anneal(outer, inner, fraction) if rising else _anneal(inner, outer, fraction)
 
 
 class OneCycleAdam(torch.optim.Adam):

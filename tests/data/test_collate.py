@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from kdlib.data.collate import collate
@@ -28,6 +27,8 @@ def test_a_batch_without_points_and_boxes():
     assert batch.points.points.shape == (0, 5) and batch.truth.boxes.shape == (1, 0, 7)
 
 
-def test_no_samples_are_an_error():
-    with pytest.raises(ValueError, match="at least one sample"):
-        collate([])
+def test_a_share_of_no_frame_is_an_empty_batch():
+    batch = collate([])
+    assert batch.points.points.shape == (0, 5) and batch.points.batch_index.dtype == torch.int64
+    assert (batch.points.batch_size, batch.points.frame_ids) == (0, ())
+    assert batch.truth.boxes.shape == (0, 0, 7) and batch.truth.labels.shape == (0, 0)

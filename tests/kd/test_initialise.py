@@ -201,7 +201,7 @@ def test_command_writes_the_student(call, teacher, tmp_path, how):
     assert card["source"] == "teacher.safetensors" and len(card["source_sha256"]) == 64
 
 
-@pytest.mark.parametrize("layout", get_args(foreign.Layout))
+@pytest.mark.parametrize("layout", ("spconv2", "spconv1", "native"))
 def test_b03_command_takes_foreign_checkpoints_of_every_layout(call, teacher, tmp_path, layout):
     theirs = tmp_path / "theirs.pth"
     foreign.export_checkpoint(teacher, build(WIDE), theirs, layout=layout)

@@ -22,11 +22,12 @@ class Geometry:
     kernel: Triple
     stride: Triple = (1, 1, 1)
     padding: Triple = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
 
     def __post_init__(self) -> None:
         """Check signs."""
-        if min(*self.kernel, *self.stride) < 1 or min(self.padding) < 0:
-            raise ConfigError(f"kernel and stride must be at least 1 and padding at least 0: {self}")
+        if min(self.kernel) < 1 or min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
+            raise ConfigError(f"kernel, stride and dilation must be at least 1 and padding at least 0: {self}")
 
     @property
     def offsets(self) -> tuple[Triple, ...]:
@@ -35,15 +36,18 @@ class Geometry:
         return tuple(itertools.product(range(depth), range(height), range(width)))
 
     def output_shape(self, shape: Triple) -> Triple:
-        """Return the grid behind a strided convolution: floor((in + 2 p - k) / s) + 1.
+        """Return the grid behind a strided convolution: floor((in + 2 p - d (k - 1) - 1) / s) + 1.
 
         Raises:
             ConfigError: If the grid is smaller than the kernel.
         """
-        z, y, x = ((size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape, self.kernel, self.stride, self.padding))
-        if min(z, y, x) < 1:
+        sizes = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(shape, self.kernel, self.stride, self.padding, self.dilation)
+        ]
+        if min(sizes) < 1:
             raise ConfigError(f"a grid of {shape} cells (z, y, x) is too small for {self}")
-        return z, y, x
+        return sizes[0], sizes[1], sizes[2]
 
 
 _FEW = 1024  # output sites that are not worth a share of their own
@@ -102,12 +106,12 @@ class Rulebook:
         for number, count in enumerate(counts):
             if number != everything and 0 < count <= _FEW:
                 kind[kind == number] = everything
-        plane, shares = weights // self.planes, []
+        plane, found = weights // self.planes, []
         for number in kind.unique().tolist():
             low, high = divmod(number, self.planes)
             run, rows = slice(low * plane, (high + 1) * plane), (kind == number).nonzero()[:, 0]
-            shares.append(Share(rows, run, self.table[:, run].index_select(0, rows)))
-        return tuple(shares)
+            found.append(Share(rows, run, self.table[:, run].index_select(0, rows)))
+        return tuple(found)
 
     def meetings(self, weight: int) -> tuple[Tensor, Tensor]:
         """Return the input rows and the output rows, ascending, that meet under one weight."""
@@ -123,7 +127,7 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
         coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
         shape: Cells along z, y, x.
         batch_size: Number of frames.
-        geometry: Kernel with odd sizes; stride must be 1, padding is always half of the kernel.
+        geometry: Kernel with odd sizes; stride must be 1, padding is always half of what the kernel covers.
 
     Raises:
         ConfigError: If the kernel has an even size or a stride, or the grid has too many cells.
@@ -131,20 +135,21 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
     """
     if any(size % 2 == 0 for size in geometry.kernel) or geometry.stride != (1, 1, 1):
         raise ConfigError(f"a submanifold kernel has odd sizes and stride 1, not {geometry}")
-    z, y, x = (size // 2 for size in geometry.kernel)
+    z, y, x = (size // 2 * dilation for size, dilation in zip(geometry.kernel, geometry.dilation))
     grid = _PaddedGrid(shape, (z, y, x), batch_size)
     keys, order = _sorted_keys(coords, grid)
-    columns = _search(keys, keys - grid.step(z, y, x), grid, geometry.offsets[: math.prod(geometry.kernel) // 2])
+    columns = _search(keys, keys - grid.step((z, y, x)), grid, geometry, weights=math.prod(geometry.kernel) // 2)
     opposite = columns.flip(0)  # the kernel is symmetric, so the other half is this one read backwards
     everyone = torch.arange(len(keys), dtype=columns.dtype, device=coords.device)
     others = torch.full_like(columns, len(keys))
-    for meets, column in zip(opposite, others):
-        rows = (meets < len(keys)).nonzero()[:, 0]
-        column.index_copy_(0, meets.index_select(0, rows).long(), rows.int())
+    for found, column in zip(opposite, others):
+        rows = (found < len(keys)).nonzero()[:, 0]
+        column.index_copy_(0, found.index_select(0, rows).long(), rows.int())
     table = torch.cat((columns, everyone[None], others)).t().contiguous()
-    if order is not None:  # from places in the order of the keys to rows, on both sides
-        table = _rows(order)[table]
-        table = torch.empty_like(table).index_copy_(0, order, table)
+    if order is None:
+        return Rulebook(table, len(keys), coords, shape, mirrored=True, planes=geometry.kernel[0])
+    table = _rows(order)[table]
+    table = torch.empty_like(table).index_copy_(0, order, table)
     return Rulebook(table, len(keys), coords, shape, mirrored=True, planes=geometry.kernel[0])
 
 
@@ -157,7 +162,7 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
         coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
         shape: Cells along z, y, x.
         batch_size: Number of frames.
-        geometry: Kernel, stride, padding.
+        geometry: Kernel, stride, padding, dilation.
 
     Raises:
         ConfigError: If the grid is smaller than the kernel or has too many cells.
@@ -169,7 +174,8 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
     outputs = _reached(coords, shape, reached, geometry)
     corner = outputs[:, 1:] * outputs.new_tensor(geometry.stride)  # where the receptive field begins, on the padded grid
     starts = grid.keys(outputs[:, 0], corner)
-    table = _search(keys, starts, grid, geometry.offsets).t().contiguous()
+    columns = _search(keys, starts, grid, geometry, weights=math.prod(geometry.kernel))
+    table = columns.t().contiguous()
     table = table if order is None else _rows(order)[table]
     return Rulebook(table, len(keys), outputs, reached, mirrored=False, planes=geometry.kernel[0])
 
@@ -187,9 +193,9 @@ class _PaddedGrid:
         z, y, x = (size + 2 * border for size, border in zip(self.shape, self.border))
         return z, y, x
 
-    def step(self, z: int, y: int, x: int) -> int:
+    def step(self, by: Triple) -> int:
         """Return how far apart two cells' numbers are."""
-        return (z * self.extent[1] + y) * self.extent[2] + x
+        return (by[0] * self.extent[1] + by[1]) * self.extent[2] + by[2]
 
     def keys(self, batch: Tensor, padded: Tensor) -> Tensor:
         """Return the numbers of cells (V, 3), counted from the padded grid's corner."""
@@ -224,26 +230,28 @@ def _rows(order: Tensor) -> Tensor:
     return torch.cat((order, order.new_full((1,), len(order)))).int()
 
 
-def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, offsets: tuple[Triple, ...]) -> Tensor:
-    """Return (weights, V_out) int32: the place among the keys of the cell under each weight, len(keys) if empty.
+def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, geometry: Geometry, weights: int) -> Tensor:
+    """Return (weights, V_out) int32: the place among the keys of the cell under each of the first weights, len(keys) if empty.
 
     Args:
         keys: (V_in,) ascending.
         starts: (V_out,) ascending numbers of the first cells of the receptive fields.
         grid: Their numbering.
-        offsets: Where in the kernel the weights lie, row by row.
+        geometry: Kernel and dilation.
+        weights: How many weights to look at.
     """
-    columns = torch.empty((len(offsets), len(starts)), dtype=torch.int32, device=keys.device)
+    columns = torch.empty((weights, len(starts)), dtype=torch.int32, device=keys.device)
     known = torch.cat((keys, keys.new_full((1,), torch.iinfo(keys.dtype).max)))  # place len(keys) can be looked at
     nowhere = torch.full_like(starts, len(keys), dtype=torch.int32)
+    side_by_side = geometry.dilation[2] == 1
     place = hit = columns
-    for weight, (z, y, x) in enumerate(offsets):
-        cell = starts + grid.step(z, y, x)
-        if x == 0:
-            place = torch.searchsorted(keys, cell, out_int32=True)
+    for weight, (z, y, x) in enumerate(geometry.offsets[:weights]):
+        wanted = starts + grid.step((z * geometry.dilation[0], y * geometry.dilation[1], x * geometry.dilation[2]))
+        if x == 0 or not side_by_side:
+            place = torch.searchsorted(keys, wanted, out_int32=True)
         else:  # the next cell of the row is in the next place, if this one is there at all
             place = place + hit
-        hit = known.index_select(0, place) == cell
+        hit = known.index_select(0, place) == wanted
         torch.where(hit, place, nowhere, out=columns[weight])
     return columns
 
@@ -257,13 +265,13 @@ def _reached(coords: Tensor, shape: Triple, reached: Triple, geometry: Geometry)
         behind = math.prod(sizes[axis + 1 :])
         rest, inner = keys.div(behind, rounding_mode="floor"), keys % behind
         outer, place = rest.div(sizes[axis], rounding_mode="floor"), rest % sizes[axis]
-        targets = []
+        found = []
         for offset in range(geometry.kernel[axis]):
-            scaled = place + (geometry.padding[axis] - offset)
+            scaled = place + (geometry.padding[axis] - offset * geometry.dilation[axis])
             target = scaled.div(geometry.stride[axis], rounding_mode="floor")
             meets = (target * geometry.stride[axis] == scaled) & (target >= 0) & (target < reached[axis])
-            targets.append(((outer * reached[axis] + target) * behind + inner)[meets])
-        keys = torch.cat(targets).unique()
+            found.append(((outer * reached[axis] + target) * behind + inner)[meets])
+        keys = torch.cat(found).unique()
         sizes[axis] = reached[axis]
     x, rest = keys % reached[2], keys.div(reached[2], rounding_mode="floor")
     y, rest = rest % reached[1], rest.div(reached[1], rounding_mode="floor")

@@ -1,13 +1,11 @@
-"""Names of files and models in, checkpoints converted between code bases out: what the command line says about it."""
+"""Converts checkpoint files between code bases, by names of files and models, and says what was done."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from kdlib import __version__, zoo
-from kdlib.config import lookup
 from kdlib.errors import ConfigError
 from kdlib.models.build import build
 from kdlib.tools.checkpoints import foreign
@@ -26,7 +24,7 @@ def import_file(
     target = out or file.with_suffix(".safetensors")
     if target.resolve() == file.resolve():
         raise ConfigError(f"{file} would be overwritten by its own import; name another file with --out")
-    imported = foreign.import_checkpoint(file, network, layout=_layout(layout), rename=_pairs(rename), drop=drop)
+    imported = foreign.import_checkpoint(file, network, layout=layout, rename=_pairs(rename), drop=drop)
     card = {"model": model, "source": file.name, "imported_by": f"kdlib {__version__}", "trained_on": "as its owner says"}
     foreign.save_imported(target, network, imported, card)
     return f"{imported.table()}\nwritten to {target}"
@@ -39,14 +37,8 @@ def export_file(weights: Path, model: str, out: Path, *, layout: str) -> str:
         ConfigError: If the zoo has no such model or there is no such layout.
         DataError: If the weights do not fit the model.
     """
-    network, stored = build(zoo.model(model)), _layout(layout) or "spconv2"
-    foreign.export_checkpoint(weights, network, out, layout=stored)
-    return f"{weights} written to {out}: tensors under 'model_state', sparse kernels as {stored}"
-
-
-def _layout(name: str | None) -> foreign.Layout | None:
-    known: dict[str, foreign.Layout] = {layout: layout for layout in get_args(foreign.Layout)}
-    return None if name is None else lookup(known, name, "layout")
+    foreign.export_checkpoint(weights, build(zoo.model(model)), out, layout=layout)
+    return f"{weights} written to {out}: tensors under 'model_state', sparse kernels as {layout}"
 
 
 def _pairs(options: Sequence[str]) -> dict[str, str]:

@@ -1,29 +1,28 @@
-"""A checkpoint of OpenPCDet or SparseKD enters, a model's tensors leave with a table of what went where; and back again."""
+"""Fits checkpoints of OpenPCDet and SparseKD to our models, with a table of what went where; and writes them back."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
+from kdlib.config import lookup
 from kdlib.errors import ConfigError, DataError
 from kdlib.models.weights import Coverage, cover, read_weights, save_weights
-from kdlib.records import write_bytes
+from kdlib.records import sha256, write_bytes
 
-Layout = Literal["spconv2", "spconv1", "native"]
 _NESTED = ("model_state", "state_dict", "model_state_dict", "model")  # OpenPCDet and SparseKD, then everybody else
 _PREFIX = "module."  # DistributedDataParallel
 
-# For each layout, the axes of a stored tensor in our order (Cout, kz, ky, kx, Cin); spec section 4.1.
-_AXES: Mapping[Layout, tuple[int, ...]] = {"spconv2": (0, 1, 2, 3, 4), "spconv1": (4, 0, 1, 2, 3), "native": (3, 0, 1, 2, 4)}
+# For each layout of sparse kernels, the axes of a stored tensor in our order (Cout, kz, ky, kx, Cin); spec section 4.1.
+_AXES: Mapping[str, tuple[int, ...]] = {"spconv2": (0, 1, 2, 3, 4), "spconv1": (4, 0, 1, 2, 3), "native": (3, 0, 1, 2, 4)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Imported:
 
     tensors: Mapping[str, Tensor]  # under the model's names, in its layout and in float32
     coverage: Coverage
-    layout: Layout | None  # of the sparse kernels in the file; None if the model has none
+    layout: str | None  # of the sparse kernels in the file; None if the model has none
     sha256: str  # of the file
 
     def table(self) -> str:
@@ -51,7 +50,7 @@ def import_checkpoint(
     path: Path,
     model: nn.Module,
     *,
-    layout: Layout | None = None,
+    layout: str | None = None,
     rename: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
 ) -> Imported:
@@ -65,26 +64,26 @@ def import_checkpoint(
         drop: Beginnings of names (after renaming) to leave out, as ``roi_head`` of a two-stage detector.
 
     Raises:
+        ConfigError: If there is no such layout, or a beginning of names is none.
         DataError: If the file cannot be read without running code from it, a tensor is missing, unknown, of another shape or not
             finite, or the kernels' layout cannot be told; the message names the tensors and the remedy.
     """
-    own = model.state_dict()
-    found = _named(read_checkpoint(path), rename or {}, drop, path)
+    own, stored = model.state_dict(), _named(read_checkpoint(path), rename or {}, drop, path)
     kernels = {name: tuple(value.shape) for name, value in own.items() if value.dim() == 5}
     if kernels:
-        layout = layout or _detect(found, kernels, path)
-        found = {
-            name: value.permute(_AXES[layout]) if name in kernels and value.dim() == 5 else value for name, value in found.items()
-        }
-    coverage = cover(found, own)
+        layout = layout or _detect(stored, kernels, path)
+        axes = lookup(_AXES, layout, "layout")
+        for name in kernels:
+            if name in stored and stored[name].dim() == 5:
+                stored[name] = stored[name].permute(axes)
+    coverage = cover(stored, own)
     if not coverage.complete:
         problems = "; ".join(coverage.problems[:6])
         raise DataError(
             f"{path} does not fit the model ({problems}); name the model it was trained as, or try --rename OLD=NEW, --drop NAME"
         )
-    tensors = {name: _converted(found[name], own[name], name, path) for name in coverage.loaded}
-    used: Layout | None = layout if kernels else None
-    return Imported(tensors, coverage, used, hashlib.sha256(path.read_bytes()).hexdigest())
+    tensors = {name: _converted(stored[name], own[name], name, path) for name in coverage.loaded}
+    return Imported(tensors, coverage, layout if kernels else None, sha256(path))
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -118,7 +117,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def export_checkpoint(weights: Path, model: nn.Module, out: Path, *, layout: Layout = "spconv2") -> None:
+def export_checkpoint(weights: Path, model: nn.Module, out: Path, *, layout: str = "spconv2") -> None:
     """Write our weights as a checkpoint OpenPCDet and SparseKD load: tensors under ``model_state``, in the layout asked for.
 
     Args:
@@ -136,7 +135,8 @@ def export_checkpoint(weights: Path, model: nn.Module, out: Path, *, layout: Lay
         raise DataError(
             f"{weights} does not fit the model ({'; '.join(coverage.problems[:3])}); name the model it was trained as"
         )
-    back = [_AXES[layout].index(axis) for axis in range(5)]
+    axes = lookup(_AXES, layout, "layout")
+    back = [axes.index(axis) for axis in range(5)]
     state = {
         name: (tensors[name].permute(back) if own[name].dim() == 5 else tensors[name]).contiguous() for name in coverage.loaded
     }
@@ -176,39 +176,31 @@ def _heads(names: Mapping[str, Any]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def _detect(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]], path: Path) -> Layout:
+def _detect(stored: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]], path: Path) -> str:
     """Return the one layout in which every kernel has the model's shape; kernels that fit in none are left to the coverage."""
-    possible: set[Layout] = set(_AXES)
-    fitted = False
-    decided: dict[str, Layout] = {}
-    for name, shape in kernels.items():
-        if name not in found or found[name].dim() != 5:
-            continue
-        stored = tuple(found[name].shape)
-        fits = {layout for layout, axes in _AXES.items() if tuple(stored[axis] for axis in axes) == shape}
-        if not fits:
-            continue
-        fitted = True
-        if not possible & fits:
-            other, its = next(iter(decided.items()))
-            raise DataError(
-                f"{path}: the sparse kernels disagree, {name} is stored as {'/'.join(sorted(fits))} but {other} as {its}; "
-                "the file mixes two conversions, export it again from one"
-            )
-        possible &= fits
-        if len(fits) == 1:
-            decided[name] = next(iter(fits))
-    if len(possible) > 1 and fitted:
+    shapes = {name: tuple(stored[name].shape) for name in kernels if name in stored and stored[name].dim() == 5}
+
+    def agreement(layout: str, name: str) -> int:
+        """Return how many axes of a kernel are as long as the model's."""
+        return sum(shapes[name][axis] == size for axis, size in zip(_AXES[layout], kernels[name]))
+
+    fits = {name: {layout for layout in _AXES if agreement(layout, name) == 5} for name in shapes}
+    fits = {name: layouts for name, layouts in fits.items() if layouts}
+    if not fits:  # the nearest says most
+        return max(_AXES, key=lambda layout: sum(agreement(layout, name) for name in shapes))
+    possible = set.intersection(*fits.values())
+    if not possible:
+        other, its = next((name, layouts) for name, layouts in fits.items() if len(layouts) == 1)
+        name, theirs = next((name, layouts) for name, layouts in fits.items() if not layouts & its)
+        raise DataError(
+            f"{path}: the sparse kernels disagree, {name} is stored as {'/'.join(sorted(theirs))} but {other} as {its.pop()}; "
+            "the file mixes two conversions, export it again from one"
+        )
+    if len(possible) > 1:
         raise DataError(
             f"{path}: every sparse kernel is square, so {' and '.join(sorted(possible))} look alike; say which with --layout"
         )
-    return next(iter(possible)) if fitted else max(_AXES, key=lambda layout: _agreement(found, kernels, layout))
-
-
-def _agreement(found: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]], layout: Layout) -> int:
-    """Return how many axes of the kernels are as long as the model's: if none fits, the nearest says most."""
-    pairs = ((found[name].shape, shape) for name, shape in kernels.items() if name in found and found[name].dim() == 5)
-    return sum(stored[axis] == size for stored, shape in pairs for axis, size in zip(_AXES[layout], shape))
+    return possible.pop()
 
 
 def _converted(value: Tensor, own: Tensor, name: str, path: Path) -> Tensor:

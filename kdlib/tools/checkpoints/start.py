@@ -1,4 +1,4 @@
-"""Names of two models and a file of weights enter, an initialised student's file and the table of what went where leave."""
+"""Initialises a student from a teacher's weights, by names of models and files, and says what went where."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kdlib.models.weights import save_weights
 from kdlib.tools.checkpoints import foreign
 
 _WAYS: dict[str, Initialisation] = {way: way for way in get_args(Initialisation)}
-_LAYOUTS: dict[str, foreign.Layout] = {layout: layout for layout in get_args(foreign.Layout)}
 
 
 def start(
@@ -51,8 +50,7 @@ def start(
     state, card = wide.state_dict(), {}
     if weights is not None:
         layout = layout or ("spconv2" if weights.suffix == ".safetensors" else None)  # ours are stored as spconv 2 stores them
-        tag = None if layout is None else lookup(_LAYOUTS, layout, "layout")
-        imported = foreign.import_checkpoint(weights, wide, layout=tag)
+        imported = foreign.import_checkpoint(weights, wide, layout=layout)
         state, card = dict(imported.tensors), {"source": weights.name, "source_sha256": imported.sha256}
     report = initialise(network, state, way)
     if out is not None:

@@ -1,4 +1,4 @@
-"""The part of a detector that can be exported: pillars (or, of voxel models, the BEV map) in, raw maps and scored boxes out.
+"""The part of a detector that can be exported, from pillars (or, of voxel models, the BEV map) to raw maps and scored boxes.
 
 Cut where runtimes differ: gathering points into pillars is a dozen lines in any language and no operator of ONNX, nor is the
 suppression of rotated boxes. What lies between is dense arithmetic, one gather and one scatter. One frame at a time.
@@ -21,8 +21,8 @@ from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.pillar_encoder import PillarEncoder, PillarLayer
 from kdlib.types import VoxelBatch
 
-MAPS = {CenterPoint: ("heatmap", "center", "center_z", "dim", "rot"), AnchorDetector: ("classes", "codes", "directions")}
-BOXES = ("boxes", "scores", "labels")
+_CENTRE_MAPS, _ANCHOR_MAPS = ("heatmap", "center", "center_z", "dim", "rot"), ("classes", "codes", "directions")
+_BOXES = ("boxes", "scores", "labels")
 
 
 class Exportable(nn.Module):
@@ -33,10 +33,10 @@ class Exportable(nn.Module):
         super().__init__()
         self.backbone_2d, self.dense_head = detector.backbone_2d, detector.dense_head
         self.config: ModelConfig = detector.config
-        names = MAPS[AnchorDetector if isinstance(detector, AnchorDetector) else CenterPoint]
+        names = _ANCHOR_MAPS if isinstance(detector, AnchorDetector) else _CENTRE_MAPS
         heads = len(self.config.head.heads) if isinstance(self.config.head, HeadConfig) else 1
         maps = [f"head{number}_{name}" if heads > 1 else name for number in range(heads) for name in names]
-        self.outputs: tuple[str, ...] = (*maps, *BOXES)
+        self.outputs: tuple[str, ...] = (*maps, *_BOXES)
 
     def answer(self, bev: Tensor) -> tuple[Tensor, ...]:
         """Return all outputs for the map (1, C, H, W) that enters the 2D backbone."""
@@ -44,16 +44,12 @@ class Exportable(nn.Module):
         maps = [getattr(head, item.name) for head in heads for item in fields(head)]
         head = self.config.head
         if isinstance(head, HeadConfig):
-            found = _centre_boxes(heads, self.config.grid, head, self.config.class_names)
-        else:
-            found = _anchor_boxes(heads[0], cast(AnchorHead, self.dense_head), head)
-        return (*maps, *found)
+            return (*maps, *_centre_boxes(heads, self.config.grid, head, self.config.class_names))
+        return (*maps, *_anchor_boxes(heads[0], cast(AnchorHead, self.dense_head), head))
 
 
 class PillarGraph(Exportable):
     """The whole network of a pillar detector from its pillars on."""
-
-    inputs = ("pillars", "num_points", "coords")
 
     def __init__(self, detector: CenterPoint | AnchorDetector) -> None:
         """Take over a pillar detector."""
@@ -90,8 +86,6 @@ class PillarGraph(Exportable):
 class DenseGraph(Exportable):
     """The 2D half of a voxel detector: the sparse 3D convolutions before it have no operator in ONNX."""
 
-    inputs = ("bev",)
-
     def forward(self, bev: Tensor) -> tuple[Tensor, ...]:
         """Return all outputs for the map (1, C, H, W) that the 3D backbone leaves."""
         return self.answer(bev)
@@ -106,19 +100,19 @@ def _slots(layer: PillarLayer, rows: Tensor) -> Tensor:
 
 def _centre_boxes(heads: Any, grid: GridConfig, head: HeadConfig, names: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the most confident boxes (K, 7), scores and labels of all heads, head by head, best first; nothing is suppressed."""
-    found = []
+    parts = []
     for output, kinds in zip(heads, head.heads):
         rows, columns = output.heatmap.shape[-2:]
         scores, index = output.heatmap[0].sigmoid().flatten().topk(min(head.decode.max_objects, len(kinds) * rows * columns))
         cell = index % (rows * columns)
-        values = torch.cat([getattr(output, name)[0].flatten(1)[:, cell] for name in ("center", "center_z", "dim", "rot")])
+        values = torch.cat([getattr(output, name)[0].flatten(1)[:, cell] for name in _CENTRE_MAPS[1:]])
         x = (cell % columns + values[0]) * (head.stride * grid.voxel_size[0]) + grid.point_range[0]
         y = (torch.div(cell, columns, rounding_mode="floor") + values[1]) * (head.stride * grid.voxel_size[1])
         heading = torch.atan2(values[7], values[6])
         boxes = torch.stack((x, y + grid.point_range[1], values[2], *values[3:6].exp().unbind(0), heading), dim=1)
         label = torch.tensor([names.index(kind) + 1 for kind in kinds], device=index.device)
-        found.append((boxes, scores, label[torch.div(index, rows * columns, rounding_mode="floor")]))
-    boxes, scores, labels = (torch.cat(parts) for parts in zip(*found))
+        parts.append((boxes, scores, label[torch.div(index, rows * columns, rounding_mode="floor")]))
+    boxes, scores, labels = (torch.cat(values) for values in zip(*parts))
     return boxes, scores, labels
 
 
@@ -140,10 +134,9 @@ def _decoded(codes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat((codes[:, :3] * scale + anchors[:, :3], size, codes[:, 6:7] + anchors[:, 6:7]), dim=1)
 
 
-def graph(detector: CenterPoint | AnchorDetector) -> PillarGraph | DenseGraph:
+def export_graph(detector: CenterPoint | AnchorDetector) -> PillarGraph | DenseGraph:
     """Return the exportable part of a detector, in evaluation mode."""
-    pillars = isinstance(detector.vfe, PillarEncoder)
-    return (PillarGraph(detector) if pillars else DenseGraph(detector)).eval()
+    return (PillarGraph if isinstance(detector.vfe, PillarEncoder) else DenseGraph)(detector).eval()
 
 
 def graph_inputs(detector: CenterPoint | AnchorDetector, voxels: VoxelBatch) -> dict[str, Tensor]:

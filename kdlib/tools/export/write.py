@@ -1,4 +1,4 @@
-"""A trained detector in; an .onnx or .pt2 file, the JSON beside it and how well it agrees with the original out."""
+"""Writes a trained detector as .onnx or .pt2 with a JSON beside it, once it agrees with the original."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,22 @@ from kdlib import records
 from kdlib.config import TwoStageConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError, KdlibError
+from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.profiling.sweep import simulated_sweeps
-from kdlib.tools.export.card import card
-from kdlib.tools.export.graph import Exportable, PillarGraph, graph, graph_inputs
-from kdlib.tools.scans.trained import Trained
+from kdlib.tools.export.card import export_card
+from kdlib.tools.export.graph import Exportable, PillarGraph, export_graph, graph_inputs
+from kdlib.tools.scans.trained import load_detector
 from kdlib.types import Sample
 
-ENDINGS = (".onnx", ".pt2")
-OPSET = 18
+_ENDINGS = (".onnx", ".pt2")
+_OPSET = 18
 TOLERANCE = 1e-4  # of a raw map; relative where a value exceeds 1: logits reach 200, whose last bit in float32 is 1.5e-5
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 _NEEDED = ("onnx", "onnxscript")
+
+_Arrays = dict[str, NDArray[Any]]
+_Run = Callable[[_Arrays], list[NDArray[Any]]]
 
 
 class ExportError(KdlibError):
@@ -56,22 +60,21 @@ class Exported:
 
     def text(self) -> str:
         """Return a few lines for people."""
-        tensors = {
-            kind: ", ".join(f"{one['name']} {tuple(one['shape'])}" for one in self.card[kind]) for kind in ("inputs", "outputs")
-        }
-        agreed = f"On {self.frames} simulated frames the file and the network differ by at most {self.difference:.1e}."
-        return "\n".join(
-            (
-                f"{self.card['model']}, {self.card['part']}: {self.path} ({self.path.stat().st_size / 1e6:.1f} MB)",
-                *(f"  {kind}: {names}" for kind, names in tensors.items()),
-                f"  {beside(self.path).name} says what they mean; boxes still overlap, suppress them at IoU "
-                f"{self.card['decode']['nms_iou']:g}.",
-                agreed if self.frames else "Not compared with the network (--frames 0).",
-            )
+        lines = [f"{self.card['model']}, {self.card['part']}: {self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"]
+        for kind in ("inputs", "outputs"):
+            tensors = (f"{tensor['name']} {tuple(tensor['shape'])}" for tensor in self.card[kind])
+            lines.append(f"  {kind}: {', '.join(tensors)}")
+        lines.append(
+            f"  {beside(self.path).name} says what they mean; boxes still overlap, suppress them at IoU "
+            f"{self.card['decode']['nms_iou']:g}."
         )
+        if self.frames:
+            differ = f"differ by at most {self.difference:.1e}"
+            return "\n".join([*lines, f"On {self.frames} simulated frames the file and the network {differ}."])
+        return "\n".join([*lines, "Not compared with the network (--frames 0)."])
 
 
-def export(trained: Trained, out: Path, frames: int = 2) -> Exported:
+def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Exported:
     """Write a detector's exportable part, and run it beside the network before anything is kept.
 
     Args:
@@ -84,23 +87,23 @@ def export(trained: Trained, out: Path, frames: int = 2) -> Exported:
         ExportError: If a package is missing, or the file's answers differ from the network's by more than ``TOLERANCE``.
     """
     out = Path(out)
-    if out.suffix not in ENDINGS:
-        raise ConfigError(f"{out}: exports are {' or '.join(ENDINGS)}, not '{out.suffix}'")
+    if out.suffix not in _ENDINGS:
+        raise ConfigError(f"{out}: exports are {' or '.join(_ENDINGS)}, not '{out.suffix}'")
     if isinstance(trained.model, TwoStageConfig):
         raise ConfigError(f"'{trained.model.name}' has a second stage, which no exported graph can hold; export its student")
     missing = [name for name in _NEEDED if out.suffix == ".onnx" and importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"writing {out} needs {' and '.join(missing)}: pip install {' '.join(_NEEDED)}, or export to .pt2")
-    detector = trained.detector()
-    part = graph(detector)
+    detector = load_detector(trained)
+    part = export_graph(detector)
     samples = simulated_sweeps(max(frames, 1), scale="demo")
     example = _inputs(detector, samples[0])
     with torch.inference_mode():
-        facts = card(trained, part, example, part(*example.values()))
+        facts = export_card(trained, part, example, part(*example.values()))
     content = _onnx(part, example, facts) if out.suffix == ".onnx" else _program(part, example, facts)
     difference = 0.0
     if frames and (out.suffix == ".pt2" or importlib.util.find_spec("onnxruntime") is not None):
-        difference = compare(detector, content, out.suffix, samples)
+        difference = largest_difference(detector, content, out.suffix, samples)
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"{out} would differ from the network by {difference:.1e}, more than {TOLERANCE:g}; nothing is written"
@@ -117,29 +120,28 @@ def beside(path: Path) -> Path:
     return path.with_suffix(path.suffix + ".json")
 
 
-def compare(detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]) -> float:
+def largest_difference(detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]) -> float:
     """Return the largest difference between the maps of an exported file and of the network itself, over some frames.
 
     Differences are relative where a value exceeds 1.
     The network's side is its own forward pass, not the part that was exported, so that the cut is judged too.
     """
-    run = _runtime(content) if ending == ".onnx" else _reloaded(content)
-    names, worst = graph(detector).outputs, 0.0
+    run, worst = (_runtime if ending == ".onnx" else _reloaded)(content), 0.0
     for sample in samples:
         with torch.inference_mode():
             heads = detector(collate([sample]).points).heads
-        wanted = [value for head in heads for value in vars(head).values()]
-        found = run({name: value.numpy() for name, value in _inputs(detector, sample).items()})
-        assert len(wanted) == len(names) - 3
-        for one, other in zip(wanted, found):
-            worst = max(worst, float((np.abs(one.numpy() - other) / np.maximum(1, np.abs(other))).max()))
+        maps = [value.numpy() for head in heads for value in vars(head).values()]
+        exported = run({name: value.numpy() for name, value in _inputs(detector, sample).items()})
+        assert len(maps) == len(exported) - 3  # then come the boxes
+        for ours, theirs in zip(maps, exported):
+            worst = max(worst, float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max()))
     return worst
 
 
 def _inputs(detector: CenterPoint | AnchorDetector, sample: Sample) -> dict[str, Tensor]:
     with torch.inference_mode():
-        found = graph_inputs(detector, detector.voxelize(collate([sample]).points))
-    return {name: value.clone() for name, value in found.items()}  # tensors of inference mode cannot be traced
+        inputs = graph_inputs(detector, detector.voxelize(collate([sample]).points))
+    return {name: value.clone() for name, value in inputs.items()}  # tensors of inference mode cannot be traced
 
 
 def _shapes(part: Exportable) -> tuple[Any, ...]:
@@ -188,7 +190,7 @@ def _onnx(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -
             input_names=list(example),
             output_names=list(part.outputs),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=_OPSET,
             dynamic_shapes=_shapes(part),
             verbose=False,
         )
@@ -203,27 +205,22 @@ def _onnx(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -
     return bytes(model.SerializeToString())
 
 
-def _runtime(content: bytes) -> Any:
+def _runtime(content: bytes) -> _Run:
     """Return a function that runs an ONNX file."""
     import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-    def run(inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        found: list[NDArray[Any]] = session.run(None, inputs)
-        return found
-
-    return run
+    return lambda inputs: session.run(None, inputs)  # type: ignore[no-any-return,unused-ignore]
 
 
-def _reloaded(content: bytes) -> Any:
+def _reloaded(content: bytes) -> _Run:
     """Return a function that runs an exported program."""
     module = torch.export.load(io.BytesIO(content)).module()
 
-    def run(inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(inputs: _Arrays) -> list[NDArray[Any]]:
         with torch.inference_mode():
-            return [value.numpy() for value in module(*(torch.from_numpy(value) for value in inputs.values()))]
+            return [value.numpy() for value in module(*map(torch.from_numpy, inputs.values()))]
 
     return run

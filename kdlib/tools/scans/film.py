@@ -1,4 +1,4 @@
-"""Sweeps with two sets of boxes in, a film of both side by side out: an animated GIF that a README can hold."""
+"""Films sweeps with two sets of boxes side by side, as an animated GIF that a README can hold."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Film:
 
 def camera_path(count: int, reach: float) -> list[Camera]:
     """Return cameras that go from high behind the vehicle around its right side and down, all looking ahead of it."""
-    found = []
+    cameras = []
     for share in np.linspace(0, 1, count):
         eased = share * share * (3 - 2 * share)
         angle = math.radians(165 + 95 * eased)
         away, height = reach * (1.25 - 0.15 * eased), reach * (1.0 - 0.42 * eased)
         eye = (away * math.cos(angle), away * math.sin(angle), height)
-        found.append(Camera(eye=eye, target=(0.02 * reach, 0.0, -0.1 * reach), field_of_view=48.0))
-    return found
+        cameras.append(Camera(eye=eye, target=(0.02 * reach, 0.0, -0.1 * reach), field_of_view=48.0))
+    return cameras
 
 
 def film(
@@ -135,7 +135,9 @@ def _write(
 ) -> None:
     """Write a line, smaller where it would be wider than its room."""
     file = font_manager.findfont("DejaVu Sans")
-    font = next(f for f in (ImageFont.truetype(file, s) for s in range(size, 6, -1)) if f.size == 7 or f.getlength(text) <= room)
+    font = ImageFont.truetype(file, size)
+    while font.getlength(text) > room and font.size > 7:
+        font = ImageFont.truetype(file, font.size - 1)
     box = draw.textbbox(place, text, font=font, anchor=anchor)
     draw.rectangle((box[0] - 4, box[1] - 2, box[2] + 4, box[3] + 2), fill=palette.NIGHT)
     draw.text(place, text, fill=color, font=font, anchor=anchor)
@@ -145,10 +147,8 @@ def _gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
     """Return the film in one palette: a palette for each picture would flicker, dithering would double the bytes."""
     colors = _colors()
     mapped = [frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames]
-    buffer = io.BytesIO()
-    mapped[0].save(
-        buffer, "GIF", save_all=True, append_images=mapped[1:], duration=round(1000 * seconds), loop=0, optimize=False, disposal=1
-    )
+    buffer, time = io.BytesIO(), round(1000 * seconds)
+    mapped[0].save(buffer, "GIF", save_all=True, append_images=mapped[1:], duration=time, loop=0, optimize=False, disposal=1)
     return buffer.getvalue()
 
 
@@ -160,6 +160,6 @@ def _colors() -> Image.Image:
     shades = [night, *(night + share * (bright - night) for share in (0.35, 0.65, 1.0))]
     numbers = np.rint(255 * np.concatenate(shades)).astype(int)
     numbers = np.concatenate((numbers, np.repeat(numbers[:1], 32 - len(numbers), axis=0)))
-    found = Image.new("P", (1, 1))
-    found.putpalette(numbers.ravel().tolist())
-    return found
+    image = Image.new("P", (1, 1))
+    image.putpalette(numbers.ravel().tolist())
+    return image

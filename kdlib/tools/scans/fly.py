@@ -1,4 +1,4 @@
-"""A finished run in, a film of one of its segments out: the teacher's boxes left, the student's right, ground truth in both."""
+"""Films a segment of a finished run: the teacher's boxes left, the student's right, ground truth in both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib import records
 from kdlib.data.store import StoreSplit, class_types
@@ -16,12 +15,12 @@ from kdlib.lab import pipeline, profiles
 from kdlib.lab.folders import PROJECT
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.tools.scans.film import Film, Shot, film
-from kdlib.tools.scans.trained import STUDENTS, Trained, find
+from kdlib.tools.scans.trained import STUDENTS, find_weights, load_detector
 from kdlib.tools.scans.view import detect
-from kdlib.types import Sample
+from kdlib.types import Bool, Sample
 from kdlib.viz import scene3d
 from kdlib.viz.canvas import write_bytes
-from kdlib.viz.layers import BoxLayer, layer
+from kdlib.viz.layers import layer
 
 _OVERLAP = 0.2  # as in kdlib.tools.scans.view: doubles of low score clutter a picture
 
@@ -79,20 +78,25 @@ def fly(
     if not (run / STUDENTS / "result.json").is_file():
         raise ConfigError(f"{run} is no folder of a run with students; run notebook {STUDENTS} first")
     profile = profiles.profile(records.read_json(run / STUDENTS / "result.json")["profile"])
-    teacher, student = find(str(run), arm="teacher"), find(str(run), arm=arm)
+    teacher, student = find_weights(str(run), arm="teacher"), find_weights(str(run), arm=arm)
     opened = pipeline.Run(profile, run, data.resolve() if data else PROJECT / "data" / (profile.data or profile.name))
-    split = opened.store.split("validation")
+    split, names = opened.store.split("validation"), student.model.class_names
     reach = float(student.model.grid.point_range[3])
-    names = student.model.class_names
-    numbers = _numbers(split, segment, reach, names)[:images]
-    networks = [one.detector(score, _OVERLAP) for one in (teacher, student)]
+    in_sight = np.isin(split.types, class_types(names)) & (split.num_points > 0)
+    in_sight &= (np.abs(split.boxes[:, :2]) <= reach).all(axis=1)
+    chosen = _segment(split, segment, in_sight)
+    numbers = np.flatnonzero(split.segment_of == chosen)[:images]
+    networks = [load_detector(weights, score, _OVERLAP) for weights in (teacher, student)]
     shots = [
-        _shot(split, int(number), networks, score, reach, f"sweep {k + 1} of {len(numbers)}") for k, number in enumerate(numbers)
+        _shot(split, int(number), networks, in_sight, score, reach, f"sweep {position + 1} of {len(numbers)}")
+        for position, number in enumerate(numbers)
     ]
+    roles = ("teacher", "distilled student" if arm in (None, "full") else f"student, {arm}")
+    left, right = (_caption(role, network) for role, network in zip(roles, networks))
     simulated = "simulated data" if profile.simulated is not None else "Waymo"
     done = film(
         shots,
-        (_caption("teacher", teacher), _caption("distilled student" if arm in (None, "full") else f"student, {arm}", student)),
+        (left, right),
         footer=f"{simulated}, boxes of score {score:g} and above",
         reach=1.05 * reach,
         images=images,
@@ -101,51 +105,45 @@ def fly(
         worker=worker,
     )
     write_bytes(out, done.gif)
-    return Flown(out, split.frame_id(int(numbers[0])).rpartition("_")[0], done)
+    return Flown(out, split.segments[chosen], done)
 
 
-def _caption(role: str, trained: Trained) -> str:
-    parameters = sum(value.numel() for value in trained.detector().parameters())
-    return f"{role}: {trained.model.name}, {parameters / 1000:,.0f} k parameters"
+def _caption(role: str, network: CenterPoint | AnchorDetector) -> str:
+    parameters = sum(value.numel() for value in network.parameters())
+    return f"{role}: {network.config.name}, {parameters / 1000:,.0f} k parameters"
 
 
-def _numbers(split: StoreSplit, segment: str | None, reach: float, names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the frames of the segment asked for, or of the one with most objects within reach."""
-    own: dict[str, list[int]] = {}
-    for number, name in enumerate(split.frame_ids()):
-        own.setdefault(name.rpartition("_")[0], []).append(number)
-    if segment is not None:
-        found = [name for name in own if name.startswith(segment)]
-        if len(found) != 1:
-            raise ConfigError(
-                f"'{segment}' begins the names of {len(found)} segments of {len(own)}, for example {next(iter(own))}"
-            )
-        return np.array(own[found[0]])
-    seen = {name: sum(len(_truth(split, number, reach, names)) for number in rows[::5]) for name, rows in own.items()}
-    return np.array(own[max(seen, key=lambda name: seen[name])])
-
-
-def _truth(split: StoreSplit, number: int, reach: float, names: tuple[str, ...]) -> BoxLayer:
-    labels = split.labels(number)
-    positions = np.zeros(256, np.int64)
-    positions[list(class_types(names))] = np.arange(1, len(names) + 1)
-    kinds = positions[labels.types]
-    kept = (kinds > 0) & (labels.num_points > 0) & (np.abs(labels.boxes[:, :2]) <= reach).all(axis=1)
-    return layer("truth", labels.boxes[kept], kinds[kept], class_names=names)
+def _segment(split: StoreSplit, beginning: str | None, in_sight: Bool) -> int:
+    """Return the position of the segment asked for, or of the one with most boxes in sight in every fifth frame."""
+    if beginning is None:
+        frames = np.repeat(np.arange(len(split)), np.diff(split.first_box))[in_sight]
+        frames = frames[split.index[frames] % 5 == 0]
+        return int(np.bincount(split.segment_of[frames], minlength=len(split.segments)).argmax())
+    fitting = [number for number, name in enumerate(split.segments) if name.startswith(beginning)]
+    if len(fitting) != 1:
+        raise ConfigError(
+            f"'{beginning}' begins the names of {len(fitting)} segments of {len(split.segments)}, for example {split.segments[0]}"
+        )
+    return fitting[0]
 
 
 def _shot(
-    split: StoreSplit, number: int, networks: Sequence[CenterPoint | AnchorDetector], score: float, reach: float, title: str
+    split: StoreSplit,
+    number: int,
+    networks: Sequence[CenterPoint | AnchorDetector],
+    in_sight: Bool,
+    score: float,
+    reach: float,
+    title: str,
 ) -> Shot:
-    points = split.points(number)[:, :5]
-    names = networks[0].config.class_names
-    truth = _truth(split, number, reach, names)
-    sample = Sample(split.frame_id(number), points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
+    points, names, rows = split.points(number)[:, :5], networks[0].config.class_names, split.box_rows(number)
+    labels = np.array([class_types(names).index(kind) + 1 for kind in split.types[rows][in_sight[rows]]], np.int64)
+    truth = layer("truth", split.boxes[rows][in_sight[rows]], labels, class_names=names)
     panels = []
     for role, network in zip(("teacher", "student"), networks):
-        found = detect(network, sample, score)
-        inside = (found.boxes[:, :2].abs() <= reach).all(dim=1)
-        kept = (values[inside].numpy() for values in (found.boxes, found.labels, found.scores))
-        panels.append((truth, layer(role, *kept, class_names=names)))
+        detections = detect(network, Sample.unlabelled(split.frame_id(number), points), score)
+        inside = (detections.boxes[:, :2].abs() <= reach).all(dim=1)
+        drawn = (values[inside].numpy() for values in (detections.boxes, detections.labels, detections.scores))
+        panels.append((truth, layer(role, *drawn, class_names=names)))
     near = (np.abs(points[:, :2]) < 1.3 * reach).all(axis=1)
     return Shot(points[near], panels[0], panels[1], title)

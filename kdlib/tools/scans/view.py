@@ -1,23 +1,23 @@
-"""A scan and a trained detector in; a table of boxes and a picture of both, in a window or a PNG, out."""
+"""Detects in a scan of one's own: a table of boxes, and a picture of points and boxes in a window or a PNG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kdlib.data.collate import collate
 from kdlib.data.scans import Scan, read_scan
 from kdlib.errors import ConfigError
+from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.detector import AnchorDetector, CenterPoint
-from kdlib.tools.scans.trained import Trained, find
-from kdlib.types import Detections, Sample
+from kdlib.tools.scans.trained import find_weights, load_detector, trained_on
+from kdlib.types import Detections, Float32, Float64, Sample
 from kdlib.viz import palette, scene3d
 from kdlib.viz.layers import BoxLayer, count_inside
 from kdlib.viz.perspective import Camera
@@ -31,10 +31,10 @@ class Viewed:
     """What was seen in a scan, and how it was shown."""
 
     scan: Scan
-    trained: Trained
-    points: NDArray[np.float32]  # (N, 5) what the network saw
-    boxes: NDArray[np.float64]  # (K, 7), best first
-    scores: NDArray[np.float64]  # (K,)
+    trained: TrainedWeights
+    points: Float32  # (N, 5) what the network saw
+    boxes: Float64  # (K, 7), best first
+    scores: Float64  # (K,)
     classes: tuple[str, ...]  # K names
     notes: tuple[str, ...]  # every assumption, then where the picture is and why there
 
@@ -87,7 +87,7 @@ def view(
 
     Args:
         scan: A ``.bin``, ``.npy``, ``.pcd`` or ``.ply`` file.
-        model: What :func:`kdlib.tools.scans.trained.find` takes, with ``weights`` and ``arm``.
+        model: What :func:`kdlib.tools.scans.trained.find_weights` takes, with ``weights`` and ``arm``.
         weights: Another safetensors file.
         arm: Of a run.
         layout: See :func:`kdlib.data.scans.read_scan`, like ``height`` and ``scale``.
@@ -108,51 +108,43 @@ def view(
     for name, share in (("score", score), ("overlap", overlap)):
         if not 0 <= share <= 1:
             raise ConfigError(f"--{name} is a share between 0 and 1, not {share:g}")
-    trained, read = find(model, weights, arm), read_scan(scan, layout, height, scale)
-    far = (np.abs(read.points[:, :2]) > _OWN).any(axis=1)
-    points = read.points[far]
-    found = detect(trained.detector(score, overlap), Sample(read.name, points, *_no_boxes()), score)
-    classes = tuple(trained.model.class_names[int(label) - 1] for label in found.labels)
-    boxes, scores = (values.numpy().astype(np.float64) for values in (found.boxes, found.scores))
-    notes = (*read.assumptions, *_about(trained, score, int((~far).sum())))
-    seen = Viewed(read, trained, points, boxes, scores, classes, notes)
-    shown = _show(seen, score, out, window, size, worker)
-    return Viewed(read, trained, points, boxes, scores, classes, (*notes, *shown))
+    trained, read = find_weights(model, weights, arm), read_scan(scan, layout, height, scale)
+    own = (np.abs(read.points[:, :2]) <= _OWN).all(axis=1)
+    points = read.points[~own]
+    detections = detect(load_detector(trained, score, overlap), Sample.unlabelled(read.name, points), score)
+    classes = tuple(trained.model.class_names[int(label) - 1] for label in detections.labels)
+    boxes, scores = (values.numpy().astype(np.float64) for values in (detections.boxes, detections.scores))
+    notes = list(read.assumptions)
+    if own.any():
+        within = f"within {_OWN[0]:g} m ahead or behind and {_OWN[1]:g} m beside"
+        notes.append(f"{int(own.sum()):,} points {within} are its own vehicle and left out.")
+    data = f", trained on {trained_on(trained)}" if trained_on(trained) else ""
+    reach = float(max(trained.model.grid.point_range[3:5]))
+    notes.append(f"Model: {trained.origin}{data}. It sees {reach:g} m around; boxes of score {score:g} and above.")
+    seen = Viewed(read, trained, points, boxes, scores, classes, ())
+    return replace(seen, notes=(*notes, *_show(seen, reach, score, out, window, size, worker)))
 
 
 def detect(network: CenterPoint | AnchorDetector, sample: Sample, score: float) -> Detections:
     """Return the boxes of one frame at or above a score, best first."""
     with torch.inference_mode():
-        found = network.detect(network(collate([sample]).points))[0]
-    kept = found.scores >= score
-    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
-
-
-def _no_boxes() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    return np.zeros((0, 7), np.float32), np.zeros(0, np.int64)
-
-
-def _about(trained: Trained, score: float, own: int) -> tuple[str, ...]:
-    said = (
-        [f"{own:,} points within {_OWN[0]:g} m ahead or behind and {_OWN[1]:g} m beside are its own vehicle and left out."]
-        if own
-        else []
-    )
-    data = f", trained on {trained.trained_on}" if trained.trained_on else ""
-    return (*said, f"Model: {trained.what}{data}. It sees {_reach(trained):g} m around; boxes of score {score:g} and above.")
-
-
-def _reach(trained: Trained) -> float:
-    return float(max(trained.model.grid.point_range[3:5]))
+        detections = network.detect(network(collate([sample]).points))[0]
+    sure = detections.scores >= score
+    return Detections(detections.boxes[sure], detections.scores[sure], detections.labels[sure])
 
 
 def _show(
-    seen: Viewed, score: float, out: Path | None, window: bool | None, size: tuple[int, int], worker: Sequence[str]
+    seen: Viewed,
+    reach: float,
+    score: float,
+    out: Path | None,
+    window: bool | None,
+    size: tuple[int, int],
+    worker: Sequence[str],
 ) -> list[str]:
     """Show the scene; return the sentences that say where, and why there."""
-    reach, layers, said = _reach(seen.trained), _layers(seen), []
-    near = np.abs(seen.points[:, :2]).max(axis=1) < 1.6 * reach
-    points = seen.points[near]
+    layers, said = _layers(seen), []
+    points = seen.points[np.abs(seen.points[:, :2]).max(axis=1) < 1.6 * reach]
     around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2  # a scan all around is looked at from above
     camera = (Camera.above if around else Camera.behind)(min(reach, 45.0))
     if window or (window is None and out is None):
@@ -163,8 +155,8 @@ def _show(
                 return said
         else:
             said.append(f"{scene3d.NO_DISPLAY}: a picture instead of a window.")
-    path = out or Path(f"{seen.scan.name}_boxes.png")
-    taught = f", trained on {seen.trained.trained_on.partition(',')[0]}" if seen.trained.trained_on else ""
+    path, data = out or Path(f"{seen.scan.name}_boxes.png"), trained_on(seen.trained).partition(",")[0]
+    taught = f", trained on {data}" if data else ""
     caption = f"{seen.scan.name}: {len(seen.points):,} points. {seen.trained.model.name}{taught}; score {score:g} and above"
     info = scene3d.render_scene(points, layers, path, size=size, camera=camera, caption=caption, worker=worker)
     return [*said, *([info.note] if info.note else []), f"Picture: {path}"]
@@ -172,11 +164,11 @@ def _show(
 
 def _layers(seen: Viewed) -> list[BoxLayer]:
     """Return one layer for each class that was found, each in its own colour."""
-    found, names = [], seen.trained.model.class_names
+    names, classes = seen.trained.model.class_names, np.array(seen.classes, dtype=object)
+    layers = []
     for number, name in enumerate(names):
-        own = np.array([kind == name for kind in seen.classes], bool)
+        own = classes == name
         if own.any():
-            labels = np.full(int(own.sum()), number + 1)
-            color = _COLORS[number % len(_COLORS)]
-            found.append(BoxLayer(name, seen.boxes[own], labels, seen.scores[own], color, class_names=names))
-    return found
+            labels, color = np.full(int(own.sum()), number + 1), _COLORS[number % len(_COLORS)]
+            layers.append(BoxLayer(name, seen.boxes[own], labels, seen.scores[own], color, class_names=names))
+    return layers

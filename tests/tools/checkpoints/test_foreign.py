@@ -203,7 +203,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, network: nn.Module, capsy
 
 
 @pytest.mark.parametrize("layout", ["spconv1", "spconv2", "native"])
-def test_an_exported_checkpoint_comes_back_bit_for_bit(tmp_path: Path, network: nn.Module, layout: foreign.Layout) -> None:
+def test_an_exported_checkpoint_comes_back_bit_for_bit(tmp_path: Path, network: nn.Module, layout: str) -> None:
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"
     save_weights(ours, network, {"model": TINY.name})
     foreign.export_checkpoint(ours, network, theirs, layout=layout)

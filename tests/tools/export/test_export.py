@@ -1,4 +1,4 @@
-"""Exported detectors do what the network does, on 20 frames, in another runtime; and a user needs nothing but the file."""
+"""Exported detectors do what the network does, on five frames, in another runtime; and a user needs nothing but the file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from kdlib import cli, zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
+from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.detector import CenterPoint
 from kdlib.models.weights import save_weights
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.export import write
-from kdlib.tools.export.graph import graph, graph_inputs
-from kdlib.tools.export.write import TOLERANCE, ExportError, beside, compare, export
-from kdlib.tools.scans.trained import Trained, find
+from kdlib.tools.export.graph import export_graph, graph_inputs
+from kdlib.tools.export.write import TOLERANCE, ExportError, beside, export_detector, largest_difference
+from kdlib.tools.scans.trained import find_weights, load_detector
 from kdlib.types import PointBatch, Sample
 
 EXAMPLE = Path(__file__).with_name("run_exported.py")
@@ -48,16 +49,16 @@ ENDINGS = [pytest.param(".onnx", marks=needs_onnx), ".pt2"]
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return simulated_sweeps(20, seed=11, scale="demo")
+    return simulated_sweeps(5, seed=11, scale="demo")
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped teacher as ONNX."""
-    return export(find("cp_pillar_demo"), tmp_path_factory.mktemp("onnx") / "teacher.onnx", frames=0).path
+    return export_detector(find_weights("cp_pillar_demo"), tmp_path_factory.mktemp("onnx") / "teacher.onnx", frames=0).path
 
 
-def trained(name: str, folder: Path) -> Trained:
+def trained(name: str, folder: Path) -> TrainedWeights:
     """A network whose statistics and weights are nobody's defaults."""
     torch.manual_seed(3)
     network = build(MODELS[name])
@@ -68,27 +69,27 @@ def trained(name: str, folder: Path) -> Trained:
             torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
             torch.nn.init.uniform_(layer.bias, -0.3, 0.3)
     save_weights(folder / "weights.safetensors", network, {"data": "random"})
-    return Trained(MODELS[name], folder / "weights.safetensors", name)
+    return TrainedWeights(MODELS[name], folder / "weights.safetensors", name)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", MODELS)
-def test_twenty_frames_agree(name: str, ending: str, samples: list[Sample], tmp_path: Path) -> None:
+def test_five_frames_agree(name: str, ending: str, samples: list[Sample], tmp_path: Path) -> None:
     one = trained(name, tmp_path)
-    done = export(one, tmp_path / f"student{ending}", frames=1)
+    done = export_detector(one, tmp_path / f"student{ending}", frames=1)
     assert done.frames == 1 and done.difference <= TOLERANCE
-    assert compare(one.detector(), done.path.read_bytes(), ending, samples) <= TOLERANCE == 1e-4
+    assert largest_difference(load_detector(one), done.path.read_bytes(), ending, samples) <= TOLERANCE == 1e-4
 
 
 @needs_onnx
 def test_the_shipped_teacher_agrees(shipped: Path, samples: list[Sample]) -> None:
-    assert compare(find("cp_pillar_demo").detector(), shipped.read_bytes(), ".onnx", samples) <= TOLERANCE
+    assert largest_difference(load_detector(find_weights("cp_pillar_demo")), shipped.read_bytes(), ".onnx", samples) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_boxes_are_those_of_the_detector(name: str, samples: list[Sample], tmp_path: Path) -> None:
-    network = trained(name, tmp_path).detector(score=0.0)
-    part = graph(network)
+    network = load_detector(trained(name, tmp_path), score=0.0)
+    part = export_graph(network)
     with torch.inference_mode():
         points = collate([samples[0]]).points
         wanted = network.detect(network(points), nms=False)[0]
@@ -109,18 +110,18 @@ def test_boxes_are_those_of_the_detector(name: str, samples: list[Sample], tmp_p
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_any_number_of_pillars(ending: str, tmp_path: Path) -> None:
     one = trained("pillar student", tmp_path)
-    done = export(one, tmp_path / f"a{ending}", frames=0)
+    done = export_detector(one, tmp_path / f"a{ending}", frames=0)
     rng = np.random.default_rng(1)
     few = [
         Sample("few", rng.uniform(-9, 9, (count, 5)).astype(np.float32), np.zeros((0, 7)), np.zeros(0)) for count in (1, 2, 3000)
     ]
     full = [Sample("full", np.full((200, 5), 0.3, np.float32), np.zeros((0, 7)), np.zeros(0))]  # one pillar, overfull
-    assert compare(one.detector(), done.path.read_bytes(), ending, few + full) <= TOLERANCE
+    assert largest_difference(load_detector(one), done.path.read_bytes(), ending, few + full) <= TOLERANCE
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_file_carries_its_card(ending: str, tmp_path: Path) -> None:
-    done = export(trained("voxel student", tmp_path), tmp_path / f"a{ending}", frames=1)
+    done = export_detector(trained("voxel student", tmp_path), tmp_path / f"a{ending}", frames=1)
     card = json.loads(beside(done.path).read_text())
     if ending == ".onnx":
         import onnx
@@ -155,7 +156,7 @@ def test_the_example_needs_numpy_and_onnxruntime_only(shipped: Path, samples: li
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     rows = [(line.split()[0], np.array(line.split()[1:], float)) for line in done.stdout.splitlines()]
     assert rows
-    network = find("cp_pillar_demo").detector(overlap=0.1)
+    network = load_detector(find_weights("cp_pillar_demo"), overlap=0.1)
     with torch.inference_mode():
         found = network.detect(network(collate([samples[0]]).points))[0]
     sure = found.scores >= 0.35
@@ -176,16 +177,16 @@ def test_several_frames_at_once_are_refused() -> None:
 def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trained("pillar student", tmp_path)
     with pytest.raises(ConfigError, match=r"\.onnx or \.pt2, not '\.pb'"):
-        export(one, tmp_path / "a.pb")
+        export_detector(one, tmp_path / "a.pb")
     with pytest.raises(ConfigError, match="'pv_rcnn_pp_demo' has a second stage"):
-        export(replace(one, model=zoo.PV_RCNN_PP_DEMO), tmp_path / "a.pt2")
+        export_detector(replace(one, model=zoo.PV_RCNN_PP_DEMO), tmp_path / "a.pt2")
     with monkeypatch.context() as patch:
         patch.setattr(write, "_NEEDED", ("no_such_package",))
         with pytest.raises(ExportError, match=r"needs no_such_package: pip install no_such_package, or export to \.pt2"):
-            export(one, tmp_path / "a.onnx")
-    monkeypatch.setattr(write, "compare", lambda *rest: 0.5)
+            export_detector(one, tmp_path / "a.onnx")
+    monkeypatch.setattr(write, "largest_difference", lambda *rest: 0.5)
     with pytest.raises(ExportError, match="differ from the network by 5"):
-        export(one, tmp_path / "a.pt2")
+        export_detector(one, tmp_path / "a.pt2")
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
@@ -200,9 +201,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_the_encoder_of_the_graph_is_the_networks(samples: list[Sample]) -> None:
-    network = find("cp_pillar_demo").detector()
+    network = load_detector(find_weights("cp_pillar_demo"))
     assert isinstance(network, CenterPoint)
     voxels = network.voxelize(collate([samples[1]]).points)
     with torch.inference_mode():
-        mine = graph(network).encode(voxels.features, voxels.num_points, voxels.coords)
+        mine = export_graph(network).encode(voxels.features, voxels.num_points, voxels.coords)
         torch.testing.assert_close(mine, network.vfe(voxels), atol=1e-4, rtol=1e-5)

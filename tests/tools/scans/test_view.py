@@ -16,7 +16,7 @@ from kdlib.lab.pipeline import Run
 from kdlib.models.build import build
 from kdlib.models.weights import save_weights
 from kdlib.profiling.sweep import simulated_sweeps
-from kdlib.tools.scans.trained import find
+from kdlib.tools.scans.trained import find_weights, load_detector
 from kdlib.tools.scans.view import view
 from kdlib.training.job import TrainJob
 from kdlib.viz import scene3d
@@ -98,19 +98,22 @@ def test_the_real_sweeps_with_boxes(shared: Path, tmp_path: Path, name: str) -> 
 
 
 def test_names_files_and_folders(smoke_run: Run, tmp_path: Path) -> None:
-    assert find("cp_pillar_demo").weights.name == "cp_pillar_demo.safetensors"
-    student, teacher = find(str(smoke_run.folder)), find(str(smoke_run.folder), arm="teacher")
-    assert student.model == smoke_run.profile.student_model and "full SparseKD" in student.what
+    assert find_weights("cp_pillar_demo").weights.name == "cp_pillar_demo.safetensors"
+    student, teacher = find_weights(str(smoke_run.folder)), find_weights(str(smoke_run.folder), arm="teacher")
+    assert student.model == smoke_run.profile.student_model and "full SparseKD" in student.origin
     assert teacher.model == smoke_run.profile.teacher_model and teacher.weights.name == "teacher.safetensors"
-    assert find(str(smoke_run.folder), arm="alone").weights != student.weights
+    assert find_weights(str(smoke_run.folder), arm="alone").weights != student.weights
     TrainJob(student.model, smoke_run.profile.student, str(smoke_run.data / "store")).write(tmp_path / "training")
     save_weights(tmp_path / "training/weights.safetensors", build(student.model), {})
-    assert find(str(tmp_path / "training")).model == student.model
+    assert find_weights(str(tmp_path / "training")).model == student.model
     torch.manual_seed(1)
     save_weights(tmp_path / "mine.safetensors", build(zoo.CP_PILLAR_DEMO_V064), {"model": "cp_pillar_demo_v0.64"})
-    for chosen in (find(str(tmp_path / "mine.safetensors")), find("cp_pillar_demo_v0.64", tmp_path / "mine.safetensors")):
+    for chosen in (
+        find_weights(str(tmp_path / "mine.safetensors")),
+        find_weights("cp_pillar_demo_v0.64", tmp_path / "mine.safetensors"),
+    ):
         assert chosen.model == zoo.CP_PILLAR_DEMO_V064
-        assert not chosen.detector(score=0.05).training
+        assert not load_detector(chosen, score=0.05).training
 
 
 def test_a_moved_run_is_found(smoke_run: Run, tmp_path: Path) -> None:
@@ -120,10 +123,10 @@ def test_a_moved_run_is_found(smoke_run: Run, tmp_path: Path) -> None:
     rows = [{"arm": "full", "seed": 1, "weights": "reports/runs/none/students/full_seed1/weights.safetensors"}]
     (folder / "02_distill_student/result.json").write_text(json.dumps({"profile": "smoke", "students": rows}))
     with pytest.raises(ConfigError, match="do not exist; train first"):
-        find(str(folder))
+        find_weights(str(folder))
     file = folder / "students/full_seed1/weights.safetensors"
     save_weights(file, build(smoke_run.profile.student_model), {})
-    assert find(str(folder)).weights == file
+    assert find_weights(str(folder)).weights == file
 
 
 @pytest.mark.parametrize(
@@ -140,4 +143,4 @@ def test_what_is_no_detector(smoke_run: Run, tmp_path: Path, source: str, arm: s
     save_weights(tmp_path / "a.safetensors", build(zoo.CP_PILLAR_DEMO_V064), {})
     source = {"RUN": str(smoke_run.folder), "FILE": str(tmp_path / "a.safetensors")}.get(source, source)
     with pytest.raises(ConfigError, match=message):
-        find(source, arm=arm)
+        find_weights(source, arm=arm)
