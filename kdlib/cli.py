@@ -31,7 +31,7 @@ _Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full
 
 
 def _show(as_json: bool, values: Any, text: object) -> None:
-    print(json.dumps(values, indent=2) if as_json else text)
+    typer.echo(json.dumps(values, indent=2) if as_json else text)  # colours only for a terminal
 
 
 @app.command("doctor")
@@ -40,10 +40,7 @@ def _doctor(as_json: _Json = False) -> None:
     from kdlib.tools import doctor
 
     checks = doctor.examine()
-    if as_json:
-        _show(True, {"checks": [asdict(check) for check in checks]}, "")
-    else:
-        doctor.print_checks(checks)
+    _show(as_json, {"checks": [asdict(check) for check in checks]}, doctor.checks_text(checks))
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 

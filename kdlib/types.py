@@ -52,8 +52,8 @@ class FrameLabels:
         if self.boxes.shape != (count, 7):
             raise ValueError(f"{count} box ids but boxes of shape {self.boxes.shape}, expected ({count}, 7)")
         for name in ("types", "difficulty", "num_points", "velocity"):
-            if len(getattr(self, name)) != count:
-                raise ValueError(f"{count} boxes but {len(getattr(self, name))} values of '{name}'")
+            if (values := len(getattr(self, name))) != count:
+                raise ValueError(f"{count} boxes but {values} values of '{name}'")
 
     @staticmethod
     def empty() -> FrameLabels:
@@ -201,8 +201,5 @@ class LossTerms:
         """
         if not parts:
             raise ValueError("a loss needs at least one part")
-        values = list(parts.values())
-        loss = values[0]
-        for value in values[1:]:
-            loss = loss + value
-        return LossTerms(loss, dict(parts))
+        first, *others = parts.values()
+        return LossTerms(sum(others, first), dict(parts))

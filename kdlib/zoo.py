@@ -68,13 +68,20 @@ _VOXEL_GRID = GridConfig((-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15)
 _VOXEL_BACKBONE = BackboneConfig((5, 5), (1, 2), (128, 256), (1, 2), (256, 256))
 
 
-def _cp_voxel(name: str, encoder: float, backbone: float, shared: int) -> ModelConfig:
+def _cp_voxel(
+    name: str,
+    encoder: float,
+    backbone: float,
+    shared: int,
+    grid: GridConfig = _VOXEL_GRID,
+    center_limit: tuple[float, float, float, float, float, float] = _VOXEL_GRID.point_range,
+) -> ModelConfig:
     return ModelConfig(
         name=name,
-        grid=_VOXEL_GRID,
+        grid=grid,
         encoder=VoxelEncoderConfig(width=encoder),
         backbone=replace(_VOXEL_BACKBONE, width=backbone),
-        head=HeadConfig(shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=_VOXEL_GRID.point_range)),
+        head=HeadConfig(shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=center_limit)),
     )
 
 
@@ -83,24 +90,19 @@ CP_VOXEL_S = _cp_voxel("cp_voxel_s", 1.0, 0.5, 32)
 CP_VOXEL_XS = _cp_voxel("cp_voxel_xs", 0.75, 0.5, 32)
 CP_VOXEL_XXS = _cp_voxel("cp_voxel_xxs", 0.5, 0.25, 16)
 
-
-def _demo_voxel(name: str, encoder: float, backbone: float, shared: int) -> ModelConfig:
-    decode = DecodeConfig(center_limit=(-17.0, -17.0, -10.0, 17.0, 17.0, 10.0))
-    return replace(
-        _cp_voxel(name, encoder, backbone, shared),
-        grid=GridConfig((-15.36, -15.36, -2.0, 15.36, 15.36, 4.0), (0.12, 0.12, 0.15), 5),
-        head=HeadConfig(shared_channels=shared, stride=8, decode=decode),
-    )
-
-
 # The demo's voxel models are as narrow as CP-Voxel-XXS and half of that, and see 15 m, so that a CPU can train them.
-CP_VOXEL_DEMO = _demo_voxel("cp_voxel_demo", 0.5, 0.25, 16)
-CP_VOXEL_DEMO_XS = _demo_voxel("cp_voxel_demo_xs", 0.25, 0.125, 8)
+_DEMO_GRID = GridConfig((-15.36, -15.36, -2.0, 15.36, 15.36, 4.0), (0.12, 0.12, 0.15), 5)
+_DEMO_LIMIT = (-17.0, -17.0, -10.0, 17.0, 17.0, 10.0)
+CP_VOXEL_DEMO = _cp_voxel("cp_voxel_demo", 0.5, 0.25, 16, _DEMO_GRID, _DEMO_LIMIT)
+CP_VOXEL_DEMO_XS = _cp_voxel("cp_voxel_demo_xs", 0.25, 0.125, 8, _DEMO_GRID, _DEMO_LIMIT)
+
+
+def _two_stages(name: str, first: ModelConfig, second: SecondStageConfig) -> TwoStageConfig:
+    return TwoStageConfig(name, first.grid, first.encoder, first.backbone, first.head, second=second)
+
 
 # The teacher across stages (spec 4.6): CP-Voxel with a second stage.
-PV_RCNN_PP = TwoStageConfig(
-    name="pv_rcnn_pp", grid=CP_VOXEL.grid, encoder=CP_VOXEL.encoder, backbone=CP_VOXEL.backbone, head=CP_VOXEL.head
-)
+PV_RCNN_PP = _two_stages("pv_rcnn_pp", CP_VOXEL, SecondStageConfig())
 
 
 def _demo_pool(kind: PoolKind, reduced: int, radii: tuple[float, ...], channels: int, limit: int) -> VectorPoolConfig:
@@ -109,13 +111,10 @@ def _demo_pool(kind: PoolKind, reduced: int, radii: tuple[float, ...], channels:
 
 
 # The demo's second stage is as narrow as its first and leaves that as it is, so that what it adds can be told.
-PV_RCNN_PP_DEMO = TwoStageConfig(
-    name="pv_rcnn_pp_demo",
-    grid=CP_VOXEL_DEMO.grid,
-    encoder=CP_VOXEL_DEMO.encoder,
-    backbone=CP_VOXEL_DEMO.backbone,
-    head=CP_VOXEL_DEMO.head,
-    second=SecondStageConfig(
+PV_RCNN_PP_DEMO = _two_stages(
+    "pv_rcnn_pp_demo",
+    CP_VOXEL_DEMO,
+    SecondStageConfig(
         abstraction=SetAbstractionConfig(
             keypoints=512,
             raw=_demo_pool("local_interpolation", 2, (0.2, 0.4), 16, 1000),
@@ -133,6 +132,7 @@ PV_RCNN_PP_DEMO = TwoStageConfig(
         first_stage="frozen",
     ),
 )
+
 
 # The baselines of the latency table (spec 4.5).
 SECOND = replace(
@@ -175,22 +175,20 @@ def _pillar_pair(
     # The teacher looks at the student's range, on its own pillars (spec 1.4: 460, 468, 464 cells).
     half = student.grid.point_range[3]
     seen = replace(teacher, grid=_pillar_grid(half, teacher.grid.voxel_size[0], teacher.grid.max_points))
-    kd = KDConfig(LogitKDConfig(weight=7.0), LabelKDConfig(thresholds=thresholds), initialisation=initialisation)
+    kd = KDConfig(label=LabelKDConfig(thresholds), initialisation=initialisation)
     return Pair(name, seen, student, kd)
 
 
 def _voxel_pair(
-    name: str, teacher: ModelConfig, student: ModelConfig, weight: float, initialise_from: ModelConfig | None = None
+    name: str,
+    teacher: ModelConfig,
+    student: ModelConfig,
+    weight: float,
+    initialisation: Initialisation = "first",
+    initialise_from: ModelConfig | None = None,
 ) -> Pair:
-    logit = LogitKDConfig(weight=weight, regression_weight=0.2)
-    kd = KDConfig(logit=logit, label=LabelKDConfig(thresholds=(0.6, 0.6, 0.6)), initialisation="first")
+    kd = KDConfig(LogitKDConfig(weight=weight, regression_weight=0.2), initialisation=initialisation)
     return Pair(name, teacher, student, kd, initialise_from)
-
-
-def _cross_stage_pair(name: str, teacher: ModelConfig, student: ModelConfig) -> Pair:
-    # Heatmaps of the teacher's first stage, boxes of its second; the student starts from whatever has its names and shapes.
-    kd = KDConfig(LogitKDConfig(weight=15.0, regression_weight=0.2), LabelKDConfig(thresholds=(0.6, 0.6, 0.6)))
-    return Pair(name, teacher, student, kd)
 
 
 PAIRS: dict[str, Pair] = {
@@ -205,8 +203,9 @@ PAIRS: dict[str, Pair] = {
         _voxel_pair("cp_voxel_xs_sparsekd", CP_VOXEL, CP_VOXEL_XS, 15.0),
         _voxel_pair("cp_voxel_xxs_sparsekd", CP_VOXEL, CP_VOXEL_XXS, 15.0, initialise_from=CP_VOXEL_XS),  # XS trained without KD
         _voxel_pair("cp_voxel_demo_xs_sparsekd", CP_VOXEL_DEMO, CP_VOXEL_DEMO_XS, 15.0),
-        _cross_stage_pair("cp_voxel_from_pv_rcnn_pp", PV_RCNN_PP, CP_VOXEL),
-        _cross_stage_pair("cp_voxel_demo_from_pv_rcnn_pp_demo", PV_RCNN_PP_DEMO, CP_VOXEL_DEMO),
+        # Heatmaps of the teacher's first stage, boxes of its second; the student starts from whatever has its names and shapes.
+        _voxel_pair("cp_voxel_from_pv_rcnn_pp", PV_RCNN_PP, CP_VOXEL, 15.0, "matching"),
+        _voxel_pair("cp_voxel_demo_from_pv_rcnn_pp_demo", PV_RCNN_PP_DEMO, CP_VOXEL_DEMO, 15.0, "matching"),
     )
 }
 

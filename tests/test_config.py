@@ -103,7 +103,7 @@ RANGE = (-20.48, -20.48, -2.0, 20.48, 20.48, 4.0)
         (lambda: replace(zoo.CP_PILLAR.backbone, width=0), "width"),
         (lambda: replace(zoo.CP_PILLAR, head=HeadConfig(heads=(("Vehicle",), ("Pedestrian",)))), "Cyclist"),
         (lambda: replace(zoo.CP_PILLAR, head=HeadConfig(heads=(("Vehicle", "Pedestrian", "Cyclist"), ("Cyclist",)))), "once"),
-        (lambda: TrainConfig(epochs=0), "epochs must be at least 1, not 0"),
+        (lambda: TrainConfig(epochs=0), "epochs must be positive, not 0"),
         (lambda: TrainConfig(batch_size=0), "batch_size"),
         (lambda: TrainConfig(interval=0), "interval"),
         (lambda: TrainConfig(accumulate=-1), "accumulate"),

@@ -19,6 +19,14 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def require_positive(config: Any, *names: str) -> None:
+    """Raise a ConfigError unless these settings, numbers or tuples of numbers, are positive and none is empty."""
+    for name in names:
+        value = getattr(config, name)
+        least = min(value, default=0) if isinstance(value, tuple) else value
+        require(least > 0, f"{type(config).__name__}: {name} must be positive, not {value}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kdlib.config.codec import require
+from kdlib.config.codec import require, require_positive
 
 PivotalForm = Literal["all", "confidence", "rank", "center", "gaussian", "instances"]  # "instances": GID's choice of boxes
 FeatureForm = Literal["map", "foreground", "rois", "attention", "affinity", "local"]
@@ -79,7 +79,7 @@ class FeatureKDConfig:
     def __post_init__(self) -> None:
         """Check signs."""
         require(min(self.weight, self.relation_weight) >= 0, f"weights must not be negative: {self}")
-        require(min(self.roi_grid, self.samples, self.neighbours) >= 1, f"roi_grid, samples, neighbours start at 1: {self}")
+        require_positive(self, "roi_grid", "samples", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class KDScheduleConfig:
         """Check shares."""
         require(0 <= self.warm_up and 0 <= self.decay and self.warm_up + self.decay <= 1, f"shares must fit into 1: {self}")
         require(0 <= self.floor <= 1, f"floor must be in [0, 1], not {self.floor}")
+        ignored = self.floor != 0 and self.decay == 0
+        require(not ignored, f"a schedule without decay would ignore floor {self.floor}; set decay, or floor to 0")
 
 
 @dataclass(frozen=True)

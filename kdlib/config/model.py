@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdlib.config.codec import require
+from kdlib.config.codec import require, require_positive
 
 CLASS_NAMES = ("Vehicle", "Pedestrian", "Cyclist")
 
@@ -20,18 +20,16 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         """Check that the range is a whole, positive number of voxels."""
-        low, high = self.point_range[:3], self.point_range[3:]
-        for axis, (a, b, size) in enumerate(zip(low, high, self.voxel_size)):
+        for axis, (a, b, size) in enumerate(zip(self.point_range, self.point_range[3:], self.voxel_size)):
             require(b > a and size > 0, f"axis {axis}: range {a}..{b} with voxel size {size} is empty")
             cells = (b - a) / size
             require(abs(cells - round(cells)) < 1e-3, f"axis {axis}: range {a}..{b} is {cells:.3f} voxels of {size} m, not whole")
-        require(self.max_points > 0 and self.max_voxels > 0, "max_points and max_voxels must be positive")
+        require_positive(self, "max_points", "max_voxels")
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
         """Number of cells along x, y, z."""
-        low, high = self.point_range[:3], self.point_range[3:]
-        nx, ny, nz = (round((b - a) / s) for a, b, s in zip(low, high, self.voxel_size))
+        nx, ny, nz = (round((b - a) / s) for a, b, s in zip(self.point_range, self.point_range[3:], self.voxel_size))
         return nx, ny, nz
 
 
@@ -82,7 +80,7 @@ class BackboneConfig:
         """Check that every level has all five numbers."""
         lengths = {len(x) for x in (self.layers, self.strides, self.filters, self.upsample_strides, self.upsample_filters)}
         require(len(lengths) == 1, "layers, strides, filters, upsample_strides, upsample_filters need one entry per level")
-        require(self.width > 0, f"width must be positive, not {self.width}")
+        require_positive(self, "width")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -142,7 +140,7 @@ class AnchorConfig:
 
     def __post_init__(self) -> None:
         """Check sizes and the order of the two thresholds."""
-        require(min(self.size) > 0, f"anchor of {self.class_name}: sizes must be positive, not {self.size}")
+        require_positive(self, "size")
         require(
             0 <= self.negative_iou <= self.positive_iou <= 1,
             f"anchor of {self.class_name}: 0 <= negative_iou {self.negative_iou} <= positive_iou {self.positive_iou} <= 1 fails",

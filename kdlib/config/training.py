@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kdlib.config.codec import require
+from kdlib.config.codec import require, require_positive
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ObjectSamplingConfig:
     def __post_init__(self) -> None:
         """Check signs."""
         require(min(self.counts, default=0) >= 0, f"counts must not be negative: {self.counts}")
-        require(self.min_points >= 1, f"min_points must be at least 1, not {self.min_points}")
+        require_positive(self, "min_points")
         require(min(self.extra_width) >= 0, f"extra_width must not be negative: {self.extra_width}")
 
 
@@ -54,9 +54,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check signs."""
-        for name in ("epochs", "batch_size", "interval", "accumulate", "checkpoint_steps"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require_positive(self, "epochs", "batch_size", "learning_rate", "interval", "accumulate", "checkpoint_steps")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from kdlib.config.codec import require
+from kdlib.config.codec import require, require_positive
 from kdlib.config.model import HeadConfig, ModelConfig, VoxelEncoderConfig
 
 PoolKind = Literal["local_interpolation", "voxel_random_choice"]
@@ -30,18 +30,13 @@ class VectorPoolConfig:
 
     def __post_init__(self) -> None:
         """Check that there is a radius for each group and nothing is empty."""
-        require(self.kind in ("local_interpolation", "voxel_random_choice"), f"there is no vector pooling of kind '{self.kind}'")
+        require(self.kind in get_args(PoolKind), f"there is no vector pooling of kind '{self.kind}'")
         require(
             len(self.voxels) == len(self.radii) > 0,
             f"vector pooling needs one radius per group of local voxels: {len(self.radii)} radii, {len(self.voxels)} groups",
         )
-        require(min(self.radii) > 0, f"radii must be positive, not {self.radii}")
-        sizes = (self.reduced, self.voxel_channels, self.limit, *(n for group in self.voxels for n in group))
-        require(min(sizes) > 0, f"channels, local voxels and limit must be positive: {self}")
-        require(
-            len(self.group_channels) > 0 and len(self.channels) > 0 and min(*self.group_channels, *self.channels) > 0,
-            f"both MLPs need positive channels, not {self.group_channels} and {self.channels}",
-        )
+        require(min(map(min, self.voxels)) > 0, f"numbers of local voxels must be positive, not {self.voxels}")
+        require_positive(self, "radii", "reduced", "voxel_channels", "limit", "group_channels", "channels")
 
 
 _NEIGHBOURS = 1000  # as many as the original's kernel has room for
@@ -65,7 +60,7 @@ class SetAbstractionConfig:
 
     def __post_init__(self) -> None:
         """Check the counts and that each level has a stride and a margin."""
-        require(self.keypoints > 0 and self.sectors > 0 and self.fused > 0, "keypoints, sectors and fused must be positive")
+        require_positive(self, "keypoints", "sectors", "fused")
         require(
             len(self.strides) == len(self.levels) and len(self.margins) == len(self.levels) + 1,
             f"{len(self.levels)} levels need as many strides and one margin more, not {self.strides} and {self.margins}",
@@ -102,9 +97,8 @@ class RoiHeadConfig:
 
     def __post_init__(self) -> None:
         """Check counts and shares."""
-        require(self.grid > 0, f"the grid of a RoI needs points along each side, not {self.grid}")
+        require_positive(self, "grid", "shared", "branches")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
-        require(min(*self.shared, *self.branches) > 0, f"channels must be positive, not {self.shared} and {self.branches}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class RoiSamplingConfig:
 
     def __post_init__(self) -> None:
         """Check counts and thresholds."""
-        require(self.rois > 0, f"rois must be positive, not {self.rois}")
+        require_positive(self, "rois")
         require(0 <= self.foreground <= 1 and 0 <= self.hard <= 1, f"shares must be in [0, 1]: {self}")
         require(0 <= self.easy_iou <= self.foreground_iou <= 1, f"0 <= easy_iou <= foreground_iou <= 1 fails: {self}")
         require(0 <= self.score_iou[0] < self.score_iou[1] <= 1, f"score_iou must rise within [0, 1], not {self.score_iou}")

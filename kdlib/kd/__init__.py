@@ -6,7 +6,7 @@
     adapter, roi_grid, local, feature       features of both -> kd_feature, kd_relation
     schedule    how far the training is -> the factor of all kd_ terms
     objective   Plain (student alone) and Distillation (all of it) -> LossTerms
-    watch, report       values of the terms -> an error where one does nothing, the startup report
+    watch       values of the terms -> an error where one does nothing, the startup report
     initialise  the teacher's matching tensors -> the student, before training
 
 A term is a pure function of the student's and the teacher's :class:`~kdlib.types.HeadOutput`; logits and probabilities are never

@@ -131,31 +131,31 @@ def bev_levels(state: Mapping[str, Tensor]) -> int:
 
 
 def _pillars(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], AxisSource]:
-    found: list[Layer] = []
+    chain: list[Layer] = []
     source, bev = FIXED, FIXED
-    while f"{(name := _PILLAR_LAYER.format(len(found)))}.weight" in state:
-        group = f"pillar layer {len(found)}"
-        found.append(Layer(name, source, group, f"{name.rpartition('.')[0]}.norm"))
+    while f"{(name := _PILLAR_LAYER.format(len(chain)))}.weight" in state:
+        group = f"pillar layer {len(chain)}"
+        chain.append(Layer(name, source, group, f"{name.rpartition('.')[0]}.norm"))
         source, bev = AxisSource((group, group), flat=wiring != "true"), AxisSource((group,))
-    return found, bev
+    return chain, bev
 
 
 def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], AxisSource]:
-    found: list[Layer] = []
+    chain: list[Layer] = []
     source, group = FIXED, ""
     for prefix in _parts(state):
         short = prefix.partition(".")[2]
         if f"{prefix}.conv1.weight" in state:
             inner = f"{short} inside"
             group = f"{short} sum" if wiring == "legacy" else group
-            found.append(Layer(f"{prefix}.conv1", source, inner, f"{prefix}.bn1"))
-            found.append(Layer(f"{prefix}.conv2", AxisSource((inner,)), group, f"{prefix}.bn2"))
+            chain.append(Layer(f"{prefix}.conv1", source, inner, f"{prefix}.bn1"))
+            chain.append(Layer(f"{prefix}.conv2", AxisSource((inner,)), group, f"{prefix}.bn2"))
         else:
             group = short
-            found.append(Layer(f"{prefix}.0", source, group, f"{prefix}.1"))
+            chain.append(Layer(f"{prefix}.0", source, group, f"{prefix}.1"))
         source = AxisSource((group,))
     levels = bev_levels(state)
-    return found, AxisSource((group,) * levels) if wiring == "legacy" else AxisSource((group,), levels)
+    return chain, AxisSource((group,) * levels) if wiring == "legacy" else AxisSource((group,), levels)
 
 
 def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -172,17 +172,17 @@ def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _levels(state: Mapping[str, Tensor], bev: AxisSource, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
-    found: list[Layer] = []
+    chain: list[Layer] = []
     joined: list[str] = []
     while f"{(deblock := f'backbone_2d.deblocks.{len(joined)}')}.0.weight" in state:
         block, place = f"backbone_2d.blocks.{len(joined)}", 1  # behind the padding; convolution, norm and ReLU from there on
         while f"{block}.{place}.weight" in state:
             group = f"blocks.{len(joined)}.{place}"
-            found.append(Layer(f"{block}.{place}", bev, group, f"{block}.{place + 1}"))
+            chain.append(Layer(f"{block}.{place}", bev, group, f"{block}.{place + 1}"))
             bev, place = AxisSource((group,)), place + 3
-        found.append(Layer(f"{deblock}.0", bev, f"deblocks.{len(joined)}", f"{deblock}.1", transposed=True))
+        chain.append(Layer(f"{deblock}.0", bev, f"deblocks.{len(joined)}", f"{deblock}.1", transposed=True))
         joined.append(f"deblocks.{len(joined)}")
-    return found, AxisSource(tuple(joined), flat=wiring == "flat")
+    return chain, AxisSource(tuple(joined), flat=wiring == "flat")
 
 
 def _head(state: Mapping[str, Tensor], joined: AxisSource) -> Iterator[Layer]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdlib.config import KDConfig, KDScheduleConfig, ModelConfig
+from kdlib.config import KDConfig, KDScheduleConfig, LogitKDConfig, ModelConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.adapter import feature_width
 from kdlib.kd.feature import check_feature, feature_weights
-from kdlib.kd.logit import check_regression, logit_weights
-from kdlib.kd.pivotal import check_positions
-from kdlib.kd.roi_grid import Region
-from kdlib.kd.schedule import check_schedule
+from kdlib.kd.logit import logit_weights
+from kdlib.kd.roi_grid import bev_region
 from kdlib.kd.teacher import Teacher
-from kdlib.kd.term import Term, check_terms
+from kdlib.kd.term import Term
 from kdlib.models.detector import CenterPoint, Detector
 
 
@@ -53,28 +51,45 @@ def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig, extra: 
             "give the teacher the student's point_range"
         )
     logit, feature = config.logit, config.feature
-    active = {**logit_weights(logit), **feature_weights(feature)}
-    if config.label is None and not active and not extra:
+    names = [*logit_weights(logit), *feature_weights(feature), *(term.name for term in extra)]
+    if config.label is None and not names:
         raise ConfigError("the recipe has neither logit nor label nor feature distillation; train the student with Plain")
-    if config.schedule != KDScheduleConfig() and not active and not extra:
+    if config.schedule != KDScheduleConfig() and not names:
         raise ConfigError("the schedule weighs distillation terms, and label distillation is none; leave it at its default")
-    check_schedule(config.schedule)
-    check_terms(extra, active)
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"there is a term '{name}' already; give yours another name")
     if logit is not None:
-        check_positions(logit)
-        check_regression(logit, _map_size(ours), _map_size(theirs))
-        if min(logit.weight, logit.regression_weight, logit.rank_weight) < 0:
-            raise ConfigError(f"weights must not be negative: {logit.weight}, {logit.regression_weight}, {logit.rank_weight}")
+        check_logit(logit, _map_size(ours), _map_size(theirs))
     if feature is not None:
         check_feature(feature, feature_width(student, feature.form), feature_width(teacher.model, feature.form))
     if config.label is not None and len(config.label.thresholds) != len(ours.class_names):
         raise ConfigError(f"{len(config.label.thresholds)} label thresholds for {len(ours.class_names)} classes; they must match")
 
 
-def bev_region(config: ModelConfig) -> Region:
-    """Return the metres that a model's maps span."""
-    low_x, low_y, _, high_x, high_y, _ = config.grid.point_range
-    return low_x, low_y, high_x, high_y
+def check_logit(config: LogitKDConfig, student: tuple[int, int], teacher: tuple[int, int]) -> None:
+    """Refuse settings of logit distillation that contradict each other or do not fit the sizes (H, W) of the two maps.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    if config.positions == "all" and config.threshold > 0:
+        raise ConfigError(
+            f"positions 'all' would ignore the threshold {config.threshold}; set positions to 'confidence' or threshold to 0"
+        )
+    if config.positions == "rank" and config.rank < 1:
+        raise ConfigError(f"positions 'rank' needs a rank of at least 1, not {config.rank}")
+    if config.positions == "instances" and config.instances < 1:
+        raise ConfigError(f"positions 'instances' needs at least 1 of them, not {config.instances}")
+    if config.rank_weight != 0 and config.rank < 2:
+        raise ConfigError(f"rank_weight {config.rank_weight} compares entries with each other, so rank must be at least 2")
+    if config.regression_weight != 0 and student != teacher:  # the original turned this into 0 without a word
+        raise ConfigError(
+            f"regression_weight {config.regression_weight} needs equal maps, but the student has {student[0]} x {student[1]} "
+            f"cells and the teacher {teacher[0]} x {teacher[1]}; set regression_weight to 0"
+        )
+    if min(config.weight, config.regression_weight, config.rank_weight) < 0:
+        raise ConfigError(f"weights must not be negative: {config.weight}, {config.regression_weight}, {config.rank_weight}")
 
 
 def _map_size(config: ModelConfig) -> tuple[int, int]:

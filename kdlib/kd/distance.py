@@ -11,11 +11,6 @@ from kdlib.errors import ConfigError
 EPSILON = 1e-6
 
 
-def wide(values: Tensor) -> Tensor:
-    """Return values in at least 32 bits."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def channel_distance(student: Tensor, teacher: Tensor, distance: str, dim: int = 1) -> Tensor:
     """Return the distance of features of one shape, averaged over their channel axis ``dim``, which leaves.
 

@@ -1,4 +1,4 @@
-"""Feature distillation: feature maps of student and teacher enter, the named, weighted parts of the loss leave.
+"""Feature distillation: feature maps of student and teacher enter, parts of the loss leave.
 
 Every form is a pure function of two tensors; :func:`feature_kd` prepares them: the adapter brings the student's map to the
 teacher's width on the student's grid, then maps meet on one grid (``map``, ``foreground``, ``attention``) or are read at the same
@@ -8,7 +8,7 @@ places in metres (``rois``, ``affinity``), where grids do not matter.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from kdlib.config import FeatureKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
-from kdlib.kd.distance import EPSILON, channel_distance, wide
+from kdlib.kd.distance import EPSILON, channel_distance
 from kdlib.kd.local import local_kd
 from kdlib.kd.roi_grid import Region, roi_grid_pool
 from kdlib.kd.term import Need, StepContext
 from kdlib.models import ranks
+from kdlib.models.losses.loss_part import LossPart, weighed
+from kdlib.models.precision import wide
 from kdlib.types import Detections, GroundTruth, HeadTargets
 
 # The settings a form reads, besides those that all read.
@@ -37,14 +39,6 @@ _READ: Mapping[str, set[str]] = {
 }
 _ALL_READ = {"form", "weight", "distance", "adapter"}
 WITHOUT_CHANNELS = ("attention", "affinity")  # compare no channels, so widths may differ
-
-
-@dataclass(frozen=True)
-class FeatureTerms:
-    """What feature distillation adds to a loss."""
-
-    parts: Mapping[str, Tensor]  # weighted
-    positions: Tensor | int | None  # cells, boxes or places compared; None for the whole map
 
 
 def feature_weights(config: FeatureKDConfig | None) -> dict[str, float]:
@@ -142,7 +136,7 @@ def affinity(pooled: Tensor) -> Tensor:
     return cells.transpose(2, 3) @ cells / (length[..., :, None] * length[..., None, :]).clamp(min=EPSILON)
 
 
-def boxes_of_interest(truth: GroundTruth, found: Sequence[Detections], config: FeatureKDConfig) -> tuple[Tensor, Tensor]:
+def boxes_of_interest(truth: GroundTruth, teacher: Sequence[Detections], config: FeatureKDConfig) -> tuple[Tensor, Tensor]:
     """Return boxes (B, M, 7), padded, and which of them (B, M) count: annotated ones, or the teacher's of enough score.
 
     The teacher's are decoded without NMS, as in the original, so an object may have several. Boxes without area do not count.
@@ -155,17 +149,20 @@ def boxes_of_interest(truth: GroundTruth, found: Sequence[Detections], config: F
     if config.rois == "truth":
         boxes, valid = truth.boxes, truth.labels > 0
     else:
-        if len(found) != len(truth.boxes):
-            raise ValueError(f"teacher boxes of {len(found)} frames but ground truth of {len(truth.boxes)}")
-        kept = [one.boxes[one.scores > config.roi_score].to(truth.boxes.dtype) for one in found]
-        longest = max((len(some) for some in kept), default=0)
-        boxes = torch.stack([F.pad(some, (0, 0, 0, longest - len(some))) for some in kept])
-        valid = torch.arange(longest, device=boxes.device) < boxes.new_tensor([len(some) for some in kept])[:, None]
+        if len(teacher) != len(truth.boxes):
+            raise ValueError(f"teacher boxes of {len(teacher)} frames but ground truth of {len(truth.boxes)}")
+        kept = [frame.boxes[frame.scores > config.roi_score].to(truth.boxes.dtype) for frame in teacher]
+        counts = [len(rows) for rows in kept]
+        longest = max(counts, default=0)
+        boxes = torch.stack([F.pad(rows, (0, 0, 0, longest - len(rows))) for rows in kept])
+        valid = torch.arange(longest, device=boxes.device) < boxes.new_tensor(counts)[:, None]
     return boxes, valid & (boxes[..., 3:5] > 0).all(dim=-1)
 
 
-def feature_needs(config: FeatureKDConfig) -> frozenset[Need]:
+def feature_needs(config: FeatureKDConfig | None) -> frozenset[Need]:
     """Return what the teacher has to answer besides its heads' maps."""
+    if config is None or not feature_weights(config):
+        return frozenset()
     if config.form == "local":
         return frozenset({"sites"})
     needs: set[Need] = {"bev"}
@@ -176,8 +173,8 @@ def feature_needs(config: FeatureKDConfig) -> frozenset[Need]:
     return frozenset(needs)
 
 
-def feature_kd(context: StepContext, config: FeatureKDConfig, adapter: nn.Module, region: Region) -> FeatureTerms:
-    """Return the weighted parts ``kd_feature`` and ``kd_relation``; a part with weight 0 is left out.
+def feature_kd(context: StepContext, config: FeatureKDConfig, adapter: nn.Module, region: Region) -> list[LossPart]:
+    """Return the parts ``kd_feature`` and ``kd_relation``; a part with weight 0 is left out.
 
     Args:
         context: What both networks said, the teacher with what :func:`feature_needs` names; only the student gets a gradient.
@@ -188,39 +185,38 @@ def feature_kd(context: StepContext, config: FeatureKDConfig, adapter: nn.Module
     Raises:
         ValueError: If what the form needs is missing.
     """
-    if config.weight == config.relation_weight == 0:
-        return FeatureTerms({}, None)
+    if not feature_weights(config):
+        return []
     student, teacher = context.prediction, context.answer
     with torch.autocast(student.bev.device.type, enabled=False):  # 16 bits would round small distances away
         if config.form == "local":
-            ours, theirs = _need(student.sites, "sites"), _need(teacher.sites, "sites")
-            value, places = local_kd(ours, theirs, config, adapter)
-            return FeatureTerms({"kd_feature": config.weight * value}, places)
+            value, places = local_kd(_need(student.sites, "sites"), _need(teacher.sites, "sites"), config, adapter)
+            return [weighed("kd_feature", config.weight, value, places)]
         own, other = adapter(wide(student.bev)), wide(_need(teacher.bev, "bev"))
         if config.form in ("rois", "affinity"):
-            return _in_boxes(own, other, boxes_of_interest(context.batch.truth, teacher.boxes, config), config, region)
+            boxes, valid = boxes_of_interest(context.batch.truth, teacher.boxes, config)
+            own, other = (roi_grid_pool(maps, boxes, region, config.roi_grid) for maps in (own, other))
+            return _in_boxes(own, other, valid, config)
         if config.form == "attention":
             own, other = attention(own), attention(other)
         height, width = (other if config.target == "teacher" else own).shape[-2:]
         own, other = (align_maps(maps, (height, width), align_corners=config.align_corners) for maps in (own, other))
-        marks = teacher.targets if config.target == "teacher" else context.targets
-        mask = foreground(marks) if config.form == "foreground" else None
+        mask = None
+        if config.form == "foreground":
+            mask = foreground(teacher.targets if config.target == "teacher" else context.targets)
         value = map_distance(own, other, config.distance, mask)
-        return FeatureTerms({"kd_feature": config.weight * value}, None if mask is None else (mask > 0).sum())
+        return [weighed("kd_feature", config.weight, value, None if mask is None else (mask > 0).sum())]
 
 
-def _in_boxes(
-    student: Tensor, teacher: Tensor, interest: tuple[Tensor, Tensor], config: FeatureKDConfig, region: Region
-) -> FeatureTerms:
-    boxes, valid = interest
-    ours, theirs = (roi_grid_pool(maps, boxes, region, config.roi_grid) for maps in (student, teacher))
-    parts: dict[str, Tensor] = {}
+def _in_boxes(ours: Tensor, theirs: Tensor, valid: Tensor, config: FeatureKDConfig) -> list[LossPart]:
+    parts = []
     if config.weight != 0:
         pair = (affinity(ours), affinity(theirs)) if config.form == "affinity" else (ours, theirs)
-        parts["kd_feature"] = config.weight * roi_distance(*pair, valid, config.distance)
+        parts.append(weighed("kd_feature", config.weight, roi_distance(*pair, valid, config.distance), valid.sum()))
     if config.relation_weight != 0:
-        parts["kd_relation"] = config.relation_weight * relation_distance(ours, theirs, valid)
-    return FeatureTerms(parts, valid.sum())
+        value = relation_distance(ours, theirs, valid)
+        parts.append(weighed("kd_relation", config.relation_weight, value, valid.sum()))
+    return parts
 
 
 def _need(value: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
-from kdlib.kd.remap import Part, Remapped, digest, remap, spell
+from kdlib.kd.remap import Part, Remapped, remap
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,12 @@ class CopyRow:
         return "not asked for" if self.student == self.teacher else "shapes differ"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; indices themselves are in the report's groups."""
-        axes = [
-            {"axis": part.axis, "groups": list(part.source.groups), "kept": len(part.kept), "of": part.of}
-            | {"selection": spell(part.kept, part.of), "digest": digest(part.kept)}
-            for part in self.parts
-        ]
-        return {
-            "name": self.name,
-            "teacher": None if self.teacher is None else list(self.teacher),
-            "student": None if self.student is None else list(self.student),
-            "copied": self.copied,
-            "axes": axes,
-            "reason": self.reason,
+        """Return plain JSON values."""
+        shapes = {
+            side: None if shape is None else list(shape) for side, shape in (("teacher", self.teacher), ("student", self.student))
         }
+        axes = [part.to_dict() for part in self.parts]
+        return {"name": self.name, **shapes, "copied": self.copied, "axes": axes, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -117,35 +109,25 @@ def initialise(student: nn.Module, teacher_state: Mapping[str, Tensor], how: Ini
     if how not in get_args(Initialisation):
         raise ConfigError(f"unknown initialisation '{how}'; use one of {', '.join(get_args(Initialisation))}")
     own = student.state_dict()
-    given = _given(own, teacher_state, how)
+    given = Remapped({})
+    if how == "matching":
+        given = Remapped({n: v for n, v in teacher_state.items() if n in own and own[n].shape == v.shape})
+        if not any(value.is_floating_point() for value in given.tensors.values()):
+            raise ConfigError(
+                f"none of the teacher's {len(teacher_state)} tensors has the name and shape of one of the student's {len(own)}; "
+                "is it of the same family?"
+            )
+    elif how != "none":
+        given = remap(teacher_state, own, how)
+    ours, theirs = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, teacher_state))
     rows = [
-        CopyRow(name, tuple(value.shape), _shape(teacher_state.get(name)), name in given.tensors, given.parts.get(name, ()))
-        for name, value in own.items()
+        CopyRow(name, ours.get(name), theirs.get(name), name in given.tensors, given.parts.get(name, ()))
+        for name in (*ours, *(name for name in theirs if name not in ours))
     ]
-    rows += [CopyRow(name, None, tuple(value.shape), False) for name, value in teacher_state.items() if name not in own]
     with torch.no_grad():
         for name, value in given.tensors.items():
             own[name].copy_(value)
     return CopyReport(how, tuple(rows), given.kept)
-
-
-def _given(own: Mapping[str, Tensor], teacher_state: Mapping[str, Tensor], how: Initialisation) -> Remapped:
-    """Return what the student takes over, in the student's shapes."""
-    if how == "none":
-        return Remapped({})
-    if how != "matching":
-        return remap(teacher_state, own, how)
-    both = {n: v for n, v in teacher_state.items() if n in own and own[n].shape == v.shape}
-    if not any(value.is_floating_point() for value in both.values()):
-        raise ConfigError(
-            f"none of the teacher's {len(teacher_state)} tensors has the name and shape of one of the student's {len(own)}; "
-            "is it of the same family?"
-        )
-    return Remapped(both)
-
-
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
 
 
 def _spelled(shape: tuple[int, ...] | None) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdlib.kd.distance import wide
 from kdlib.kd.roi_grid import Region
 from kdlib.models.geometry.boxes import points_in_boxes
 from kdlib.models.geometry.nms import rotated_nms
 from kdlib.models.losses.box_regression import gather_codes
+from kdlib.models.precision import wide
 from kdlib.types import HeadOutput
 
 OVERLAP = 0.3  # bird's-eye IoU above which two boxes are one instance, as in the paper
@@ -42,13 +42,13 @@ def instance_cells(ours: Tensor, theirs: Tensor, student: HeadOutput, teacher: H
     places = centres[cell]
     boxes = torch.where(better[..., None], boxes_at(teacher, places, region), boxes_at(student, places, region))
     usable = (score > 0) & boxes.isfinite().all(dim=-1)
-    found = ours.new_zeros((len(ours), height * width))
+    inside = ours.new_zeros((len(ours), height * width))
     for frame in range(len(ours)):
         mine = usable[frame].nonzero()[:, 0]
         kept = mine[rotated_nms(boxes[frame, mine], score[frame, mine], OVERLAP, len(mine), count)]
-        found[frame] = _inside(centres, boxes[frame, kept]).to(found.dtype)
-        found[frame, cell[frame, kept]] = 1
-    return found.view(-1, height, width)
+        inside[frame] = _inside(centres, boxes[frame, kept]).to(inside.dtype)
+        inside[frame, cell[frame, kept]] = 1
+    return inside.view(-1, height, width)
 
 
 def cell_centres(height: int, width: int, region: Region, *, like: Tensor) -> Tensor:

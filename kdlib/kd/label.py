@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,15 +13,9 @@ from kdlib.models.geometry.nms import rotated_nms
 from kdlib.models.geometry.rotated_iou import bev_iou, volume_iou
 from kdlib.types import Detections, GroundTruth
 
-LabelScore = Literal["class", "iou", "mixed"]
-
 
 def confident(
-    found: Detections,
-    thresholds: Sequence[float],
-    *,
-    score: LabelScore = "class",
-    annotated: tuple[Tensor, Tensor] | None = None,
+    detections: Detections, thresholds: Sequence[float], annotated: tuple[Tensor, Tensor], score: str = "class"
 ) -> Detections:
     """Return the detections whose mark exceeds the threshold of their class, in float32 and strictly, order kept.
 
@@ -30,32 +23,25 @@ def confident(
     for ``mixed`` that with an annotated box of the first class (vehicles) if it is one itself, else the score.
 
     Args:
-        found: A frame's detections.
+        detections: Of a frame.
         thresholds: One per class.
+        annotated: Boxes (M, 7) and labels (M,) of the frame.
         score: The kind of mark.
-        annotated: Boxes (M, 7) and labels (M,) of the frame; needed unless ``score`` is ``class``.
 
     Raises:
-        ConfigError: If a label has no threshold or ``score`` is unknown.
-        ValueError: If annotated boxes are missing.
+        ConfigError: If a label has no threshold.
 
     Source: spec section 7.4; goldens of the original show that its ``mixed`` asks for a box of the first class.
     """
-    if found.labels.numel() and int(found.labels.max()) > len(thresholds):
-        raise ConfigError(
-            f"a teacher box has label {int(found.labels.max())} but only {len(thresholds)} classes have a threshold"
-        )
-    if score not in get_args(LabelScore):
-        raise ConfigError(f"unknown label score '{score}'; use one of {', '.join(get_args(LabelScore))}")
-    marks = found.scores.float()
+    labels = detections.labels
+    if labels.numel() and int(labels.max()) > len(thresholds):
+        raise ConfigError(f"a teacher box has label {int(labels.max())} but only {len(thresholds)} classes have a threshold")
+    marks = detections.scores.float()
     if score != "class":
-        if annotated is None:
-            raise ValueError(f"label score '{score}' compares with annotated boxes, and none were given")
-        boxes, labels = annotated
-        overlap = _best_overlap(found.boxes, boxes if score == "iou" else boxes[labels == 1])
-        marks = overlap if score == "iou" else torch.where(found.labels == 1, overlap, marks)
-    limits = marks.new_tensor(list(thresholds))
-    return _take(found, marks > limits[found.labels - 1])
+        boxes, kinds = annotated
+        overlap = _best_overlap(detections.boxes, boxes if score == "iou" else boxes[kinds == 1])
+        marks = overlap if score == "iou" else torch.where(labels == 1, overlap, marks)
+    return _take(detections, marks > marks.new_tensor(list(thresholds))[labels - 1])
 
 
 def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
@@ -64,25 +50,17 @@ def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
     return volume_iou(boxes.to(others.dtype), others).amax(dim=1).float()
 
 
-def merge_labels(
-    teacher: Sequence[Detections],
-    truth: GroundTruth,
-    config: LabelKDConfig,
-    max_objects: int = 500,
-    *,
-    legacy: bool = False,
-) -> GroundTruth:
+def merge_labels(teacher: Sequence[Detections], truth: GroundTruth, config: LabelKDConfig, max_objects: int = 500) -> GroundTruth:
     """Return confident teacher boxes and ground truth as one set of labels, at most ``max_objects`` per frame.
 
-    Ground truth always stays: where both exceed the limit, the teacher's boxes of lowest score leave. With ``legacy`` nothing is
-    dropped here, so that target assignment cuts the tail of the list, whatever it holds, as the original does (pains B13).
+    Ground truth always stays: where both exceed the limit, the teacher's boxes of lowest score leave. (The original cuts the tail
+    of the list in target assignment, whatever it holds; pains B13.)
 
     Args:
         teacher: One entry per frame, decoded without NMS; near-duplicates are kept unless ``config.dedupe_iou`` is set.
         truth: Annotated boxes.
         config: Thresholds, order, duplicates.
         max_objects: Slots of target assignment.
-        legacy: Reproduce the original's truncation.
 
     Raises:
         ConfigError: If a label has no threshold.
@@ -93,51 +71,56 @@ def merge_labels(
     frames = truth.boxes.shape[0]
     if len(teacher) != frames:
         raise ValueError(f"teacher boxes of {len(teacher)} frames but ground truth of {frames}")
-    merged = [_merge_frame(teacher[b], truth.boxes[b], truth.labels[b], config, max_objects, legacy) for b in range(frames)]
+    merged = [_merge_frame(*frame, config, max_objects) for frame in zip(teacher, truth.boxes, truth.labels)]
     longest = max((len(labels) for _, labels in merged), default=0)
     boxes = truth.boxes.new_zeros(frames, longest, 7)
     labels = truth.labels.new_zeros(frames, longest)
-    for frame, (some, named) in enumerate(merged):
-        boxes[frame, : len(some)] = some
-        labels[frame, : len(named)] = named
+    for frame, (own_boxes, own_labels) in enumerate(merged):
+        boxes[frame, : len(own_boxes)] = own_boxes
+        labels[frame, : len(own_labels)] = own_labels
     return GroundTruth(boxes, labels)
 
 
+def labels_added(truth: GroundTruth, labels: GroundTruth, config: LabelKDConfig | None) -> int | None:
+    """Return how many labels are the teacher's; None without label distillation."""
+    if config is None:
+        return None
+    return int((labels.labels > 0).sum()) - (int((truth.labels > 0).sum()) if config.use_truth else 0)
+
+
 def _merge_frame(
-    found: Detections, boxes: Tensor, labels: Tensor, config: LabelKDConfig, max_objects: int, legacy: bool
+    teacher: Detections, boxes: Tensor, labels: Tensor, config: LabelKDConfig, max_objects: int
 ) -> tuple[Tensor, Tensor]:
     valid = labels > 0
     boxes, labels = boxes[valid], labels[valid]
-    found = confident(found, config.thresholds, score=config.score, annotated=(boxes, labels))
+    teacher = confident(teacher, config.thresholds, (boxes, labels), config.score)
     if not config.use_truth:
         boxes, labels = boxes[:0], labels[:0]
     if config.dedupe_iou is not None:
-        found = _without_duplicates(found, boxes, labels, config.dedupe_iou)
+        teacher = _without_duplicates(teacher, boxes, labels, config.dedupe_iou)
     room = max(max_objects - len(labels), 0)
-    if not legacy and len(found.labels) > room:
-        best = found.scores.topk(room).indices.sort().values
-        found = _take(found, best)
-    first, second = (found.boxes.to(boxes.dtype), boxes), (found.labels, labels)
-    if not config.teacher_first:
-        first, second = (first[1], first[0]), (second[1], second[0])
-    return torch.cat(first), torch.cat(second)
+    if len(teacher.labels) > room:
+        teacher = _take(teacher, teacher.scores.topk(room).indices.sort().values)
+    order = 1 if config.teacher_first else -1
+    rows = (teacher.boxes.to(boxes.dtype), boxes)[::order]
+    return torch.cat(rows), torch.cat((teacher.labels, labels)[::order])
 
 
-def _without_duplicates(found: Detections, boxes: Tensor, labels: Tensor, limit: float) -> Detections:
+def _without_duplicates(teacher: Detections, boxes: Tensor, labels: Tensor, limit: float) -> Detections:
     """Drop boxes that overlap an annotated box, or a teacher's box of higher score, of their own class by more than ``limit``."""
     kept: list[Tensor] = []
-    for label in found.labels.unique().tolist():
-        own = (found.labels == label).nonzero().squeeze(1)
+    for label in teacher.labels.unique().tolist():
+        own = (teacher.labels == label).nonzero().squeeze(1)
         same = boxes[labels == label]
         if len(same):
-            own = own[bev_iou(found.boxes[own].to(same.dtype), same).amax(dim=1) <= limit]
+            own = own[bev_iou(teacher.boxes[own].to(same.dtype), same).amax(dim=1) <= limit]
         if len(own):
-            own = own[rotated_nms(found.boxes[own], found.scores[own], limit, len(own), len(own))]
+            own = own[rotated_nms(teacher.boxes[own], teacher.scores[own], limit, len(own), len(own))]
         kept.append(own)
     if not kept:
-        return found
-    return _take(found, torch.cat(kept).sort().values)
+        return teacher
+    return _take(teacher, torch.cat(kept).sort().values)
 
 
-def _take(found: Detections, which: Tensor) -> Detections:
-    return Detections(found.boxes[which], found.scores[which], found.labels[which])
+def _take(teacher: Detections, which: Tensor) -> Detections:
+    return Detections(teacher.boxes[which], teacher.scores[which], teacher.labels[which])

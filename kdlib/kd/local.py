@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import FeatureKDConfig
-from kdlib.kd.distance import EPSILON, channel_distance, wide
+from kdlib.kd.distance import EPSILON, channel_distance
 from kdlib.models import ranks
 from kdlib.models.detector import Sites
+from kdlib.models.precision import wide
 
 _TIE = 1e-3  # of a cell: centres on a border belong to the upper cell, whatever rounding says
 

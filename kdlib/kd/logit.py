@@ -14,23 +14,12 @@ from kdlib.kd.instances import instance_cells
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.kd.rank import rank_kd
 from kdlib.kd.roi_grid import Region
+from kdlib.kd.term import Need, StepContext
 from kdlib.models import ranks
 from kdlib.models.losses.box_regression import gather_codes, masked_l1
 from kdlib.models.losses.heatmap_focal import clamped_probability
+from kdlib.models.losses.loss_part import LossPart, weighed
 from kdlib.types import HeadOutput, HeadTargets
-
-
-def check_regression(config: LogitKDConfig, student: tuple[int, int], teacher: tuple[int, int]) -> None:
-    """Refuse regression distillation between maps of different size, which the original turned into 0 without a word.
-
-    Raises:
-        ConfigError: With both sizes (H, W).
-    """
-    if config.regression_weight != 0 and tuple(student) != tuple(teacher):
-        raise ConfigError(
-            f"regression_weight {config.regression_weight} needs equal maps, but the student has {student[0]} x {student[1]} "
-            f"cells and the teacher {teacher[0]} x {teacher[1]}; set regression_weight to 0"
-        )
 
 
 def meet(student: HeadOutput, teacher: HeadOutput, config: LogitKDConfig) -> tuple[Tensor, Tensor]:
@@ -63,17 +52,23 @@ def position_weights(
     heads: tuple[HeadOutput, HeadOutput],
     targets: HeadTargets | None,
     config: LogitKDConfig,
-    region: Region | None = None,
+    region: Region,
 ) -> Tensor:
-    """Return the weights (B, H, W) of the positions compared; the arguments are those of :func:`logit_kd` and its result of meet.
+    """Return the weights (B, H, W) of the positions compared.
+
+    Args:
+        ours: (B, C, H, W) the student's probabilities, of :func:`meet`.
+        theirs: (B, C, H, W) the teacher's.
+        heads: The raw maps of both, each on its own grid.
+        targets: On the grid where the maps meet.
+        config: Which positions.
+        region: Metres the maps of both span.
 
     Raises:
         ConfigError: If what the positions need is missing.
     """
     instances = None
     if config.positions == "instances":
-        if region is None:
-            raise ConfigError("positions 'instances' are boxes in metres, which needs the region that the maps span")
         instances = instance_cells(ours, theirs, *heads, config.instances, region)
     return pivotal_mask(theirs, targets, config, instances)
 
@@ -112,44 +107,69 @@ def regression_kd(student: HeadOutput, teacher: HeadOutput, targets: HeadTargets
     return masked_l1(gather_codes(student, targets.indices), theirs, targets.mask).sum()
 
 
-def logit_kd(
-    student: HeadOutput,
-    teacher: HeadOutput,
-    student_targets: HeadTargets | None,
-    teacher_targets: HeadTargets | None,
-    config: LogitKDConfig,
-    region: Region | None = None,
-) -> dict[str, Tensor]:
-    """Return the weighted parts ``kd_heatmap``, ``kd_rank`` and ``kd_box`` of one head; a part with weight 0 is left out.
+def head_kd(
+    student: HeadOutput, teacher: HeadOutput, targets: HeadTargets | None, config: LogitKDConfig, region: Region
+) -> tuple[LossPart, ...]:
+    """Return the parts ``kd_heatmap``, ``kd_rank`` and ``kd_box`` of one head; a part with weight 0 is left out.
 
     Args:
         student: Logits and raw maps, with gradient.
         teacher: The teacher's, on its own grid; never receives a gradient.
-        student_targets: From the student's (merged) labels; used when ``config.target`` is "student".
-        teacher_targets: From the ground truth on the teacher's grid; used when ``config.target`` is "teacher".
+        targets: On the grid of ``config.target``: the student's from its (merged) labels, the teacher's from the ground truth.
         config: Weights, positions, distance.
-        region: Metres the maps of both span; used by the positions "instances".
+        region: Metres the maps of both span.
 
     Raises:
-        ConfigError: If the settings do not fit the maps.
+        ConfigError: If targets are missing, or the heads have different classes.
 
     Source: SparseKD section 4.2; spec section 7.5.
     """
-    check_regression(config, _size(student), _size(teacher))
-    targets = teacher_targets if config.target == "teacher" else student_targets
-    parts: dict[str, Tensor] = {}
+    parts: list[LossPart] = []
     if config.weight != 0 or config.rank_weight != 0:
         ours, theirs = meet(student, teacher, config)
         if config.weight != 0:
             mask = position_weights(ours, theirs, (student, teacher), targets, config, region)
-            parts["kd_heatmap"] = config.weight * heatmap_kd(ours, theirs, mask, config.distance)
+            value = heatmap_kd(ours, theirs, mask, config.distance)
+            parts.append(weighed("kd_heatmap", config.weight, value, (mask > 0).sum()))
         if config.rank_weight != 0:
-            parts["kd_rank"] = config.rank_weight * rank_kd(ours, theirs, config.rank)
+            entries = len(theirs) * min(config.rank, theirs[0].numel())
+            parts.append(weighed("kd_rank", config.rank_weight, rank_kd(ours, theirs, config.rank), entries))
     if config.regression_weight != 0:
         if targets is None:
             raise ConfigError(f"regression_weight {config.regression_weight} needs targets on the '{config.target}' grid")
-        parts["kd_box"] = config.regression_weight * regression_kd(student, teacher, targets)
-    return parts
+        value = regression_kd(student, teacher, targets)
+        parts.append(weighed("kd_box", config.regression_weight, value, targets.mask.sum()))
+    return tuple(parts)
+
+
+def logit_kd(context: StepContext, config: LogitKDConfig, region: Region) -> list[LossPart]:
+    """Return the parts of all heads: their mean, their positions summed.
+
+    Args:
+        context: What both networks said, the teacher with what :func:`logit_needs` names.
+        config: Weights, positions, distance.
+        region: Metres the maps of both span.
+    """
+    heads, marks = context.prediction.heads, context.answer.targets if config.target == "teacher" else context.targets
+    apart = [
+        head_kd(ours, theirs, marks[number] if marks else None, config, region)
+        for number, (ours, theirs) in enumerate(zip(heads, context.answer.heads))
+    ]
+    joined = []
+    for first, *others in zip(*apart):
+        value, positions = first.value / len(heads), first.positions
+        for part in others:
+            value, positions = value + part.value / len(heads), positions + part.positions
+        joined.append(LossPart(first.name, first.weight, value, positions))
+    return joined
+
+
+def logit_needs(config: LogitKDConfig | None) -> frozenset[Need]:
+    """Return what the teacher has to answer besides its heads' maps."""
+    if config is None or config.target != "teacher":
+        return frozenset()
+    marked = config.weight != 0 and config.positions in ("center", "gaussian")
+    return frozenset({"targets"} if marked or config.regression_weight != 0 else ())
 
 
 def logit_weights(config: LogitKDConfig | None) -> dict[str, float]:
@@ -158,8 +178,3 @@ def logit_weights(config: LogitKDConfig | None) -> dict[str, float]:
         return {}
     named = {"kd_heatmap": config.weight, "kd_rank": config.rank_weight, "kd_box": config.regression_weight}
     return {name: weight for name, weight in named.items() if weight != 0}
-
-
-def _size(output: HeadOutput) -> tuple[int, int]:
-    height, width = output.heatmap.shape[-2:]
-    return height, width

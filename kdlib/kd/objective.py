@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import KDConfig
+from kdlib.config import KDConfig, LabelKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.adapter import make_adapter
-from kdlib.kd.check import bev_region, check_pair, with_centre_head
-from kdlib.kd.feature import feature_kd, feature_needs, feature_weights
-from kdlib.kd.label import merge_labels
-from kdlib.kd.logit import logit_kd
-from kdlib.kd.report import ActiveTerm, ZeroWatch, detection_rows, feature_rows, further_rows, labels_added, logit_rows
+from kdlib.kd.check import check_pair, with_centre_head
+from kdlib.kd.feature import feature_kd, feature_needs
+from kdlib.kd.label import labels_added, merge_labels
+from kdlib.kd.logit import logit_kd, logit_needs
+from kdlib.kd.roi_grid import bev_region
 from kdlib.kd.schedule import factor
 from kdlib.kd.statistics import unmoved_statistics
 from kdlib.kd.teacher import Teacher
 from kdlib.kd.term import PREFIX, Need, StepContext, Term
+from kdlib.kd.watch import ActiveTerm, ZeroWatch, active_terms
 from kdlib.models import ranks
-from kdlib.models.detector import Detector
-from kdlib.models.losses.detection import detection_loss, detector_loss, further_loss
-from kdlib.models.losses.loss_part import LossPart
-from kdlib.types import Batch, LossTerms
+from kdlib.models.detector import CenterPoint, Detector
+from kdlib.models.losses.detection import detector_loss
+from kdlib.models.losses.loss_part import LossPart, loss_terms
+from kdlib.types import Batch, GroundTruth, LossTerms
 
 
-class Plain(nn.Module):
+class _Objective(nn.Module, ABC):
+    """A student and the parts of the loss that a batch makes."""
+
+    student: Detector
+    label: LabelKDConfig | None = None
+
+    @abstractmethod
+    def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
+        """Return the parts at their full weights, and the labels they learn from."""
+
+    def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
+        """Return the active terms with their full values on one batch; student and teacher stay as they are."""
+        with torch.no_grad(), unmoved_statistics(self.student):
+            parts, labels = self._parts(batch)
+        return active_terms(parts, labels_added(batch.truth, labels, self.label))
+
+
+class Plain(_Objective):
     """The student alone: its detection loss on the ground truth."""
 
     def __init__(self, student: Detector) -> None:
@@ -41,25 +61,15 @@ class Plain(nn.Module):
         A second stage adds its own; where the first is frozen they are all there is. ``progress`` is there because every
         objective is called alike; nothing here depends on it.
         """
-        return _of_all_ranks(self._step(batch)[0])
+        return _of_all_ranks(self._parts(batch)[0])
 
-    def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
-        """Return the active terms with their values on one batch; the student stays as it is."""
-        with torch.no_grad(), unmoved_statistics(self.student):
-            terms, further = self._step(batch)
-            targets = self.student.targets(batch.truth)
-        return detection_rows(terms, targets, self.student, None) + further_rows(terms, further)
-
-    def _step(self, batch: Batch) -> tuple[LossTerms, tuple[LossPart, ...]]:
+    def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
         prediction = self.student(batch.points, truth=batch.truth)
-        parts: dict[str, Tensor] = {}
-        if self.student.learns_heads:
-            parts.update(detector_loss(self.student, prediction.heads, self.student.targets(batch.truth)).parts)
-        further = further_loss(self.student, prediction)
-        return LossTerms.total({**parts, **_weighted(further)}), further
+        targets = self.student.targets(batch.truth) if self.student.learns_heads else ()
+        return list(detector_loss(self.student, prediction, targets)), batch.truth
 
 
-class Distillation(nn.Module):
+class Distillation(_Objective):
     """A student, a frozen teacher and the terms between them.
 
     The teacher moves between devices with this module but is no part of it otherwise: ``parameters()``, ``state_dict()`` and
@@ -67,6 +77,8 @@ class Distillation(nn.Module):
 
     Source: SparseKD; spec section 7.
     """
+
+    student: CenterPoint
 
     def __init__(
         self, student: Detector, teacher: Detector | Teacher, config: KDConfig, extra: Sequence[Term] = (), seed: int = 0
@@ -90,7 +102,7 @@ class Distillation(nn.Module):
         frozen = teacher if isinstance(teacher, Teacher) else Teacher(with_centre_head(teacher, "teacher"), config.teacher_norm)
         check_pair(learner, frozen, config, extra)
         self.student = learner
-        self.config = config
+        self.config, self.label = config, config.label
         self.adapter = make_adapter(learner, frozen.model, config.feature, seed)
         self.extra = tuple(extra)
         self.learned = nn.ModuleList(term.value for term in extra if isinstance(term.value, nn.Module))
@@ -120,61 +132,37 @@ class Distillation(nn.Module):
             ConfigError: If an enabled distillation term was exactly 0 for fifty training steps in a row.
         """
         scale = 1.0 if progress is None else factor(progress, self.config.schedule)
-        terms = _of_all_ranks(self._step(batch, scale)[0])
+        parts, _ = self._parts(batch)
+        if scale != 1:  # at full weight nothing is multiplied, so that a run without a schedule keeps its bits
+            parts = [replace(part, value=scale * part.value) if part.name.startswith(PREFIX) else part for part in parts]
+        terms = _of_all_ranks(parts)
         # What the schedule has switched off says nothing about a term.
         if scale != 0 and self.training and torch.is_grad_enabled():
             self._watch.see({name: value for name, value in terms.parts.items() if name.startswith(PREFIX)})
         return terms
 
-    def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
-        """Return the active terms with their full values on one batch; student and teacher stay as they are."""
-        with torch.no_grad(), unmoved_statistics(self.student):
-            terms, context = self._step(batch)
-        rows = list(detection_rows(terms, context.targets, self.student, labels_added(context, self.config.label)))
-        rows += further_rows(terms, further_loss(self.student, context.prediction))
-        rows += logit_rows(terms, context, self.config.logit, bev_region(self.student.config))
-        rows += feature_rows(terms, context, self.config.feature, self.adapter, bev_region(self.student.config))
-        rows += [ActiveTerm(term.name, term.weight, float(terms.parts[term.name]), None, None) for term in self.extra]
-        return tuple(rows)
-
-    def _step(self, batch: Batch, scale: float = 1.0) -> tuple[LossTerms, StepContext]:
-        label = self.config.label
-        answer = self.teacher(batch, **{name: name in self._asked for name in get_args(Need)})
+    def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
+        config, asked = self.config, self._asked
+        answer = self.teacher(
+            batch, targets="targets" in asked, boxes="boxes" in asked, bev="bev" in asked, sites="sites" in asked
+        )
         labels = batch.truth
-        if label is not None:
-            labels = merge_labels(answer.boxes, batch.truth, label, self.student.head.targets.max_objects)
-        prediction = self.student(batch.points, sites="sites" in self._asked, truth=labels)
+        if config.label is not None:
+            labels = merge_labels(answer.boxes, batch.truth, config.label, self.student.head.targets.max_objects)
+        prediction = self.student(batch.points, sites="sites" in asked, truth=labels)
         context = StepContext(batch, labels, prediction, self.student.targets(labels), answer)
-        parts = dict(detection_loss(prediction.heads, context.targets, self.student.head).parts)
-        parts.update(_weighted(further_loss(self.student, prediction)))
-        learned = {**self._logit(context), **self._features(context), **{term.name: term(context) for term in self.extra}}
-        # At full weight nothing is multiplied, so that a run without a schedule has its bits as before there were any.
-        parts.update(learned if scale == 1 else {name: scale * value for name, value in learned.items()})
-        return LossTerms.total(parts), context
-
-    def _logit(self, context: StepContext) -> dict[str, Tensor]:
-        parts: dict[str, Tensor] = {}
-        if self.config.logit is None:
-            return parts
-        heads, region = context.prediction.heads, bev_region(self.student.config)
-        for number, (ours, theirs) in enumerate(zip(heads, context.answer.heads)):
-            marks = context.answer.targets[number] if context.answer.targets else None
-            for name, value in logit_kd(ours, theirs, context.targets[number], marks, self.config.logit, region).items():
-                parts[name] = parts[name] + value / len(heads) if name in parts else value / len(heads)
-        return parts
-
-    def _features(self, context: StepContext) -> Mapping[str, Tensor]:
-        if self.config.feature is None or self.adapter is None:
-            return {}
-        return feature_kd(context, self.config.feature, self.adapter, bev_region(self.student.config)).parts
+        parts = list(detector_loss(self.student, prediction, context.targets))
+        region = bev_region(self.student.config)
+        if config.logit is not None:
+            parts += logit_kd(context, config.logit, region)
+        if config.feature is not None and self.adapter is not None:
+            parts += feature_kd(context, config.feature, self.adapter, region)
+        parts += [LossPart(term.name, term.weight, term(context)) for term in self.extra]
+        return parts, labels
 
 
-def _weighted(parts: Sequence[LossPart]) -> dict[str, Tensor]:
-    """Return parts by name, times their weights."""
-    return {part.name: part.weight * part.value for part in parts}
-
-
-def _of_all_ranks(terms: LossTerms) -> LossTerms:
+def _of_all_ranks(parts: Sequence[LossPart]) -> LossTerms:
+    terms = loss_terms(parts)
     return LossTerms.total(ranks.whole(terms.parts)) if ranks.several() else terms
 
 
@@ -183,10 +171,4 @@ def _asked(config: KDConfig, extra: Sequence[Term]) -> frozenset[Need]:
     asked: set[Need] = {need for term in extra for need in term.needs}
     if config.label is not None:
         asked.add("boxes")
-    if config.feature is not None and feature_weights(config.feature):
-        asked |= feature_needs(config.feature)
-    logit = config.logit
-    if logit is not None and logit.target == "teacher":
-        if logit.regression_weight != 0 or (logit.weight != 0 and logit.positions in ("center", "gaussian")):
-            asked.add("targets")
-    return frozenset(asked)
+    return frozenset(asked | feature_needs(config.feature) | logit_needs(config.logit))

@@ -10,24 +10,6 @@ from kdlib.errors import ConfigError
 from kdlib.types import HeadTargets
 
 
-def check_positions(config: LogitKDConfig) -> None:
-    """Refuse settings of the pivotal positions that contradict each other.
-
-    Raises:
-        ConfigError: Naming the setting.
-    """
-    if config.positions == "all" and config.threshold > 0:
-        raise ConfigError(
-            f"positions 'all' would ignore the threshold {config.threshold}; set positions to 'confidence' or threshold to 0"
-        )
-    if config.positions == "rank" and config.rank < 1:
-        raise ConfigError(f"positions 'rank' needs a rank of at least 1, not {config.rank}")
-    if config.positions == "instances" and config.instances < 1:
-        raise ConfigError(f"positions 'instances' needs at least 1 of them, not {config.instances}")
-    if config.rank_weight != 0 and config.rank < 2:
-        raise ConfigError(f"rank_weight {config.rank_weight} compares entries with each other, so rank must be at least 2")
-
-
 def pivotal_mask(
     probability: Tensor, targets: HeadTargets | None, config: LogitKDConfig, instances: Tensor | None = None
 ) -> Tensor:
@@ -50,12 +32,11 @@ def pivotal_mask(
         instances: (B, H, W) cells in instances, 1 or 0; needed by ``instances``.
 
     Raises:
-        ConfigError: If settings contradict each other, or targets or instances are missing.
+        ConfigError: If targets or instances are missing.
         ValueError: If the targets lie on another grid.
 
     Source: SparseKD section 4.2; spec section 7.5 step 3.
     """
-    check_positions(config)
     with torch.no_grad():
         confidence = probability.amax(dim=1)
         # A tensor of the map's own type: 0.3 must mean the float32 next to 0.3, as in the original.

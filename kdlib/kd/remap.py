@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
 from kdlib.kd.channels import FIRST_2D, Axes, AxisSource, Layer, Wiring, bev_levels, layers
 
-Kept = Mapping[str, tuple[int, ...]]  # group -> channels of the teacher, in the student's order
 Score = Callable[[Mapping[str, Tensor], Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
 _COUNTERS = ("global_step", "num_batches_tracked")
 _RUNS = 3  # of indices that are written out
@@ -41,6 +41,11 @@ class Part:
         """Say which, as ``first 24 of 32 (conv2.0)``; long lists are cut short and told apart by a digest."""
         return f"{spell(self.kept, self.of)} ({self.source})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; indices themselves are in the report's groups."""
+        words = {"selection": spell(self.kept, self.of), "digest": digest(self.kept)}
+        return {"axis": self.axis, "groups": list(self.source.groups), "kept": len(self.kept), "of": self.of, **words}
+
 
 @dataclass(frozen=True)
 class Remapped:
@@ -48,7 +53,7 @@ class Remapped:
 
     tensors: Mapping[str, Tensor]
     parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)  # by tensor, one for every axis of channels
-    kept: Kept = field(default_factory=dict)
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by group: channels of the teacher, in the student's order
 
 
 def norm_scale(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
@@ -122,18 +127,25 @@ def remap(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], how: Ini
     if (ours := bev_levels(student)) != (theirs := bev_levels(teacher)):
         raise ConfigError(f"{FIRST_2D}: the BEV map has {ours} levels in the student, {theirs} in the teacher; make grids equal")
     order = layers(teacher, way.wiring)
-    axes = {name: found for layer in order for name, found in layer.tensors(teacher)}
+    axes = {name: sources for layer in order for name, sources in layer.tensors(teacher)}
     _check_shapes(teacher, student, axes)
     wide, narrow = _widths(order, axes, teacher), _widths(order, axes, student)
     kept = _choose(order, teacher, way, wide, narrow)
     tensors: dict[str, Tensor] = {}
     parts: dict[str, tuple[Part, ...]] = {}
     for name in (name for name in student if name in teacher):
-        found = axes.get(name, {})
-        if way.wiring == "legacy" and teacher[name].shape == student[name].shape:
-            found = {}
-        parts[name] = _parts(name, found, kept, wide, teacher[name], student[name], way)
-        tensors[name] = _cut(teacher[name], parts[name])
+        value, shape = teacher[name], student[name].shape
+        # The original looks at shapes alone: a tensor that has its size already keeps its channels, whatever its neighbours do.
+        sources = {} if way.wiring == "legacy" and value.shape == shape else axes.get(name, {})
+        parts[name] = tuple(
+            Part(axis, source, _entries(name, source, shape[axis], way, kept, wide), value.shape[axis])
+            for axis, source in sorted(sources.items())
+            if source.groups
+        )
+        for part in parts[name]:
+            if not part.whole:
+                value = value.index_select(part.axis, torch.tensor(part.kept, device=value.device))
+        tensors[name] = value
     return Remapped(tensors, parts, kept)
 
 
@@ -187,8 +199,8 @@ def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Mapping[str
         if layer.output is not None:
             weight = state[layer.weight]
             widths.setdefault(layer.output, weight.shape[layer.axes(weight.dim())[0]])
-    for name, found in axes.items():
-        for axis, source in found.items():
+    for name, sources in axes.items():
+        for axis, source in sources.items():
             if source.groups and source.width(widths) != state[name].shape[axis]:
                 raise ConfigError(f"{name}: axis {axis} has {state[name].shape[axis]}, {source} together {source.width(widths)}")
     return widths
@@ -202,34 +214,25 @@ def _choose(
         return {group: tuple(range(narrow[group])) for group in wide}
     kept: dict[str, tuple[int, ...]] = {}
     for group in wide:
-        total: Tensor | None = None
+        shares = []
         for layer in (layer for layer in order if layer.output == group):
+            # Only inputs whose own channels are chosen can count alone; the original never does so for sparse weights.
             known = bool(layer.inputs.groups) and all(name in kept for name in layer.inputs.groups)
             known &= way.wiring != "legacy" or teacher[layer.weight].dim() != 5
             score = way.score(teacher, layer, layer.inputs.entries(kept, wide) if known else None)
-            share = score / score.abs().sum().clamp(min=torch.finfo(score.dtype).tiny)
-            total = share if total is None else total + share
-        assert total is not None
+            # Layers that add to one map may have scores of any size: each has one vote.
+            shares.append(score / score.abs().sum().clamp(min=torch.finfo(score.dtype).tiny))
+        total = sum(shares[1:], shares[0])
         kept[group] = tuple(total.argsort(descending=True, stable=True)[: narrow[group]].tolist())
     return kept
 
 
-def _parts(
-    name: str, axes: Axes, kept: Kept, wide: Mapping[str, int], value: Tensor, student: Tensor, way: Way
-) -> tuple[Part, ...]:
-    parts = []
-    for axis, source in sorted(axes.items()):
-        if not source.groups:
-            continue
-        if source.flat and way.score is not None:
-            raise ConfigError(f"{name}: SparseKD has no rule for the inputs of a pillar layer; choose a way that is not legacy")
-        entries = range(student.shape[axis]) if source.flat else source.entries(kept, wide)
-        parts.append(Part(axis, source, tuple(entries), value.shape[axis]))
-    return tuple(parts)
-
-
-def _cut(value: Tensor, parts: Sequence[Part]) -> Tensor:
-    for part in parts:
-        if not part.whole:
-            value = value.index_select(part.axis, torch.tensor(part.kept, device=value.device))
-    return value
+def _entries(
+    name: str, source: AxisSource, length: int, way: Way, kept: Mapping[str, tuple[int, ...]], wide: Mapping[str, int]
+) -> tuple[int, ...]:
+    """Return which entries of an axis are left for a student that has ``length`` of them."""
+    if not source.flat:
+        return tuple(source.entries(kept, wide))
+    if way.score is not None:
+        raise ConfigError(f"{name}: SparseKD has no rule for the inputs of a pillar layer; choose a way that is not legacy")
+    return tuple(range(length))

@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.config import ModelConfig
 from kdlib.models.geometry.boxes import check_boxes
 
 Region = tuple[float, float, float, float]  # metres a map spans: low x, low y, high x, high y
+
+
+def bev_region(config: ModelConfig) -> Region:
+    """Return the metres that a model's maps span."""
+    low_x, low_y, _, high_x, high_y, _ = config.grid.point_range
+    return low_x, low_y, high_x, high_y
 
 
 def roi_points(boxes: Tensor, size: int) -> Tensor:

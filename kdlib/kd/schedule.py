@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 from kdlib.config import KDScheduleConfig
-from kdlib.errors import ConfigError
-
-
-def check_schedule(config: KDScheduleConfig) -> None:
-    """Refuse a schedule with a setting that would be ignored.
-
-    Raises:
-        ConfigError: Naming the setting.
-    """
-    if config.floor != 0 and config.decay == 0:
-        raise ConfigError(f"a schedule without decay would ignore floor {config.floor}; set decay, or floor to 0")
 
 
 def factor(progress: float, config: KDScheduleConfig) -> float:

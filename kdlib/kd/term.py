@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -70,15 +70,3 @@ class Term:
             share = frames / ranks.over(frames, value)
             value = share * (value if frames else value.nan_to_num())  # the mean over no frame may be no number
         return self.weight * value
-
-
-def check_terms(terms: Sequence[Term], taken: Collection[str]) -> None:
-    """Refuse terms whose name another term has.
-
-    Raises:
-        ConfigError: Naming the term.
-    """
-    names = [term.name for term in terms]
-    for name in names:
-        if name in taken or names.count(name) > 1:
-            raise ConfigError(f"there is a term '{name}' already; give yours another name")

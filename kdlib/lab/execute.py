@@ -20,8 +20,10 @@ from kdlib.lab.runlog import RunLog
 SOURCES = PROJECT / "kdlib"
 # No notebook's numbers rest on these: what only draws (viz), what only the command line reaches (tools, cli), and those
 # modules of the lab that drive notebooks or dress their results. An edit there need not repeat a finished run's trainings.
-_UNCOUNTED: tuple[str, ...] = ("viz/", "tools/", "cli.py", "__main__.py")
-_UNCOUNTED += tuple(f"lab/{name}.py" for name in ("execute", "occupancy", "runlog", "report", "page", "publish"))
+_UNCOUNTED = (
+    *("viz/", "tools/", "cli.py", "__main__.py"),
+    *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py", "lab/report.py", "lab/page.py", "lab/publish.py"),
+)
 RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 
 
@@ -34,8 +36,7 @@ class Stage:
     """One notebook with the parameters it takes and the key that says whether its result is still valid."""
 
     name: str
-    source: Path
-    parameters: Mapping[str, Any]
+    parameters: dict[str, Any]
     key: str
 
 
@@ -118,12 +119,12 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     teachers = [WEIGHTS / name for name in (chosen.shipped_teacher, overrides.get("TEACHER", "")) if name]
     stages, key = [], source_hash() + "".join(records.sha256(path) for path in teachers if path.is_file())
     for name, defaults in declared.items():
-        source = NOTEBOOKS / f"{name}.ipynb"
         own = {each: _typed(each, overrides[each], default) for each, default in defaults.items() if each in overrides}
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
+        notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
         # A stage stands on the one before it: whatever changes there changes every key from there on.
-        key = hashlib.sha256((key + json.dumps(own, sort_keys=True) + source.read_text()).encode()).hexdigest()[:16]
-        stages.append(Stage(name, source, own, key))
+        key = hashlib.sha256((key + json.dumps(own, sort_keys=True) + notebook).encode()).hexdigest()[:16]
+        stages.append(Stage(name, own, key))
     return stages
 
 
@@ -145,9 +146,9 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
     executed = folder / f"{stage.name}.ipynb"
     try:
         papermill.execute_notebook(
-            str(stage.source),
+            str(NOTEBOOKS / f"{stage.name}.ipynb"),
             str(executed),
-            parameters=dict(stage.parameters),
+            parameters=stage.parameters,
             kernel_name="python3",
             progress_bar=False,
             stdout_file=log,
@@ -188,7 +189,7 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
         def note(stage: Stage, state: str, words: str, **facts: Any) -> None:
             states[stage.name] = {"state": state, **facts}
             records.write_json(folder / RUN, {"profile": profile, "stages": states})
-            log.say(f"{stage.name}: {words}")
+            print(f"{stage.name}: {words}", file=log)
 
         for stage in stages:
             home = folder / stage.name
@@ -205,5 +206,5 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
             seconds = round(time.time() - start)
             note(stage, "done", f"done in {seconds} s", seconds=seconds)
         write_run_report(folder, profile)
-        log.say(f"report: {folder / 'report.html'}")
+        print(f"report: {folder / 'report.html'}", file=log)
     return folder

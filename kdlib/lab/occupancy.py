@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ def hold(folder: Path) -> Iterator[None]:
         for home in (folder, *(path for path in folder.iterdir() if path.is_dir())):
             records.remove_leftovers(home)
         # The kernels this process starts can be told from anybody else's by their environment.
-        with environment({FOLDER: str(folder)}):
-            yield
+        os.environ[FOLDER] = str(folder)
+        yield
     finally:
+        os.environ.pop(FOLDER, None)
         (folder / DRIVER).unlink(missing_ok=True)
         lock.release()
 
@@ -79,23 +80,8 @@ def take_turn(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment, for the processes started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def end_orphans(folder: Path) -> int:
-    """End the kernels a killed driver left in a folder and return how many: one may still be writing a result.
+def end_orphans(folder: Path) -> None:
+    """End the kernels a killed driver left in a folder: one may still be writing a result.
 
     A kernel notices only within a second that its driver is gone, and only if it was up by then.
     """
@@ -108,4 +94,3 @@ def end_orphans(folder: Path) -> int:
                 process.kill()
                 orphans.append(process)
     psutil.wait_procs(orphans, timeout=_PATIENCE)
-    return len(orphans)

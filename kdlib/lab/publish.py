@@ -37,15 +37,16 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
         DataError: If the run is not finished.
     """
     profile = str(records.read_json(folder / "result.json")["profile"])
-    results = run_results(folder, profile)
+    results = {"profile": profile, **run_results(folder, profile)}
     home = project / "reports" / profile
     main_line = profiles.profile(profile).chain == profiles.MAIN_LINE
     shown = (project / "reports" / "README.md").read_text() if main_line else ""
     for stage in profiles.profile(profile).chain:
-        for picture in (picture for part in results[stage]["parts"] for picture in part["pictures"]):
-            name = picture_name(stage, picture["file"])
-            if not main_line or f"({profile}/{name})" in shown:
-                records.write_bytes(home / name, packed_png(folder / stage / picture["file"], colors=128, widest=1400)[0])
+        for part in results[stage]["parts"]:
+            for picture in part["pictures"]:
+                name = picture_name(stage, picture["file"])
+                if not main_line or f"({profile}/{name})" in shown:
+                    records.write_bytes(home / name, packed_png(folder / stage / picture["file"], colors=128, widest=1400)[0])
     if not main_line:
         records.write_json(home / "study.json", results)
         records.write_bytes(home.with_suffix(".md"), study_page(results).encode())

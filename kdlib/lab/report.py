@@ -30,13 +30,12 @@ _EVERY_ARM = {
 
 
 def run_results(folder: Path, profile: str) -> dict[str, Any]:
-    """Return the results of a run's notebooks by name, after its profile.
+    """Return the results of a run's notebooks by name.
 
     Raises:
         DataError: If a notebook's result is missing or damaged.
     """
-    stages = profiles.profile(profile).chain
-    return {"profile": profile, **{stage: records.read_json(folder / stage / "result.json") for stage in stages}}
+    return {stage: records.read_json(folder / stage / "result.json") for stage in profiles.profile(profile).chain}
 
 
 def write_run_report(folder: Path, profile: str) -> Path:
@@ -45,9 +44,8 @@ def write_run_report(folder: Path, profile: str) -> Path:
     Raises:
         DataError: If a notebook's result is missing or damaged.
     """
-    results = run_results(folder, profile)
-    records.write_json(folder / "result.json", results)
-    stages = {name: values for name, values in results.items() if name != "profile"}
+    stages = run_results(folder, profile)
+    records.write_json(folder / "result.json", {"profile": profile, **stages})
     study = profiles.profile(profile).study is not None
     # The notebook that compared the arms: of several that did, the first.
     compared = next(values for values in stages.values() if "comparison" in values)

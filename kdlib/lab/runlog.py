@@ -29,10 +29,6 @@ class RunLog:
     def flush(self) -> None:
         """Do nothing: whole lines are out, a part of one waits for its rest."""
 
-    def say(self, line: str) -> None:
-        """Write one line."""
-        self.write(line + "\n")
-
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[RunLog]:

@@ -1,23 +1,21 @@
-"""EvalResults of several arms, each over several seeds on the same frames, in; means, spreads and 95 % intervals out."""
+"""Paired bootstrap over segments and seeds: mean, spread and 95 % interval of every arm, and of what one wins over another."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.errors import ConfigError
 from kdlib.metric.ap import average_precisions, precision_recall
-from kdlib.metric.shards import MEAN_TYPES, type_breakdown
+from kdlib.metric.shards import LEVELS, MEAN_TYPES, type_breakdown
 from kdlib.metric.waymo_metrics import EvalResult, FrameCounts
 from kdlib.types import Float64, Int64
 
-Unit = Literal["segment", "frame"]
-METRICS = ("LEVEL_1/mAP", "LEVEL_1/mAPH", "LEVEL_2/mAP", "LEVEL_2/mAPH")
+METRICS = {f"LEVEL_{level}/m{kind}": (level, kind) for level in LEVELS for kind in ("AP", "APH")}  # what can be resampled
 _BLOCK = 100  # resamples scored at once
 
 
@@ -51,10 +49,10 @@ class BootstrapReport:
     metric: str
     arms: tuple[ArmScore, ...]
     differences: tuple[Difference, ...]
-    unit: Unit
-    units: int
+    units: int  # how many there are of what is resampled
     resamples: int
     seed: int
+    unit: str = "segment"
 
     def arm(self, name: str) -> ArmScore:
         """Return an arm by name."""
@@ -78,23 +76,18 @@ class BootstrapReport:
 
 
 def bootstrap(
-    arms: Mapping[str, Sequence[EvalResult]],
-    *,
-    metric: str = "LEVEL_2/mAPH",
-    unit: Unit = "segment",
-    resamples: int = 1000,
-    seed: int = 0,
+    arms: Mapping[str, Sequence[EvalResult]], *, metric: str = "LEVEL_2/mAPH", resamples: int = 1000, seed: int = 0
 ) -> BootstrapReport:
     """Return each arm's mean with a 95 % percentile interval, and the paired differences of all arms.
 
-    Every resample draws segments (or frames) with replacement, the same for all arms, and seeds with replacement, the same
-    positions for all arms that have equally many: an interval answers both "other streets" and "other random numbers". Frames of
-    a segment show the same objects, so resampling single frames understates the spread.
+    Every resample draws segments with replacement, the same for all arms, and seeds with replacement, the same positions for all
+    arms that have equally many: an interval answers both "other streets" and "other random numbers". Frames of a segment show the
+    same objects, so resampling single frames would understate the spread.
 
     Args:
-        arms: Name -> one result per seed, all on the same frames, with ``frames`` kept; arms are paired in seed order.
+        arms: Name -> one result per seed, all on the same frames, with ``frames`` kept; arms are paired in seed order. A frame's
+            segment is its id up to the last underscore.
         metric: One of :data:`METRICS`.
-        unit: What is resampled; a frame's segment is its id up to the last underscore.
         resamples: Number of resamples.
         seed: Of the resampling; equal inputs and seed give equal reports.
 
@@ -103,34 +96,31 @@ def bootstrap(
     """
     if metric not in METRICS:
         raise ConfigError(f"cannot bootstrap '{metric}'; choose one of {', '.join(METRICS)}")
-    if unit not in ("segment", "frame"):
-        raise ConfigError(f"unit '{unit}' is neither 'segment' nor 'frame'")
     if resamples < 1:
         raise ConfigError(f"resamples must be at least 1, not {resamples}")
-    ids = _same_frames(arms)
-    group, units = _units(ids, unit)
+    names = [str(name).rpartition("_")[0] or str(name) for name in _same_frames(arms)]
+    segments = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    group, units = np.array([segments[name] for name in names]), len(segments)
     rng = np.random.default_rng(seed)
     weight = rng.multinomial(units, np.full(units, 1.0 / units), size=resamples).astype(np.float64)
     drawn = {n: rng.integers(0, n, (resamples, n)) for n in sorted({len(results) for results in arms.values()})}
     means: dict[str, Float64] = {}
+    scores: list[ArmScore] = []
     for name, results in arms.items():
-        scores = np.stack([_resampled(_counts_of(result), group, weight, metric) for result in results], axis=1)
-        means[name] = np.take_along_axis(scores, drawn[len(results)], axis=1).mean(axis=1)
-    summaries = tuple(_summarise(name, [result.metrics[metric] for result in arms[name]], means[name]) for name in arms)
-    differences = tuple(_compare(a, b, means[a.name], means[b.name]) for b, a in combinations(summaries, 2))
-    return BootstrapReport(metric, summaries, differences, unit, units, resamples, seed)
+        resampled = np.stack([_resampled(_counts_of(result), group, weight, metric) for result in results], axis=1)
+        means[name] = np.take_along_axis(resampled, drawn[len(results)], axis=1).mean(axis=1)
+        values = [result.metrics[metric] for result in results]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        scores.append(ArmScore(name, tuple(values), float(np.mean(values)), std, *_interval(means[name])))
+    differences = tuple(
+        Difference(a.name, b.name, a.mean - b.mean, *_interval(means[a.name] - means[b.name])) for b, a in combinations(scores, 2)
+    )
+    return BootstrapReport(metric, tuple(scores), differences, units, resamples, seed)
 
 
-def _summarise(name: str, values: list[float], resampled: Float64) -> ArmScore:
+def _interval(resampled: Float64) -> tuple[float, float]:
     low, high = np.percentile(resampled, (2.5, 97.5))
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return ArmScore(name, tuple(values), float(np.mean(values)), std, float(low), float(high))
-
-
-def _compare(first: ArmScore, second: ArmScore, resampled_first: Float64, resampled_second: Float64) -> Difference:
-    difference = resampled_first - resampled_second
-    low, high = np.percentile(difference, (2.5, 97.5))
-    return Difference(first.name, second.name, first.mean - second.mean, float(low), float(high))
+    return float(low), float(high)
 
 
 def _counts_of(result: EvalResult) -> FrameCounts:
@@ -158,36 +148,20 @@ def _same_frames(arms: Mapping[str, Sequence[EvalResult]]) -> tuple[Any, ...]:
     return ids
 
 
-def _units(ids: tuple[Any, ...], unit: Unit) -> tuple[Int64, int]:
-    """Return each frame's unit (F,) and the number of units."""
-    if unit == "frame":
-        return np.arange(len(ids)), len(ids)
-    segments = [str(name).rpartition("_")[0] or str(name) for name in ids]
-    names = {name: i for i, name in enumerate(dict.fromkeys(segments))}
-    return np.array([names[name] for name in segments]), len(names)
-
-
 def _resampled(frames: FrameCounts, group: Int64, weight: Float64, metric: str) -> Float64:
     """Return the metric of every resample (R,); ``weight`` (R, units) is how often each unit was drawn."""
-    level, kind = int(metric[6]), metric.split("/m")[1]
-    wanted = [frames.breakdowns.index(type_breakdown(name)) for name in MEAN_TYPES]
+    level, kind = METRICS[metric]
+    rows = [frames.breakdowns.index(type_breakdown(name)) for name in MEAN_TYPES]
     counts = frames.counts
-    columns = [_by_unit(a[:, wanted], group, weight.shape[1]) for a in (counts.tp, counts.fp, counts.fn(level), counts.sum_ha)]
-    shape = (len(wanted), counts.tp.shape[2])
+    shape = (len(rows), counts.tp.shape[2])
+    sums = []  # of every unit's frames, (units, T * C)
+    for column in (counts.tp, counts.fp, counts.fn(level), counts.sum_ha):
+        sums.append(np.zeros((weight.shape[1], shape[0] * shape[1])))
+        np.add.at(sums[-1], group, column[:, rows].reshape(len(column), -1).astype(np.float64))
     scores = []
     for start in range(0, len(weight), _BLOCK):
         block = weight[start : start + _BLOCK]
-        tp, fp, fn, sum_ha = ((block @ column).reshape(-1, *shape) for column in columns)
-        curve = precision_recall(tp, fp, fn, sum_ha)
-        scores.append(
-            average_precisions(curve.precision_heading if kind == "APH" else curve.precision, curve.recall).mean(axis=1)
-        )
+        curve = precision_recall(*((block @ column).reshape(-1, *shape) for column in sums))
+        precision = curve.precision_heading if kind == "APH" else curve.precision
+        scores.append(average_precisions(precision, curve.recall).mean(axis=1))
     return np.concatenate(scores)
-
-
-def _by_unit(values: NDArray[Any], group: Int64, units: int) -> Float64:
-    """Return the sums (units, T * C) of each unit's frames."""
-    flat = values.reshape(len(values), -1).astype(np.float64)
-    sums = np.zeros((units, flat.shape[1]))
-    np.add.at(sums, group, flat)
-    return sums

@@ -15,9 +15,9 @@ from kdlib.metric import box_tables
 from kdlib.metric.box_tables import PREDICTION_COLUMNS, TRUTH_COLUMNS, BoxTable
 from kdlib.metric.objects import EvalBoxes, FrameBoxes, Predictions, Truth
 from kdlib.types import IntArray
+from kdlib.waymo.annotations import difficulty_level
 
 TABLE_NAMES = ("the predictions table", "the ground-truth table")
-FEW_POINTS = 5  # a box with at most this many points is LEVEL_2 if nobody set its level
 MOST_PAIRS = 50_000_000  # pairs of boxes in one frame
 
 _Boxes = TypeVar("_Boxes", bound=FrameBoxes)
@@ -31,7 +31,6 @@ class Loaded:
     boxes: EvalBoxes
     frame_ids: tuple[Any, ...]  # ascending; frames of the boxes are positions in it
     without_points: int  # ground-truth boxes dropped because num_points <= 0
-    too_far: tuple[int, int]  # predictions and ground-truth boxes beyond the largest distance
 
 
 def load_boxes(
@@ -39,7 +38,6 @@ def load_boxes(
     truth: BoxTable,
     *,
     strict: bool = True,
-    max_distance: float = np.inf,
     names: tuple[str, str] = TABLE_NAMES,
 ) -> Loaded:
     """Check two tables and return their boxes by frame, the ground truth normalised (metric spec section 1.3).
@@ -51,7 +49,6 @@ def load_boxes(
             as 0, a null difficulty as unset.
         strict: Refuse an empty ground truth and predictions for frames it does not have; else count them as the official op
             does.
-        max_distance: Boxes with hypot(x, y) above this are left out on both sides, metres.
         names: What to call the two tables in messages.
 
     Raises:
@@ -70,20 +67,18 @@ def load_boxes(
         _check_frames(set(predicted_ids), covered, evaluated, with_boxes, names)
     ids = tuple(sorted(set(predicted_ids) | evaluated))
     points = labelled.pop("num_points")
-    counted = points > 0
     if strict:
         _check_levels(labelled["difficulty"], points, names[1])
-    level = np.where(points <= FEW_POINTS, 2, 1).astype(np.int8)
-    labelled["difficulty"] = np.where(labelled["difficulty"] > 0, labelled["difficulty"], level)
-    ours, far_ours = _placed(Predictions(**predicted), predicted_ids, ids, max_distance)
-    theirs, far_theirs = _placed(Truth(**labelled).take(counted), truth_ids, ids, max_distance)
+    labelled["difficulty"] = difficulty_level(labelled["difficulty"], points).astype(np.int8)
+    ours = _placed(Predictions(**predicted), predicted_ids, ids)
+    theirs = _placed(Truth(**labelled).take(points > 0), truth_ids, ids)
     pairs = np.bincount(ours.frame, minlength=len(ids)) * np.bincount(theirs.frame, minlength=len(ids))
     if len(pairs) and pairs.max() > MOST_PAIRS:
         raise DataError(
             f"{names[0]}: frame {ids[pairs.argmax()]!r} has {int(pairs.max()):,} pairs of boxes; keep the best few hundred "
             "predictions of a frame"
         )
-    return Loaded(EvalBoxes(ours, theirs, len(ids)), ids, int((~counted).sum()), (far_ours, far_theirs))
+    return Loaded(EvalBoxes(ours, theirs, len(ids)), ids, int((points <= 0).sum()))
 
 
 def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arrays]:
@@ -133,13 +128,11 @@ def _label_columns(table: pa.Table, name: str) -> _Arrays:
     return {"difficulty": difficulty.astype(np.int8), "num_points": points.astype(np.int32)}
 
 
-def _placed(boxes: _Boxes, own_ids: Sequence[Any], ids: Sequence[Any], max_distance: float) -> tuple[_Boxes, int]:
-    """Return the boxes that are near enough, sorted by frame in ``ids``, and the number of the others."""
+def _placed(boxes: _Boxes, own_ids: Sequence[Any], ids: Sequence[Any]) -> _Boxes:
+    """Return the boxes with the places of their frames in ``ids``, sorted by them."""
     place = {value: i for i, value in enumerate(ids)}
     frame = np.array([place[value] for value in own_ids], np.int32)[boxes.frame]
-    near = np.flatnonzero(np.hypot(boxes.box[:, 0], boxes.box[:, 1]) <= max_distance)
-    rows = near[np.argsort(frame[near], kind="stable")]
-    return replace(boxes, frame=frame).take(rows), len(frame) - len(rows)
+    return replace(boxes, frame=frame).take(np.argsort(frame, kind="stable"))
 
 
 def _check_origin(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> None:

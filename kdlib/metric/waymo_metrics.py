@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.metric.ap import Curve, average_precision, precision_recall
-from kdlib.metric.box_tables import BoxTable, TableFile
+from kdlib.metric.box_tables import BoxTable
 from kdlib.metric.counts import CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
 from kdlib.metric.loading import TABLE_NAMES, Loaded, load_boxes
-from kdlib.metric.objects import EvalBoxes
+from kdlib.metric.objects import EvalBoxes, Truth
 from kdlib.metric.shards import LEVELS, MEAN_TYPES, OBJECT_TYPE, RANGE, TYPE_NAMES, Generator, type_breakdown
 
 
@@ -47,25 +46,13 @@ class EvalResult:
 
     def table(self) -> str:
         """Return the metrics as text, in percent: one line per breakdown, AP and APH at both levels."""
-        columns = [f"LEVEL_{level} {kind}" for level in LEVELS for kind in ("AP", "APH")]
-        lines = ["".join([f"{'':40}", *(f"{column:>13}" for column in columns)])]
-        for breakdown in dict.fromkeys(name.rsplit("_LEVEL_", 1)[0] for name in self.curves):
-            values = [self.metrics[f"{breakdown}_LEVEL_{level}/{kind}"] for level in LEVELS for kind in ("AP", "APH")]
-            lines.append("".join([f"{breakdown:40}", *(f"{100 * value:13.2f}" for value in values)]))
-        means = [self.metrics[f"LEVEL_{level}/m{kind}"] for level in LEVELS for kind in ("AP", "APH")]
-        lines.append("".join([f"{'mean of ' + ', '.join(MEAN_TYPES).lower():40}", *(f"{100 * value:13.2f}" for value in means)]))
-        return "\n".join(lines)
-
-
-def evaluate_files(predictions: str | Path, truth: str | Path, **options: Any) -> EvalResult:
-    """Evaluate two Parquet files, read batch by batch; ``options`` are those of :func:`evaluate_tables`.
-
-    Raises:
-        DataError: If a file cannot be read or its content makes no sense; the message names the file.
-    """
-    names = (f"predictions file '{predictions}'", f"ground-truth file '{truth}'")
-    found, labelled = TableFile.open(predictions, "predictions"), TableFile.open(truth, "ground-truth")
-    return evaluate_tables(found, labelled, names=names, **options)
+        columns = [(level, kind) for level in LEVELS for kind in ("AP", "APH")]
+        breakdowns = dict.fromkeys(name.rsplit("_LEVEL_", 1)[0] for name in self.curves)
+        names = {name: [f"{name}_LEVEL_{level}/{kind}" for level, kind in columns] for name in breakdowns}
+        names[f"mean of {', '.join(MEAN_TYPES).lower()}"] = [f"LEVEL_{level}/m{kind}" for level, kind in columns]
+        head = "".join(f"{f'LEVEL_{level} {kind}':>13}" for level, kind in columns)
+        rows = [f"{title:40}" + "".join(f"{100 * self.metrics[name]:13.2f}" for name in row) for title, row in names.items()]
+        return "\n".join([f"{'':40}{head}", *rows])
 
 
 def evaluate_tables(
@@ -75,7 +62,6 @@ def evaluate_tables(
     ranges: bool = True,
     workers: int = 1,
     strict: bool = True,
-    max_distance: float = np.inf,
     keep_frames: bool = True,
     names: tuple[str, str] = TABLE_NAMES,
 ) -> EvalResult:
@@ -87,88 +73,74 @@ def evaluate_tables(
         ranges: Also break every class down by distance.
         workers: Processes; one does some thousand frames a second, so more only pay for very many.
         strict: Refuse an empty ground truth and predictions for frames it does not have.
-        max_distance: Boxes farther away in BEV are left out on both sides, metres; the card says how many.
         keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with ranges).
         names: What to call the two tables in messages.
 
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    loaded = load_boxes(predictions, truth, strict=strict, max_distance=max_distance, names=names)
-    card = {"max_distance": float(max_distance) if np.isfinite(max_distance) else None}
-    return evaluate_loaded(loaded, ranges=ranges, workers=workers, keep_frames=keep_frames, card=card)
+    loaded = load_boxes(predictions, truth, strict=strict, names=names)
+    return evaluate_loaded(loaded, ranges=ranges, workers=workers, keep_frames=keep_frames)
 
 
-def evaluate_loaded(loaded: Loaded, *, card: Mapping[str, Any] | None = None, **options: Any) -> EvalResult:
-    """Return the metrics of checked tables; ``options`` are those of :func:`evaluate_scene`."""
-    far_p, far_g = loaded.too_far
-    left_out = {
-        "ground_truth_without_points": loaded.without_points,
-        "predictions_too_far": far_p,
-        "ground_truth_too_far": far_g,
-    }
-    return evaluate_boxes(loaded.boxes, loaded.frame_ids, card={"max_distance": None, **left_out, **(card or {})}, **options)
+def evaluate_loaded(loaded: Loaded, **options: Any) -> EvalResult:
+    """Return the metrics of checked tables; ``options`` are those of :func:`evaluate_boxes`."""
+    result = evaluate_boxes(loaded.boxes, loaded.frame_ids, **options)
+    return replace(result, card={**result.card, "ground_truth_without_points": loaded.without_points})
 
 
 def evaluate_boxes(
-    scene: EvalBoxes,
-    frame_ids: tuple[Any, ...],
-    *,
-    ranges: bool = True,
-    workers: int = 1,
-    keep_frames: bool = True,
-    card: Mapping[str, Any] | None = None,
+    boxes: EvalBoxes, frame_ids: tuple[Any, ...], *, ranges: bool = True, workers: int = 1, keep_frames: bool = True
 ) -> EvalResult:
     """Return the metrics of boxes already sorted by frame, with the official op's own leniency: nothing is checked or dropped.
 
     Args:
-        scene: The boxes.
+        boxes: Of both sides.
         frame_ids: The frames' ids, ascending.
         ranges: Also break every class down by distance.
         workers: Processes.
         keep_frames: Keep every frame's counts.
-        card: Entries to add to the result's card.
     """
     generators = (OBJECT_TYPE, RANGE) if ranges else (OBJECT_TYPE,)
     breakdowns = tuple(name for generator in generators for name in generator.names)
-    total = _Total(len(breakdowns), len(CUTOFFS))
-    kept: list[Counts] = []
-    for counts in _count(scene, generators, workers):
+    total = _Total(len(breakdowns))
+    nothing = EvalBoxes(boxes.predictions.take(slice(0)), boxes.truth.take(slice(0)), 0)
+    kept = [count_frames(nothing, generators).narrow()]  # so that there are counts of no frame too
+    for counts in _count(boxes, generators, workers):
         total.add(counts)
         if keep_frames:
             kept.append(counts.narrow())
     curves, metrics = _score(total, breakdowns)
-    frames = FrameCounts(frame_ids, breakdowns, _join(kept, len(breakdowns))) if keep_frames else None
-    return EvalResult(metrics, curves, CUTOFFS.copy(), {**_card(scene, frame_ids, ranges), **(card or {})}, frames)
+    frames = FrameCounts(frame_ids, breakdowns, Counts.joined(kept)) if keep_frames else None
+    return EvalResult(metrics, curves, CUTOFFS.copy(), _card(boxes, frame_ids, ranges), frames)
 
 
-def _count(scene: EvalBoxes, generators: tuple[Generator, ...], workers: int) -> Iterator[Counts]:
+def _count(boxes: EvalBoxes, generators: tuple[Generator, ...], workers: int) -> Iterator[Counts]:
     """Yield the counts of consecutive frames, in order whatever the number of processes."""
     if workers <= 1:
-        for chunk in scene.chunks():
-            yield count_frames(chunk, generators)
+        yield from (count_frames(chunk, generators) for chunk in boxes.chunks())
         return
     # Spawned, not forked: the caller may hold threads (torch, a notebook's kernel) that a fork would leave locked.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        chunks = scene.chunks(most_frames=256)
-        waiting: list[Future[Counts]] = []
-        for chunk in islice(chunks, 2 * workers):
+        # A few chunks at a time, so that not all boxes are held twice.
+        waiting: deque[Future[Counts]] = deque()
+        for chunk in boxes.chunks(most_frames=256):
             waiting.append(pool.submit(count_frames, chunk, generators))
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(count_frames, chunk, generators) for chunk in islice(chunks, 1)]
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
 class _Total:
     """Counts summed over frames; heading accuracies frame by frame in float32, as the official tool does."""
 
-    def __init__(self, breakdowns: int, cutoffs: int) -> None:
-        self.tp, self.fp, self.fn1, self.fn2 = (np.zeros((breakdowns, cutoffs), np.int64) for _ in range(4))
-        self.sum_ha = np.zeros((breakdowns, cutoffs), np.float32)
+    def __init__(self, breakdowns: int) -> None:
+        self.tp, self.fp, self.fn1, self.fn2 = np.zeros((4, breakdowns, len(CUTOFFS)), np.int64)
+        self.sum_ha = np.zeros((breakdowns, len(CUTOFFS)), np.float32)
 
     def add(self, counts: Counts) -> None:
-        for name in ("tp", "fp", "fn1", "fn2"):
-            getattr(self, name)[...] += getattr(counts, name).sum(axis=0, dtype=np.int64)
+        for total, more in ((self.tp, counts.tp), (self.fp, counts.fp), (self.fn1, counts.fn1), (self.fn2, counts.fn2)):
+            total += more.sum(axis=0, dtype=np.int64)
         for frame in counts.sum_ha:
             self.sum_ha += frame
 
@@ -190,31 +162,21 @@ def _score(total: _Total, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve]
     return curves, metrics
 
 
-def _join(parts: list[Counts], breakdowns: int) -> Counts:
-    if not parts:
-        none = np.zeros((0, breakdowns, len(CUTOFFS)), np.int16)
-        return Counts(none, none, none, none, none.astype(np.float32))
-    return Counts(*(np.concatenate([getattr(part, name) for part in parts]) for name in Counts.__dataclass_fields__))
+def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> dict[str, Any]:
+    kinds, truth = list(enumerate(TYPE_NAMES, 1)), boxes.truth
 
+    def labelled(kind: int, hard: bool) -> int:
+        return int(((truth.kind == kind) & (truth.difficulty == 2 if hard else truth.difficulty <= 1)).sum())
 
-def _card(scene: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> dict[str, Any]:
-    truth, found = scene.truth, scene.predictions
-    labelled = {
-        name: {
-            "LEVEL_1": int(((truth.kind == kind) & (truth.difficulty <= 1)).sum()),
-            "LEVEL_2": int(((truth.kind == kind) & (truth.difficulty == 2)).sum()),
-        }
-        for kind, name in enumerate(TYPE_NAMES, 1)
-    }
     return {
         "frames": len(frame_ids),
-        "ground_truth": labelled,
-        "predictions": {name: int((found.kind == kind).sum()) for kind, name in enumerate(TYPE_NAMES, 1)},
-        "truth_fingerprint": _fingerprint(scene, frame_ids),
+        "ground_truth": {name: {"LEVEL_1": labelled(kind, False), "LEVEL_2": labelled(kind, True)} for kind, name in kinds},
+        "predictions": {name: int((boxes.predictions.kind == kind).sum()) for kind, name in kinds},
+        "truth_fingerprint": _fingerprint(truth, frame_ids),
         "settings": {
             "matcher": "HUNGARIAN",
             "box_type": "3D",
-            "iou_thresholds": {name: round(float(IOU_THRESHOLDS[kind]), 3) for kind, name in enumerate(TYPE_NAMES, 1)},
+            "iou_thresholds": {name: round(float(IOU_THRESHOLDS[kind]), 3) for kind, name in kinds},
             "score_cutoffs": len(CUTOFFS),
             "breakdowns": ["OBJECT_TYPE", "RANGE"] if ranges else ["OBJECT_TYPE"],
             "mean_over": list(MEAN_TYPES),
@@ -222,10 +184,9 @@ def _card(scene: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> dict[st
     }
 
 
-def _fingerprint(scene: EvalBoxes, frame_ids: tuple[Any, ...]) -> str:
+def _fingerprint(truth: Truth, frame_ids: tuple[Any, ...]) -> str:
     """Twelve hexadecimal digits that change with any frame id or ground-truth box: equal ones may be compared."""
     digest = hashlib.sha256("\n".join(map(str, frame_ids)).encode())
-    truth = scene.truth
     for column in (truth.frame.astype(np.int64), truth.box, truth.kind.astype(np.int64), truth.difficulty.astype(np.int64)):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:12]

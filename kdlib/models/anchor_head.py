@@ -13,6 +13,7 @@ from kdlib.config import AnchorHeadConfig, GridConfig
 from kdlib.models.anchors import anchor_boxes, class_of_anchor, decode_codes, limit_period
 from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.geometry.nms import rotated_nms
+from kdlib.models.precision import wide
 from kdlib.types import Detections
 
 _PRIOR = 0.01  # probability of an object every anchor starts with
@@ -68,10 +69,10 @@ class AnchorHead(nn.Module):
 
     def _frame(self, classes: Tensor, codes: Tensor, directions: Tensor, nms: bool) -> Detections:
         settings = self.config.decode
-        scores, channel = _wide(classes).sigmoid().max(dim=1)
+        scores, channel = wide(classes).sigmoid().max(dim=1)
         seen = (scores >= settings.score_threshold).nonzero()[:, 0]
         seen = seen[scores[seen].argsort(descending=True, stable=True)[: settings.nms_pre]]
-        boxes = decode_codes(_wide(codes[seen]), self.anchors[seen])
+        boxes = decode_codes(wide(codes[seen]), self.anchors[seen])
         offset = self.config.direction_offset
         half = directions[seen].argmax(dim=1).to(boxes.dtype)
         heading = limit_period(boxes[:, 6] - offset, 0.0, math.pi) + offset + math.pi * half
@@ -85,7 +86,3 @@ class AnchorHead(nn.Module):
 def _per_anchor(maps: Tensor, numbers: int) -> Tensor:
     """Turn maps (B, A * numbers, H, W) into (B, H * W * A, numbers)."""
     return maps.permute(0, 2, 3, 1).reshape(len(maps), maps.shape[1:].numel() // numbers, numbers)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -153,25 +153,31 @@ def assign_anchors(
     check_boxes(boxes)
     if boxes.dim() != 3 or labels.shape != boxes.shape[:2]:
         raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
-    kinds = class_of_anchor(head)
-    cells = anchors.view(-1, len(kinds), 7)
-    found = torch.zeros((len(boxes), *cells.shape[:2]), dtype=torch.long, device=boxes.device)
-    codes = anchors.new_zeros((len(boxes), *cells.shape))
-    directions = torch.zeros_like(found)
+    cells = anchors.view(-1, len(class_of_anchor(head)), 7)
+    answer = AnchorTargets(
+        torch.zeros((len(boxes), *cells.shape[:2]), dtype=torch.long, device=boxes.device),
+        anchors.new_zeros((len(boxes), *cells.shape)),
+        torch.zeros((len(boxes), *cells.shape[:2]), dtype=torch.long, device=boxes.device),
+    )
     solid = torch.isfinite(boxes).all(dim=2) & (boxes[..., 3:6] > 0).all(dim=2)
-    for position, config in enumerate(head.anchors):
+    start = 0
+    for config in head.anchors:
         label = label_of(config.class_name, class_names)
-        mine = slice(kinds.index(position), kinds.index(position) + len(config.rotations))
-        some = cells[:, mine].reshape(-1, 7)
+        mine = slice(start, start + len(config.rotations))
+        start, own = mine.stop, cells[:, mine]
         for frame in range(len(boxes)):
-            wanted = boxes[frame, (labels[frame] == label) & solid[frame]].to(some.dtype)
-            which = match_anchors(some, wanted, config)
-            hit = which >= 0
-            frame_codes, side = torch.zeros_like(some), torch.zeros_like(which)
-            frame_codes[hit] = encode_codes(wanted[which[hit]], some[hit])
-            side[hit] = direction_of(wanted[which[hit], 6], head.direction_offset)
-            values = torch.where(hit, label, torch.where(which == -1, 0, IGNORED))
-            shape = (len(cells), len(config.rotations))
-            found[frame, :, mine], directions[frame, :, mine] = values.view(shape), side.view(shape)
-            codes[frame, :, mine] = frame_codes.view(*shape, 7)
-    return AnchorTargets(found.flatten(1), codes.flatten(1, 2), directions.flatten(1))
+            theirs = boxes[frame, (labels[frame] == label) & solid[frame]].to(anchors.dtype)
+            values = _answers(own.flatten(0, 1), theirs, label, config, head.direction_offset)
+            for whole, part in zip((answer.labels, answer.codes, answer.directions), values):
+                whole[frame, :, mine] = part.view(*own.shape[:2], *part.shape[1:])
+    return AnchorTargets(answer.labels.flatten(1), answer.codes.flatten(1, 2), answer.directions.flatten(1))
+
+
+def _answers(anchors: Tensor, boxes: Tensor, label: int, config: AnchorConfig, offset: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels (N,), codes (N, 7) and directions (N,) of the anchors of one class, given the boxes of that class."""
+    which = match_anchors(anchors, boxes, config)
+    hit = which >= 0
+    codes, directions = torch.zeros_like(anchors), torch.zeros_like(which)
+    codes[hit] = encode_codes(boxes[which[hit]], anchors[hit])
+    directions[hit] = direction_of(boxes[which[hit], 6], offset)
+    return torch.where(hit, label, torch.where(which == -1, 0, IGNORED)), codes, directions

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlib.models import ranks
+from kdlib.models.precision import wide
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -19,6 +20,34 @@ class BatchNorm2d(nn.BatchNorm2d):
         if (self.training or self.running_mean is None) and ranks.several():
             return joint_norm(self, input)
         return super().forward(input)
+
+
+class RowNorm(nn.BatchNorm1d):
+    """BatchNorm over rows (R, C), each of which may stand for several equal ones; it also takes a single row, or none."""
+
+    def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Normalise; statistics of the batch are weighted by ``weight`` (R,), stored ones are used as they are."""
+        of_batch = self.training or self.running_mean is None
+        if weight is None and len(rows) < 2:  # which torch's own layer refuses in training
+            weight = rows.new_ones(len(rows))
+        if of_batch and ranks.several():
+            return joint_norm(self, rows, weight)
+        if weight is None or not of_batch:
+            return super().forward(rows)
+        if not len(rows):
+            return rows * self.weight + self.bias  # nothing to learn from, but the parameters keep their place in the graph
+        rows = wide(rows)  # statistics of many rows need it, as in torch's own layer
+        count, share = weight.sum(), weight[:, None]
+        mean = (share * rows).sum(dim=0) / count
+        centred = rows - mean
+        variance = (share * centred.square()).sum(dim=0) / count
+        if self.training and self.running_mean is not None:
+            with torch.no_grad():
+                unbiased = variance * count / (count - 1).clamp(min=1)
+                for stored, seen in ((self.running_mean, mean), (self.running_var, unbiased)):
+                    stored.lerp_(seen, self.momentum or 0.0)  # type: ignore[union-attr]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        return centred * (self.weight * (variance + self.eps).rsqrt()) + self.bias
 
 
 def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -44,13 +73,9 @@ def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) ->
     return normalised  # type: ignore[no-any-return]
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
 def _spread(values: Tensor, like: Tensor) -> Tensor:
     """Return one value per channel (C,) in the shape and at least the type that meet rows or maps."""
-    return values.to(_wide(like).dtype).view(1, -1, *(1,) * (like.dim() - 2))
+    return values.to(wide(like).dtype).view(1, -1, *(1,) * (like.dim() - 2))
 
 
 def _axes(rows: Tensor) -> list[int]:
@@ -62,7 +87,7 @@ def _statistics(rows: Tensor, weight: Tensor | None) -> Tensor:
     channels = rows.shape[1]
     if not rows.numel():
         return rows.new_zeros(1 + 2 * channels, dtype=torch.float64)
-    values = _wide(rows)
+    values = wide(rows)
     share = 1 if weight is None else weight[:, None]
     count = values.new_tensor(rows.numel() // channels) if weight is None else weight.sum()
     mean = (share * values).sum(_axes(rows)) / count
@@ -70,13 +95,13 @@ def _statistics(rows: Tensor, weight: Tensor | None) -> Tensor:
     return torch.cat((count[None], mean, squares)).double()
 
 
-def _combine(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return count, mean and variance over all ranks from the rows of :func:`_statistics`.
 
     Source: Chan, Golub and LeVeque, 1983: no large squares are subtracted from each other.
     """
-    counts = found[:, :1]
-    means, squares = found[:, 1:].chunk(2, dim=1)
+    counts = gathered[:, :1]
+    means, squares = gathered[:, 1:].chunk(2, dim=1)
     count = counts.sum()
     mean = (counts * means).sum(dim=0) / count.clamp(min=1)
     variance = (squares + counts * (means - mean).square()).sum(dim=0) / count.clamp(min=1)
@@ -92,7 +117,7 @@ class _Joint(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count, mean, variance = _combine(ranks.gathered(_statistics(rows, weight)))
         inverse = (variance + eps).rsqrt()
-        centred = _wide(rows) - _spread(mean, rows)
+        centred = wide(rows) - _spread(mean, rows)
         ctx.save_for_backward(rows, weight, scale, mean, inverse, count)
         ctx.mark_non_differentiable(mean, variance, count)
         normalised = torch.addcmul(_spread(shift, rows), centred, _spread(scale.double() * inverse, rows))
@@ -102,7 +127,7 @@ class _Joint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         rows, weight, scale, mean, inverse, count = ctx.saved_tensors
-        values, gradient = _wide(rows), _wide(gradient)
+        values, gradient = wide(rows), wide(gradient)
         centred = values - _spread(mean, rows)
         sums = torch.stack((gradient.sum(_axes(rows)), (gradient * centred).sum(_axes(rows)))).double()
         with ranks.together():  # the backward pass runs outside of the block in which the forward pass did
@@ -110,5 +135,5 @@ class _Joint(torch.autograd.Function):
         through = _spread(shifts, rows) + centred * _spread(slopes * inverse.square(), rows)
         if weight is not None:
             through = weight[:, None] * through
-        found = (gradient - through) * _spread(scale.double() * inverse, rows)
-        return found.to(rows.dtype), None, (sums[1] * inverse).to(scale.dtype), sums[0].to(scale.dtype), None
+        to_rows = (gradient - through) * _spread(scale.double() * inverse, rows)
+        return to_rows.to(rows.dtype), None, (sums[1] * inverse).to(scale.dtype), sums[0].to(scale.dtype), None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig
 from kdlib.models.geometry.nms import rotated_nms
+from kdlib.models.precision import wide
 from kdlib.models.targets import label_of
 from kdlib.types import Detections, HeadOutput
 
@@ -35,22 +36,35 @@ def decode_maps(
     """
     if len(outputs) != len(head.heads):
         raise ValueError(f"{len(outputs)} outputs for {len(head.heads)} heads")
-    frames: list[list[Detections]] = [[] for _ in range(len(outputs[0].heatmap))]
-    for output, names in zip(outputs, head.heads):
-        boxes, scores, channel = _best(output, grid, head)
-        labels = channel.new_tensor([label_of(name, class_names) for name in names])[channel]
-        for b, found in enumerate(frames):
-            found.append(_select(Detections(boxes[b], scores[b], labels[b]), head, nms))
-    return [_join(found) for found in frames]
+    heads = [_decode_head(output, names, grid, head, class_names, nms) for output, names in zip(outputs, head.heads)]
+    return [_join(frame) for frame in zip(*heads)]
+
+
+def _decode_head(
+    output: HeadOutput, names: tuple[str, ...], grid: GridConfig, head: HeadConfig, class_names: tuple[str, ...], nms: bool
+) -> list[Detections]:
+    settings = head.decode
+    boxes, scores, channel = _best(output, grid, head)
+    labels = channel.new_tensor([label_of(name, class_names) for name in names])[channel]
+    limit, centre = boxes.new_tensor(settings.center_limit), boxes[..., :3]
+    keep = (centre >= limit[:3]).all(dim=2) & (centre <= limit[3:]).all(dim=2) & (scores > settings.score_threshold)
+    frames = []
+    for number, inside in enumerate(keep):
+        rows = inside.nonzero()[:, 0]
+        if nms:
+            own = (boxes[number, rows], scores[number, rows])
+            rows = rows[rotated_nms(*own, settings.nms_iou, settings.nms_pre, settings.nms_post)]
+        frames.append(Detections(boxes[number, rows], scores[number, rows], labels[number, rows]))
+    return frames
 
 
 def _best(output: HeadOutput, grid: GridConfig, head: HeadConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes (B, K, 7), scores (B, K) and channels (B, K) of the K most confident cells of all classes."""
     rows, columns = output.heatmap.shape[-2:]
-    probability = _wide(output.heatmap).sigmoid().flatten(1)
+    probability = wide(output.heatmap).sigmoid().flatten(1)
     scores, index = probability.topk(min(head.decode.max_objects, probability.shape[1]), dim=1)
     channel, cell = index // (rows * columns), index % (rows * columns)
-    maps = _wide(output.regression).flatten(2)
+    maps = wide(output.regression).flatten(2)
     values = maps.gather(2, cell[:, None].expand(-1, maps.shape[1], -1))
     x = ((cell % columns) + values[:, 0]) * head.stride * grid.voxel_size[0] + grid.point_range[0]
     y = ((cell // columns) + values[:, 1]) * head.stride * grid.voxel_size[1] + grid.point_range[1]
@@ -59,24 +73,10 @@ def _best(output: HeadOutput, grid: GridConfig, head: HeadConfig) -> tuple[Tenso
     return boxes, scores, channel
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _select(found: Detections, head: HeadConfig, nms: bool) -> Detections:
-    settings = head.decode
-    limit = found.boxes.new_tensor(settings.center_limit)
-    centre = found.boxes[:, :3]
-    keep = (centre >= limit[:3]).all(dim=1) & (centre <= limit[3:]).all(dim=1) & (found.scores > settings.score_threshold)
-    index = keep.nonzero()[:, 0]
-    if nms:
-        picked = rotated_nms(found.boxes[index], found.scores[index], settings.nms_iou, settings.nms_pre, settings.nms_post)
-        index = index[picked]
-    return Detections(found.boxes[index], found.scores[index], found.labels[index])
-
-
-def _join(found: list[Detections]) -> Detections:
-    if len(found) == 1:
-        return found[0]
-    scores, best = torch.cat([d.scores for d in found]).sort(descending=True, stable=True)
-    return Detections(torch.cat([d.boxes for d in found])[best], scores, torch.cat([d.labels for d in found])[best])
+def _join(heads: Sequence[Detections]) -> Detections:
+    """Return the boxes of all heads of a frame as one list, best first."""
+    if len(heads) == 1:
+        return heads[0]
+    scores, best = torch.cat([own.scores for own in heads]).sort(descending=True, stable=True)
+    boxes, labels = torch.cat([own.boxes for own in heads]), torch.cat([own.labels for own in heads])
+    return Detections(boxes[best], scores, labels[best])

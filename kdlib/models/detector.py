@@ -20,6 +20,7 @@ from kdlib.models.bev_backbone import BevBackbone
 from kdlib.models.center_head import CenterHead
 from kdlib.models.decode import decode_maps
 from kdlib.models.pillar_encoder import PillarEncoder
+from kdlib.models.sparse import SparseTensor
 from kdlib.models.sparse.voxelize import voxelize
 from kdlib.models.targets import assign_targets
 from kdlib.models.voxel_encoder import STRIDE, MeanEncoder, VoxelBackbone, bev_depth
@@ -57,13 +58,15 @@ class Prediction(Generic[Output]):
 
 
 class Detector(nn.Module, ABC):
-    """The detector of one configuration up to its head, which a subclass adds; it voxelises its input on its own grid.
+    """The detector of one configuration, whose head a subclass makes; it voxelises its input on its own grid.
 
     Source: spec section 4; ``state_dict`` names are the original's (spec appendix A).
     """
 
     global_step: Tensor
     dense_head: nn.Module
+    HEAD: type[HeadConfig] | type[AnchorHeadConfig]
+    """Settings of the heads this kind of detector has."""
 
     @property
     def learns_heads(self) -> bool:
@@ -71,12 +74,15 @@ class Detector(nn.Module, ABC):
         return True
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build the network up to the head with fresh weights.
+        """Build the network with fresh weights.
 
         Raises:
-            ConfigError: If grid, backbone and head do not fit together; the message names the setting.
+            ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
         """
         super().__init__()
+        if not isinstance(config.head, self.HEAD):
+            made, needed = type(config.head).__name__, self.HEAD.__name__
+            raise ConfigError(f"'{config.name}' has {made}, {type(self).__name__} needs {needed}; use build()")
         _check(config)
         self.config = config
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.long))
@@ -88,7 +94,16 @@ class Detector(nn.Module, ABC):
             self.vfe = MeanEncoder()
             self.backbone_3d = VoxelBackbone(config.encoder, config.grid)
             channels = self.backbone_3d.channels
+        self.keep_places()
         self.backbone_2d = BevBackbone(config.backbone, channels)
+        self.dense_head = self.make_head(self.backbone_2d.channels)
+
+    def keep_places(self) -> None:
+        """Name the children that a state dict has before the 2D backbone although their weights are drawn after it: none here."""
+
+    @abstractmethod
+    def make_head(self, inputs: int) -> nn.Module:
+        """Return the head on a map of that many channels."""
 
     def voxelize(self, points: PointBatch) -> VoxelBatch:
         """Return the pillars or voxels of a batch on this model's grid.
@@ -96,9 +111,9 @@ class Detector(nn.Module, ABC):
         Raises:
             DataError: If the points have not the features this model takes, or one is not finite.
         """
-        expected, found = self.config.encoder.point_features, points.points.shape[-1]
-        if found != expected:
-            raise DataError(f"'{self.config.name}' takes {expected} features a point, the batch has {found}; prepare it anew")
+        taken, given = self.config.encoder.point_features, points.points.shape[-1]
+        if given != taken:
+            raise DataError(f"'{self.config.name}' takes {taken} features a point, the batch has {given}; prepare it anew")
         return voxelize(points, self.config.grid)
 
     def scatter(self, features: Tensor, pillars: VoxelBatch) -> Tensor:
@@ -117,21 +132,20 @@ class Detector(nn.Module, ABC):
 
     def encode_sites(self, voxels: VoxelBatch) -> tuple[Tensor, Sites]:
         """Return the same map and the sites it was made of: pillars, or what the 3D backbone leaves before height compression."""
-        features, coords = self._voxel_features(voxels), voxels.coords
+        features = self._voxel_features(voxels)
+        if self.backbone_3d is not None:
+            active = self.backbone_3d.stages(features, voxels)[0]
+            return self.backbone_3d.compress(active), self.sites_of(active)
         columns, rows, levels = self.config.grid.grid_size
-        if self.backbone_3d is None:
-            encoded = self.scatter(features, voxels)
-        else:
-            active = self.backbone_3d.activate(features, voxels)
-            return self.backbone_3d.compress(active), self._sites(active.features, active.coords, active.spatial_shape, voxels)
-        return encoded, self._sites(features, coords, (levels, rows, columns), voxels)
+        pillars = SparseTensor(features, voxels.coords, (levels, rows, columns), voxels.batch_size)
+        return self.scatter(features, voxels), self.sites_of(pillars)
 
-    def _sites(self, features: Tensor, coords: Tensor, shape: tuple[int, int, int], voxels: VoxelBatch) -> Sites:
-        levels, rows, columns = shape
+    def sites_of(self, active: SparseTensor) -> Sites:
+        """Return what an encoder left, with its place in metres."""
         low, high = self.config.grid.point_range[:3], self.config.grid.point_range[3:]
         # The levels that a 3D backbone leaves share the height evenly, to within a voxel or two.
-        size = tuple((b - a) / cells for a, b, cells in zip(low, high, (columns, rows, levels)))
-        return Sites(features, coords, shape, low, size, voxels.batch_size)
+        size = tuple((b - a) / cells for a, b, cells in zip(low, high, active.spatial_shape[::-1]))
+        return Sites(active.features, active.coords, active.spatial_shape, low, size, active.batch_size)
 
     def forward(
         self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
@@ -145,9 +159,9 @@ class Detector(nn.Module, ABC):
             truth: The labels of a training step, for detectors that choose by them what they learn from. One stage ignores both.
         """
         voxels = self.voxelize(points)
-        encoded, found = self.encode_sites(voxels) if sites else (self.encode(voxels), None)
+        encoded, encoder_sites = self.encode_sites(voxels) if sites else (self.encode(voxels), None)
         bev = self.backbone_2d(encoded)
-        return Prediction(self.dense_head(bev), bev, len(voxels.features), found)
+        return Prediction(self.dense_head(bev), bev, len(voxels.features), encoder_sites)
 
     def _voxel_features(self, voxels: VoxelBatch) -> Tensor:
         with torch.autocast(voxels.features.device.type, enabled=False):
@@ -165,17 +179,16 @@ class Detector(nn.Module, ABC):
 class CenterPoint(Detector):
     """A detector with a centre head (spec 4.4): CP-Pillar and CP-Voxel."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Build the network with fresh weights.
+    HEAD = HeadConfig
 
-        Raises:
-            ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
-        """
-        super().__init__(config)
-        if not isinstance(config.head, HeadConfig):
-            raise ConfigError(f"'{config.name}' has {type(config.head).__name__}, CenterPoint needs HeadConfig; use build()")
-        self.head: HeadConfig = config.head
-        self.dense_head = CenterHead(config.head, self.backbone_2d.channels)
+    @property
+    def head(self) -> HeadConfig:
+        """Settings of the head."""
+        return cast(HeadConfig, self.config.head)
+
+    def make_head(self, inputs: int) -> CenterHead:
+        """Return a centre head."""
+        return CenterHead(self.head, inputs)
 
     def targets(self, truth: GroundTruth) -> tuple[HeadTargets, ...]:
         """Return what the heads should answer, on this model's grid."""
@@ -191,26 +204,25 @@ class CenterPoint(Detector):
 class AnchorDetector(Detector):
     """A detector with an anchor head (spec 4.5): SECOND and PointPillar."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Build the network with fresh weights.
+    HEAD = AnchorHeadConfig
+    dense_head: AnchorHead
 
-        Raises:
-            ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
-        """
-        super().__init__(config)
-        if not isinstance(config.head, AnchorHeadConfig):
-            raise ConfigError(f"'{config.name}' has {type(config.head).__name__}, anchors need AnchorHeadConfig; use build()")
-        self.head: AnchorHeadConfig = config.head
-        self.dense_head = AnchorHead(config.head, config.grid, self.backbone_2d.channels, len(config.class_names))
+    @property
+    def head(self) -> AnchorHeadConfig:
+        """Settings of the head."""
+        return cast(AnchorHeadConfig, self.config.head)
+
+    def make_head(self, inputs: int) -> AnchorHead:
+        """Return an anchor head."""
+        return AnchorHead(self.head, self.config.grid, inputs, len(self.config.class_names))
 
     def targets(self, truth: GroundTruth) -> tuple[AnchorTargets, ...]:
         """Return what every anchor should answer."""
-        anchors = cast(AnchorHead, self.dense_head).anchors
-        return (assign_anchors(truth.boxes, truth.labels, anchors, self.head, self.config.class_names),)
+        return (assign_anchors(truth.boxes, truth.labels, self.dense_head.anchors, self.head, self.config.class_names),)
 
     def detect(self, prediction: Prediction[AnchorOutput], nms: bool = True) -> list[Detections]:
         """Return the boxes of every frame."""
-        return cast(AnchorHead, self.dense_head).decode(prediction.heads[0], nms)
+        return self.dense_head.decode(prediction.heads[0], nms)
 
 
 def _check(config: ModelConfig) -> None:

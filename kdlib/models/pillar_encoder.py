@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import GridConfig, PillarEncoderConfig
-from kdlib.models import ranks
-from kdlib.models.batch_norm import joint_norm
+from kdlib.models.batch_norm import RowNorm
 from kdlib.types import VoxelBatch
 
 _EXTRA = 6  # offsets to the mean of the points and to the pillar's centre
@@ -30,36 +29,6 @@ class PillarRows:
     lengths: Tensor  # (V,) rows of each pillar
 
 
-class WeightedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over rows (R, C) that each stand for ``weight`` equal ones."""
-
-    def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Normalise; statistics of the batch are weighted, stored ones are used as they are."""
-        of_batch = self.training or self.running_mean is None
-        if of_batch and ranks.several():
-            return joint_norm(self, rows, weight)
-        if weight is None or not of_batch:
-            return super().forward(rows)
-        if not len(rows):
-            return rows * self.weight + self.bias  # nothing to learn from, but the parameters keep their place in the graph
-        if rows.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.float()  # statistics of many rows need it, as in torch's own layer
-        count, share = weight.sum(), weight[:, None]
-        mean = (share * rows).sum(dim=0) / count
-        centred = rows - mean
-        variance = (share * centred.square()).sum(dim=0) / count
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            self._remember(mean.detach(), (variance * count / (count - 1).clamp(min=1)).detach())
-        return centred * (self.weight * (variance + self.eps).rsqrt()) + self.bias
-
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        momentum = self.momentum or 0.0
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance, momentum)
-        self.num_batches_tracked.add_(1)
-
-
 class PillarLayer(nn.Module):
     """Linear, BatchNorm, ReLU on every slot, then the maximum over the slots."""
 
@@ -68,7 +37,7 @@ class PillarLayer(nn.Module):
         super().__init__()
         width = outputs if last else outputs // 2
         self.linear = nn.Linear(inputs, width, bias=False)
-        self.norm = WeightedBatchNorm(width, eps=1e-3, momentum=0.01)
+        self.norm = RowNorm(width, eps=1e-3, momentum=0.01)
 
     def forward(self, rows: PillarRows) -> tuple[Tensor, Tensor]:
         """Return the slots (R, width) and their maximum in each pillar (V, width)."""

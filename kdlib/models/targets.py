@@ -71,13 +71,13 @@ def assign_targets(
     """
     if boxes.dim() != 3 or boxes.shape[-1] != 7 or labels.shape != boxes.shape[:2]:
         raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
-    found = []
+    heads = []
     for names in head.heads:
         channels = torch.full_like(labels, -1)
         for channel, name in enumerate(names):
             channels[labels == label_of(name, class_names)] = channel
-        found.append(_one_head(boxes, channels, len(names), grid, head))
-    return tuple(found)
+        heads.append(_one_head(boxes, channels, len(names), grid, head))
+    return tuple(heads)
 
 
 def _one_head(boxes: Tensor, channels: Tensor, classes: int, grid: GridConfig, head: HeadConfig) -> HeadTargets:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import GridConfig, VoxelEncoderConfig
-from kdlib.models.pillar_encoder import WeightedBatchNorm
+from kdlib.models.batch_norm import RowNorm
 from kdlib.models.sparse import SparseConv3d, SparseTensor, SubmConv3d
 from kdlib.types import VoxelBatch
 
@@ -27,16 +27,8 @@ class MeanEncoder(nn.Module):
         return voxels.features.sum(dim=1) / count.to(voxels.features.dtype)
 
 
-class SiteNorm(WeightedBatchNorm):
-    """BatchNorm over active sites (V, C) that also takes frames with one site or none."""
-
-    def __init__(self, channels: int) -> None:
-        """Build with the original's constants."""
-        super().__init__(channels, eps=1e-3, momentum=0.01)
-
-    def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Normalise; torch's own layer refuses a single row."""
-        return super().forward(rows, rows.new_ones(len(rows)) if len(rows) < 2 else weight)
+def _norm(channels: int) -> RowNorm:
+    return RowNorm(channels, eps=1e-3, momentum=0.01)
 
 
 class SparseLayer(nn.Sequential):
@@ -44,7 +36,7 @@ class SparseLayer(nn.Sequential):
 
     def __init__(self, convolution: nn.Module, channels: int) -> None:
         """Take over a sparse convolution with that many outputs."""
-        super().__init__(convolution, SiteNorm(channels))
+        super().__init__(convolution, _norm(channels))
 
     def forward(self, sites: SparseTensor) -> SparseTensor:
         """Return the activated sites."""
@@ -59,9 +51,9 @@ class ResidualBlock(nn.Module):
         """Build; both convolutions share their stage's indices."""
         super().__init__()
         self.conv1 = SubmConv3d(channels, channels, 3, bias=True, key=key)
-        self.bn1 = SiteNorm(channels)
+        self.bn1 = _norm(channels)
         self.conv2 = SubmConv3d(channels, channels, 3, bias=True, key=key)
-        self.bn2 = SiteNorm(channels)
+        self.bn2 = _norm(channels)
 
     def forward(self, sites: SparseTensor) -> SparseTensor:
         """Return the sites with the block's correction added."""
@@ -112,11 +104,7 @@ class VoxelBackbone(nn.Module):
 
     def forward(self, features: Tensor, voxels: VoxelBatch) -> Tensor:
         """Turn the features (V, C) of voxels into a BEV map (B, channels, H / 8, W / 8); channel = c * depth + level."""
-        return self.compress(self.activate(features, voxels))
-
-    def activate(self, features: Tensor, voxels: VoxelBatch) -> SparseTensor:
-        """Return the sites that the last stage leaves of the voxels."""
-        return self.stages(features, voxels)[0]
+        return self.compress(self.stages(features, voxels)[0])
 
     def stages(
         self, features: Tensor, voxels: VoxelBatch, strides: Collection[int] = ()

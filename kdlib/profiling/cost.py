@@ -1,4 +1,4 @@
-"""A model and an input go in; a frozen report of parameters, multiply-accumulates and activations per layer comes out.
+"""Counts parameters, multiply-accumulates and activations of a model, layer by layer.
 
 Every sum is given in two conventions. "published" is that of the tables in the SparseKD paper, whose "Flops" are
 multiply-accumulates with batch normalisation, biases, empty slots of pillars and an over-count of transposed convolutions
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch import nn
 from kdlib.errors import KdlibError
 from kdlib.models.pvrcnn.two_stage import SECOND_STAGE
 from kdlib.profiling.layer_rules import LayerCost, Rule, published_rule, rule, without_published
-from kdlib.profiling.modes import evaluating
 from kdlib.types import PointBatch
 
 
@@ -44,53 +43,50 @@ class CostRow:
 
 @dataclass(frozen=True)
 class CostReport:
-    """What a model costs; ``rows`` are for the whole batch, every total is the mean per frame."""
+    """What a model, or a part of one, costs; ``rows`` are for the whole batch, every total is the mean per frame."""
 
     rows: tuple[CostRow, ...]
-    parameters: int  # of the model, whether or not the input reached them
     frames: int  # in the batch that was counted
+
+    @property
+    def parameters(self) -> int:
+        """Of the layers that were counted."""
+        return sum(row.parameters for row in self.rows)
 
     @property
     def macs(self) -> float:
         """True multiply-accumulates per frame."""
-        return self._total.macs / self.frames
+        return self._mean("macs")
 
     @property
     def acts(self) -> float:
         """Output elements of convolutions and linear layers per frame, as kdlib computes them."""
-        return self._total.acts / self.frames
+        return self._mean("acts")
 
     @property
     def published_macs(self) -> float:
         """Multiply-accumulates per frame as the published tables count them (their "Flops")."""
-        return self._total.published_macs / self.frames
+        return self._mean("published_macs")
 
     @property
     def published_acts(self) -> float:
         """Activations per frame as the published tables count them."""
-        return self._total.published_acts / self.frames
+        return self._mean("published_acts")
 
-    @property
-    def _total(self) -> LayerCost:
-        return sum((row.cost for row in self.rows), start=LayerCost())
+    def _mean(self, name: str) -> float:
+        return sum(getattr(row.cost, name) for row in self.rows) / self.frames
 
-    def part(self, name: str) -> CostReport:
-        """Return the report of one child, ``vfe`` or ``backbone_2d.blocks``; its parameters are those of the layers seen.
 
-        Raises:
-            CostError: If no counted layer lies under that name.
-        """
-        rows = tuple(row for row in self.rows if row.name == name or row.name.startswith(f"{name}."))
-        if not rows:
-            parts = sorted({row.name.partition(".")[0] for row in self.rows})
-            raise CostError(f"no counted layer under '{name}'; the model's parts are {parts}")
-        return CostReport(rows, sum(row.parameters for row in rows), self.frames)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, means per frame first."""
-        totals = {name: getattr(self, name) for name in ("macs", "acts", "published_macs", "published_acts")}
-        layers = [row.to_dict() for row in self.rows]
-        return {"parameters": self.parameters, **totals, "frames": self.frames, "layers": layers}
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, then back to what each was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _counted(name: str, module: nn.Module, published: bool = True) -> Iterator[tuple[str, nn.Module, Rule]]:
@@ -118,8 +114,7 @@ def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Ite
     def hook(where: str, count: Rule) -> Callable[..., None]:
         def add(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
             before = rows[where].cost if where in rows else LayerCost()
-            parameters = sum(p.numel() for p in layer.parameters(recurse=False))
-            rows[where] = CostRow(where, type(layer).__name__, parameters, before + count(layer, given, answer))
+            rows[where] = _row(where, layer, before + count(layer, given, answer))
 
         return add
 
@@ -132,12 +127,13 @@ def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Ite
             handle.remove()
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def measure_cost(model: nn.Module, points: PointBatch) -> CostReport:
+def measure_cost(model: Any, points: PointBatch, *, encoder_only: bool = False) -> CostReport:
     """Count one forward pass of a detector on real points, in evaluation mode; totals are means over the frames of the batch.
+
+    Args:
+        model: A detector.
+        points: The frames.
+        encoder_only: Stop before the 2D backbone: what is left depends on how many voxels a frame fills.
 
     Raises:
         CostError: If the batch is empty, or a layer with parameters has no counting rule; the message names it.
@@ -146,29 +142,11 @@ def measure_cost(model: nn.Module, points: PointBatch) -> CostReport:
         raise CostError("cannot count the cost of a batch without frames")
     rows: dict[str, CostRow] = {}
     with torch.no_grad(), evaluating(model), _counting(model, rows):
-        model(points)
-    return CostReport(tuple(rows.values()), _parameters(model), points.batch_size)
-
-
-def measure_encoder_cost(model: Any, points: PointBatch) -> CostReport:
-    """Count what lies before the 2D backbone, on real points: the part whose cost depends on how many voxels a frame fills.
-
-    Args:
-        model: A detector: ``voxelize`` and ``encode`` lead from points to the BEV map.
-        points: The frames; totals are means over them.
-
-    Raises:
-        CostError: If the batch is empty, or a layer with parameters has no counting rule; the message names it.
-    """
-    if points.batch_size < 1:
-        raise CostError("cannot count the cost of a batch without frames")
-    rows: dict[str, CostRow] = {}
-    parts = [(name, part) for name, part in model.named_children() if name in ("vfe", "backbone_3d")]
-    with torch.no_grad(), evaluating(model), ExitStack() as counting:
-        for name, part in parts:
-            counting.enter_context(_counting(part, rows, name))
-        model.encode(model.voxelize(points))
-    return CostReport(tuple(rows.values()), sum(_parameters(part) for _, part in parts), points.batch_size)
+        if encoder_only:
+            model.encode(model.voxelize(points))
+        else:
+            model(points)
+    return CostReport(tuple(rows.values()), points.batch_size)
 
 
 def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostReport:
@@ -182,24 +160,30 @@ def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostRepo
     Raises:
         CostError: If a child is missing or a layer with parameters has no counting rule.
     """
-    for part in SECOND_STAGE:
-        if not isinstance(getattr(model, part, None), nn.Module):
-            raise CostError(f"{type(model).__name__} has no part '{part}', so there is no second stage to count")
-    rows: dict[str, CostRow] = {}
-    parameters = 0
+    ghosts = {part: _ghost(model, part, "second stage") for part in SECOND_STAGE}
     cells = int(model.config.second.rois.grid) ** 3
-    for part in SECOND_STAGE:
-        ghost = copy.deepcopy(getattr(model, part)).to("meta").eval()
-        parameters += _parameters(ghost)
+    rows = []
+    for part, ghost in ghosts.items():
         for name, layer, count in _counted(part, ghost):
             length = rois if part == "roi_head" else keypoints
             if name.startswith("roi_head.roi_grid_pool_layer."):
                 length = rois * cells
             given = torch.empty((length, _inputs(layer)), device="meta")
             with torch.no_grad():
-                cost = count(layer, (given,), layer(given))
-            rows[name] = CostRow(name, type(layer).__name__, sum(p.numel() for p in layer.parameters(recurse=False)), cost)
-    return CostReport(tuple(rows.values()), parameters, 1)
+                rows.append(_row(name, layer, count(layer, (given,), layer(given))))
+    return CostReport(tuple(rows), 1)
+
+
+def _ghost(model: nn.Module, name: str, what: str) -> nn.Module:
+    """Return a copy of a child whose tensors have shapes but no storage."""
+    part = getattr(model, name, None)
+    if not isinstance(part, nn.Module):
+        raise CostError(f"{type(model).__name__} has no part '{name}', so there is no {what} to count")
+    return copy.deepcopy(part).to("meta").eval()
+
+
+def _row(name: str, layer: nn.Module, cost: LayerCost) -> CostRow:
+    return CostRow(name, type(layer).__name__, sum(p.numel() for p in layer.parameters(recurse=False)), cost)
 
 
 def _inputs(layer: Any) -> int:
@@ -219,13 +203,8 @@ def measure_dense_cost(model: nn.Module, bev_shape: tuple[int, int, int, int]) -
     """
     rows: dict[str, CostRow] = {}
     features: Any = torch.empty(bev_shape, device="meta")
-    parameters = 0
     for name in ("backbone_2d", "dense_head"):
-        child = getattr(model, name, None)
-        if not isinstance(child, nn.Module):
-            raise CostError(f"{type(model).__name__} has no part '{name}', so there is no dense part to count")
-        ghost = copy.deepcopy(child).to("meta").eval()
-        parameters += _parameters(ghost)
+        ghost = _ghost(model, name, "dense part")
         with torch.no_grad(), _counting(ghost, rows, name):
             features = ghost(features)
-    return CostReport(tuple(rows.values()), parameters, bev_shape[0])
+    return CostReport(tuple(rows.values()), bev_shape[0])

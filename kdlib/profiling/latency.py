@@ -22,8 +22,8 @@ from torch import nn
 
 from kdlib.errors import KdlibError
 from kdlib.models.pvrcnn.two_stage import SECOND_STAGE
-from kdlib.profiling.hardware import HardwareCard, hardware_card
-from kdlib.profiling.modes import evaluating
+from kdlib.profiling.cost import evaluating
+from kdlib.profiling.hardware import hardware_card
 from kdlib.types import PointBatch
 
 LATENCY_STAGES = ("voxelise", "encoder", "backbone", "head", "decode")
@@ -123,7 +123,7 @@ class LatencyReport:
     stages: tuple[StageLatency, ...]
     batch_size: int
     warmup: int
-    hardware: HardwareCard
+    hardware: dict[str, Any]
 
     @property
     def total(self) -> StageLatency:
@@ -148,7 +148,7 @@ class LatencyReport:
             "batch_size": self.batch_size,
             "repeats": len(self.stages[0].times_ms),
             "warmup": self.warmup,
-            "hardware": self.hardware.to_dict(),
+            "hardware": self.hardware,
         }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,12 +28,7 @@ class LayerCost:
 
     def __add__(self, other: LayerCost) -> LayerCost:
         """Return the cost of both."""
-        return LayerCost(
-            self.macs + other.macs,
-            self.acts + other.acts,
-            self.published_macs + other.published_macs,
-            self.published_acts + other.published_acts,
-        )
+        return LayerCost(*map(operator.add, astuple(self), astuple(other)))
 
 
 Rule = Callable[[Any, tuple[Any, ...], Any], LayerCost]  # layer, positional inputs, output

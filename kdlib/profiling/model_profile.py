@@ -13,16 +13,18 @@ from rich.table import Table
 from kdlib import zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
+from kdlib.data.scans import read_scan
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.pvrcnn.two_stage import PVRCNN
 from kdlib.models.voxel_encoder import STRIDE
 from kdlib.profiling import published
-from kdlib.profiling.cost import CostReport, measure_dense_cost, measure_encoder_cost, measure_second_stage_cost
-from kdlib.profiling.sweep import read_sweep, simulated_sweeps
+from kdlib.profiling.cost import CostReport, measure_cost, measure_dense_cost, measure_second_stage_cost
+from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.types import Sample
 
 _Detector = CenterPoint | AnchorDetector
+_COUNTS = ("macs", "acts", "published_macs", "published_acts", "macs_published_convention", "acts_published_convention")
 SIMULATED_SWEEP = "one simulated full-size sweep (seed 0)"
 
 
@@ -41,11 +43,9 @@ def dense_report(network: _Detector) -> CostReport:
 
 def second_report(network: _Detector) -> CostReport | None:
     """Return what a second stage costs per frame with all the key points it may pick and the published RoIs; None without one."""
-    return measure_second_stage_cost(network, _keypoints(network), published.PROPOSALS) if isinstance(network, PVRCNN) else None
-
-
-def _keypoints(network: _Detector) -> int:
-    return network.second.abstraction.keypoints if isinstance(network, PVRCNN) else 0
+    if not isinstance(network, PVRCNN):
+        return None
+    return measure_second_stage_cost(network, network.second.abstraction.keypoints, published.PROPOSALS)
 
 
 def _bev_channels(network: _Detector) -> int:
@@ -62,7 +62,7 @@ def profile_model(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
         DataError: If a sweep cannot be read.
     """
     model = zoo.model(name)
-    sweeps = [read_sweep(path) for path in files] or simulated_sweeps(1)
+    sweeps = [read_scan(path).sample() for path in files] or simulated_sweeps(1)
     source = ", ".join(path.name for path in files) or SIMULATED_SWEEP
     return {"model": name, "counted_on": source, **model_cost(model, sweeps)}
 
@@ -70,27 +70,20 @@ def profile_model(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
 def model_cost(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
     """Return a model's cost per frame, averaged over sweeps: totals, dense and sparse part, layers."""
     network = build(model).eval()
-    dense = dense_report(network)
-    reports = [measure_encoder_cost(network, collate([sweep]).points) for sweep in sweeps]
-    sparse = {key: sum(_totals(report)[key] for report in reports) / len(reports) for key in _totals(dense)}
-    second = second_report(network)
-    total = {key: value + sparse[key] for key, value in _totals(dense).items()}
-    layers = [_mean_row([report.rows[position].to_dict() for report in reports]) for position in range(len(reports[0].rows))]
-    layers += [row.to_dict() for row in dense.rows]
-    parameters = sum(p.numel() for p in network.parameters())
-    refined: dict[str, Any] = {}
-    if second is not None:
-        total = {key: value + _totals(second)[key] for key, value in total.items()}
-        layers += [row.to_dict() for row in second.rows]
-        refined = {"second_stage": {**_totals(second), "keypoints": _keypoints(network), "rois": published.PROPOSALS}}
-    return {
-        "params": parameters,
-        **total,
-        "dense": _totals(dense),
-        **refined,
-        "sparse": {**sparse, "frames": len(reports), "voxels": sum(_voxels(network, sweep) for sweep in sweeps) / len(sweeps)},
-        "layers": layers,
-    }
+    batches = [collate([sweep]).points for sweep in sweeps]
+    encoders = [measure_cost(network, batch, encoder_only=True) for batch in batches]
+    sparse = _mean([_totals(report) for report in encoders])
+    dense, second = dense_report(network), second_report(network)
+    counted = [dense] if second is None else [dense, second]
+    total = {key: value + sum(_totals(report)[key] for report in counted) for key, value in sparse.items()}
+    layers = [_mean([row.to_dict() for row in calls]) for calls in zip(*(report.rows for report in encoders))]
+    layers += [row.to_dict() for report in counted for row in report.rows]
+    voxels = sum(len(network.voxelize(batch).coords) for batch in batches) / len(batches)
+    values = {"params": sum(p.numel() for p in network.parameters()), **total, "dense": _totals(dense)}
+    if isinstance(network, PVRCNN) and second is not None:
+        rows = {"keypoints": network.second.abstraction.keypoints, "rois": published.PROPOSALS}
+        values["second_stage"] = {**_totals(second), **rows}
+    return {**values, "sparse": {**sparse, "frames": len(batches), "voxels": voxels}, "layers": layers}
 
 
 def _totals(report: CostReport) -> dict[str, float]:
@@ -102,13 +95,10 @@ def _totals(report: CostReport) -> dict[str, float]:
     }
 
 
-def _mean_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    numbers = ("macs", "acts", "published_macs", "published_acts")
-    return {**rows[0], **{key: sum(row[key] for row in rows) / len(rows) for key in numbers}}
-
-
-def _voxels(network: _Detector, sweep: Sample) -> int:
-    return len(network.voxelize(collate([sweep]).points).coords)
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the means of equal rows; what is no number is the first one's."""
+    first = rows[0]
+    return {key: sum(row[key] for row in rows) / len(rows) if key in _COUNTS else first[key] for key in first}
 
 
 def print_profile(values: Mapping[str, Any]) -> None:

@@ -1,29 +1,12 @@
-"""One sweep enters, from a file of any LiDAR or from the simulator; the points a network takes leave.
-
-For measuring a cost on real geometry, and for looking: detectors trained on Waymo know its five lasers, not these sensors.
-"""
+"""Simulates single sweeps, for measuring a cost on real geometry."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from kdlib.data.scans import read_scan
 from kdlib.data.store import Store
 from kdlib.types import Sample
-
-
-def read_sweep(path: Path) -> Sample:
-    """Return the points (N, 5) x, y, z, tanh(intensity), elongation of one sweep, without boxes.
-
-    Args:
-        path: ``.npy`` as OpenPCDet writes Waymo's, ``.pcd.bin`` of nuScenes, ``.bin`` of KITTI, ``.pcd`` or ``.ply``; layout and
-            height of the sensor are found as :func:`kdlib.data.scans.read_scan` says.
-
-    Raises:
-        DataError: If the file is missing, of another kind, or damaged.
-    """
-    return read_scan(path).sample()
 
 
 def simulated_sweeps(count: int, seed: int = 0, scale: str = "full") -> list[Sample]:

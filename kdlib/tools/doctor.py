@@ -238,9 +238,11 @@ def examine() -> list[Check]:
     ]
 
 
-def print_checks(checks: Sequence[Check]) -> None:
-    """Print one line per check, and its remedy."""
+def checks_text(checks: Sequence[Check]) -> str:
+    """Return one coloured line per check, and its remedy."""
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+    lines = []
     for check in checks:
-        typer.secho(f"{check.status:4} ", fg=colours[check.status], nl=False)
-        typer.echo(f"{check.name:14} {check.found}" + (f" -> {check.remedy}" if check.remedy else ""))
+        remedy = f" -> {check.remedy}" if check.remedy else ""
+        lines.append(f"{typer.style(f'{check.status:4}', colours[check.status])} {check.name:14} {check.found}{remedy}")
+    return "\n".join(lines)

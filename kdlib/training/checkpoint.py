@@ -71,7 +71,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint and check its digest.
 
     Raises:
@@ -98,7 +98,7 @@ def latest(folder: Path, job: str) -> Checkpoint | None:
     """
     for path in reversed(files(folder)):
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except CheckpointError as error:
             log.warning("%s; going back to the checkpoint before it", error)
             continue

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,17 +36,22 @@ LoaderFactory = Callable[[int], Iterable[Any]]
 """First batch, counted over all epochs, to the batches from there on."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """How far a session came."""
+    """How far a training came, in all its sessions up to this one."""
 
-    step: int
-    done: bool
-    terminated: bool  # by SIGTERM
-    seconds: float  # of all sessions
-    samples: int  # seen by all sessions
-    memory_mb: float  # peak of this session
-    last: dict[str, Any]  # newest line of the history
+    total: int  # optimiser steps of the schedule
+    step: int = 0
+    terminated: bool = False  # by SIGTERM
+    seconds: float = 0.0
+    samples: int = 0
+    memory_mb: float = 0.0  # peak of this session
+    last: dict[str, Any] = field(default_factory=dict)  # newest line of the history
+
+    @property
+    def done(self) -> bool:
+        """Whether the schedule is at its end."""
+        return self.step == self.total
 
 
 def schedule_length(batches: int, config: TrainConfig, max_steps: int | None) -> int:
@@ -97,23 +102,15 @@ class _Recorder(pl.Callback):
     stop_after: int | None
     resumed: Checkpoint | None
     processes: Processes
+    session: Session
 
     def __post_init__(self) -> None:
-        notes = self.resumed.notes if self.resumed else {}
-        self.seconds_before = float(notes.get("seconds", 0.0))
-        self.samples = int(notes.get("samples", 0))
-        self.last: dict[str, Any] = dict(notes.get("last", {}))
-        self.seen = self.resumed.step if self.resumed else 0
-        self.terminated = False
+        self.seconds_before = self.session.seconds
         self.begun = self.mark = time.monotonic()
         self.marked_samples = self.fresh = 0  # of all ranks since the last line; of this rank since the last step
 
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.begun
-
     def _terminate(self, number: int, frame: Any) -> None:
-        self.terminated = True
+        self.session.terminated = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.config.precision == "16-mixed" and pl_module.device.type == "cpu":
@@ -135,21 +132,22 @@ class _Recorder(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         self.fresh += batch.points.batch_size
-        step = pl_module.step
-        if step == self.seen:
+        step, session = pl_module.step, self.session
+        if step == session.step:
             return  # still accumulating
-        self.seen = step
-        terminated, samples = self.processes.sums(self.terminated, self.fresh)  # SIGTERM to one rank stops all at one step
-        self.terminated, self.fresh = bool(terminated), 0
-        self.samples += int(samples)
+        # SIGTERM to one rank stops all at one step
+        terminated, samples = self.processes.sums(session.terminated, self.fresh)
+        session.step, session.terminated = step, bool(terminated)
+        session.seconds = self.seconds_before + time.monotonic() - self.begun
+        session.samples += int(samples)
         self.marked_samples += int(samples)
-        last = step == pl_module.total
-        if last or step % max(1, pl_module.total // _LINES) == 0:
+        self.fresh = 0
+        if session.done or step % max(1, session.total // _LINES) == 0:
             self._line(pl_module, step)
-        stop = self.terminated or (self.stop_after is not None and step >= self.stop_after)
-        if last or stop or step % self.config.checkpoint_steps == 0:
+        stop = session.terminated or (self.stop_after is not None and step >= self.stop_after)
+        if session.done or stop or step % self.config.checkpoint_steps == 0:
             self._checkpoint(trainer, pl_module, step)
-        if stop and not last:
+        if stop and not session.done:
             trainer.should_stop = True
 
     def _line(self, module: TrainingModule, step: int) -> None:
@@ -158,7 +156,7 @@ class _Recorder(pl.Callback):
             return
         assert module.grad_norm is not None  # a step was made
         now, norm = time.monotonic(), float(module.grad_norm)
-        self.last = {
+        self.session.last = {
             "step": step,
             "steps": module.total,
             "epoch": (step * self.config.accumulate - 1) // self.per_epoch,
@@ -166,10 +164,10 @@ class _Recorder(pl.Callback):
             **module.meter.means(),
             "grad_norm": norm if math.isfinite(norm) else None,
             "samples_per_second": round(self.marked_samples / max(now - self.mark, 1e-9), 3),
-            "seconds": round(self.seconds, 3),
+            "seconds": round(self.session.seconds, 3),
             "memory_mb": round(_memory_mb(module.device), 1),
         }
-        history.append(self.run.history, self.last)
+        history.append(self.run.history, self.session.last)
         module.meter = Meter()
         self.mark, self.marked_samples = now, 0
 
@@ -178,9 +176,9 @@ class _Recorder(pl.Callback):
             return
         notes = {
             "meter": module.meter.state(),  # raises where the loss is no number, so no checkpoint holds broken weights
-            "seconds": self.seconds,
-            "samples": self.samples,
-            "last": self.last,
+            "seconds": self.session.seconds,
+            "samples": self.session.samples,
+            "last": self.session.last,
             "precision": trainer.precision_plugin.state_dict(),
             "versions": records.versions(),
         }
@@ -267,24 +265,18 @@ def fit_objective(
     start = resumed.step if resumed else 0
     if start != processes.from_first(start):
         raise CheckpointError(f"{run.checkpoints} differs between the ranks; put the run folder on a file system they share")
-    meter = Meter(resumed.notes["meter"]) if resumed else None
-    module = TrainingModule(objective.train(), config, total, start, meter)
+    module = TrainingModule(objective.train(), config, total, start, Meter(resumed.notes["meter"]) if resumed else None)
+    session = Session(total, start)
     if resumed is not None:
         module.load_state(resumed.tensors)
+        session.seconds, session.samples, session.last = (resumed.notes[name] for name in ("seconds", "samples", "last"))
         print(f"going on from step {start} of {total}", flush=True)
     if processes.first:
         history.rewind(run.history, start)
-    recorder = _Recorder(run, job, config, per_epoch, stop_after, resumed, processes)
     if start < total and not (stop_after is not None and start >= stop_after):
+        recorder = _Recorder(run, job, config, per_epoch, stop_after, resumed, processes, session)
         trainer = _trainer(config, run, total - start, recorder, processes)
         with _deterministic(trainer.strategy.root_device), held_back_termination(processes):
             trainer.fit(module, train_dataloaders=loader(start * config.accumulate))
-    return Session(
-        step=recorder.seen,
-        done=recorder.seen == total,
-        terminated=recorder.terminated,
-        seconds=recorder.seconds if start < total else recorder.seconds_before,
-        samples=recorder.samples,
-        memory_mb=_memory_mb(module.device),
-        last=recorder.last,
-    )
+    session.memory_mb = _memory_mb(module.device)
+    return session

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
-import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -205,19 +202,3 @@ def launch(
         if failed:
             raise _failure(failed, len(runs))
     return [watched.result() for watched in runs]
-
-
-def stop(run_dir: Path) -> bool:
-    """Ask the child of a run folder to save a checkpoint and end; False if none is at work on this machine.
-
-    Raises:
-        ConfigError: If it works on another machine.
-    """
-    owner = worker(RunDir(run_dir))
-    if owner is None:
-        return False
-    if owner["host"] != socket.gethostname():
-        raise ConfigError(f"{run_dir} is being trained on {owner['host']}; stop it there")
-    with contextlib.suppress(ProcessLookupError):  # it ended just now
-        os.kill(int(owner["pid"]), signal.SIGTERM)
-    return True

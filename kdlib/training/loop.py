@@ -81,11 +81,12 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
     return Distillation(student, teacher, job.kd, seed=job.train.seed)
 
 
-class _SharedLoader(DataLoader[Any]):
+class _Loader(DataLoader[Any]):
     """A loader that forks its workers while no thread of the process group is at work."""
 
     def __iter__(self) -> Any:
-        settle()
+        if torch.distributed.is_initialized():
+            settle()
         return super().__iter__()
 
 
@@ -93,8 +94,7 @@ def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Process
     config = job.train
     share = {"rank": processes.rank, "world": processes.world}
     sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
-    kind = _SharedLoader if torch.distributed.is_initialized() else DataLoader
-    return kind(
+    return _Loader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,

@@ -17,16 +17,16 @@ BETA2 = 0.99
 _EPSILON = 1e-8
 
 
-def _anneal(start: float, end: float, fraction: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
-
-
-def _phase(step: int, total: int) -> tuple[bool, float]:
-    """Return whether a step lies before the peak, and how far into its half it is."""
+def _cycle(step: int, total: int, first: float, highest: float, last: float) -> float:
+    """Return the value of a 0-based step on two half cosines, from the first value to the one at the peak and to the last."""
     if not 0 <= step < total:
         raise ValueError(f"step {step} is outside a schedule of {total} steps")
     peak = int(PEAK * total)
-    return (True, step / peak) if step < peak else (False, (step - peak) / (total - peak))
+    if step < peak:
+        start, end, fraction = first, highest, step / peak
+    else:
+        start, end, fraction = highest, last, (step - peak) / (total - peak)
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 def learning_rate(step: int, total: int, highest: float) -> float:
@@ -35,9 +35,8 @@ def learning_rate(step: int, total: int, highest: float) -> float:
     Raises:
         ValueError: If the step is outside the schedule.
     """
-    rising, fraction = _phase(step, total)
     first = highest / DIVIDE
-    return _anneal(first, highest, fraction) if rising else _anneal(highest, first / FINAL_DIVIDE, fraction)
+    return _cycle(step, total, first, highest, first / FINAL_DIVIDE)
 
 
 def beta1(step: int, total: int) -> float:
@@ -46,9 +45,8 @@ def beta1(step: int, total: int) -> float:
     Raises:
         ValueError: If the step is outside the schedule.
     """
-    rising, fraction = _phase(step, total)
     outer, inner = MOMENTA
-    return _anneal(outer, inner, fraction) if rising else _anneal(inner, outer, fraction)
+    return _cycle(step, total, outer, inner, outer)
 
 
 class OneCycleAdam(torch.optim.Adam):

@@ -96,15 +96,10 @@ class Gpus:
     """
 
     def __init__(self, ids: Sequence[str], threads: int) -> None:
-        self._ids = tuple(ids)
+        self._ids, self.limit = tuple(ids), len(ids)
         self._threads = threads or max(1, (os.cpu_count() or 1) // len(ids))
         self._locks = Path(tempfile.gettempdir()) / f"kdlib-{os.getuid()}"
         self._locks.mkdir(mode=0o700, exist_ok=True)
-
-    @property
-    def limit(self) -> int:
-        """One training for each GPU."""
-        return len(self._ids)
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
         """Start a command, to which the folder is added, on a free GPU; None if all are taken, perhaps by other drivers."""
@@ -183,8 +178,9 @@ class Cluster:
         for worker in sorted(self.workers() - busy):
             task: tuple[Any, ...] = (train_here, str(run.path), tuple(command[1:]), self._threads)
             future = self._client.submit(*task, workers=[worker], allow_other_workers=False, pure=False)
-            self._started.append(RemoteChild(self, worker, future))
-            return self._started[-1]
+            child = RemoteChild(self, worker, future)
+            self._started.append(child)
+            return child
         return None
 
 

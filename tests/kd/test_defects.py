@@ -16,7 +16,7 @@ from kdlib.config import AnchorHeadConfig, KDConfig, LabelKDConfig, LogitKDConfi
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
 from kdlib.kd.label import merge_labels
-from kdlib.kd.logit import heatmap_kd, logit_kd
+from kdlib.kd.logit import head_kd, heatmap_kd
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.kd.rank import rank_kd
@@ -28,6 +28,12 @@ from kdlib.types import Batch, Detections, GroundTruth, HeadTargets
 POSITIONS = get_args(PivotalForm)
 DISTANCES = ("mse", "smooth_l1", "focal")
 LOW = LabelKDConfig((0.4, 0.4, 0.4))
+
+
+def logit_kd(student, teacher, student_targets, teacher_targets, config, region=None):
+    """The values of a head's parts by name."""
+    targets = teacher_targets if config.target == "teacher" else student_targets
+    return {part.name: part.value for part in head_kd(student, teacher, targets, config, region)}
 
 
 def recipe(label=None, norm="batch", **settings):

@@ -72,7 +72,7 @@ def run(config, student, teacher, *, labels=None, marks=None, adapter=None, foun
     batch = Batch(PointBatch(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64), 2, ("a", "b")), labels)
     answer = TeacherAnswer((), marks, found, bev=teacher)
     context = StepContext(batch, labels, Prediction((), student, 0), marks, answer)
-    return feature_kd(context, config, adapter or nn.Identity(), REGION)
+    return {part.name: part for part in feature_kd(context, config, adapter or nn.Identity(), REGION)}
 
 
 def naive_relations(rows):
@@ -182,20 +182,21 @@ def test_forms_are_their_pure_parts(name, kind):
         "attention": lambda: map_distance(student.abs().mean(1, True), teacher.abs().mean(1, True), kind),
         "affinity": lambda: roi_distance(affinity(ours), affinity(theirs), valid, kind),
     }[name]()
-    assert got.parts["kd_feature"].item() == pytest.approx(0.5 * want.item())
-    assert set(got.parts) == ({"kd_feature", "kd_relation"} if name == "relations" else {"kd_feature"})
+    assert got["kd_feature"].value.item() == pytest.approx(0.5 * want.item())
+    assert set(got) == ({"kd_feature", "kd_relation"} if name == "relations" else {"kd_feature"})
     if name == "relations":
-        assert got.parts["kd_relation"].item() == pytest.approx(2 * relation_distance(ours, theirs, valid).item())
+        assert got["kd_relation"].value.item() == pytest.approx(2 * relation_distance(ours, theirs, valid).item())
     positions = {"map": None, "attention": None, "foreground": 2}.get(name, 4)
-    assert positions == (None if got.positions is None else int(got.positions))
+    for part in got.values():
+        assert positions == (None if part.positions is None else int(part.positions))
 
 
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("size", [(8, 8), (4, 4), (12, 6)])
 def test_equal_maps_give_zero(name, size):
     features = torch.relu(normal(2, 4, *size))
-    parts = run(FORMS[name], features, features.clone(), marks=targets(1, *size)).parts
-    assert all(value.item() == 0 for value in parts.values()) and parts
+    parts = run(FORMS[name], features, features.clone(), marks=targets(1, *size))
+    assert all(part.value.item() == 0 for part in parts.values()) and parts
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -206,7 +207,7 @@ def test_gradients_between_different_grids(name, target):
     marks = targets(1, *((6, 6) if target == "teacher" else (4, 4)))
 
     def total(maps):
-        return sum(run(config, maps, teacher, marks=marks).parts.values())
+        return sum(part.value for part in run(config, maps, teacher, marks=marks).values())
 
     assert torch.autograd.gradcheck(total, (student,))
     total(student).backward()
@@ -229,27 +230,27 @@ def test_empty_scenes_are_zero_and_hang_on_the_graph(name, slots):
     nothing = GroundTruth(torch.zeros(2, slots, 7, dtype=torch.float64), torch.zeros(2, slots, dtype=torch.int64))
     marks = tuple(replace(mark, heatmap=0 * mark.heatmap) for mark in targets())
     got = run(FORMS[name], student, normal(2, 4, 8, 8, seed=1), labels=nothing, marks=marks)
-    assert [value.item() for value in got.parts.values()] == [0.0] * len(got.parts) and int(got.positions) == 0
-    sum(got.parts.values()).backward()
+    assert [(part.value.item(), int(part.positions)) for part in got.values()] == [(0.0, 0)] * len(got)
+    sum(part.value for part in got.values()).backward()
     assert student.grad.abs().max() == 0
 
 
 def test_grids_meet_by_resampling_or_in_metres():
     coarse = normal(2, 3, 4, 4)
     fine = torch.nn.functional.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=False)
-    assert run(FORMS["map"], coarse, fine).parts["kd_feature"].item() == 0
-    assert run(replace(FORMS["map"], align_corners=True), coarse, fine).parts["kd_feature"] > 0  # a setting that is obeyed
-    assert run(replace(FORMS["map"], target="student"), coarse, fine).parts["kd_feature"] > 0
+    assert run(FORMS["map"], coarse, fine)["kd_feature"].value.item() == 0
+    assert run(replace(FORMS["map"], align_corners=True), coarse, fine)["kd_feature"].value > 0  # a setting that is obeyed
+    assert run(replace(FORMS["map"], target="student"), coarse, fine)["kd_feature"].value > 0
     x = torch.arange(8, dtype=torch.float64).expand(2, 1, 8, 8) + 0.5
     halves = x[..., ::2, ::2] + 0.5  # the same slope in cells twice as large
     inner = GroundTruth(truth().boxes[:1, :1].expand(2, 1, 7), torch.ones(2, 1, dtype=torch.int64))
-    assert run(FORMS["rois"], halves, x, labels=inner).parts["kd_feature"].item() == pytest.approx(0, abs=1e-20)
+    assert run(FORMS["rois"], halves, x, labels=inner)["kd_feature"].value.item() == pytest.approx(0, abs=1e-20)
 
 
 def test_attention_takes_any_width():
-    value = run(FORMS["attention"], normal(2, 2, 8, 8), normal(2, 7, 8, 8, seed=1)).parts["kd_feature"]
+    value = run(FORMS["attention"], normal(2, 2, 8, 8), normal(2, 7, 8, 8, seed=1))["kd_feature"].value
     assert value.item() > 0
-    assert run(FORMS["affinity"], normal(2, 2, 8, 8), normal(2, 7, 8, 8, seed=1)).parts["kd_feature"].item() > 0
+    assert run(FORMS["affinity"], normal(2, 2, 8, 8), normal(2, 7, 8, 8, seed=1))["kd_feature"].value.item() > 0
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
@@ -272,17 +273,17 @@ def test_teacher_boxes_of_enough_score_become_rois():
     boxes, valid = boxes_of_interest(truth(), found, config)
     assert boxes.shape == (2, 2, 7) and valid.tolist() == [[True, False], [False, False]]  # 0.3 does not exceed 0.3; no length
     assert torch.equal(boxes[0, 0], one[0].double())
-    assert int(run(config, normal(2, 1, 8, 8), normal(2, 1, 8, 8, seed=1), found=found).positions) == 1
+    assert int(run(config, normal(2, 1, 8, 8), normal(2, 1, 8, 8, seed=1), found=found)["kd_feature"].positions) == 1
     none = tuple(Detections(one[:0], torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in range(2))
-    assert run(config, normal(2, 1, 8, 8), normal(2, 1, 8, 8, seed=1), found=none).parts["kd_feature"].item() == 0
+    assert run(config, normal(2, 1, 8, 8), normal(2, 1, 8, 8, seed=1), found=none)["kd_feature"].value.item() == 0
     with pytest.raises(ValueError, match="teacher boxes of 0 frames but ground truth of 2"):
         boxes_of_interest(truth(), (), config)
 
 
 def test_a_weight_of_zero_leaves_a_part_out():
     maps = normal(2, 1, 8, 8), normal(2, 1, 8, 8, seed=1)
-    assert set(run(replace(FORMS["relations"], weight=0.0), *maps).parts) == {"kd_relation"}
-    assert run(replace(FORMS["map"], weight=0.0), *maps).parts == {}
+    assert set(run(replace(FORMS["relations"], weight=0.0), *maps)) == {"kd_relation"}
+    assert run(replace(FORMS["map"], weight=0.0), *maps) == {}
 
 
 def test_half_precision_is_widened():
@@ -290,7 +291,7 @@ def test_half_precision_is_widened():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for name in ("map", "affinity", "relations"):
             labels = replace(truth(), boxes=truth().boxes.float())
-            assert {value.dtype for value in run(FORMS[name], *maps, labels=labels).parts.values()} == {torch.float32}
+            assert {part.value.dtype for part in run(FORMS[name], *maps, labels=labels).values()} == {torch.float32}
 
 
 def test_targets_are_those_of_the_grid_on_which_maps_meet():
@@ -303,7 +304,7 @@ def test_targets_are_those_of_the_grid_on_which_maps_meet():
         size = marks[0].heatmap.shape[-2:]
         maps = (align_maps(some, size) for some in (student, teacher))
         want = map_distance(*maps, "mse", marks[0].heatmap.amax(1)).item()
-        assert feature_kd(context, config, nn.Identity(), REGION).parts["kd_feature"].item() == pytest.approx(want)
+        assert feature_kd(context, config, nn.Identity(), REGION)[0].value.item() == pytest.approx(want)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,19 @@ import torch
 
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
+from kdlib.kd.check import check_logit
 from kdlib.kd.instances import boxes_at, cell_centres, instance_cells
-from kdlib.kd.logit import logit_kd, meet, position_weights
+from kdlib.kd.logit import head_kd, meet, position_weights
 from kdlib.models.geometry.rotated_iou import bev_iou
 from kdlib.types import HeadOutput
 
 REGION = (-4.0, -4.0, 4.0, 4.0)
+
+
+def logit_kd(student, teacher, student_targets, teacher_targets, config, region=None):
+    """The values of a head's parts by name."""
+    targets = teacher_targets if config.target == "teacher" else student_targets
+    return {part.name: part.value for part in head_kd(student, teacher, targets, config, region)}
 
 
 def head(classes=2, size=(8, 8), frames=2, seed=0, scale=2.0):
@@ -199,8 +206,6 @@ def test_frames_are_chosen_on_their_own():
     assert torch.equal(together, torch.cat([cells_of(frame(student, b), frame(teacher, b), 2) for b in range(2)]))
 
 
-def test_what_is_missing_is_named():
+def test_no_instance_at_all_is_refused():
     with pytest.raises(ConfigError, match="at least 1 of them, not 0"):
-        logit_kd(head(), head(seed=1), None, None, LogitKDConfig(positions="instances", instances=0), REGION)
-    with pytest.raises(ConfigError, match="needs the region that the maps span"):
-        logit_kd(head(), head(seed=1), None, None, LogitKDConfig(positions="instances"))
+        check_logit(LogitKDConfig(positions="instances", instances=0), (4, 4), (4, 4))

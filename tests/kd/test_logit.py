@@ -11,7 +11,8 @@ import torch
 from kdlib.config import HeadConfig, LogitKDConfig, PivotalForm
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
-from kdlib.kd.logit import heatmap_kd, logit_kd, logit_weights
+from kdlib.kd.check import check_logit
+from kdlib.kd.logit import head_kd, heatmap_kd, logit_weights
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.models.losses.detection import detection_loss
 from kdlib.models.losses.heatmap_focal import focal_loss
@@ -42,6 +43,12 @@ CASES = [("same_res", v) for v in FORMS if v != "target_student_fg_off"] + [
     for v in ("base", "soft_off", "fg_off", "thresh0p3", "soft_off_fg_off_thresh0p3", "target_student", "target_student_fg_off")
 ]
 CASES += [(f, v) for f in ("diff_res_small_1p5x", "diff_res_small_1p25x") for v in ("base", "soft_off", "target_student")]
+
+
+def logit_kd(student, teacher, student_targets, teacher_targets, config, region=None):
+    """The values of a head's parts by name."""
+    targets = teacher_targets if config.target == "teacher" else student_targets
+    return {part.name: part.value for part in head_kd(student, teacher, targets, config, region)}
 
 
 def read(goldens, name):
@@ -288,7 +295,7 @@ def test_b5_value_does_not_depend_on_what_ran_before():
 
 def test_b11_regression_on_different_grids_is_an_error():
     with pytest.raises(ConfigError, match=r"student has 4 x 6 cells and the teacher 8 x 12; set regression_weight to 0"):
-        logit_kd(*scene(2, (4, 6), (8, 12)), LogitKDConfig(regression_weight=0.2))
+        check_logit(LogitKDConfig(regression_weight=0.2), (4, 6), (8, 12))
 
 
 def test_empty_scene_is_finite():

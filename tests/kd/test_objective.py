@@ -8,15 +8,22 @@ import torch
 from kdlib.config import AnchorHeadConfig, GridConfig, KDConfig, LabelKDConfig, LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.label import merge_labels
-from kdlib.kd.logit import logit_kd
+from kdlib.kd.logit import head_kd
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.teacher import Teacher
 from kdlib.models.build import build
 from kdlib.models.losses.detection import detection_loss
+from kdlib.models.losses.loss_part import loss_terms
 from kdlib.types import Batch, GroundTruth
 
 LOW = LabelKDConfig((0.4, 0.4, 0.4))
 RECIPE = KDConfig(label=LOW)
+
+
+def logit_kd(student, teacher, student_targets, teacher_targets, config, region=None):
+    """The values of a head's parts by name."""
+    targets = teacher_targets if config.target == "teacher" else student_targets
+    return {part.name: part.value for part in head_kd(student, teacher, targets, config, region)}
 
 
 def state(module):
@@ -41,7 +48,7 @@ def test_distillation_is_the_sum_of_its_pure_parts(pair, batch, heads):
     labels = merge_labels(answer.boxes, data.truth, LOW)
     assert labels.labels.shape[1] > data.truth.labels.shape[1]
     maps, targets = student(data.points).heads, student.targets(labels)
-    want = values(detection_loss(maps, targets, student.config.head))
+    want = values(loss_terms(detection_loss(maps, targets, student.config.head)))
     apart = [logit_kd(s, t, a, b, RECIPE.logit) for s, t, a, b in zip(maps, answer.heads, targets, answer.targets)]
     want["kd_heatmap"] = sum(p["kd_heatmap"].item() for p in apart) / heads
     assert values(got) == pytest.approx(want, rel=1e-5)

@@ -7,6 +7,7 @@ import torch
 
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
+from kdlib.kd.check import check_logit
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.types import HeadTargets
 
@@ -94,9 +95,9 @@ def test_mask_has_no_gradient_and_inputs_stay():
 
 def test_contradictions_are_refused():
     with pytest.raises(ConfigError, match=r"would ignore the threshold 0\.3"):
-        mask_of(positions="all", threshold=0.3)
+        check_logit(LogitKDConfig(positions="all", threshold=0.3), (4, 4), (4, 4))
     with pytest.raises(ConfigError, match="rank of at least 1"):
-        mask_of(positions="rank", rank=0)
+        check_logit(LogitKDConfig(positions="rank", rank=0), (4, 4), (4, 4))
     with pytest.raises(ConfigError, match="need targets"):
         pivotal_mask(MAP, None, LogitKDConfig())
     with pytest.raises(ValueError, match=r"grid of \(4, 4\)"):

@@ -23,7 +23,7 @@ def values(terms):
 
 @given(st.floats(0, 1), SHARE, SHARE, st.floats(0, 1))
 def test_equals_interpolation_between_its_corners(progress, warm_up, decay, floor):
-    config = KDScheduleConfig(warm_up, decay, floor)
+    config = KDScheduleConfig(warm_up, decay, floor if decay else 0.0)
     rise = 1.0 if warm_up == 0 else np.interp(progress, [0, warm_up], [0, 1])
     fall = 1.0 if decay == 0 else np.interp(progress, [1 - decay, 1], [1, floor])
     assert factor(progress, config) == pytest.approx(min(rise, fall), rel=1e-6, abs=1e-9)

@@ -27,7 +27,7 @@ def test_pieces_become_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_second_call_adds_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("one", "two"):
         with runlog.opened(tmp_path) as log:
-            log.say(word)
+            print(word, file=log)
             assert (tmp_path / runlog.LOG).read_text().endswith(f" {word}\n"), "a line that is said is there to be read"
     assert len((tmp_path / runlog.LOG).read_text().splitlines()) == 2
     assert capsys.readouterr().out == "one\ntwo\n"

@@ -95,19 +95,6 @@ def test_every_mean_can_be_resampled(result, metric):
     assert arm.std == 0.0
 
 
-def test_segments_spread_more_than_frames_where_segments_differ(result):
-    """Every frame of a segment repeats the same luck, so single frames look more certain than they are."""
-    good, bad = result(0.9, 0, segments=4), result(0.3, 0, segments=4)
-    half = good.frames.counts, bad.frames.counts
-    mixed = {n: np.concatenate((getattr(half[0], n)[:10], getattr(half[1], n)[10:])) for n in vars(half[0])}
-    frames = good.frames.__class__(good.frames.frame_ids, good.frames.breakdowns, half[0].__class__(**mixed))
-    evaluated = good.__class__(good.metrics, good.curves, good.cutoffs, good.card, frames)
-    segment = bootstrap({"a": [evaluated]}, unit="segment", resamples=400)
-    frame = bootstrap({"a": [evaluated]}, unit="frame", resamples=400)
-    assert (segment.units, frame.units) == (4, 20)
-    assert segment.arm("a").high - segment.arm("a").low > 1.3 * (frame.arm("a").high - frame.arm("a").low)
-
-
 def test_deterministic_by_seed(result):
     arms = {"a": [result(0.6, 0), result(0.6, 1)], "b": [result(0.7, 2)]}
     first, again, other = (bootstrap(arms, resamples=100, seed=seed).to_dict() for seed in (3, 3, 4))
@@ -128,7 +115,5 @@ def test_results_that_cannot_be_compared_are_refused(result):
         bootstrap({})
     with pytest.raises(ConfigError, match="cannot bootstrap 'mAPH'"):
         bootstrap({"a": [good]}, metric="mAPH")
-    with pytest.raises(ConfigError, match="unit 'scene'"):
-        bootstrap({"a": [good]}, unit="scene")
     with pytest.raises(ConfigError, match="resamples"):
         bootstrap({"a": [good]}, resamples=0)

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from kdlib.errors import DataError
 from kdlib.metric.box_tables import predictions_table, read_table, write_predictions
 from kdlib.metric.loading import load_boxes
-from kdlib.metric.waymo_metrics import evaluate_files, evaluate_tables
+from kdlib.metric.waymo_metrics import evaluate_tables
 
 BOX = ("x", "y", "z", "length", "width", "height", "heading")
 
@@ -167,16 +166,6 @@ def test_a_frame_with_too_many_pairs_is_refused(monkeypatch):
     monkeypatch.setattr("kdlib.metric.loading.MOST_PAIRS", 3)
     with pytest.raises(DataError, match="frame 'seg_000' has 4 pairs"):
         load_boxes(predictions(), truth())
-
-
-def test_files(tmp_path):
-    write_predictions(tmp_path / "p.parquet", predictions())
-    pq.write_table(truth(), tmp_path / "g.parquet")
-    from_files = evaluate_files(tmp_path / "p.parquet", tmp_path / "g.parquet")
-    assert from_files.to_dict() == evaluate_tables(predictions(), truth()).to_dict()
-    assert from_files.metrics["OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH"] == pytest.approx(1.0)
-    with pytest.raises(DataError, match=r"predictions file .*g\.parquet.: no column .score."):
-        evaluate_files(tmp_path / "g.parquet", tmp_path / "p.parquet")
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -203,14 +203,3 @@ def test_result_is_a_flat_object_with_official_names_and_a_card():
         and card["predictions"]["SIGN"] == 6
     )
     assert "RANGE_TYPE_CYCLIST_[50, +inf)" in result.table() and "100.00" in result.table()
-
-
-def test_far_boxes_can_be_left_out_on_both_sides():
-    ids, boxes, types, difficulty = street()
-    truth = truth_table(ids, boxes, types, difficulty)
-    near = boxes[:, 0] <= 20
-    result = evaluate_tables(
-        prediction_table(ids[near], boxes[near], types[near], np.full(near.sum(), 0.5)), truth, max_distance=20.0
-    )
-    assert result.metrics["OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/AP"] == pytest.approx(1.0)
-    assert result.card["max_distance"] == 20.0 and result.card["ground_truth_too_far"] == 18

@@ -27,6 +27,7 @@ from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.losses.detection import detector_loss
+from kdlib.models.losses.loss_part import loss_terms
 from kdlib.types import Batch, GroundTruth, PointBatch
 
 GRID = GridConfig((-10.24, -10.24, -2.0, 10.24, 10.24, 4.0), (0.32, 0.32, 6.0), 10)
@@ -198,7 +199,7 @@ def test_mixed_precision_detects_in_float32():
         found = model.detect(prediction)[0]
     assert prediction.heads[0].classes.dtype == torch.bfloat16
     assert found.boxes.dtype == found.scores.dtype == torch.float32 and len(found.boxes) == 500
-    terms = detector_loss(model, prediction.heads, model.targets(truth()))
+    terms = loss_terms(detector_loss(model, prediction, model.targets(truth())))
     assert terms.loss.dtype == torch.float32 and terms.loss.isfinite()
 
 
@@ -214,5 +215,5 @@ def test_frames_without_boxes_train():
 def test_a_class_of_detector_takes_its_own_head():
     with pytest.raises(ConfigError, match="'tiny_anchors' has AnchorHeadConfig, CenterPoint needs HeadConfig"):
         CenterPoint(CONFIG)
-    with pytest.raises(ConfigError, match="'tiny_anchors' has HeadConfig, anchors need AnchorHeadConfig"):
+    with pytest.raises(ConfigError, match="'tiny_anchors' has HeadConfig, AnchorDetector needs AnchorHeadConfig"):
         AnchorDetector(replace(CONFIG, head=HeadConfig()))

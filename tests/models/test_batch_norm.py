@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from kdlib.models import ranks
-from kdlib.models.batch_norm import BatchNorm2d, joint_norm
-from kdlib.models.pillar_encoder import WeightedBatchNorm
+from kdlib.models.batch_norm import BatchNorm2d, RowNorm, joint_norm
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_maps_and_gradients_are_torchs(shape, request):
 
 def test_weighted_rows_are_those_of_the_plain_layer(request):
     rows, weight = torch.randn(7, 4, dtype=torch.float64), torch.tensor([1.0, 3.0, 1.0, 1.0, 5.0, 1.0, 2.0], dtype=torch.float64)
-    layers = [settled(WeightedBatchNorm(4)) for _ in range(2)]
+    layers = [settled(RowNorm(4)) for _ in range(2)]
     found = []
     for number, layer in enumerate(layers):
         if number:
@@ -74,7 +73,7 @@ def test_gradcheck(alone_but_joint):
 
 
 def test_no_rows_at_all_teach_nothing(alone_but_joint):
-    layer = settled(WeightedBatchNorm(3))
+    layer = settled(RowNorm(3))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     rows = torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)
     layer(rows, torch.zeros(0, dtype=torch.float64)).sum().backward()

@@ -12,6 +12,7 @@ from kdlib.config import BackboneConfig, DecodeConfig, GridConfig, HeadConfig, M
 from kdlib.errors import ConfigError, DataError
 from kdlib.models.build import build
 from kdlib.models.losses.detection import detection_loss
+from kdlib.models.losses.loss_part import loss_terms
 from kdlib.types import GroundTruth, PointBatch
 
 CONFIG = ModelConfig(
@@ -96,7 +97,7 @@ def test_batch_without_points_trains():
     before = {name: value.clone() for name, value in model.vfe.named_buffers()}
     prediction = model(clouds(0, 0))
     assert prediction.voxels == 0
-    detection_loss(prediction.heads, model.targets(truth(2)), model.config.head).loss.backward()
+    loss_terms(detection_loss(prediction.heads, model.targets(truth(2)), model.config.head)).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert not any(parameter.grad.any() for parameter in model.vfe.parameters())
@@ -110,7 +111,7 @@ def test_one_class_head():
     (target,) = model.targets(truth(2, labels=(1, 1, 0)))
     assert prediction.heads[0].heatmap.shape == target.heatmap.shape == (2, 1, 16, 16)
     assert target.mask.sum(dim=1).tolist() == [2, 2]
-    terms = detection_loss(prediction.heads, (target,), config.head)
+    terms = loss_terms(detection_loss(prediction.heads, (target,), config.head))
     terms.loss.backward()
     assert terms.loss.isfinite()
     for found in model.eval().detect(model(clouds(400, 300))):

@@ -13,6 +13,7 @@ from kdlib.config import BackboneConfig, DecodeConfig, GridConfig, HeadConfig, M
 from kdlib.errors import ConfigError
 from kdlib.models.build import build
 from kdlib.models.losses.detection import detector_loss
+from kdlib.models.losses.loss_part import loss_terms
 from kdlib.models.voxel_encoder import VoxelBackbone, bev_depth
 from kdlib.types import GroundTruth, PointBatch, VoxelBatch
 
@@ -157,7 +158,7 @@ def test_training_reaches_every_parameter():
 @pytest.mark.parametrize("counts", [(0, 0), (1,)], ids=["no point", "one point"])
 def test_next_to_nothing_trains(counts):
     model = fresh().train()
-    terms = detector_loss(model, model(clouds(*counts)).heads, model.targets(truth(len(counts))))
+    terms = loss_terms(detector_loss(model, model(clouds(*counts)), model.targets(truth(len(counts)))))
     terms.loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -184,7 +185,7 @@ def test_mixed_precision_keeps_metres_wide():
 def test_mixed_precision_trains():
     model = fresh().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = detector_loss(model, model(clouds(200, 150)).heads, model.targets(truth(2)))
+        terms = loss_terms(detector_loss(model, model(clouds(200, 150)), model.targets(truth(2))))
     terms.loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.dtype == torch.float32, name

@@ -7,8 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdlib.data.scans import read_scan
 from kdlib.errors import DataError
-from kdlib.profiling.sweep import read_sweep, simulated_sweeps
+from kdlib.profiling.sweep import simulated_sweeps
+from kdlib.types import Sample
+
+
+def read_sweep(path: Path) -> Sample:
+    return read_scan(path).sample()
 
 
 def test_kitti_and_nuscenes_columns(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click import unstyle
 
 from kdlib.tools import doctor
 from kdlib.tools.doctor import Check, Probe
@@ -133,8 +134,8 @@ def test_memory(available: float, status: str, monkeypatch: pytest.MonkeyPatch) 
     assert doctor.check_memory().status == status
 
 
-def test_show_prints_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.print_checks([Check("Disk", "warn", "[4 GB] free", "make room"), Check("torch", "ok", "2.13.0 " + "x" * 200)])
-    lines = capsys.readouterr().out.splitlines()
+def test_text_has_a_line_each() -> None:
+    checks = [Check("Disk", "warn", "[4 GB] free", "make room"), Check("torch", "ok", "2.13.0 " + "x" * 200)]
+    lines = unstyle(doctor.checks_text(checks)).splitlines()
     assert len(lines) == 2
     assert lines[0].split() == "warn Disk [4 GB] free -> make room".split()

@@ -22,7 +22,7 @@ def make(step: int, job: str = "job") -> Checkpoint:
 
 def test_round_trip_is_exact(tmp_path):
     before = make(7)
-    after = checkpoint.read_checkpoint(checkpoint.save(tmp_path, before))
+    after = checkpoint.load_checkpoint(checkpoint.save(tmp_path, before))
     assert (after.step, after.job, after.notes) == (7, "job", {"seconds": 0.1 + 0.2, "last": {}})
     assert after.tensors.keys() == before.tensors.keys()
     assert all(torch.equal(after.tensors[k], before.tensors[k]) for k in before.tensors)
@@ -30,7 +30,7 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_shared_memory_is_no_obstacle(tmp_path):
     one = torch.ones(3)
-    after = checkpoint.read_checkpoint(checkpoint.save(tmp_path, Checkpoint(1, "job", {"a": one, "b": one}, {})))
+    after = checkpoint.load_checkpoint(checkpoint.save(tmp_path, Checkpoint(1, "job", {"a": one, "b": one}, {})))
     assert torch.equal(after.tensors["b"], one)
 
 

@@ -63,7 +63,7 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def newest(folder: Path) -> checkpoint.Checkpoint:
-    return checkpoint.read_checkpoint(checkpoint.files(folder / "checkpoints")[-1])
+    return checkpoint.load_checkpoint(checkpoint.files(folder / "checkpoints")[-1])
 
 
 def largest_difference(a: Path, b: Path, kind: str) -> float:

@@ -128,7 +128,7 @@ def test_sigterm_saves_and_exits_143(tmp_path, uninterrupted):
     output = child.communicate(timeout=60)[0].decode()
     assert child.returncode == 143, output
     (kept,) = checkpoint.files(tmp_path / "checkpoints")
-    assert checkpoint.read_checkpoint(kept).step >= 5
+    assert checkpoint.load_checkpoint(kept).step >= 5
     assert not (tmp_path / "child.json").exists()
     (tmp_path / "toy.json").unlink()
     toy.run_toy(tmp_path)
@@ -209,7 +209,7 @@ def test_teacher_is_neither_updated_nor_stored(tmp_path):
     before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
     small(tmp_path, objective, [toy.make_batch(i) for i in range(5)], accumulate=1, total=5)
     assert all(torch.equal(before[k], v) for k, v in objective.teacher.state_dict().items())
-    saved = checkpoint.read_checkpoint(checkpoint.files(tmp_path / "checkpoints")[-1])
+    saved = checkpoint.load_checkpoint(checkpoint.files(tmp_path / "checkpoints")[-1])
     assert not any("teacher" in name for name in saved.tensors)
 
 

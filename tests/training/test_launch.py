@@ -14,7 +14,7 @@ from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.training import launch as launching
 from kdlib.training.job import RunBusy, RunDir, claim, worker
-from kdlib.training.launch import TrainingFailed, launch, progress_line, stop
+from kdlib.training.launch import TrainingFailed, launch, progress_line
 from kdlib.training.places import Processor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -105,12 +105,11 @@ def test_killed_child_is_named_and_can_go_on(tmp_path):
     assert launch([folder], command=COMMAND, echo=lambda _: None)[0].values["steps"] == 30
 
 
-def test_stop_saves(tmp_path):
+def test_termination_saves(tmp_path):
     folder = make(tmp_path / "a", '{"pause": 0.1, "checkpoint_steps": 1000}')
-    assert not stop(folder)
     start(folder)
     wait_until(lambda: len(records.read_json_lines(folder / "history.jsonl")) > 2)
-    assert stop(folder)
+    os.kill(worker(RunDir(folder))["pid"], signal.SIGTERM)
     wait_until(lambda: worker(RunDir(folder)) is None)
     assert len(list((folder / "checkpoints").iterdir())) == 1
 

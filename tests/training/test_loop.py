@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from kdlib.config import (
     TrainConfig,
 )
 from kdlib.data.prepare import prepare
+from kdlib.data.store import Store
 from kdlib.errors import ConfigError, DataError, KdlibError
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card, save_weights
@@ -33,7 +35,7 @@ from kdlib.simulate import simulate
 from kdlib.training import checkpoint, loop
 from kdlib.training.checkpoint import CheckpointError
 from kdlib.training.job import RunDir, TeacherSource, TrainJob, worker
-from kdlib.training.launch import TrainingFailed, launch, stop
+from kdlib.training.launch import TrainingFailed, launch
 from kdlib.training.loop import limit_threads, train
 from kdlib.training.places import Processor
 
@@ -146,7 +148,7 @@ def test_adapters_resume_bit_identically_and_stay_out_of_the_weights(tmp_path, j
     for stop_after in (3, 8, None):
         train(parts, stop_after=stop_after)
     same_end(whole, parts)
-    last, again = (checkpoint.read_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
+    last, again = (checkpoint.load_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
     kept = {name for name in last if "adapter" in name}
     moments = {
         f"optimiser/{moment}/adapter.{name}" for moment in ("step", "exp_avg", "exp_avg_sq") for name in ("weight", "bias")
@@ -168,10 +170,8 @@ def test_sigkill_and_sigterm_in_the_real_child(tmp_path, job, uninterrupted):
         assert time.monotonic() < end, (tmp_path / "train.log").read_text()
         time.sleep(0.01)
     owner = worker(RunDir(tmp_path))
-    if owner is not None and target % 2:
-        os.kill(owner["pid"], signal.SIGKILL)
-    elif owner is not None:
-        stop(tmp_path)
+    if owner is not None:
+        os.kill(owner["pid"], signal.SIGKILL if target % 2 else signal.SIGTERM)
     while worker(RunDir(tmp_path)) is not None:
         time.sleep(0.02)
     lines: list[str] = []
@@ -212,6 +212,77 @@ def test_changed_settings_do_not_resume(tmp_path, job):
     with pytest.raises(CheckpointError, match=r"belongs to job .* this run is job"):
         train(tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+COUNTING = """
+import json, pathlib, sys
+from kdlib.data.store import Store
+from kdlib.training import job, loop
+counts = {"stores": 0, "weights": []}
+open_store, digest = Store.open, job.sha256
+
+def counted_open(path):
+    counts["stores"] += 1
+    return open_store(path)
+
+def counted_digest(path):
+    counts["weights"].append(str(path))
+    return digest(path)
+
+Store.open, job.sha256 = staticmethod(counted_open), counted_digest
+loop.train(pathlib.Path(sys.argv[1]))
+pathlib.Path(sys.argv[1], "counts.json").write_text(json.dumps(counts))
+"""
+
+
+def test_a_process_opens_the_store_once_and_hashes_each_weight_file_once(tmp_path, job, teacher, monkeypatch):
+    """The starting process reads no more of the store than its index; with several ranks each of them is such a child."""
+    opened, hashed = [], []
+    monkeypatch.setattr(Store, "open", opened.append)
+    monkeypatch.setattr("kdlib.training.job.sha256", lambda path: hashed.append(str(path)) or records.sha256(path))
+    replace(job, max_steps=1).write(tmp_path)
+    (result,) = launch([tmp_path], command=(sys.executable, "-c", COUNTING), echo=lambda _: None)
+    assert result.values["steps"] == 1
+    assert (opened, hashed) == ([], [str(teacher)])
+    assert records.read_json(tmp_path / "counts.json") == {"stores": 1, "weights": [str(teacher)]}
+
+
+CHANGING = """
+import pathlib, sys
+from kdlib.training.loop import train
+path = pathlib.Path(sys.argv[1])
+path.write_bytes(pathlib.Path(sys.argv[2]).read_bytes())
+train(pathlib.Path(sys.argv[3]))
+"""
+
+
+def test_weights_that_change_meanwhile_are_noticed(tmp_path, job, teacher):
+    first, other = tmp_path / "first.safetensors", tmp_path / "other.safetensors"
+    first.write_bytes(teacher.read_bytes())
+    torch.manual_seed(1)
+    save_weights(other, build(TEACHER), {})
+    changing = replace(job, init_weights=str(first))
+    begun, started = tmp_path / "begun", tmp_path / "started"
+    changing.write(begun)
+    train(begun, stop_after=1)
+    replace(changing, max_steps=1).write(started)
+    command = (sys.executable, "-c", CHANGING, str(first), str(other))
+    with pytest.raises(TrainingFailed, match="other inputs than were there when it was started"):
+        launch([started], command=command, echo=lambda _: None)
+    with pytest.raises(CheckpointError, match="the settings, the store or a weight file changed"):
+        train(begun)
+
+
+def test_a_store_that_changes_meanwhile_is_noticed(tmp_path, job, store):
+    shutil.copytree(store, tmp_path / "store")
+    moved = replace(job, store=str(tmp_path / "store"))
+    moved.write(tmp_path / "run")
+    train(tmp_path / "run", stop_after=1)
+    shutil.rmtree(tmp_path / "store")
+    simulate(tmp_path / "waymo", segments=1, frames=4, seed=4, scale="demo", workers=1, progress=False)
+    prepare(tmp_path / "waymo", tmp_path / "store", workers=1, progress=False)
+    with pytest.raises(CheckpointError, match="the settings, the store or a weight file changed"):
+        train(tmp_path / "run")
 
 
 def test_weights_that_do_not_fit(tmp_path, job):

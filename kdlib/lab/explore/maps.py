@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kdlib.config import CLASS_NAMES, KDConfig
 from kdlib.errors import ConfigError
-from kdlib.kd.check import bev_region
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import meet, position_weights
+from kdlib.kd.roi_grid import bev_region
 from kdlib.models.detector import CenterPoint, Prediction
 from kdlib.types import Batch, GroundTruth, HeadOutput
 from kdlib.viz.pair import GroundMap

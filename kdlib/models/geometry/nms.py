@@ -55,9 +55,9 @@ def _conflicts(ranked: Tensor, size: int, iou: float) -> tuple[Tensor, Tensor]:
     first, second = touching_pairs(ranked[:size], ranked)
     worse = first < second
     first, second = first[worse], second[worse]
-    one, other = ranked[first], ranked[second]
-    overlap = paired_overlap(one, other)
-    both = one[:, 3].double() * one[:, 4].double() + other[:, 3].double() * other[:, 4].double()
+    winner, loser = ranked[first], ranked[second]
+    overlap = paired_overlap(winner, loser)
+    both = winner[:, 3].double() * winner[:, 4].double() + loser[:, 3].double() * loser[:, 4].double()
     conflict = overlap > iou * (both - overlap)
     return first[conflict], second[conflict]
 

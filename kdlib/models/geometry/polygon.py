@@ -33,10 +33,8 @@ def rectangle_overlap(a: Float64, b: Float64) -> Float64:
         raise ValueError(f"need two arrays of (N, 5) rectangles, not {a.shape} and {b.shape}")
     x, y = _corners_seen_from(a.astype(np.float64), b.astype(np.float64))
     half_x, half_y = 0.5 * np.abs(b[:, 2]).astype(np.float64), 0.5 * np.abs(b[:, 3]).astype(np.float64)
-    area = np.zeros(len(a))
-    for i in range(4):
-        j = (i + 1) % 4
-        area += _edge_integral(x[i], y[i], x[j], y[j], half_x, half_y)
+    edges = _edge_integral(x, y, np.roll(x, -1, axis=0), np.roll(y, -1, axis=0), half_x, half_y)
+    area = edges[0] + edges[1] + edges[2] + edges[3]
     # Negative sizes turn the corners round; rounding may leave a touching pair a hair below zero.
     return np.maximum(np.abs(area), 0.0)
 

@@ -69,13 +69,13 @@ def touching_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     radius_a, radius_b = (0.5 * torch.hypot(boxes[:, 3], boxes[:, 4]) * _MARGIN for boxes in (a, b))
     # Contiguous columns and no root of every pair's distance: most of the time of a suppression is spent here.
     (ax, ay), (bx, by) = (boxes[:, :2].t().contiguous() for boxes in (a, b))
-    found = []
+    blocks = []
     for start in range(0, len(a), _ROWS):
         rows = slice(start, start + _ROWS)
         distance = (ax[rows, None] - bx).square_().add_((ay[rows, None] - by).square_())
         pairs = torch.nonzero(distance <= (radius_a[rows, None] + radius_b).square_())
-        found.append(pairs + pairs.new_tensor((start, 0)))
-    both = torch.cat(found) if found else torch.zeros((0, 2), dtype=torch.long, device=a.device)
+        blocks.append(pairs + pairs.new_tensor((start, 0)))
+    both = torch.cat(blocks) if blocks else torch.zeros((0, 2), dtype=torch.long, device=a.device)
     return both[:, 0], both[:, 1]
 
 

@@ -10,7 +10,8 @@ from kdlib.config import AnchorHeadConfig
 from kdlib.models import ranks
 from kdlib.models.anchor_head import AnchorOutput
 from kdlib.models.anchors import IGNORED, AnchorTargets
-from kdlib.types import LossTerms
+from kdlib.models.losses.loss_part import LossPart, weighed
+from kdlib.models.precision import wide
 
 _ALPHA, _GAMMA = 0.25, 2.0
 _BETA = 1 / 9  # where smooth-L1 turns from a parabola into a line
@@ -40,7 +41,7 @@ def code_distance(codes: Tensor, wanted: Tensor) -> Tensor:
     return F.smooth_l1_loss(codes, wanted, reduction="none", beta=_BETA)
 
 
-def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadConfig) -> LossTerms:
+def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadConfig) -> tuple[LossPart, ...]:
     """Return the parts ``class``, ``box`` and ``direction``, each divided by a frame's positives (at least 1) and the frames.
 
     Raises:
@@ -52,22 +53,17 @@ def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadCo
         raise ValueError(f"answers of {tuple(output.classes.shape[:2])} anchors, targets of {tuple(targets.labels.shape)}")
     frames = ranks.over(len(targets.labels), output.classes)
     positive = targets.positive
-    logits = _wide(output.classes)
+    logits = wide(output.classes)
     share = positive.sum(dim=1).clamp(min=1).to(logits.dtype).reciprocal()  # (B,)
     wanted = F.one_hot(targets.labels.clamp(min=0), logits.shape[2] + 1)[..., 1:].to(logits.dtype)
     counted = (targets.labels != IGNORED) * share[:, None]
     classes = (sigmoid_focal(logits, wanted).sum(dim=2) * counted).sum() / frames
     frame, anchor = positive.nonzero(as_tuple=True)
-    codes = code_distance(_wide(output.codes[frame, anchor]), targets.codes[frame, anchor]).sum(dim=1)
-    sides = F.cross_entropy(_wide(output.directions[frame, anchor]), targets.directions[frame, anchor], reduction="none")
-    return LossTerms.total(
-        {
-            "class": head.class_weight * classes,
-            "box": head.box_weight * (codes * share[frame]).sum() / frames,
-            "direction": head.direction_weight * (sides * share[frame]).sum() / frames,
-        }
+    codes = code_distance(wide(output.codes[frame, anchor]), targets.codes[frame, anchor]).sum(dim=1)
+    sides = F.cross_entropy(wide(output.directions[frame, anchor]), targets.directions[frame, anchor], reduction="none")
+    # A part is weighed before it is divided by the frames: the order of these two decides the last bit.
+    return (
+        weighed("class", head.class_weight, classes),
+        LossPart("box", head.box_weight, head.box_weight * (codes * share[frame]).sum() / frames, len(frame)),
+        LossPart("direction", head.direction_weight, head.direction_weight * (sides * share[frame]).sum() / frames, len(frame)),
     )
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdlib.errors import DataError
 from kdlib.models import ranks
+from kdlib.models.precision import wide
 from kdlib.types import HeadOutput, HeadTargets
 
 
@@ -24,8 +25,8 @@ def gather_codes(output: HeadOutput, indices: Tensor) -> Tensor:
 
     Gathers from each map alone, so that the full maps are never concatenated.
     """
-    maps = (output.center, output.center_z, output.dim, output.rot)
-    return torch.cat([gather_at(one, indices) for one in maps], dim=2)
+    parts = (output.center, output.center_z, output.dim, output.rot)
+    return torch.cat([gather_at(maps, indices) for maps in parts], dim=2)
 
 
 def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
@@ -33,22 +34,22 @@ def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
 
     Source: RegLossCenterNet; spec section 5.2.
     """
-    if codes.dtype in (torch.float16, torch.bfloat16):
-        codes = codes.float()
     used = mask.bool().unsqueeze(2)
     # Empty slots may hold anything, NaN included: it is replaced before it meets the gradient, where NaN * 0 would stay NaN.
-    distance = (codes - torch.where(used, wanted, torch.zeros_like(wanted))).abs() * used
+    distance = (wide(codes) - torch.where(used, wanted, torch.zeros_like(wanted))).abs() * used
     return distance.sum(dim=(0, 1)) / ranks.total(mask.sum()).clamp(min=1)
 
 
-def require_finite(targets: HeadTargets) -> None:
-    """Refuse targets with NaN or infinity in a slot that holds a box.
+def box_regression_loss(output: HeadOutput, targets: HeadTargets) -> Tensor:
+    """Return the (8,) L1 losses of a head's box codes at the target cells.
 
     The original meant to ignore NaN but returned NaN (spec errata 1). Ours refuses: boxes here have no optional columns, so a
     NaN is a broken label, and dropping it in silence would train on fewer dimensions than stated.
 
     Raises:
-        DataError: Naming the frame in the batch, the slot and the dimension.
+        DataError: If a target in use is not finite, naming the frame in the batch, the slot and the dimension.
+
+    Source: spec section 5.2.
     """
     bad = targets.mask.bool().unsqueeze(2) & ~targets.boxes.isfinite()
     if bool(bad.any()):
@@ -56,15 +57,4 @@ def require_finite(targets: HeadTargets) -> None:
         name = ("x offset", "y offset", "z", "log dx", "log dy", "log dz", "cos heading", "sin heading")[column]
         value = float(targets.boxes[frame, slot, column])
         raise DataError(f"target box {slot} of frame {frame} in the batch has {name} = {value}; remove that box from the labels")
-
-
-def box_regression_loss(maps: Tensor, targets: HeadTargets) -> Tensor:
-    """Return the (8,) L1 losses of regression maps (B, 8, H, W) at the target cells.
-
-    Raises:
-        DataError: If a target in use is not finite.
-
-    Source: spec section 5.2.
-    """
-    require_finite(targets)
-    return masked_l1(gather_at(maps, targets.indices), targets.boxes, targets.mask)
+    return masked_l1(gather_codes(output, targets.indices), targets.boxes, targets.mask)

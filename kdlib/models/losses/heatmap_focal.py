@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdlib.models import ranks
+from kdlib.models.precision import wide
 
 PROBABILITY_FLOOR = 1e-4
 
@@ -17,8 +18,7 @@ def clamped_probability(logits: Tensor) -> Tensor:
 
     Source: spec section 5.2.
     """
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return wide.sigmoid().clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    return wide(logits).sigmoid().clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
 
 
 def focal_loss(

@@ -1,17 +1,34 @@
-"""One part of a loss that stands beside those of the heads, as it travels from a loss to the startup report."""
+"""One part of a loss with its weight and reach, as it travels from a loss to the total and to the startup report."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from kdlib.types import LossTerms
+
 
 @dataclass(frozen=True)
 class LossPart:
-    """A named part with its weight."""
+    """A named part."""
 
     name: str
     weight: float
-    value: Tensor  # one number, unweighted
-    positions: Tensor | int  # how many points, boxes or cells it looks at
+    value: Tensor  # one number, weighted
+    positions: Tensor | int | None = None  # how many points, boxes or cells it looks at; None for the whole map
+
+
+def weighed(name: str, weight: float, value: Tensor, positions: Tensor | int | None = None) -> LossPart:
+    """Return a part whose value is still to be multiplied by its weight."""
+    return LossPart(name, weight, weight * value, positions)
+
+
+def loss_terms(parts: Iterable[LossPart]) -> LossTerms:
+    """Return the sum of parts.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    return LossTerms.total({part.name: part.value for part in parts})

@@ -13,7 +13,7 @@ from kdlib.models import ranks
 from kdlib.models.anchors import IGNORED
 from kdlib.models.geometry.boxes import corners_3d
 from kdlib.models.losses.anchor import sigmoid_focal
-from kdlib.models.losses.loss_part import LossPart
+from kdlib.models.losses.loss_part import LossPart, weighed
 from kdlib.models.pvrcnn.rois import decode_roi, encode_roi
 from kdlib.models.pvrcnn.two_stage import Refinement
 
@@ -22,14 +22,14 @@ _BETA = 1 / 9  # where smooth-L1 of box codes turns from a parabola into a line
 
 def point_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the focal loss of key points, logits and labels (K,), ignored ones left out, over the number of those on objects."""
-    found = sigmoid_focal(logits, (labels > 0).to(logits.dtype)) * (labels != IGNORED)
-    return found.sum() / ranks.total((labels > 0).sum()).clamp(min=1)
+    apart = sigmoid_focal(logits, (labels > 0).to(logits.dtype)) * (labels != IGNORED)
+    return apart.sum() / ranks.total((labels > 0).sum()).clamp(min=1)
 
 
 def confidence_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean binary cross-entropy of RoIs' logits (R,) against confidences (R,); 0 without RoIs."""
-    found = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
-    return found / torch.as_tensor(ranks.over(len(logits), logits)).clamp(min=1)
+    apart = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
+    return apart / torch.as_tensor(ranks.over(len(logits), logits)).clamp(min=1)
 
 
 def refinement_loss(codes: Tensor, rois: Tensor, boxes: Tensor, positive: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def refinement_loss(codes: Tensor, rois: Tensor, boxes: Tensor, positive: Tensor
         positive: (R,) bool.
     """
     wanted = encode_roi(boxes[positive], rois[positive])
-    found = F.smooth_l1_loss(codes[positive], wanted, reduction="sum", beta=_BETA)
-    return found / ranks.total(positive.sum()).clamp(min=1)
+    apart = F.smooth_l1_loss(codes[positive], wanted, reduction="sum", beta=_BETA)
+    return apart / ranks.total(positive.sum()).clamp(min=1)
 
 
 def corner_loss(codes: Tensor, rois: Tensor, boxes: Tensor, positive: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ def corner_loss(codes: Tensor, rois: Tensor, boxes: Tensor, positive: Tensor) ->
 
     Source: Frustum PointNets section 4.4; spec 4.6.
     """
-    found, wanted = corners_3d(decode_roi(codes[positive], rois[positive])), boxes[positive]
+    refined, wanted = corners_3d(decode_roi(codes[positive], rois[positive])), boxes[positive]
     turned = torch.cat((wanted[:, :6], wanted[:, 6:] + math.pi), dim=1)
-    apart = torch.minimum(_distance(found, corners_3d(wanted)), _distance(found, corners_3d(turned)))
+    apart = torch.minimum(_distance(refined, corners_3d(wanted)), _distance(refined, corners_3d(turned)))
     near = F.smooth_l1_loss(apart, torch.zeros_like(apart), reduction="sum", beta=1.0)
     return near / (apart.shape[1] * ranks.total(positive.sum()).clamp(min=1))
 
@@ -79,8 +79,8 @@ def second_stage_loss(answer: Refinement, config: SecondStageConfig) -> tuple[Lo
     regression = (answer.codes, answer.rois.boxes.to(answer.codes.dtype), targets.boxes.to(answer.codes.dtype), targets.positive)
     learned, positive, rois = (labels != IGNORED).sum(), targets.positive.sum(), config.rois
     return (
-        LossPart("point", config.points.weight, point_loss(answer.point_logits, labels), learned),
-        LossPart("roi_class", rois.class_weight, confidence_loss(answer.logits, targets.confidence), len(answer.logits)),
-        LossPart("roi_box", rois.box_weight, refinement_loss(*regression), positive),
-        LossPart("roi_corner", rois.corner_weight, corner_loss(*regression), positive),
+        weighed("point", config.points.weight, point_loss(answer.point_logits, labels), learned),
+        weighed("roi_class", rois.class_weight, confidence_loss(answer.logits, targets.confidence), len(answer.logits)),
+        weighed("roi_box", rois.box_weight, refinement_loss(*regression), positive),
+        weighed("roi_corner", rois.corner_weight, corner_loss(*regression), positive),
     )

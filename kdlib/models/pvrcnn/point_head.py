@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from kdlib.config import PointHeadConfig
 from kdlib.models.anchors import IGNORED
+from kdlib.models.batch_norm import RowNorm
 from kdlib.models.geometry.boxes import points_in_boxes
-from kdlib.models.pvrcnn.vector_pool import RowNorm
+from kdlib.models.precision import wide
 from kdlib.types import GroundTruth
 
 
@@ -28,8 +27,7 @@ class PointHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (K,), at least float32, of features (K, C)."""
-        logits = cast(Tensor, self.cls_layers(features))[:, 0]
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return wide(self.cls_layers(features)[:, 0])
 
 
 @torch.no_grad()
@@ -46,6 +44,6 @@ def point_labels(xyz: Tensor, frame: Tensor, truth: GroundTruth, margin: float) 
     for number, (boxes, kinds) in enumerate(zip(truth.boxes, truth.labels)):
         rows, own = (frame == number).nonzero()[:, 0], boxes[kinds > 0]
         larger = torch.cat((own[:, :3], own[:, 3:6] + margin, own[:, 6:]), dim=1)
-        inside, around = (points_in_boxes(xyz[rows], some).any(dim=1) for some in (own, larger))
+        inside, around = (points_in_boxes(xyz[rows], size).any(dim=1) for size in (own, larger))
         labels[rows] = torch.where(inside, 1, torch.where(around, IGNORED, 0))
     return labels

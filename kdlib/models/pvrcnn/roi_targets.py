@@ -42,11 +42,11 @@ def sample_rois(
     Source: ProposalTargetLayer of OpenPCDet; spec 4.6.
     """
     chosen, overlaps, boxes = [], [], []
-    for number, found in enumerate(proposals):
+    for number, proposed in enumerate(proposals):
         valid = truth.labels[number] > 0
-        overlap, matched = match_proposals(found, truth.boxes[number][valid], truth.labels[number][valid])
+        overlap, matched = match_proposals(proposed, truth.boxes[number][valid], truth.labels[number][valid])
         rows = choose_proposals(overlap, config, generator)
-        chosen.append(Detections(found.boxes[rows], found.scores[rows], found.labels[rows]))
+        chosen.append(Detections(proposed.boxes[rows], proposed.scores[rows], proposed.labels[rows]))
         overlaps.append(overlap[rows])
         boxes.append(matched[rows])
     overlap = torch.cat(overlaps)
@@ -55,15 +55,15 @@ def sample_rois(
     return Rois.of(chosen), RoiTargets(overlap, torch.cat(boxes), confidence, overlap > config.foreground_iou)
 
 
-def match_proposals(found: Detections, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def match_proposals(proposed: Detections, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each detection the largest IoU (M,) with a box (K, 7) of its class, and that box (M, 7), else its own."""
     if not len(boxes):
-        return torch.zeros_like(found.scores), found.boxes
-    overlap = volume_iou(found.boxes, boxes.to(found.boxes.dtype))
-    same = found.labels[:, None] == labels
+        return torch.zeros_like(proposed.scores), proposed.boxes
+    overlap = volume_iou(proposed.boxes, boxes.to(proposed.boxes.dtype))
+    same = proposed.labels[:, None] == labels
     best, index = torch.where(same, overlap, torch.full_like(overlap, -1)).max(dim=1)
     known = best >= 0
-    return best.clamp(min=0), torch.where(known[:, None], boxes.to(found.boxes.dtype)[index], found.boxes)
+    return best.clamp(min=0), torch.where(known[:, None], boxes.to(proposed.boxes.dtype)[index], proposed.boxes)
 
 
 def choose_proposals(overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator) -> Tensor:

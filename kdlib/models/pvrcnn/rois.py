@@ -25,11 +25,11 @@ class Rois:
     batch_size: int
 
     @staticmethod
-    def of(found: Sequence[Detections]) -> Rois:
+    def of(detections: Sequence[Detections]) -> Rois:
         """Return the boxes of every frame as RoIs."""
-        frame = torch.cat([torch.full_like(one.labels, number) for number, one in enumerate(found)])
-        boxes = torch.cat([one.boxes for one in found]).detach()
-        return Rois(boxes, torch.cat([one.labels for one in found]), frame, len(found))
+        frame = torch.cat([torch.full_like(frame_boxes.labels, number) for number, frame_boxes in enumerate(detections)])
+        boxes = torch.cat([frame_boxes.boxes for frame_boxes in detections]).detach()
+        return Rois(boxes, torch.cat([frame_boxes.labels for frame_boxes in detections]), frame, len(detections))
 
     @property
     def per_frame(self) -> list[Tensor]:
@@ -93,11 +93,11 @@ def refined(rois: Rois, logits: Tensor, codes: Tensor, config: RefinedConfig, nm
         nms: Whether to suppress overlapping boxes, across classes.
     """
     scores, boxes = logits.detach().sigmoid(), decode_roi(codes.detach(), rois.boxes)
-    found = []
+    frames = []
     for number in range(rois.batch_size):
         own = ((rois.frame == number) & (scores >= config.score_threshold)).nonzero()[:, 0]
         limit = config.nms_iou if nms else 1.0
         count = (config.nms_pre, config.nms_post) if nms else (len(own), len(own))
         best = own[rotated_nms(boxes[own], scores[own], limit, *count)]
-        found.append(Detections(boxes[best], scores[best], rois.labels[best]))
-    return found
+        frames.append(Detections(boxes[best], scores[best], rois.labels[best]))
+    return frames

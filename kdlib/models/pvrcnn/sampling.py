@@ -10,8 +10,8 @@ from torch import Tensor
 _PAIRS = 1 << 18  # distances held at once: they and their like stay in a processor's cache
 
 
-def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
-    """Pick points that lie as far from each other as a greedy search finds.
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """Pick points that lie as far from each other as a greedy search finds, beginning with the first one.
 
     Each pick is the point farthest from all picks before it, the first in order where several are; none is picked twice. Another
     order of the points therefore gives the same picks, unless distances tie.
@@ -19,25 +19,22 @@ def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
     Args:
         points: (N, 3) metres.
         count: Points to pick, at most N.
-        start: Row of the first pick.
 
     Returns:
         (count,) int64 rows, in the order of picking; memory grows with N alone.
 
     Raises:
-        ValueError: If there are fewer points than picks, or no such row.
+        ValueError: If there are fewer points than picks.
     """
     if not 0 <= count <= len(points):
         raise ValueError(f"{count} points cannot be picked from {len(points)}")
     picks = torch.zeros(count, dtype=torch.int64, device=points.device)
     if not count:
         return picks
-    if not 0 <= start < len(points):
-        raise ValueError(f"row {start} is none of {len(points)} points")
     x, y, z = (axis.contiguous() for axis in points.detach().t())
     nearest = torch.full_like(x, math.inf)
     squared, term = torch.empty_like(x), torch.empty_like(x)
-    pick = picks[:1].fill_(start)
+    pick = picks[:1]
     for number in range(1, count):
         for axis, out in ((x, squared), (y, term), (z, term)):
             torch.sub(axis, axis.index_select(0, pick), out=out)
@@ -94,9 +91,7 @@ def near_rois(points: Tensor, rois: Tensor, margin: float) -> Tensor:
     return distance < reach + margin
 
 
-def sector_keypoints(
-    points: Tensor, rois: Tensor, count: int = 4096, sectors: int = 6, margin: float = 1.6, near: Tensor | None = None
-) -> Tensor:
+def sector_keypoints(points: Tensor, near: Tensor, count: int, sectors: int) -> Tensor:
     """Pick key points near the RoIs of one frame, spread evenly within each sector of azimuth.
 
     Points near no RoI are left out; if all are, the first point stays alone. Every sector gives its share of ``count``, rounded
@@ -104,18 +99,16 @@ def sector_keypoints(
     the original loses it.
 
     Args:
-        points: (N, >= 3) x, y, z, ... metres.
-        rois: (M, 7) boxes.
+        points: (N, 3) metres.
+        near: (N,) bool, the answer of :func:`near_rois`.
         count: Key points wanted.
         sectors: Sectors around the vehicle.
-        margin: As in :func:`near_rois`.
-        near: (N,) bool, the answer of :func:`near_rois` where the caller has it.
 
     Returns:
         (K,) int64 rows, sector by sector, K < count + sectors; K = 0 only if N = 0.
     """
-    xyz = points[:, :3].detach()
-    kept = (near_rois(xyz, rois, margin) if near is None else near).nonzero()[:, 0]
+    xyz = points.detach()
+    kept = near.nonzero()[:, 0]
     if not len(kept):
         return torch.arange(min(len(xyz), 1), device=xyz.device)
     xyz = xyz.index_select(0, kept)

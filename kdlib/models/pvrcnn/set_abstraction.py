@@ -10,31 +10,22 @@ from torch import Tensor, nn
 
 from kdlib.config import GridConfig
 from kdlib.config.two_stage import SetAbstractionConfig
+from kdlib.models.batch_norm import RowNorm
 from kdlib.models.pvrcnn.interpolate import bilinear
+from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.sampling import near_rois, nearest_roi, sector_keypoints
-from kdlib.models.pvrcnn.vector_pool import RowNorm, VectorPool
+from kdlib.models.pvrcnn.vector_pool import VectorPool
 from kdlib.models.sparse import SparseTensor
 from kdlib.models.voxel_encoder import STRIDE
 from kdlib.types import PointBatch
 
 
 @dataclass(frozen=True)
-class KeyPoints:
-    """The key points of B frames, concatenated."""
+class KeyPoints(Cloud):
+    """The key points of B frames, frame by frame."""
 
-    xyz: Tensor  # (K, 3) metres
-    frame: Tensor  # (K,) int64, ascending
     before: Tensor  # (K, C) BEV map, raw points, then each level: what the point head scores
     fused: Tensor  # (K, fused): what the RoI head pools
-
-
-@dataclass(frozen=True)
-class _Support:
-    """What is left of a source near the RoIs."""
-
-    xyz: Tensor  # (N, 3)
-    features: Tensor  # (N, C)
-    frame: Tensor  # (N,)
 
 
 class VoxelSetAbstraction(nn.Module):
@@ -64,39 +55,39 @@ class VoxelSetAbstraction(nn.Module):
             Key points of all frames, differentiable in the map and the stages' features. A frame without RoIs has one: its first
             point.
         """
-        xyz, frame, raw = self.sample(points, rois)
-        before = [self.read_map(bev, xyz, frame), self.SA_rawpoints(raw.xyz, raw.features, xyz, raw.frame, frame)]
+        keys, near, values = self.sample(points, rois)
+        before = [self.read_map(bev, keys), self.SA_rawpoints(near, values, keys)]
         for stride, margin, pool in zip(self.config.strides, self.config.margins[1:], self.SA_layers):
-            support = self.support(levels[stride], stride, margin, rois)
-            before.append(pool(support.xyz, support.features, xyz, support.frame, frame))
+            before.append(pool(*self.support(levels[stride], stride, margin, rois), keys))
         gathered = torch.cat(before, dim=1)
-        return KeyPoints(xyz, frame, gathered, self.vsa_point_feature_fusion(gathered))
+        return KeyPoints(keys.xyz, keys.frame, gathered, self.vsa_point_feature_fusion(gathered))
 
-    def sample(self, points: PointBatch, rois: Sequence[Tensor]) -> tuple[Tensor, Tensor, _Support]:
-        """Return the key points (K, 3), their frames (K,) and the raw points that lie near RoIs."""
+    def sample(self, points: PointBatch, rois: Sequence[Tensor]) -> tuple[Cloud, Cloud, Tensor]:
+        """Return the key points, then the raw points that lie near RoIs and their features (N, 2)."""
         config, picks, kept = self.config, [], []
         begin = 0
         for length, boxes in zip(points.batch_index.bincount(minlength=points.batch_size).tolist(), rois):
             xyz = points.points[begin : begin + length, :3]
             distance, reach = nearest_roi(xyz, boxes)
             near = distance < reach + config.keypoint_margin
-            picks.append(begin + sector_keypoints(xyz, boxes, config.keypoints, config.sectors, near=near))
+            picks.append(begin + sector_keypoints(xyz, near, config.keypoints, config.sectors))
             kept.append(begin + (distance < reach + config.margins[0]).nonzero()[:, 0])
             begin += length
-        chosen, rows = torch.cat(picks), torch.cat(kept)
-        values = points.points.index_select(0, rows)
-        raw = _Support(values[:, :3], values[:, 3:], points.batch_index.index_select(0, rows))
-        return points.points.index_select(0, chosen)[:, :3], points.batch_index.index_select(0, chosen), raw
+        keys, around = (
+            (points.points.index_select(0, rows), points.batch_index.index_select(0, rows))
+            for rows in (torch.cat(picks), torch.cat(kept))
+        )
+        return Cloud(keys[0][:, :3], keys[1]), Cloud(around[0][:, :3], around[1]), around[0][:, 3:]
 
-    def support(self, sites: SparseTensor, stride: int, margin: float, rois: Sequence[Tensor]) -> _Support:
-        """Return the sites of a stage that lie near RoIs, as points in the middle of their cells."""
-        xyz = self.centres(sites.coords, stride)
-        near = torch.zeros_like(sites.coords[:, 0], dtype=torch.bool)
+    def support(self, sites: SparseTensor, stride: int, margin: float, rois: Sequence[Tensor]) -> tuple[Cloud, Tensor]:
+        """Return the sites of a stage that lie near RoIs, as points in the middle of their cells, and their features."""
+        xyz, frame = self.centres(sites.coords, stride), sites.coords[:, 0]
+        near = torch.zeros_like(frame, dtype=torch.bool)
         for number, boxes in enumerate(rois):
-            rows = (sites.coords[:, 0] == number).nonzero()[:, 0]
+            rows = (frame == number).nonzero()[:, 0]
             near[rows] = near_rois(xyz.index_select(0, rows), boxes, margin)
         kept = near.nonzero()[:, 0]
-        return _Support(xyz.index_select(0, kept), sites.features.index_select(0, kept), sites.coords[:, 0].index_select(0, kept))
+        return Cloud(xyz.index_select(0, kept), frame.index_select(0, kept)), sites.features.index_select(0, kept)
 
     def centres(self, coords: Tensor, stride: int) -> Tensor:
         """Return the middles (V, 3) x, y, z of cells (V, 4) batch, z, y, x, metres."""
@@ -104,8 +95,8 @@ class VoxelSetAbstraction(nn.Module):
         low = torch.tensor(self.grid.point_range[:3], device=coords.device)
         return (coords[:, 1:].flip(1) + 0.5) * size + low
 
-    def read_map(self, bev: Tensor, xyz: Tensor, frame: Tensor) -> Tensor:
+    def read_map(self, bev: Tensor, keys: Cloud) -> Tensor:
         """Return the map's values (K, C) at key points; a cell's value counts as its lower corner's, as in the original."""
-        low, size = xyz.new_tensor(self.grid.point_range[:2]), xyz.new_tensor(self.grid.voxel_size[:2])
-        cells = (xyz[:, :2] - low) / size / STRIDE
-        return torch.cat([bilinear(values, cells[frame == number]) for number, values in enumerate(bev)])
+        low, size = keys.xyz.new_tensor(self.grid.point_range[:2]), keys.xyz.new_tensor(self.grid.voxel_size[:2])
+        cells = (keys.xyz[:, :2] - low) / size / STRIDE
+        return torch.cat([bilinear(values, cells[keys.frame == number]) for number, values in enumerate(bev)])

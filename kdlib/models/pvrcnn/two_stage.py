@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,26 +46,29 @@ class TwoStagePrediction(Prediction[HeadOutput]):
 class PVRCNN(CenterPoint):
     """CP-Voxel with a second stage: ``pfe``, ``point_head`` and ``roi_head`` beside its tensors' names."""
 
+    backbone_3d: VoxelBackbone  # a TwoStageConfig has voxels
+    pfe: VoxelSetAbstraction
+
     def __init__(self, config: ModelConfig) -> None:
         """Build both stages with fresh weights.
 
         Raises:
             ConfigError: If the stages do not fit together, or the configuration has no second one; the message names the setting.
         """
-        super().__init__(config)
-        if not isinstance(config, TwoStageConfig) or self.backbone_3d is None:
+        if not isinstance(config, TwoStageConfig):
             raise ConfigError(f"'{config.name}' has no second stage; use build()")
+        super().__init__(config)
         self.second = config.second
-        # The order of the original's state dict.
-        behind = {name: self._modules.pop(name) for name in ("backbone_2d", "dense_head")}
         self.pfe = VoxelSetAbstraction(config.second.abstraction, config.grid, self.backbone_3d.channels)
-        for name, module in behind.items():
-            self.add_module(name, module)
         self.point_head = PointHead(config.second.points, self.pfe.channels)
         self.roi_head = RoiHead(config.second.rois)
         if not self.learns_heads:
-            for _, module in self._first():
+            for module in self._first_stage():
                 module.requires_grad_(False)
+
+    def keep_places(self) -> None:
+        """Keep the place of ``pfe`` before the 2D backbone, as in the original's state dict."""
+        self.register_module("pfe", None)
 
     @property
     def learns_heads(self) -> bool:
@@ -76,12 +79,12 @@ class PVRCNN(CenterPoint):
         """Set the training mode; a frozen first stage keeps its statistics."""
         super().train(mode)
         if not self.learns_heads:
-            for _, module in self._first():
+            for module in self._first_stage():
                 module.train(False)
         return self
 
-    def _first(self) -> list[tuple[str, nn.Module]]:
-        return [(name, module) for name, module in self.named_children() if name not in SECOND_STAGE]
+    def _first_stage(self) -> list[nn.Module]:
+        return [module for name, module in self.named_children() if name not in SECOND_STAGE]
 
     def forward(
         self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
@@ -96,29 +99,25 @@ class PVRCNN(CenterPoint):
                 whose state is in every checkpoint.
         """
         voxels = self.voxelize(points)
-        backbone = cast(VoxelBackbone, self.backbone_3d)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_heads):
-            last, levels = backbone.stages(self._voxel_features(voxels), voxels, self.second.abstraction.strides)
-            encoded = backbone.compress(last)
+            last, levels = self.backbone_3d.stages(self._voxel_features(voxels), voxels, self.second.abstraction.strides)
+            encoded = self.backbone_3d.compress(last)
             bev = self.backbone_2d(encoded)
             heads = self.dense_head(bev)
-        found = self._sites(last.features, last.coords, last.spatial_shape, voxels) if sites else None
-        plain = Prediction(heads, bev, len(voxels.features), found)
-        second = None
-        if boxes:
-            with torch.no_grad():
-                proposals = super().detect(plain)
-            rois, targets = Rois.of(proposals), None
-            if truth is not None:
-                rois, targets = sample_rois(proposals, truth, self.second.sampling, torch.default_generator)
-            keys = self.pfe(points, encoded, levels, rois.per_frame)
-            logits = self.point_head(keys.before)
-            labels = None
-            if truth is not None:
-                labels = point_labels(keys.xyz, keys.frame, truth, self.second.points.margin)
-            confidence, codes = self.roi_head(keys, logits.sigmoid(), rois)
-            second = Refinement(keys.xyz, keys.frame, logits, rois, confidence, codes, targets, labels)
-        return TwoStagePrediction(plain.heads, plain.bev, plain.voxels, plain.sites, second)
+        first = TwoStagePrediction(heads, bev, len(voxels.features), self.sites_of(last) if sites else None)
+        if not boxes:
+            return first
+        with torch.no_grad():
+            proposals = super().detect(first)
+        rois, targets, labels = Rois.of(proposals), None, None
+        if truth is not None:
+            rois, targets = sample_rois(proposals, truth, self.second.sampling, torch.default_generator)
+        keys = self.pfe(points, encoded, levels, rois.per_frame)
+        logits = self.point_head(keys.before)
+        if truth is not None:
+            labels = point_labels(keys.xyz, keys.frame, truth, self.second.points.margin)
+        confidence, codes = self.roi_head(keys, logits.sigmoid(), rois)
+        return replace(first, second=Refinement(keys.xyz, keys.frame, logits, rois, confidence, codes, targets, labels))
 
     def detect(self, prediction: Prediction[Any], nms: bool = True) -> list[Detections]:
         """Return the refined boxes of every frame.

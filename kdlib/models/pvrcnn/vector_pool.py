@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib.config.two_stage import VectorPoolConfig
-from kdlib.models.pillar_encoder import WeightedBatchNorm
+from kdlib.models.batch_norm import RowNorm
 from kdlib.models.pvrcnn.interpolate import three_point
-from kdlib.models.pvrcnn.neighbours import cube_query, near_pairs, three_nearest
+from kdlib.models.pvrcnn.neighbours import Cloud, cube_query, near_pairs, three_nearest
 
 
 class RowConv(nn.Conv1d):
-    """A 1x1 convolution without bias on rows (R, Cin), not (1, Cin, R); its weight is the original's (Cout, Cin / groups, 1)."""
+    """A 1x1 convolution on rows (R, Cin), not (1, Cin, R); its weight is the original's (Cout, Cin / groups, 1)."""
 
-    def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
-        """Build with the original's initial weights."""
-        super().__init__(inputs, outputs, 1, groups=groups, bias=False)
-        nn.init.kaiming_normal_(self.weight)
+    def __init__(self, inputs: int, outputs: int, groups: int = 1, bias: bool = False) -> None:
+        """Build with the original's initial weights; those of a layer with bias, an answer, are left to its head."""
+        super().__init__(inputs, outputs, 1, groups=groups, bias=bias)
+        if not bias:
+            nn.init.kaiming_normal_(self.weight)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return rows (R, Cout)."""
+        """Return rows (R, Cout); groups come without bias."""
         weight = self.weight[:, :, 0]
         if self.groups == 1:
-            return F.linear(rows, weight)
+            return F.linear(rows, weight, self.bias)
         grouped = rows.view(len(rows), self.groups, weight.shape[1]).transpose(0, 1)
         mixed = torch.bmm(grouped, weight.view(self.groups, -1, weight.shape[1]).transpose(1, 2))
         return mixed.transpose(0, 1).reshape(len(rows), self.out_channels)
 
 
-class RowNorm(WeightedBatchNorm):
-    """BatchNorm over rows (R, C) that also takes a single row or none in training."""
-
-    def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Normalise; torch's own layer refuses a single row."""
-        return super().forward(rows, rows.new_ones(len(rows)) if len(rows) < 2 else weight)
-
-
-def row_layers(inputs: int, channels: Sequence[int], groups: int = 1) -> nn.Sequential:
-    """Return convolution, BatchNorm and ReLU for each of some widths; named 0, 1, 2, then 3, 4, 5, ... in a state dict."""
+def row_layers(
+    inputs: int, channels: Sequence[int], groups: int = 1, dropout: float = 0.0, dropped: Collection[int] = ()
+) -> nn.Sequential:
+    """Return convolution, BatchNorm and ReLU for each of some widths, and Dropout behind those whose numbers are ``dropped``."""
     layers: list[nn.Module] = []
-    for outputs in channels:
+    for number, outputs in enumerate(channels):
         layers += [RowConv(inputs, outputs, groups), RowNorm(outputs), nn.ReLU(inplace=True)]
+        if number in dropped:
+            layers.append(nn.Dropout(dropout))
         inputs = outputs
     return nn.Sequential(*layers)
 
@@ -63,17 +60,10 @@ class VectorPoolGroup(nn.Module):
         self.separate_local_aggregation_layer = row_layers(count * (config.reduced + position), (count * each,), groups=count)
         self.post_mlps = row_layers(count * each, config.group_channels)
 
-    def forward(
-        self,
-        support: Tensor,
-        features: Tensor,
-        queries: Tensor,
-        support_batch: Tensor | None = None,
-        query_batch: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
         """Return (M, channels of the group); features are folded already, all else as in :class:`VectorPool`."""
         gather = self.interpolated if self.config.kind == "local_interpolation" else self.first_found
-        vectors = gather(support, features, queries, support_batch, query_batch)
+        vectors = gather(support, features, queries)
         return self.post_mlps(self.separate_local_aggregation_layer(vectors.flatten(1)))
 
     def steps(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,55 +73,53 @@ class VectorPoolGroup(nn.Module):
         )
         return x, y, z
 
-    def interpolated(
-        self, support: Tensor, features: Tensor, queries: Tensor, support_batch: Tensor | None, query_batch: Tensor | None
-    ) -> Tensor:
+    def interpolated(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
         """Return the vectors (M, V, reduced + 9) from the three points nearest to each voxel's centre.
 
         Points count up to a whole side of the cube away from the query, the first ``limit`` of them.
         """
-        steps = self.steps(queries)
-        around = cube_query(support, queries, 2 * self.radius, self.config.limit, support_batch, query_batch)
-        rows, distances = three_nearest(support, queries, steps, around)
-        mixed = three_point(features, rows.flatten(0, 1), distances.flatten(0, 1))
-        if not len(support):
-            return F.pad(mixed, (0, 9)).view(*rows.shape[:2], mixed.shape[1] + 9)
+        steps = self.steps(queries.xyz)
+        around = cube_query(support, queries, 2 * self.radius, self.config.limit)
+        rows, distances = three_nearest(support.xyz, queries.xyz, steps, around)
+        mixed = three_point(features, rows.flatten(0, 1), distances.flatten(0, 1)).view(*rows.shape[:2], features.shape[1])
+        if not len(support.xyz):
+            return F.pad(mixed, (0, 9))
+        # Where the voxel's centre lies, seen from each of its three points; zeros where there is none.
         offsets = []
         for axis, grid in enumerate(torch.meshgrid(*steps, indexing="ij")):
-            centre = queries[:, axis, None] + grid.flatten()
-            point = support[:, axis].index_select(0, rows.clamp(min=0).flatten()).view_as(rows)
+            centre = queries.xyz[:, axis, None] + grid.flatten()
+            point = support.xyz[:, axis].index_select(0, rows.clamp(min=0).flatten()).view_as(rows)
             offsets.append(centre[:, :, None] - point)
         offset = torch.stack(offsets, dim=-1).flatten(2).masked_fill_(rows[:, :, :1] < 0, 0)
-        return torch.cat((mixed.view(*rows.shape[:2], mixed.shape[1]), offset), dim=2)
+        return torch.cat((mixed, offset), dim=2)
 
-    def first_found(
-        self, support: Tensor, features: Tensor, queries: Tensor, support_batch: Tensor | None, query_batch: Tensor | None
-    ) -> Tensor:
+    def first_found(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
         """Return the vectors (M, V, 3 + reduced) of the first point, in the support's order, inside each local voxel.
 
         A point on a face between two voxels belongs to the upper one, a point on the cube's own border to the voxel inside. If
         there are more voxels than ``limit``, those stay empty whose point comes after the first ``limit`` ones'.
         """
-        rows = self.first_rows(support, queries, support_batch, query_batch)
-        values = F.pad(torch.cat((support, features), dim=1), (0, 0, 0, 1))  # the last row, of zeros, is nobody's
+        rows = self.first_rows(support, queries)
+        values = F.pad(torch.cat((support.xyz, features), dim=1), (0, 0, 0, 1))  # the last row, of zeros, is nobody's
         vectors = values.index_select(0, rows.flatten()).view(*rows.shape, values.shape[1])
-        vectors[:, :, :3] -= queries[:, None] * (rows < len(support))[:, :, None]
+        vectors[:, :, :3] -= queries.xyz[:, None] * (rows < len(support.xyz))[:, :, None]
         return vectors
 
-    def first_rows(self, support: Tensor, queries: Tensor, support_batch: Tensor | None, query_batch: Tensor | None) -> Tensor:
+    def first_rows(self, support: Cloud, queries: Cloud) -> Tensor:
         """Return the row of the support that each local voxel takes, (M, V) int64, N where there is none."""
-        count, none = math.prod(self.voxels), len(support)
-        first = torch.full((len(queries) * count,), none, dtype=torch.int64, device=queries.device)
-        for query, row in near_pairs(support, queries, self.radius, (support_batch, query_batch)):
+        count, none = math.prod(self.voxels), len(support.xyz)
+        first = torch.full((len(queries.xyz) * count,), none, dtype=torch.int64, device=queries.xyz.device)
+        for query, row in near_pairs(support, queries, self.radius):
+            # The number of a point's local voxel: its cell along x, y, z in a cube that begins one radius below the query.
             voxel = query * count
             stride = count
             for axis, number in enumerate(self.voxels):
-                offset = support[:, axis].index_select(0, row) - queries[:, axis].index_select(0, query)
+                offset = support.xyz[:, axis].index_select(0, row) - queries.xyz[:, axis].index_select(0, query)
                 cell = ((offset + self.radius) / (2 * self.radius / number)).floor_().clamp_(0, number - 1)
                 stride //= number
                 voxel += cell.long() * stride
-            first.scatter_reduce_(0, voxel, row, "amin")
-        first = first.view(len(queries), count)
+            first.scatter_reduce_(0, voxel, row, "amin")  # the lowest row wins, whatever order pairs come in
+        first = first.view(len(queries.xyz), count)
         if count > self.config.limit:
             last = first.sort(dim=1).values[:, self.config.limit - 1 : self.config.limit]
             first = first.masked_fill(first > last, none)
@@ -149,25 +137,16 @@ class VectorPool(nn.Module):
             self.add_module(f"layer_{number}", VectorPoolGroup(config, voxels, radius))
         self.msg_post_mlps = row_layers(3 + len(config.voxels) * config.group_channels[-1], config.channels)
 
-    def forward(
-        self,
-        support: Tensor,
-        features: Tensor,
-        queries: Tensor,
-        support_batch: Tensor | None = None,
-        query_batch: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
         """Gather what surrounds each query.
 
         Another order of the queries gives the same rows in that order. Another order of the support gives the same result unless
         a tie or a limit decides, where the first row wins; which point a local voxel takes at random choice is such a tie.
 
         Args:
-            support: (N, 3) points, metres.
+            support: N points.
             features: (N, C) of the points, C a multiple of ``reduced``; what the result is differentiable in.
-            queries: (M, 3), metres.
-            support_batch: (N,) int64 frame of each point; None if there is one frame only.
-            query_batch: (M,) int64 frame of each query.
+            queries: M places, in the precision of the result.
 
         Returns:
             (M, channels[-1]).
@@ -178,10 +157,11 @@ class VectorPool(nn.Module):
         reduced = self.config.reduced
         if features.shape[1] % reduced:
             raise ValueError(f"{features.shape[1]} channels cannot be folded into {reduced}: give a multiple of them")
-        queries = queries.detach()
-        support = support.detach().to(queries.dtype)
-        folded = features.to(queries.dtype).view(len(features), features.shape[1] // reduced, reduced).sum(dim=1)
+        xyz = queries.xyz.detach()
+        queries = Cloud(xyz, queries.frame)
+        support = Cloud(support.xyz.detach().to(xyz.dtype), support.frame)
+        folded = features.to(xyz.dtype).view(len(features), features.shape[1] // reduced, reduced).sum(dim=1)
         groups = (self.get_submodule(f"layer_{number}") for number in range(len(self.config.voxels)))
-        with torch.autocast(queries.device.type, enabled=False):  # metres: 16 bits place a point to half a metre
-            parts = [group(support, folded, queries, support_batch, query_batch) for group in groups]
-            return self.msg_post_mlps(torch.cat((queries, *parts), dim=1))
+        with torch.autocast(xyz.device.type, enabled=False):  # metres: 16 bits place a point to half a metre
+            parts = [group(support, folded, queries) for group in groups]
+            return self.msg_post_mlps(torch.cat((xyz, *parts), dim=1))

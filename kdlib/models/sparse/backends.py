@@ -19,21 +19,20 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ENVIRONMENT = "KDLIB_SPARSE"
 """Environment variable that names the backend of a whole process."""
 
-_MODULES: dict[str, str] = {"spconv": "spconv.pytorch", "spconv_triton": "spconv_triton.pytorch"}
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
 
 
-def choose_backend(features: Tensor, wanted: str | None = None) -> Backend:
-    """Return the backend for features: the one wanted, else the environment's, else the fastest that works.
+def choose_backend(features: Tensor, asked: str | None = None) -> Backend:
+    """Return the backend for features: the one asked for, else the environment's, else the fastest that works.
 
     Others than ``torch`` are chosen by themselves on an accelerator only, and not for float64: the processor version of spconv
     cannot train and is right on one thread only. The choice is logged once.
 
     Raises:
-        ConfigError: If the wanted backend is unknown or not installed.
+        ConfigError: If the backend asked for is unknown or not installed.
     """
-    named = wanted or os.environ.get(ENVIRONMENT) or None
+    named = asked or os.environ.get(ENVIRONMENT) or None
     if named is not None:
         known: dict[str, Backend] = {name: name for name in BACKENDS}
         if named not in known:
@@ -61,7 +60,7 @@ def load_backend(backend: str) -> Any:
     """
     package = {"spconv": "spconv-cu118", "spconv_triton": "spconv-triton"}[backend]
     try:
-        return importlib.import_module(_MODULES[backend])
+        return importlib.import_module(f"{backend}.pytorch")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # OSError: a CUDA library is missing
         raise ConfigError(f"sparse backend '{backend}' does not load ({error}); pip install {package}, or use 'torch'") from error
 

@@ -24,14 +24,29 @@ class SparseConvolution(nn.Module):
 
     submanifold = False
 
-    def __init__(self, inputs: int, outputs: int, geometry: Geometry, bias: bool, key: str, backend: Backend | None) -> None:
-        """Draw fresh weights as spconv does: uniform in +-1 / sqrt(fan in) (spec 4.1)."""
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Triple = 3,
+        *,
+        stride: int | Triple = 1,
+        padding: int | Triple = 0,
+        bias: bool = False,
+        key: str,
+    ) -> None:
+        """Draw fresh weights as spconv does: uniform in +-1 / sqrt(fan in) (spec 4.1).
+
+        Layers of one key over the same sites share their rulebook.
+        """
         super().__init__()
-        self.in_channels, self.out_channels, self.geometry, self.key = inputs, outputs, geometry, key
-        self.sparse_backend: Backend | None = backend
-        bound = 1 / math.sqrt(inputs * math.prod(geometry.kernel))
-        self.weight = nn.Parameter(torch.empty(outputs, *geometry.kernel, inputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
+        self.in_channels, self.out_channels, self.key = in_channels, out_channels, key
+        self.geometry = Geometry(_triple(kernel_size), _triple(stride), _triple(padding))
+        self.sparse_backend: Backend | None = None  # see use_backend
+        bound = 1 / math.sqrt(in_channels * math.prod(self.geometry.kernel))
+        weight = torch.empty(out_channels, *self.geometry.kernel, in_channels)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
 
     def extra_repr(self) -> str:
         """Return channels, geometry and key."""
@@ -54,9 +69,9 @@ class SparseConvolution(nn.Module):
             ConfigError: If the features have another number of channels, or the key is used for two geometries.
             DataError: If a site is outside the grid or occurs twice.
         """
-        if sites.features.shape != (len(sites.coords), self.in_channels):
-            found = tuple(sites.features.shape)
-            raise ConfigError(f"{len(sites.coords)} sites and {self.in_channels} input channels, but features of shape {found}")
+        expected, given = (len(sites.coords), self.in_channels), tuple(sites.features.shape)
+        if given != expected:
+            raise ConfigError(f"{expected[0]} sites and {expected[1]} input channels, but features of shape {given}")
         backend = choose_backend(sites.features, self.sparse_backend)
         if backend != "torch":
             self._claim(sites)
@@ -72,17 +87,16 @@ class SparseConvolution(nn.Module):
         """Return the backend's layer over this layer's own parameters; it owns nothing and is in no state dict."""
         module, shape = load_backend(backend), self.geometry
         kind = module.SubMConv3d if self.submanifold else module.SparseConv3d
-        settings: dict[str, Any] = {"padding": tuple((k // 2) * d for k, d in zip(shape.kernel, shape.dilation))}
-        if not self.submanifold:
-            settings = {"stride": shape.stride, "padding": shape.padding}
-        if self.weight.device.type == "cpu":  # spconv built for CUDA would take an algorithm that only runs there
-            settings["algo"] = module.ConvAlgo.Native
+        padding = tuple(size // 2 for size in shape.kernel) if self.submanifold else shape.padding
+        # spconv built for CUDA would take an algorithm that only runs there.
+        settings = {"algo": module.ConvAlgo.Native} if self.weight.device.type == "cpu" else {}
         with torch.device("meta"):  # its own weights are replaced at once
             twin = kind(
                 self.in_channels,
                 self.out_channels,
                 shape.kernel,
-                dilation=shape.dilation,
+                stride=shape.stride,
+                padding=padding,
                 bias=self.bias is not None,
                 indice_key=self.key,
                 **settings,
@@ -95,45 +109,13 @@ class SparseConvolution(nn.Module):
 
 
 class SubmConv3d(SparseConvolution):
-    """A submanifold convolution: outputs exist where inputs do, so nothing spreads."""
+    """A submanifold convolution: outputs exist where inputs do, so nothing spreads; it has stride 1, and no padding counts."""
 
     submanifold = True
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Triple = 3,
-        *,
-        dilation: int | Triple = 1,
-        bias: bool = False,
-        key: str,
-        backend: Backend | None = None,
-    ) -> None:
-        """Build with fresh weights; layers of one key over the same sites share their rulebook."""
-        geometry = Geometry(_triple(kernel_size), dilation=_triple(dilation))
-        super().__init__(in_channels, out_channels, geometry, bias, key, backend)
 
 
 class SparseConv3d(SparseConvolution):
     """A strided sparse convolution: outputs exist where the receptive field holds an input."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Triple = 3,
-        *,
-        stride: int | Triple = 1,
-        padding: int | Triple = 0,
-        dilation: int | Triple = 1,
-        bias: bool = False,
-        key: str,
-        backend: Backend | None = None,
-    ) -> None:
-        """Build with fresh weights."""
-        geometry = Geometry(_triple(kernel_size), _triple(stride), _triple(padding), _triple(dilation))
-        super().__init__(in_channels, out_channels, geometry, bias, key, backend)
 
 
 def use_backend(model: nn.Module, backend: Backend | None) -> None:

@@ -22,12 +22,11 @@ class Geometry:
     kernel: Triple
     stride: Triple = (1, 1, 1)
     padding: Triple = (0, 0, 0)
-    dilation: Triple = (1, 1, 1)
 
     def __post_init__(self) -> None:
         """Check signs."""
-        if min(self.kernel) < 1 or min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
-            raise ConfigError(f"kernel, stride and dilation must be at least 1 and padding at least 0: {self}")
+        if min(*self.kernel, *self.stride) < 1 or min(self.padding) < 0:
+            raise ConfigError(f"kernel and stride must be at least 1 and padding at least 0: {self}")
 
     @property
     def offsets(self) -> tuple[Triple, ...]:
@@ -36,18 +35,15 @@ class Geometry:
         return tuple(itertools.product(range(depth), range(height), range(width)))
 
     def output_shape(self, shape: Triple) -> Triple:
-        """Return the grid behind a strided convolution: floor((in + 2 p - d (k - 1) - 1) / s) + 1.
+        """Return the grid behind a strided convolution: floor((in + 2 p - k) / s) + 1.
 
         Raises:
             ConfigError: If the grid is smaller than the kernel.
         """
-        sizes = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(shape, self.kernel, self.stride, self.padding, self.dilation)
-        ]
-        if min(sizes) < 1:
+        z, y, x = ((size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape, self.kernel, self.stride, self.padding))
+        if min(z, y, x) < 1:
             raise ConfigError(f"a grid of {shape} cells (z, y, x) is too small for {self}")
-        return sizes[0], sizes[1], sizes[2]
+        return z, y, x
 
 
 _FEW = 1024  # output sites that are not worth a share of their own
@@ -106,12 +102,12 @@ class Rulebook:
         for number, count in enumerate(counts):
             if number != everything and 0 < count <= _FEW:
                 kind[kind == number] = everything
-        plane, found = weights // self.planes, []
+        plane, shares = weights // self.planes, []
         for number in kind.unique().tolist():
             low, high = divmod(number, self.planes)
             run, rows = slice(low * plane, (high + 1) * plane), (kind == number).nonzero()[:, 0]
-            found.append(Share(rows, run, self.table[:, run].index_select(0, rows)))
-        return tuple(found)
+            shares.append(Share(rows, run, self.table[:, run].index_select(0, rows)))
+        return tuple(shares)
 
     def meetings(self, weight: int) -> tuple[Tensor, Tensor]:
         """Return the input rows and the output rows, ascending, that meet under one weight."""
@@ -127,7 +123,7 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
         coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
         shape: Cells along z, y, x.
         batch_size: Number of frames.
-        geometry: Kernel with odd sizes; stride must be 1, padding is always half of what the kernel covers.
+        geometry: Kernel with odd sizes; stride must be 1, padding is always half of the kernel.
 
     Raises:
         ConfigError: If the kernel has an even size or a stride, or the grid has too many cells.
@@ -135,21 +131,20 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
     """
     if any(size % 2 == 0 for size in geometry.kernel) or geometry.stride != (1, 1, 1):
         raise ConfigError(f"a submanifold kernel has odd sizes and stride 1, not {geometry}")
-    z, y, x = (size // 2 * dilation for size, dilation in zip(geometry.kernel, geometry.dilation))
+    z, y, x = (size // 2 for size in geometry.kernel)
     grid = _PaddedGrid(shape, (z, y, x), batch_size)
     keys, order = _sorted_keys(coords, grid)
-    columns = _search(keys, keys - grid.step((z, y, x)), grid, geometry, weights=math.prod(geometry.kernel) // 2)
+    columns = _search(keys, keys - grid.step(z, y, x), grid, geometry.offsets[: math.prod(geometry.kernel) // 2])
     opposite = columns.flip(0)  # the kernel is symmetric, so the other half is this one read backwards
     everyone = torch.arange(len(keys), dtype=columns.dtype, device=coords.device)
     others = torch.full_like(columns, len(keys))
-    for found, column in zip(opposite, others):
-        rows = (found < len(keys)).nonzero()[:, 0]
-        column.index_copy_(0, found.index_select(0, rows).long(), rows.int())
+    for meets, column in zip(opposite, others):
+        rows = (meets < len(keys)).nonzero()[:, 0]
+        column.index_copy_(0, meets.index_select(0, rows).long(), rows.int())
     table = torch.cat((columns, everyone[None], others)).t().contiguous()
-    if order is None:
-        return Rulebook(table, len(keys), coords, shape, mirrored=True, planes=geometry.kernel[0])
-    table = _rows(order)[table]
-    table = torch.empty_like(table).index_copy_(0, order, table)
+    if order is not None:  # from places in the order of the keys to rows, on both sides
+        table = _rows(order)[table]
+        table = torch.empty_like(table).index_copy_(0, order, table)
     return Rulebook(table, len(keys), coords, shape, mirrored=True, planes=geometry.kernel[0])
 
 
@@ -162,7 +157,7 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
         coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
         shape: Cells along z, y, x.
         batch_size: Number of frames.
-        geometry: Kernel, stride, padding, dilation.
+        geometry: Kernel, stride, padding.
 
     Raises:
         ConfigError: If the grid is smaller than the kernel or has too many cells.
@@ -174,8 +169,7 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
     outputs = _reached(coords, shape, reached, geometry)
     corner = outputs[:, 1:] * outputs.new_tensor(geometry.stride)  # where the receptive field begins, on the padded grid
     starts = grid.keys(outputs[:, 0], corner)
-    columns = _search(keys, starts, grid, geometry, weights=math.prod(geometry.kernel))
-    table = columns.t().contiguous()
+    table = _search(keys, starts, grid, geometry.offsets).t().contiguous()
     table = table if order is None else _rows(order)[table]
     return Rulebook(table, len(keys), outputs, reached, mirrored=False, planes=geometry.kernel[0])
 
@@ -193,9 +187,9 @@ class _PaddedGrid:
         z, y, x = (size + 2 * border for size, border in zip(self.shape, self.border))
         return z, y, x
 
-    def step(self, by: Triple) -> int:
+    def step(self, z: int, y: int, x: int) -> int:
         """Return how far apart two cells' numbers are."""
-        return (by[0] * self.extent[1] + by[1]) * self.extent[2] + by[2]
+        return (z * self.extent[1] + y) * self.extent[2] + x
 
     def keys(self, batch: Tensor, padded: Tensor) -> Tensor:
         """Return the numbers of cells (V, 3), counted from the padded grid's corner."""
@@ -230,28 +224,26 @@ def _rows(order: Tensor) -> Tensor:
     return torch.cat((order, order.new_full((1,), len(order)))).int()
 
 
-def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, geometry: Geometry, weights: int) -> Tensor:
-    """Return (weights, V_out) int32: the place among the keys of the cell under each of the first weights, len(keys) if empty.
+def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, offsets: tuple[Triple, ...]) -> Tensor:
+    """Return (weights, V_out) int32: the place among the keys of the cell under each weight, len(keys) if empty.
 
     Args:
         keys: (V_in,) ascending.
         starts: (V_out,) ascending numbers of the first cells of the receptive fields.
         grid: Their numbering.
-        geometry: Kernel and dilation.
-        weights: How many weights to look at.
+        offsets: Where in the kernel the weights lie, row by row.
     """
-    columns = torch.empty((weights, len(starts)), dtype=torch.int32, device=keys.device)
+    columns = torch.empty((len(offsets), len(starts)), dtype=torch.int32, device=keys.device)
     known = torch.cat((keys, keys.new_full((1,), torch.iinfo(keys.dtype).max)))  # place len(keys) can be looked at
     nowhere = torch.full_like(starts, len(keys), dtype=torch.int32)
-    side_by_side = geometry.dilation[2] == 1
     place = hit = columns
-    for weight, (z, y, x) in enumerate(geometry.offsets[:weights]):
-        wanted = starts + grid.step((z * geometry.dilation[0], y * geometry.dilation[1], x * geometry.dilation[2]))
-        if x == 0 or not side_by_side:
-            place = torch.searchsorted(keys, wanted, out_int32=True)
+    for weight, (z, y, x) in enumerate(offsets):
+        cell = starts + grid.step(z, y, x)
+        if x == 0:
+            place = torch.searchsorted(keys, cell, out_int32=True)
         else:  # the next cell of the row is in the next place, if this one is there at all
             place = place + hit
-        hit = known.index_select(0, place) == wanted
+        hit = known.index_select(0, place) == cell
         torch.where(hit, place, nowhere, out=columns[weight])
     return columns
 
@@ -265,13 +257,13 @@ def _reached(coords: Tensor, shape: Triple, reached: Triple, geometry: Geometry)
         behind = math.prod(sizes[axis + 1 :])
         rest, inner = keys.div(behind, rounding_mode="floor"), keys % behind
         outer, place = rest.div(sizes[axis], rounding_mode="floor"), rest % sizes[axis]
-        found = []
+        targets = []
         for offset in range(geometry.kernel[axis]):
-            scaled = place + (geometry.padding[axis] - offset * geometry.dilation[axis])
+            scaled = place + (geometry.padding[axis] - offset)
             target = scaled.div(geometry.stride[axis], rounding_mode="floor")
             meets = (target * geometry.stride[axis] == scaled) & (target >= 0) & (target < reached[axis])
-            found.append(((outer * reached[axis] + target) * behind + inner)[meets])
-        keys = torch.cat(found).unique()
+            targets.append(((outer * reached[axis] + target) * behind + inner)[meets])
+        keys = torch.cat(targets).unique()
         sizes[axis] = reached[axis]
     x, rest = keys % reached[2], keys.div(reached[2], rounding_mode="floor")
     y, rest = rest % reached[1], rest.div(reached[1], rounding_mode="floor")

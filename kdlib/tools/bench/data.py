@@ -91,7 +91,7 @@ def bench_data(
         lines += _prepare_lines(segments[1], root / "store", effort)
         lines += _loader_lines(root / "store", effort)
     facts = {"frames": frames, "rounds": rounds, "scale": scale, "simulated": True}
-    return Benchmark("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card().to_dict())
+    return Benchmark("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card())
 
 
 @contextmanager

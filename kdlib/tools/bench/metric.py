@@ -37,4 +37,4 @@ def bench_metric(
         Measurement("difference", "largest difference of an AP or APH", both.difference, "", at_most=METRIC_AGREEMENT),
     )
     facts = {"frames": frames, "labels": labels, "predictions": predictions, "ranges": True, "workers": workers}
-    return Benchmark("metric", lines, facts, (f"official: {official.version}, all cores",), hardware_card().to_dict())
+    return Benchmark("metric", lines, facts, (f"official: {official.version}, all cores",), hardware_card())

@@ -66,7 +66,7 @@ def bench_models(
         "simulated": True,
         "facts": {"sweeps": frames, "repeats": repeats, "warmup": warmup, "batch_size": 1, "weights": "fresh"},
         "models": rows,
-        "hardware": hardware.hardware_card(where).to_dict(),
+        "hardware": hardware.hardware_card(where),
     }
 
 

@@ -146,7 +146,7 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
         **{"model": model, "voxels": len(sites.coords), "layers": len(layers), "rounds": rounds},
         **{"threads": torch.get_num_threads(), "largest output": round(float(first.features.abs().max()), 2)},
     }
-    return Benchmark("sparse", lines, facts, notes, hardware_card().to_dict())
+    return Benchmark("sparse", lines, facts, notes, hardware_card())
 
 
 def _twins(layers: list[SparseConvolution]) -> tuple[list[Any], tuple[str, ...]]:

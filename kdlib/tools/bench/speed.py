@@ -73,7 +73,7 @@ def bench_speed(
         "rounds": rounds,
         "threads": torch.get_num_threads(),
     }
-    return Benchmark("speed", (*lines, *more), facts, (*notes, *said), hardware_card().to_dict())
+    return Benchmark("speed", (*lines, *more), facts, (*notes, *said), hardware_card())
 
 
 def _loader_lines(frames: FrameDataset, step: float | None, rounds: int) -> list[Measurement]:

@@ -205,7 +205,7 @@ def bench_steps(
         if compile_too:
             lines += measure_steps(pair, data, rounds, teacher, where, change=compile_dense, how="compiled")
     facts = {"simulated": store is None, "pair": pair, "device": str(where), "batch": batch, "rounds": rounds}
-    return Benchmark("steps", tuple(lines), facts, (), hardware_card(where).to_dict())
+    return Benchmark("steps", tuple(lines), facts, (), hardware_card(where))
 
 
 def find_device(name: str) -> torch.device:

@@ -87,23 +87,14 @@ def fly(
     chosen = _segment(split, segment, in_sight)
     numbers = np.flatnonzero(split.segment_of == chosen)[:images]
     networks = [load_detector(weights, score, _OVERLAP) for weights in (teacher, student)]
-    shots = [
-        _shot(split, int(number), networks, in_sight, score, reach, f"sweep {position + 1} of {len(numbers)}")
-        for position, number in enumerate(numbers)
-    ]
+    titles = (f"sweep {position + 1} of {len(numbers)}" for position in range(len(numbers)))
+    shots = [_shot(split, int(number), networks, in_sight, score, reach, title) for number, title in zip(numbers, titles)]
     roles = ("teacher", "distilled student" if arm in (None, "full") else f"student, {arm}")
     left, right = (_caption(role, network) for role, network in zip(roles, networks))
     simulated = "simulated data" if profile.simulated is not None else "Waymo"
-    done = film(
-        shots,
-        (left, right),
-        footer=f"{simulated}, boxes of score {score:g} and above",
-        reach=1.05 * reach,
-        images=images,
-        panel=panel,
-        limit=limit,
-        worker=worker,
-    )
+    footer = f"{simulated}, boxes of score {score:g} and above"
+    captions, around = (left, right), 1.05 * reach
+    done = film(shots, captions, footer=footer, reach=around, images=images, panel=panel, limit=limit, worker=worker)
     write_bytes(out, done.gif)
     return Flown(out, split.segments[chosen], done)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab import execute, occupancy
+from kdlib.lab import execute
 from kdlib.lab.folders import run_folder
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
@@ -81,17 +81,20 @@ def run_profiles(
     ids = gpu_ids(gpus) if gpus else ()
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
-    with occupancy.environment(where):
-        if len(names) == 1:
-            return [execute.run_profile(names[0], folders[names[0]], overrides)]
-        failed = _run_drivers(folders, overrides, ids or [""] * (len(names) if scheduler else 1))
+    if len(names) == 1:
+        os.environ.update(where)
+        return [execute.run_profile(names[0], folders[names[0]], overrides)]
+    words = [word for name, value in overrides.items() for word in ("-p", f"{name}={value}")]
+    failed = _run_drivers(folders, words, where, ids or [""] * (len(names) if scheduler else 1))
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise RunsFailed(f"{len(failed)} of {len(names)} runs failed, the same command continues them: {reasons}")
     return list(folders.values())
 
 
-def _run_drivers(folders: Mapping[str, Path], overrides: Mapping[str, str], gpus: Sequence[str]) -> dict[str, str]:
+def _run_drivers(
+    folders: Mapping[str, Path], words: Sequence[str], where: Mapping[str, str], gpus: Sequence[str]
+) -> dict[str, str]:
     """Run a driver for each profile, as many at a time as there are GPUs ("" is none); return why which failed."""
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for gpu in gpus:
@@ -100,7 +103,8 @@ def _run_drivers(folders: Mapping[str, Path], overrides: Mapping[str, str], gpus
     def run(name: str) -> str:
         gpu = free.get()
         try:
-            return _drive(name, folders[name], overrides, gpu)
+            # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of the GPUs.
+            return _drive(name, ("--out", str(folders[name]), *words), {**where, **({VISIBLE: gpu} if gpu else {})})
         finally:
             free.put(gpu)
 
@@ -109,20 +113,17 @@ def _run_drivers(folders: Mapping[str, Path], overrides: Mapping[str, str], gpus
     return {name: why for name, why in reasons.items() if why}
 
 
-def _drive(name: str, folder: Path, overrides: Mapping[str, str], gpu: str) -> str:
+def _drive(name: str, words: Sequence[str], variables: Mapping[str, str]) -> str:
     """Run one driver, its lines shown with its name before them; return in words why it failed, or nothing."""
-    words = [word for key, value in overrides.items() for word in ("-p", f"{key}={value}")]
-    # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of the GPUs.
-    variables = {**os.environ, ATTENDED: "1", "PYTHONUNBUFFERED": "1", **({VISIBLE: gpu} if gpu else {})}
     last = ""
     with subprocess.Popen(
-        (*COMMAND, name, "--out", str(folder), *words),
+        (*COMMAND, name, *words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=variables,
+        env={**os.environ, ATTENDED: "1", "PYTHONUNBUFFERED": "1", **variables},
     ) as process:
         for line in process.stdout or ():
             print(f"{name} | {line.rstrip()}", flush=True)

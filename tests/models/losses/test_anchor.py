@@ -13,6 +13,7 @@ from kdlib.config import AnchorHeadConfig
 from kdlib.models.anchor_head import AnchorOutput
 from kdlib.models.anchors import AnchorTargets
 from kdlib.models.losses.anchor import anchor_loss, code_distance, sigmoid_focal
+from kdlib.models.losses.loss_part import loss_terms
 
 HEAD = AnchorHeadConfig()
 
@@ -76,22 +77,22 @@ def naive_loss(output, targets, head):
 
 def test_loss_equals_the_loops():
     output, targets = random_case()
-    terms = anchor_loss(output, targets, HEAD)
+    terms = loss_terms(anchor_loss(output, targets, HEAD))
     want = naive_loss(output, targets, HEAD)
     assert {name: part.item() for name, part in terms.parts.items()} == pytest.approx(want, rel=1e-9)
     assert terms.loss.item() == pytest.approx(sum(want.values()))
     heavy = replace(HEAD, class_weight=3.0, box_weight=1.0, direction_weight=0.4)
-    scaled = anchor_loss(output, targets, heavy).parts
+    scaled = loss_terms(anchor_loss(output, targets, heavy)).parts
     for name, factor in (("class", 3.0), ("box", 0.5), ("direction", 2.0)):
         assert scaled[name].item() == pytest.approx(factor * want[name])
 
 
 def test_frames_weigh_alike_whatever_their_number_of_objects():
     output, targets = random_case(frames=1)
-    alone = anchor_loss(output, targets, HEAD)
+    alone = loss_terms(anchor_loss(output, targets, HEAD))
     twice = AnchorOutput(*(torch.cat((v, v)) for v in (output.classes, output.codes, output.directions)))
     both = AnchorTargets(*(torch.cat((v, v)) for v in (targets.labels, targets.codes, targets.directions)))
-    assert anchor_loss(twice, both, HEAD).loss.item() == pytest.approx(alone.loss.item())
+    assert loss_terms(anchor_loss(twice, both, HEAD)).loss.item() == pytest.approx(alone.loss.item())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,13 +100,13 @@ def test_gradients(seed):
     output, targets = random_case(seed=seed)
     leaves = tuple(v.requires_grad_() for v in (output.classes, output.codes, output.directions))
     for part in ("class", "box", "direction"):
-        assert gradcheck(lambda *v, part=part: anchor_loss(AnchorOutput(*v), targets, HEAD).parts[part], leaves)
+        assert gradcheck(lambda *v, part=part: loss_terms(anchor_loss(AnchorOutput(*v), targets, HEAD)).parts[part], leaves)
 
 
 def test_ignored_anchors_get_no_gradient():
     output, targets = random_case()
     leaves = [v.requires_grad_() for v in (output.classes, output.codes, output.directions)]
-    anchor_loss(output, targets, HEAD).loss.backward()
+    loss_terms(anchor_loss(output, targets, HEAD)).loss.backward()
     ignored, positive = targets.labels == -1, targets.labels > 0
     assert not leaves[0].grad[ignored].any() and leaves[0].grad[~ignored].all()
     assert not leaves[1].grad[~positive].any() and not leaves[2].grad[~positive].any()
@@ -115,7 +116,7 @@ def test_ignored_anchors_get_no_gradient():
 def test_nothing_positive():
     output, targets = random_case()
     empty = replace(targets, labels=torch.zeros_like(targets.labels))
-    terms = anchor_loss(output, empty, HEAD)
+    terms = loss_terms(anchor_loss(output, empty, HEAD))
     assert terms.parts["box"].item() == terms.parts["direction"].item() == 0
     want = sigmoid_focal(output.classes, torch.zeros_like(output.classes)).sum() / 2
     assert terms.parts["class"].item() == pytest.approx(want.item())

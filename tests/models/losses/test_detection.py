@@ -10,6 +10,7 @@ from kdlib.config import HeadConfig
 from kdlib.models.losses.box_regression import box_regression_loss
 from kdlib.models.losses.detection import detection_loss
 from kdlib.models.losses.heatmap_focal import heatmap_focal_loss
+from kdlib.models.losses.loss_part import loss_terms
 from kdlib.types import HeadOutput, HeadTargets
 
 NAMES = ("center", "center_z", "dim", "rot")
@@ -29,7 +30,7 @@ def test_golden_of_the_original_values_and_gradients(goldens):
         torch.from_numpy(stored["inds"]).long(),
         torch.from_numpy(stored["masks"]).bool(),
     )
-    terms = detection_loss((output,), (targets,), HeadConfig())
+    terms = loss_terms(detection_loss((output,), (targets,), HeadConfig()))
     terms.loss.backward()
     assert terms.loss.item() == pytest.approx(float(stored["loss"]), rel=1e-5)
     assert terms.parts["heatmap"].item() == pytest.approx(float(stored["hm_loss"]), rel=1e-5)
@@ -53,9 +54,9 @@ def scene(classes, seed, boxes=3):
 @pytest.mark.parametrize("split", [(3,), (2, 1), (1, 1, 1)])
 def test_heads_add_up(split):
     heads, targets = zip(*(scene(c, i) for i, c in enumerate(split)))
-    terms = detection_loss(heads, targets, HeadConfig(heatmap_weight=0.5, box_weight=3.0))
+    terms = loss_terms(detection_loss(heads, targets, HeadConfig(heatmap_weight=0.5, box_weight=3.0)))
     heatmap = sum(float(heatmap_focal_loss(h.heatmap, t.heatmap)) for h, t in zip(heads, targets))
-    box = sum(float(box_regression_loss(h.regression, t).sum()) for h, t in zip(heads, targets))
+    box = sum(float(box_regression_loss(h, t).sum()) for h, t in zip(heads, targets))
     assert terms.parts["heatmap"].item() == pytest.approx(0.5 * heatmap, rel=1e-6)
     assert terms.parts["box"].item() == pytest.approx(3 * box, rel=1e-6)
     assert terms.loss.item() == pytest.approx(0.5 * heatmap + 3 * box, rel=1e-6)
@@ -63,7 +64,7 @@ def test_heads_add_up(split):
 
 def test_empty_scene_has_a_finite_heatmap_loss_and_no_box_loss():
     head, targets = scene(1, 0, boxes=0)
-    terms = detection_loss((head,), (targets,), HeadConfig())
+    terms = loss_terms(detection_loss((head,), (targets,), HeadConfig()))
     assert terms.parts["box"].item() == 0 and float(terms.parts["heatmap"]) > 0
 
 
@@ -71,11 +72,11 @@ def test_outputs_keep_their_logits():
     """Pains B5: the original overwrote them with probabilities."""
     head, targets = scene(3, 1)
     before = head.heatmap.clone()
-    detection_loss((head,), (targets,), HeadConfig())
+    loss_terms(detection_loss((head,), (targets,), HeadConfig()))
     assert torch.equal(head.heatmap, before)
 
 
 def test_counts_must_agree():
     head, targets = scene(3, 1)
     with pytest.raises(ValueError, match="one per head"):
-        detection_loss((head, head), (targets,), HeadConfig())
+        loss_terms(detection_loss((head, head), (targets,), HeadConfig()))

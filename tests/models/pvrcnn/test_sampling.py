@@ -25,8 +25,8 @@ def boxes(count, seed=0, spread=20.0):
     return torch.cat((centre, 0.5 + 4 * torch.rand(count, 3, generator=gen), torch.rand(count, 1, generator=gen)), dim=1)
 
 
-def farthest_by_hand(points, count, start):
-    points, picks = np.asarray(points), [start] if count else []
+def farthest_by_hand(points, count):
+    points, picks = np.asarray(points), [0] if count else []
     while len(picks) < count:
         squares = ((points[:, None] - points[None, picks]) ** 2).astype(points.dtype)
         nearest = (squares[..., 0] + squares[..., 1] + squares[..., 2]).min(axis=1)
@@ -49,33 +49,32 @@ def near_by_hand(points, rois, margin):
 def test_farthest_points_equal_the_loop(count, data):
     # whole coordinates tie often, and stand for duplicates too
     points = torch.tensor(data.draw(st.lists(st.tuples(*[st.integers(-3, 3)] * 3), min_size=count, max_size=count))).float()
-    wanted, start = data.draw(st.integers(0, count)), data.draw(st.integers(0, count - 1))
-    assert farthest_points(points, wanted, start).tolist() == farthest_by_hand(points, wanted, start)
+    wanted = data.draw(st.integers(0, count))
+    assert farthest_points(points, wanted).tolist() == farthest_by_hand(points, wanted)
 
 
 def test_farthest_points_do_not_depend_on_the_order_without_ties():
     points = cloud(300)
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
-    start = int((order == 7).nonzero())
-    assert order[farthest_points(points[order], 60, start)].tolist() == farthest_points(points, 60, 7).tolist()
+    order = torch.cat((torch.zeros(1, dtype=torch.int64), torch.randperm(299, generator=torch.Generator().manual_seed(1)) + 1))
+    assert order[farthest_points(points[order], 60)].tolist() == farthest_points(points, 60).tolist()
 
 
 def test_no_point_is_picked_twice_even_among_duplicates():
     points = torch.ones(5, 3)
-    assert sorted(farthest_points(points, 5, 2).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(farthest_points(points, 5).tolist()) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("count", "start"), [(4, 0), (-1, 0), (1, 3), (1, -1)])
-def test_farthest_points_refuse_what_cannot_be(count, start):
-    with pytest.raises(ValueError, match=r"points|row"):
-        farthest_points(torch.zeros(3, 3), count, start)
+@pytest.mark.parametrize("count", [4, -1])
+def test_farthest_points_refuse_what_cannot_be(count):
+    with pytest.raises(ValueError, match="cannot be picked from 3"):
+        farthest_points(torch.zeros(3, 3), count)
 
 
 def test_no_point_at_all():
     nothing = torch.zeros(0, 3)
     assert farthest_points(nothing, 0).tolist() == []
     assert near_rois(nothing, boxes(2), 1.0).tolist() == []
-    assert sector_keypoints(nothing, boxes(2)).tolist() == []
+    assert sector_keypoints(nothing, near_rois(nothing, boxes(2), 1.6), 40, 6).tolist() == []
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.6])
@@ -111,37 +110,37 @@ def sectors_by_hand(points, rois, count, sectors, margin):
         inside = ((angles / (2 * math.pi / sectors)).floor().clamp(max=sectors - 1) == number).tolist()
         rows = [row for row, here in zip(kept, inside) if here]
         share = min(len(rows), math.ceil(len(rows) / len(kept) * count))
-        picks += [rows[i] for i in farthest_by_hand(points[rows], share, 0)]
+        picks += [rows[i] for i in farthest_by_hand(points[rows], share)]
     return picks
 
 
 @pytest.mark.parametrize(("count", "sectors"), [(50, 6), (1, 6), (64, 3), (1000, 6), (20, 1)])
 def test_sector_keypoints_equal_the_loop(count, sectors):
-    points, rois = torch.cat((cloud(400), torch.rand(400, 2)), dim=1), boxes(15)
-    picks = sector_keypoints(points, rois, count, sectors, 1.6)
-    assert picks.tolist() == sectors_by_hand(points[:, :3], rois, count, sectors, 1.6)
-    near = int(near_rois(points[:, :3], rois, 1.6).sum())
-    assert min(count, near) <= len(picks) < count + sectors and len(set(picks.tolist())) == len(picks)
+    points, rois = cloud(400), boxes(15)
+    near = near_rois(points, rois, 1.6)
+    picks = sector_keypoints(points, near, count, sectors)
+    assert picks.tolist() == sectors_by_hand(points, rois, count, sectors, 1.6)
+    assert min(count, int(near.sum())) <= len(picks) < count + sectors and len(set(picks.tolist())) == len(picks)
 
 
 def test_without_rois_the_first_point_stays():
-    assert sector_keypoints(cloud(10), boxes(0)).tolist() == [0]
-    assert sector_keypoints(cloud(10), boxes(1) + 1000).tolist() == [0]
+    for far in (boxes(0), boxes(1) + 1000):
+        assert sector_keypoints(cloud(10), near_rois(cloud(10), far, 1.6), 40, 6).tolist() == [0]
 
 
 def test_points_exactly_behind_the_vehicle_are_not_lost():
     points = torch.tensor([[-5.0, 0.0, 0.0], [-5.0, -0.0, 0.0], [-5.0, 1.0, 0.0], [5.0, 0.0, 0.0]])  # azimuth +pi and -pi
     rois = torch.tensor([[0.0, 0, 0, 20, 20, 20, 0]])
-    picks = sector_keypoints(points, rois, count=100)
+    picks = sector_keypoints(points, near_rois(points, rois, 1.6), 100, 6)
     assert sorted(picks.tolist()) == [0, 1, 2, 3]
     assert picks.tolist()[0] == 1 and picks.tolist()[-2:] == [0, 2]  # -pi begins the first sector, +pi ends the last
 
 
 def test_each_sector_starts_at_its_first_point():
     points, rois = cloud(400), boxes(15)
-    picks = sector_keypoints(points, rois, 60)
-    sector = ((torch.atan2(points[:, 1], points[:, 0]) + math.pi) / (math.pi / 3)).floor()
     near = near_rois(points, rois, 1.6)
+    picks = sector_keypoints(points, near, 60, 6)
+    sector = ((torch.atan2(points[:, 1], points[:, 0]) + math.pi) / (math.pi / 3)).floor()
     for number in range(6):
         here = picks[sector[picks] == number]
         assert int(here[0]) == int(((sector == number) & near).nonzero()[0])

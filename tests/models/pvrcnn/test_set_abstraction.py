@@ -10,6 +10,7 @@ import torch
 from kdlib.config import GridConfig
 from kdlib.config.two_stage import SetAbstractionConfig
 from kdlib.models.pvrcnn.interpolate import bilinear
+from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.sampling import near_rois, sector_keypoints
 from kdlib.models.pvrcnn.set_abstraction import VoxelSetAbstraction
 from kdlib.models.sparse import SparseTensor
@@ -48,6 +49,10 @@ def scene(*counts, rois=(4,), seed=0, channels=(32, 64)):
     return PointBatch(points, index, len(counts), tuple("ab"[: len(counts)])), bev, levels, regions
 
 
+def one_frame(xyz):
+    return Cloud(xyz, torch.zeros(len(xyz), dtype=torch.int64))
+
+
 def fresh(config=CONFIG, bev=8):
     torch.manual_seed(0)
     return VoxelSetAbstraction(config, GRID, bev).eval()
@@ -70,8 +75,9 @@ def test_the_published_size():
 def test_key_points_are_the_samplers():
     points, bev, levels, rois = scene(500, 300, rois=(4, 2))
     found = fresh()(points, bev, levels, rois)
-    picked = [sector_keypoints(points.points[points.batch_index == b], rois[b], 40) for b in range(2)]
-    xyz = torch.cat([points.points[points.batch_index == b, :3][picked[b]] for b in range(2)])
+    clouds = [points.points[points.batch_index == b, :3] for b in range(2)]
+    picked = [sector_keypoints(xyz, near_rois(xyz, boxes, 1.6), 40, 6) for xyz, boxes in zip(clouds, rois)]
+    xyz = torch.cat([cloud[rows] for cloud, rows in zip(clouds, picked)])
     assert torch.equal(found.xyz, xyz)
     assert found.frame.tolist() == [0] * len(picked[0]) + [1] * len(picked[1])
     assert found.before.shape == (len(xyz), 8 + 32 + 128 + 128) and found.fused.shape == (len(xyz), 30)
@@ -84,14 +90,14 @@ def test_features_are_those_of_the_parts_in_the_originals_order():
     found = net(points, bev, levels, rois)
     cells = (found.xyz[:, :2] + 6.4) / 0.8
     raw = points.points[near_rois(points.points[:, :3], rois[0], 2.4)]
-    parts = [bilinear(bev[0], cells), net.SA_rawpoints(raw[:, :3], raw[:, 3:], found.xyz)]
+    parts = [bilinear(bev[0], cells), net.SA_rawpoints(one_frame(raw[:, :3]), raw[:, 3:], found)]
     for pool, stride, margin in zip(net.SA_layers, (4, 8), (4.0, 6.4)):
         sites = levels[stride]
         z, y, x = sites.coords[:, 1:].unbind(1)
         size = torch.tensor([0.1, 0.1, 0.15]) * stride
         xyz = (torch.stack((x, y, z), dim=1) + 0.5) * size + torch.tensor([-6.4, -6.4, -2.0])
         near = near_rois(xyz, rois[0], margin)
-        parts.append(pool(xyz[near], sites.features[near], found.xyz))
+        parts.append(pool(one_frame(xyz[near]), sites.features[near], found))
     torch.testing.assert_close(found.before, torch.cat(parts, dim=1))
     torch.testing.assert_close(found.fused, net.vsa_point_feature_fusion(found.before))
 

@@ -16,6 +16,7 @@ from kdlib.kd.objective import Plain
 from kdlib.kd.teacher import Teacher
 from kdlib.models.build import build
 from kdlib.models.detector import CenterPoint
+from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.rois import grid_points
 from kdlib.models.pvrcnn.two_stage import PVRCNN
 from kdlib.tools.checkpoints import foreign
@@ -176,8 +177,8 @@ def test_pooled_features_lie_channel_by_channel(tiny, batch):
         scores, keys, head = second.point_logits.sigmoid(), kept["keys"], model.roi_head
         rows = head.pool(keys, scores, second.rois)
         queries = grid_points(second.rois.boxes[:1], 3)[0]
-        some = (keys.xyz, keys.fused * scores[:, None], queries)
-        wanted = head.roi_grid_pool_layer(*some)  # (27, channels)
+        places = Cloud(queries, torch.zeros(27, dtype=torch.int64))
+        wanted = head.roi_grid_pool_layer(keys, keys.fused * scores[:, None], places)  # (27, channels)
     assert torch.allclose(rows[0].view(-1, 27).t(), wanted, atol=1e-6)
 
 

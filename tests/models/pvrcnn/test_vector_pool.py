@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from kdlib.config import from_dict, to_dict
 from kdlib.config.two_stage import SetAbstractionConfig, VectorPoolConfig
 from kdlib.errors import ConfigError
+from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.vector_pool import RowConv, VectorPool, VectorPoolGroup
 
 SMALL = VectorPoolConfig("local_interpolation", 2, ((2, 2, 2), (3, 1, 2)), (0.5, 1.0), 4, (6, 5), (7,), 1000)
@@ -27,6 +28,14 @@ def scene(count=120, queries=15, channels=6, dtype=torch.float32, seed=0):
     places = (torch.rand(queries, 3, generator=gen, dtype=torch.float64) - 0.5) * 5
     features = torch.randn(count, channels, generator=gen, dtype=torch.float64)
     return support.to(dtype), features.to(dtype), places.to(dtype)
+
+
+def one_frame(xyz):
+    return Cloud(xyz, torch.zeros(len(xyz), dtype=torch.int64))
+
+
+def pooled_at(pool, support, features, queries):
+    return pool(one_frame(support), features, one_frame(queries))
 
 
 def fresh(config, dtype=torch.float32):
@@ -110,7 +119,7 @@ def test_pool_equals_loops_and_grouped_convolutions(config, limit):
     pool = fresh(replace(config, limit=limit), torch.float64)
     support, features, queries = scene(dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(pool(support, features, queries), pool_by_hand(pool, support, features, queries))
+        torch.testing.assert_close(pooled_at(pool, support, features, queries), pool_by_hand(pool, support, features, queries))
 
 
 @KINDS
@@ -123,7 +132,7 @@ def test_ties_borders_and_negative_coordinates(config):
     queries = torch.cat((support[:10], support[:5] + 0.125))
     pool = fresh(config, torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(pool(support, features, queries), pool_by_hand(pool, support, features, queries))
+        torch.testing.assert_close(pooled_at(pool, support, features, queries), pool_by_hand(pool, support, features, queries))
 
 
 @KINDS
@@ -138,8 +147,8 @@ def test_frames_do_not_see_each_other(config):
     support = torch.empty_like(together[0]).index_copy_(0, rank, together[0])
     features = torch.empty_like(together[1]).index_copy_(0, rank, together[1])
     with torch.no_grad():
-        apart = torch.cat([pool(*scene) for scene in (first, second)])
-        torch.testing.assert_close(pool(support, features, together[2], frame, places), apart)
+        apart = torch.cat([pooled_at(pool, *scene) for scene in (first, second)])
+        torch.testing.assert_close(pool(Cloud(support, frame), features, Cloud(together[2], places)), apart)
 
 
 def test_order_of_the_cloud_matters_to_the_random_choice_alone():
@@ -148,12 +157,14 @@ def test_order_of_the_cloud_matters_to_the_random_choice_alone():
     with torch.no_grad():
         pool = fresh(SMALL)
         torch.testing.assert_close(
-            pool(support[rows], features[rows], queries[columns]), pool(support, features, queries)[columns]
+            pooled_at(pool, support[rows], features[rows], queries[columns]), pooled_at(pool, support, features, queries)[columns]
         )
         pool = fresh(CHOICE)
-        torch.testing.assert_close(pool(support, features, queries[columns]), pool(support, features, queries)[columns])
+        torch.testing.assert_close(
+            pooled_at(pool, support, features, queries[columns]), pooled_at(pool, support, features, queries)[columns]
+        )
         group = pool.layer_1
-        first, moved = (group.first_rows(points, queries, None, None) for points in (support, support[rows]))
+        first, moved = (group.first_rows(one_frame(points), one_frame(queries)) for points in (support, support[rows]))
     assert torch.equal(first == len(support), moved == len(support))  # the same voxels are filled, each from a point of its own
 
 
@@ -164,7 +175,7 @@ def test_next_to_nothing(config, training, points, queries):
     pool = fresh(config).train(training)
     support, features, places = scene(points, queries)
     features.requires_grad_()
-    pooled = pool(support, features, places)
+    pooled = pooled_at(pool, support, features, places)
     assert pooled.shape == (queries, 7) and bool(pooled.isfinite().all())
     pooled.sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in [features, *pool.parameters()])
@@ -175,7 +186,7 @@ def test_nobody_around_is_all_zeros(config):
     support, features, queries = scene()
     group = fresh(config).layer_0
     gather = group.interpolated if config is SMALL else group.first_found
-    assert gather(support, features[:, :2], queries + 100, None, None).count_nonzero() == 0
+    assert gather(one_frame(support), features[:, :2], one_frame(queries + 100)).count_nonzero() == 0
 
 
 @KINDS
@@ -183,7 +194,7 @@ def test_gradient(config):
     pool = fresh(config, torch.float64)
     support, features, queries = scene(12, 4, dtype=torch.float64)
     features.requires_grad_()
-    assert torch.autograd.gradcheck(lambda f: pool(support, f, queries), features)
+    assert torch.autograd.gradcheck(lambda f: pooled_at(pool, support, f, queries), features)
 
 
 @KINDS
@@ -191,9 +202,9 @@ def test_mixed_precision_leaves_places_exact(config):
     pool = fresh(config)
     support, features, queries = scene()
     with torch.no_grad():
-        exact = pool(support, features, queries)
+        exact = pooled_at(pool, support, features, queries)
         with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(pool(support, features, queries), exact)
+            torch.testing.assert_close(pooled_at(pool, support, features, queries), exact)
 
 
 def test_row_convolution_is_the_grouped_one():
@@ -204,7 +215,7 @@ def test_row_convolution_is_the_grouped_one():
 def test_channels_that_do_not_fold_are_refused():
     support, features, queries = scene(channels=5)
     with pytest.raises(ValueError, match="5 channels cannot be folded into 2"):
-        fresh(SMALL)(support, features, queries)
+        pooled_at(fresh(SMALL), support, features, queries)
 
 
 def shapes(config):

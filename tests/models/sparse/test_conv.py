@@ -42,9 +42,9 @@ def dense_answer(layer, sites):
     geometry = layer.geometry
     padding = geometry.padding
     if layer.submanifold:
-        padding = tuple(k // 2 * d for k, d in zip(geometry.kernel, geometry.dilation))
+        padding = tuple(k // 2 for k in geometry.kernel)
     kernel, bias = layer.weight.permute(0, 4, 1, 2, 3), layer.bias
-    settings = {"stride": geometry.stride, "padding": padding, "dilation": geometry.dilation}
+    settings = {"stride": geometry.stride, "padding": padding}
     full = F.conv3d(sites.dense(), kernel, bias, **settings)
     if layer.submanifold:
         return full * active(sites)
@@ -58,17 +58,17 @@ def check(layer, sites):
 
 
 @settings(max_examples=50, deadline=None)
-@given(sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), threes, st.booleans(), st.integers(0, 10**6))
-def test_submanifold_equals_dense(shape, batch_size, kernel, dilation, bias, seed):
+@given(sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), st.booleans(), st.integers(0, 10**6))
+def test_submanifold_equals_dense(shape, batch_size, kernel, bias, seed):
     torch.manual_seed(seed)
-    check(SubmConv3d(3, 5, kernel, dilation=dilation, bias=bias, key="a").double(), scene(shape, batch_size, seed=seed))
+    check(SubmConv3d(3, 5, kernel, bias=bias, key="a").double(), scene(shape, batch_size, seed=seed))
 
 
 @settings(max_examples=50, deadline=None)
-@given(sizes, st.integers(1, 3), threes, threes, st.tuples(*[st.integers(0, 2)] * 3), threes, st.integers(0, 10**6))
-def test_strided_equals_dense(shape, batch_size, kernel, stride, padding, dilation, seed):
+@given(sizes, st.integers(1, 3), threes, threes, st.tuples(*[st.integers(0, 2)] * 3), st.integers(0, 10**6))
+def test_strided_equals_dense(shape, batch_size, kernel, stride, padding, seed):
     torch.manual_seed(seed)
-    layer = SparseConv3d(3, 4, kernel, stride=stride, padding=padding, dilation=dilation, bias=bool(seed % 2), key="a").double()
+    layer = SparseConv3d(3, 4, kernel, stride=stride, padding=padding, bias=bool(seed % 2), key="a").double()
     try:
         layer.geometry.output_shape(shape)
     except ConfigError:
@@ -78,10 +78,10 @@ def test_strided_equals_dense(shape, batch_size, kernel, stride, padding, dilati
 
 LAYERS = {
     "subm": lambda: SubmConv3d(2, 3, 3, bias=True, key="a"),
-    "subm dilated": lambda: SubmConv3d(2, 3, (1, 3, 5), dilation=(1, 2, 1), key="a"),
+    "subm oblong": lambda: SubmConv3d(2, 3, (1, 3, 5), key="a"),
     "strided": lambda: SparseConv3d(2, 3, 3, stride=2, padding=(0, 1, 1), bias=True, key="a"),
     "column": lambda: SparseConv3d(2, 3, (3, 1, 1), stride=(2, 1, 1), key="a"),
-    "dilated": lambda: SparseConv3d(2, 3, (2, 3, 2), stride=(1, 2, 3), padding=1, dilation=(2, 1, 2), key="a"),
+    "oblong": lambda: SparseConv3d(2, 3, (2, 3, 2), stride=(1, 2, 3), padding=1, key="a"),
 }
 
 
@@ -197,7 +197,7 @@ def test_layers_of_one_key_share_their_rulebook():
 def test_a_key_of_another_geometry_is_refused():
     sites = scene((6, 7, 8), channels=2)
     SubmConv3d(2, 2, key="a").double()(sites)
-    for other in (SubmConv3d(2, 2, 5, key="a"), SubmConv3d(2, 2, dilation=2, key="a"), SparseConv3d(2, 2, 3, padding=1, key="a")):
+    for other in (SubmConv3d(2, 2, 5, key="a"), SparseConv3d(2, 2, 3, padding=1, key="a")):
         with pytest.raises(ConfigError, match=r"key 'a' belongs to .*a key of its own"):
             other.double()(sites)
 

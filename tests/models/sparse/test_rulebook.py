@@ -28,7 +28,7 @@ def naive(coords, outputs, geometry, padding):
     found = {}
     for out, (batch, *place) in enumerate(outputs.tolist()):
         for weight, offset in enumerate(geometry.offsets):
-            cell = [o * s - p + k * d for o, s, p, k, d in zip(place, geometry.stride, padding, offset, geometry.dilation)]
+            cell = [o * s - p + k for o, s, p, k in zip(place, geometry.stride, padding, offset)]
             if (batch, *cell) in rows:
                 found[out, weight] = rows[(batch, *cell)]
     return found
@@ -40,20 +40,20 @@ def meetings(book):
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), threes, st.integers(0, 10**6))
-def test_submanifold_meetings(shape, batch_size, kernel, dilation, seed):
-    coords, geometry = scattered(shape, batch_size, seed), Geometry(kernel, dilation=dilation)
+@given(sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), st.integers(0, 10**6))
+def test_submanifold_meetings(shape, batch_size, kernel, seed):
+    coords, geometry = scattered(shape, batch_size, seed), Geometry(kernel)
     book = submanifold_rulebook(coords, shape, batch_size, geometry)
     assert book.coords is coords and book.shape == shape and book.mirrored and book.table.is_contiguous()
-    padding = [k // 2 * d for k, d in zip(kernel, dilation)]
+    padding = [k // 2 for k in kernel]
     assert meetings(book) == naive(coords, coords, geometry, padding)
     assert book.pairs == sum(book.counts) == len(meetings(book))
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(1, 3), threes, threes, st.tuples(*[st.integers(0, 2)] * 3), threes, st.integers(0, 10**6))
-def test_strided_meetings_and_sites(shape, batch_size, kernel, stride, padding, dilation, seed):
-    coords, geometry = scattered(shape, batch_size, seed, 0.2), Geometry(kernel, stride, padding, dilation)
+@given(sizes, st.integers(1, 3), threes, threes, st.tuples(*[st.integers(0, 2)] * 3), st.integers(0, 10**6))
+def test_strided_meetings_and_sites(shape, batch_size, kernel, stride, padding, seed):
+    coords, geometry = scattered(shape, batch_size, seed, 0.2), Geometry(kernel, stride, padding)
     try:
         reached = geometry.output_shape(shape)
     except ConfigError:
@@ -116,7 +116,7 @@ def test_kernels_that_do_not_fit_are_refused():
         submanifold_rulebook(torch.zeros((1, 4), dtype=torch.int64), (4, 4, 4), 1, Geometry((2, 3, 3)))
     with pytest.raises(ConfigError, match="odd sizes"):
         submanifold_rulebook(torch.zeros((1, 4), dtype=torch.int64), (4, 4, 4), 1, Geometry((3, 3, 3), (2, 1, 1)))
-    for wrong in ({"stride": (0, 1, 1)}, {"padding": (0, -1, 0)}, {"dilation": (1, 1, 0)}):
+    for wrong in ({"stride": (0, 1, 1)}, {"padding": (0, -1, 0)}):
         with pytest.raises(ConfigError, match="at least"):
             Geometry((3, 3, 3), **wrong)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from kdlib.cli import app
 from kdlib.errors import DataError
-from kdlib.metric.box_tables import predictions_table, write_predictions
+from kdlib.metric.box_tables import predictions_table, read_table, write_predictions
 from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.bench.crowd import crowd
 from kdlib.tools.judge.evaluate import evaluate as score
@@ -96,6 +96,9 @@ def test_export(files):
 
 def test_bad_files_keep_their_one_sentence(files):
     _, folder = files
+    with pytest.raises(DataError, match=r"predictions file .*x\.parquet.: no column .score."):
+        write_predictions(folder / "x.parquet", read_table(folder / "g.parquet", "t").drop(["score"]))
+        score(folder / "x.parquet", folder / "p.parquet")
     (folder / "p.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"predictions file '.*' is no readable Parquet"):
         score(folder / "p.parquet", folder / "g.parquet")
