@@ -252,7 +252,7 @@ class Comparison:
         }
 
 
-def compare(
+def compare_arms(
     profile: Profile, titles: Mapping[str, str], results: Mapping[str, Mapping[int, EvalResult]], resamples: int = 1000
 ) -> Comparison:
     """Compare arms by paired bootstrap over segments and seeds.
@@ -285,7 +285,7 @@ def compare_run(run: Run, resamples: int = 1000) -> Comparison:
         name = student_name(arm, seed)
         print(f"scoring {name}", flush=True)
         results.setdefault(arm, {})[seed] = evaluate_weights(run, name, student)
-    return compare(run.profile, {"teacher": "teacher", **ARMS}, results, resamples)
+    return compare_arms(run.profile, {"teacher": "teacher", **ARMS}, results, resamples)
 
 
 @dataclass(frozen=True)

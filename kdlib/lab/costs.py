@@ -67,9 +67,9 @@ def measure_model(model: ModelConfig, weights: Path | None, frames: list[PointBa
         "G MACs": float(np.mean([c.macs for c in costs])) / 1e9,
         "G MACs (published convention)": float(np.mean([c.published_macs for c in costs])) / 1e9,
         "M acts": float(np.mean([c.acts for c in costs])) / 1e6,
-        "latency p50 ms": latency.total.p50,
-        "latency p95 ms": latency.total.p95,
-        **{f"{stage.name} ms": stage.p50 for stage in latency.stages},
+        "latency p50 ms": latency["total"]["p50_ms"],
+        "latency p95 ms": latency["total"]["p95_ms"],
+        **{f"{stage} ms": times["p50_ms"] for stage, times in latency["stages"].items()},
     }
 
 

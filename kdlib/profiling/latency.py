@@ -1,4 +1,4 @@
-"""A detector and batches of points go in; milliseconds per stage with their percentiles and the hardware card come out.
+"""Times a detector stage by stage, from points to boxes.
 
 The stages are cut where data passes from one child of the model to the next, so their sum is the whole: ``voxelise`` (up to
 ``vfe``), ``encoder`` (``vfe`` and the scatter onto the BEV map), ``backbone`` (``backbone_2d``), ``head`` (``dense_head``) and
@@ -13,8 +13,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,35 +34,22 @@ class LatencyError(KdlibError):
     """A measurement that cannot be made."""
 
 
-class Clock(Protocol):
-    """Marks moments and says how far apart they were."""
+class Clock:
+    """Marks moments and says how far apart they were; this one is the processor's: right where a call returns when it is done."""
 
     def mark(self) -> Any:
         """Return a token of this moment."""
-
-    def settle(self) -> None:
-        """Wait until every marked moment has passed."""
-
-    def milliseconds(self, start: Any, end: Any) -> float:
-        """Return the time between two marks."""
-
-
-class HostClock:
-    """The processor's own clock: right where a call returns when its work is done."""
-
-    def mark(self) -> float:
-        """Return the time in seconds."""
         return time.perf_counter()
 
     def settle(self) -> None:
-        """Return at once: nothing runs behind the caller's back."""
+        """Wait until every marked moment has passed; here nothing runs behind the caller's back."""
 
-    def milliseconds(self, start: float, end: float) -> float:
+    def milliseconds(self, start: Any, end: Any) -> float:
         """Return the time between two marks."""
         return 1000.0 * (end - start)
 
 
-class DeviceClock:
+class DeviceClock(Clock):
     """Events in the device's own queue: right where calls return before their work is done."""
 
     def __init__(self, device: torch.device) -> None:
@@ -86,70 +72,7 @@ class DeviceClock:
 
 def clock_for(device: torch.device) -> Clock:
     """Return the clock that tells the truth about work on ``device``."""
-    return HostClock() if device.type == "cpu" else DeviceClock(device)
-
-
-@dataclass(frozen=True)
-class StageLatency:
-    """The times of one stage, one per timed batch."""
-
-    name: str
-    times_ms: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean, ms."""
-        return float(np.mean(self.times_ms))
-
-    @property
-    def p50(self) -> float:
-        """Median, ms."""
-        return float(np.percentile(self.times_ms, 50))
-
-    @property
-    def p95(self) -> float:
-        """95th percentile, ms."""
-        return float(np.percentile(self.times_ms, 95))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"mean_ms": self.mean, "p50_ms": self.p50, "p95_ms": self.p95}
-
-
-@dataclass(frozen=True)
-class LatencyReport:
-    """Times of whole batches, from points on the device to boxes."""
-
-    stages: tuple[StageLatency, ...]
-    batch_size: int
-    warmup: int
-    hardware: dict[str, Any]
-
-    @property
-    def total(self) -> StageLatency:
-        """Points to boxes."""
-        return self._sum("total", self.stages)
-
-    @property
-    def without_voxelise(self) -> StageLatency:
-        """Voxels to boxes: what the published latencies time (spec 10.3)."""
-        return self._sum("without voxelise", self.stages[1:])
-
-    @staticmethod
-    def _sum(name: str, stages: Sequence[StageLatency]) -> StageLatency:
-        return StageLatency(name, tuple(sum(times) for times in zip(*(stage.times_ms for stage in stages))))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "stages": {stage.name: stage.to_dict() for stage in self.stages},
-            "total": self.total.to_dict(),
-            "without_voxelise": self.without_voxelise.to_dict(),
-            "batch_size": self.batch_size,
-            "repeats": len(self.stages[0].times_ms),
-            "warmup": self.warmup,
-            "hardware": self.hardware,
-        }
+    return Clock() if device.type == "cpu" else DeviceClock(device)
 
 
 def _stages(model: nn.Module) -> tuple[str, ...]:
@@ -196,7 +119,7 @@ def measure_latency(
     warmup: int = 5,
     repeats: int = 20,
     clock: Clock | None = None,
-) -> LatencyReport:
+) -> dict[str, Any]:
     """Time a detector in evaluation mode, from points that are already on its device to boxes.
 
     Args:
@@ -205,6 +128,10 @@ def measure_latency(
         warmup: Passes that are not timed.
         repeats: Passes that are.
         clock: Default: device events on an accelerator, the host's clock on a CPU.
+
+    Returns:
+        Plain JSON values: mean, median and 95th percentile, milliseconds a batch, of every stage and of their sum, the settings
+        and the card of the machine.
 
     Raises:
         LatencyError: If there is nothing to time, batch sizes differ, or the model lacks the parts that separate the stages.
@@ -223,5 +150,19 @@ def measure_latency(
             measured = _once(model, batches[turn % len(batches)], clock, marks)
             if turn >= warmup:
                 times.append(measured)
-    stages = tuple(StageLatency(name, column) for name, column in zip(_stages(model), zip(*times)))
-    return LatencyReport(stages, sizes.pop(), warmup, hardware_card(device))
+    columns = dict(zip(_stages(model), np.array(times).T))
+    voxelise, *others = columns.values()
+    return {
+        "stages": {name: _summary(column) for name, column in columns.items()},
+        "total": _summary(sum(others, start=voxelise)),
+        "without_voxelise": _summary(sum(others)),  # voxels to boxes: what the published latencies time (spec 10.3)
+        "batch_size": sizes.pop(),
+        "repeats": repeats,
+        "warmup": warmup,
+        "hardware": hardware_card(device),
+    }
+
+
+def _summary(times: Any) -> dict[str, float]:
+    p50, p95 = np.percentile(times, (50, 95))
+    return {"mean_ms": float(np.mean(times)), "p50_ms": float(p50), "p95_ms": float(p95)}

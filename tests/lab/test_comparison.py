@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.comparison import Comparison, Gain, compare, summary
+from kdlib.lab.comparison import Comparison, Gain, compare_arms, summary
 from kdlib.lab.scoring import score_frame
 from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
@@ -61,7 +61,7 @@ def results() -> dict[int, EvalResult]:
 
 def compared(results: dict[int, EvalResult], teacher: int, **arms: tuple[int, ...]) -> Comparison:
     students = {arm: {seed: results[found] for seed, found in enumerate(each, 1)} for arm, each in arms.items()}
-    return compare(SMOKE, TITLES, {"teacher": {0: results[teacher]}, **students}, resamples=200)
+    return compare_arms(SMOKE, TITLES, {"teacher": {0: results[teacher]}, **students}, resamples=200)
 
 
 def test_equal_arms_gain_nothing(results: dict[int, EvalResult]) -> None:
@@ -148,7 +148,7 @@ def test_score_frame(results: dict[int, EvalResult]) -> None:
 def test_results_of_other_frames_are_refused(results: dict[int, EvalResult]) -> None:
     other = replace(results[3], card={**results[3].card, "truth_fingerprint": "else"})
     with pytest.raises(ConfigError, match="other frames or ground truth"):
-        compare(SMOKE, TITLES, {"teacher": {0: results[6]}, "alone": {1: other}}, resamples=10)
+        compare_arms(SMOKE, TITLES, {"teacher": {0: results[6]}, "alone": {1: other}}, resamples=10)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 from kdlib import zoo
 from kdlib.models.build import build
 from kdlib.profiling import latency
-from kdlib.profiling.latency import DeviceClock, HostClock, LatencyError, clock_for, measure_latency
+from kdlib.profiling.latency import Clock, DeviceClock, LatencyError, clock_for, measure_latency
 from kdlib.types import PointBatch
 
 
@@ -75,17 +75,13 @@ def test_stages_are_told_apart_and_warm_up_is_not_timed() -> None:
     clock = HandClock()
     model = Toy(clock).train()
     report = measure_latency(model, [scan()], warmup=2, repeats=3, clock=clock)
-    assert {stage.name: stage.times_ms for stage in report.stages} == {
-        "voxelise": (301.0, 401.0, 501.0),
-        "encoder": (2.5, 2.5, 2.5),
-        "backbone": (4.0, 4.0, 4.0),
-        "head": (8.0, 8.0, 8.0),
-        "decode": (16.0, 16.0, 16.0),
+    alike = {"encoder": 2.5, "backbone": 4.0, "head": 8.0, "decode": 16.0}
+    assert report["stages"] == {
+        "voxelise": {"mean_ms": 401.0, "p50_ms": 401.0, "p95_ms": pytest.approx(491.0)},
+        **{name: dict.fromkeys(("mean_ms", "p50_ms", "p95_ms"), ms) for name, ms in alike.items()},
     }
-    assert report.total.times_ms == (331.5, 431.5, 531.5)
-    assert report.total.p50 == 431.5
-    assert report.total.p95 == pytest.approx(521.5)
-    assert report.without_voxelise.mean == 30.5
+    assert report["total"] == {"mean_ms": 431.5, "p50_ms": 431.5, "p95_ms": pytest.approx(521.5)}
+    assert report["without_voxelise"]["mean_ms"] == 30.5
     assert model.was_training == [False] * 5 and model.training
     assert not model.vfe._forward_pre_hooks
 
@@ -123,14 +119,14 @@ def test_a_detector_on_this_machine() -> None:
     model = build(zoo.CP_PILLAR_DEMO_V064)
     points = scan()
     report = measure_latency(model, [points], warmup=1, repeats=2)
-    assert all(time > 0 for stage in report.stages for time in stage.times_ms)
-    values = json.loads(json.dumps(report.to_dict()))
+    assert all(ms > 0 for stage in report["stages"].values() for ms in stage.values())
+    values = json.loads(json.dumps(report))
     assert values["repeats"] == 2 and values["warmup"] == 1
     assert values["hardware"]["device"] == values["hardware"]["cpu"]
 
 
 def test_each_device_gets_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(clock_for(torch.device("cpu")), HostClock)
+    assert type(clock_for(torch.device("cpu"))) is Clock
     calls: list[str] = []
 
     class Event:

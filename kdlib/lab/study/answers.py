@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kdlib import records
-from kdlib.lab.comparison import METRIC, Comparison, Finding, compare
+from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms
 from kdlib.lab.pipeline import Student, TrainedWeights, student_name
 from kdlib.lab.profiles import TeacherQuality
 from kdlib.lab.scoring import check_store, score_all
@@ -103,6 +103,6 @@ def compare_chapter(chapter: Chapter, students: Mapping[Student, RunResult], res
         models[student_name(arm, seed)] = TrainedWeights(chapter.arms[arm].student, trained.weights)
     scores = score_all(run, models)
     results = {arm: {seed: scores[student_name(arm, seed)] for seed in chapter.seeds} for arm in chapter.arms}
-    compared = compare(run.profile, chapter.titles, results, resamples)
+    compared = compare_arms(run.profile, chapter.titles, results, resamples)
     teachers = {quality: scores[f"teacher_{quality}"] for quality in kinds}
     return ChapterComparison(**vars(compared), chapter=chapter, students=students, teachers=teachers)

@@ -12,7 +12,7 @@ import pandas as pd
 from kdlib.config import CLASS_NAMES
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.comparison import Comparison, Contrast, Finding, compare
+from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import Scene, scene
 from kdlib.lab.folders import run_folder
@@ -148,5 +148,5 @@ def compare_stages(
     results: dict[str, dict[int, EvalResult]] = {} if first is None else {FIRST: {0: scores[FIRST]}}
     for arm, seed in models:
         results.setdefault(arm, {})[seed] = scores[student_name(arm, seed)]
-    compared = compare(run.profile, _TITLES, results, resamples)
+    compared = compare_arms(run.profile, _TITLES, results, resamples)
     return CrossStageComparison(**vars(compared), run=run, first=first, models=models, trained=trained)

@@ -80,7 +80,7 @@ def _latencies(
         backend.reset_peak_memory_stats(where)
 
     def measure() -> dict[str, Any]:
-        report = measure_latency(network, batches, warmup=warmup, repeats=repeats).to_dict()
+        report = measure_latency(network, batches, warmup=warmup, repeats=repeats)
         del report["hardware"]
         return report
 

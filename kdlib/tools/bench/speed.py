@@ -97,7 +97,8 @@ def _latency_lines(model: ModelConfig, weights: Path | None, data: Sequence[Batc
     if weights is not None:
         load_weights(weights, network)
     report = measure_latency(network, [batch.points for batch in data], repeats=rounds, warmup=len(data))
+    batch = f"batch {report['batch_size']}"
     return [
-        Measurement(f"{model.name}_{stage.name}_ms", f"{model.name}: {stage.name}, batch {report.batch_size}", stage.p50, "ms")
-        for stage in (*report.stages, report.total)
+        Measurement(f"{model.name}_{stage}_ms", f"{model.name}: {stage}, {batch}", times["p50_ms"], "ms")
+        for stage, times in {**report["stages"], "total": report["total"]}.items()
     ]

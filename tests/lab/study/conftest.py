@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from kdlib.lab import pipeline, profiles
-from kdlib.lab.comparison import compare
+from kdlib.lab.comparison import compare_arms
 from kdlib.lab.pipeline import Run, Student, student_folder
 from kdlib.lab.study import trainings
 from kdlib.lab.study.answers import ChapterComparison
@@ -86,7 +86,7 @@ def scores_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chapt
         arms = {name: {seed: scored(name, seed) for seed in chapter.seeds} for name in chapter.arms}
         teachers = {"strong": found(0.95, 1), "weak": found(0.5, 2)}
         kinds = dict.fromkeys(arm.teacher for arm in chapter.arms.values())
-        compared = vars(compare(run.profile, chapter.titles, arms, resamples=200))
+        compared = vars(compare_arms(run.profile, chapter.titles, arms, resamples=200))
         beside = {kind: teachers[kind] for kind in kinds}
         return ChapterComparison(**compared, chapter=chapter, students=trained_of(chapter), teachers=beside)
 

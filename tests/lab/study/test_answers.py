@@ -15,7 +15,7 @@ from kdlib.lab.profiles import ABLATIONS
 from kdlib.lab.study import compression
 from kdlib.lab.study.answers import ChapterComparison
 from kdlib.lab.study.arms import ARM_LINES, QUESTIONS
-from kdlib.lab.study.pictures import ScheduleLine, draw_schedule, spread
+from kdlib.lab.study.pictures import ScheduleLine, draw_schedule
 from kdlib.viz import curves
 from kdlib.viz.canvas import ChartError
 
@@ -92,14 +92,6 @@ def test_pictures_show_something(scores_of: Made, notebook: str, tmp_path: Path)
         with Image.open(path) as image:
             values = np.asarray(image.convert("L"), float)
         assert min(values.shape) >= 150 and values.std() > 5, path.name
-
-
-@pytest.mark.parametrize(
-    ("heights", "expected"),
-    [([1, 5, 9], [1, 5, 9]), ([5, 5], [4.5, 5.5]), ([5, 4.9, 4.8], [5.9, 4.9, 3.9]), ([0, 0.5, 3], [-0.25, 0.75, 3]), ([], [])],
-)
-def test_labels_stand_apart(heights: list[float], expected: list[float]) -> None:
-    assert spread(heights, 1.0) == pytest.approx(expected)
 
 
 def test_lines_without_points_are_refused() -> None:
