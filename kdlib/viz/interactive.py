@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from kdlib.records import write_bytes
 from kdlib.types import FloatArray
 from kdlib.viz import palette
-from kdlib.viz.layers import BoxLayer, LayerError, count_inside, drawable_points, height_limits, wireframe
-from kdlib.viz.pair import Panel
+from kdlib.viz.layers import BoxLayer, LayerError, Panel, box_counts, count_inside, drawable_points, height_limits, wireframe
 from kdlib.viz.perspective import Camera
 
 CONTENT_POLICY = (
@@ -88,19 +88,17 @@ def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = ""
     if len(points) > budget:
         shown = points[np.sort(np.random.default_rng(0).choice(len(points), budget, replace=False))]
     count = f"{len(shown):,} points" if len(shown) == len(points) else f"{len(shown):,} of {len(points):,} points"
-    counts: dict[str, list[str]] = {}
-    for layer in (layer for panel in panels for layer in panel.layers):
-        counts.setdefault(layer.name, []).append(str(len(layer)))
-    figure, listed = go.Figure(), set()
+    figure, counts, listed = go.Figure(), box_counts(panels), set()
     for scene, panel in zip(("scene", "scene2"), panels):
-        traces = [{**_cloud(shown), "name": count}]
+        traces = [(count, count, _cloud(shown))]
         for layer in panel.layers:
-            name = f"{html.escape(layer.name)} ({' | '.join(counts[layer.name])})"
-            traces.append({**_boxes(layer, count_inside(points, layer.boxes)), "name": name})
-        for trace in traces:
-            group = {"legendgroup": trace["name"], "showlegend": trace["name"] not in listed, "uid": f"{scene} {trace['name']}"}
-            figure.add_trace(go.Scatter3d(scene=scene, **trace, **group))
-            listed.add(trace["name"])
+            name = f"{html.escape(layer.name)} ({counts[layer.name]})"
+            traces.append((layer.name, name, _boxes(layer, count_inside(points, layer.boxes))))
+        for key, name, trace in traces:
+            # The browser tells traces apart by uid where one figure follows another, and makes it a class name.
+            place = {"scene": scene, "uid": re.sub(r"\W", "_", f"{scene} {key}")}
+            figure.add_trace(go.Scatter3d(name=name, legendgroup=name, showlegend=name not in listed, **place, **trace))
+            listed.add(name)
     figure.update_layout(**_layout(title, panels, points))
     return figure
 

@@ -1,4 +1,4 @@
-"""Boxes to draw: arrays of one origin (truth, teacher, student) in, a named coloured layer and its wireframe out."""
+"""What pictures and scenes show: coloured layers of boxes, panels that hold them, and the corners of boxes."""
 
 from __future__ import annotations
 
@@ -50,9 +50,40 @@ class BoxLayer:
         """Return the number of boxes."""
         return len(self.labels)
 
+    def part(self, keep: NDArray[np.bool_]) -> BoxLayer:
+        """Return some of the boxes, chosen by a mask (M,)."""
+        scores = None if self.scores is None else self.scores[keep]
+        return replace(self, boxes=self.boxes[keep], labels=self.labels[keep], scores=scores)
+
     def class_of(self, index: int) -> str:
         """Return the class name of one box."""
         return self.class_names[int(self.labels[index]) - 1]
+
+
+@dataclass(frozen=True)
+class GroundMap:
+    """A map that lies on the ground, from nothing (0) to most (1)."""
+
+    values: FloatArray  # (H, W), row 0 at y_min, column 0 at x_min
+    name: str  # what it shows
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One part of a picture or scene, usually one model's."""
+
+    title: str
+    layers: Sequence[BoxLayer] = ()  # drawn in this order, so ground truth comes first
+    note: str = ""  # below the title
+    ground: GroundMap | None = None
+
+
+def box_counts(panels: Sequence[Panel]) -> dict[str, str]:
+    """Return for each name of a layer its number of boxes, in each of the panels that have it where these differ."""
+    counts: dict[str, list[str]] = {}
+    for boxes in (boxes for panel in panels for boxes in panel.layers):
+        counts.setdefault(boxes.name, []).append(str(len(boxes)))
+    return {name: own[0] if len(set(own)) == 1 else " | ".join(own) for name, own in counts.items()}
 
 
 def layer(
@@ -74,17 +105,6 @@ def layer(
     values = None if scores is None else np.asarray(scores)
     shape = np.asarray(boxes, float).reshape(-1, 7)
     return BoxLayer(name or look.title, shape, np.asarray(labels), values, look.color, look.dash, look.width, tuple(class_names))
-
-
-def select(boxes: BoxLayer, *, min_score: float = 0.0, class_name: str | None = None) -> BoxLayer:
-    """Return the boxes at or above a score (layers without scores keep all) and of one class (None: all)."""
-    keep = np.ones(len(boxes), bool)
-    if boxes.scores is not None:
-        keep &= boxes.scores >= min_score
-    if class_name is not None:
-        keep &= np.asarray(boxes.labels) == (boxes.class_names.index(class_name) + 1 if class_name in boxes.class_names else 0)
-    scores = None if boxes.scores is None else boxes.scores[keep]
-    return replace(boxes, boxes=boxes.boxes[keep], labels=boxes.labels[keep], scores=scores)
 
 
 def drawable_points(points: FloatArray) -> FloatArray:
@@ -143,10 +163,10 @@ def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
 
 def count_inside(points: FloatArray, boxes: FloatArray) -> IntArray:
     """Return how many points lie in each box, (M,), for hover texts."""
-    found = np.zeros(len(boxes), np.int64)
+    counts = np.zeros(len(boxes), np.int64)
     for index, (x, y, z, dx, dy, dz, heading) in enumerate(np.asarray(boxes, np.float64)):
         east, north = points[:, 0] - x, points[:, 1] - y
         along = np.abs(east * np.cos(heading) + north * np.sin(heading)) <= dx / 2
         across = np.abs(north * np.cos(heading) - east * np.sin(heading)) <= dy / 2
-        found[index] = np.count_nonzero(along & across & (np.abs(points[:, 2] - z) <= dz / 2))
-    return found
+        counts[index] = np.count_nonzero(along & across & (np.abs(points[:, 2] - z) <= dz / 2))
+    return counts

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kdlib.types import FloatArray
 from kdlib.viz import canvas, palette
 from kdlib.viz.bev import legend_handles
-from kdlib.viz.layers import BoxLayer, drawable_points, height_limits, wireframe
+from kdlib.viz.layers import BoxLayer, Panel, drawable_points, height_limits, wireframe
 from kdlib.viz.perspective import Camera, Lines, paint
 
 WORKER = (sys.executable, "-m", "kdlib.viz.open3d_worker")
@@ -255,10 +255,9 @@ def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str,
         figure.figimage(np.maximum(image, night), resize=False)
         scale = height / 900
         if layers:
-            handles = legend_handles(layers, dark=True)
-            for handle in handles:
-                handle.set_linestyle("solid")  # as in the scene, where lines have no dashes
-                handle.set_linewidth(2.5 * scale)
+            handles = legend_handles([Panel("", layers)])
+            for handle in handles:  # as in the scene: brighter, without dashes
+                handle.set(color=palette.on_dark(str(handle.get_color())), linestyle="solid", linewidth=2.5 * scale, alpha=1.0)
             options: dict[str, Any] = {
                 "loc": "upper left",
                 "bbox_to_anchor": (0.012, 0.985),

@@ -16,7 +16,7 @@ from kdlib.lab.page import write_report
 from kdlib.lab.parts import part
 from kdlib.lab.pipeline import Run
 from kdlib.viz import interactive
-from kdlib.viz.pair import Panel
+from kdlib.viz.layers import Panel
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 

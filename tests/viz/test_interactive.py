@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from kdlib.viz import interactive, palette
-from kdlib.viz.layers import LayerError, layer, wireframe
-from kdlib.viz.pair import Panel
+from kdlib.viz.layers import LayerError, Panel, layer, wireframe
 
 
 def as_json(figure) -> dict:
@@ -16,7 +15,7 @@ def as_json(figure) -> dict:
 
 
 def test_figure_keeps_proportions_and_has_a_trace_each(cloud, layers) -> None:
-    figure = as_json(interactive.scene_figure(cloud, [Panel("", tuple(layers))], title="frame"))
+    figure = as_json(interactive.scene_figure(cloud, [Panel("", layers)], title="frame"))
     assert figure["layout"]["scene"]["aspectmode"] == "data"
     assert [trace["type"] for trace in figure["data"]] == ["scatter3d"] * 4
     assert [trace["name"] for trace in figure["data"]] == ["3,800 points", "ground truth (4)", "teacher (4)", "student (2)"]
@@ -25,7 +24,7 @@ def test_figure_keeps_proportions_and_has_a_trace_each(cloud, layers) -> None:
 
 
 def test_boxes_are_lines_with_gaps_and_hover_texts(cloud, layers) -> None:
-    trace = as_json(interactive.scene_figure(cloud, [Panel("", tuple(layers))]))["data"][3]
+    trace = as_json(interactive.scene_figure(cloud, [Panel("", layers)]))["data"][3]
     assert len(trace["x"]) == len(trace["text"]) == 2 * 15 * 3
     assert trace["x"][2::3] == [None] * 30 and None not in trace["x"][0::3]
     assert re.search(r"<b>Vehicle</b><br>score 0\.80<br>\d+ points<br>4\.5 x 2\.0 x 1\.6 m", trace["text"][0])
@@ -64,10 +63,10 @@ def test_dashed_layers_have_gaps_unless_they_are_many(cloud, layers) -> None:
 
 
 def test_two_halves_share_points_camera_and_legend(cloud, layers) -> None:
-    panels = (Panel("teacher", tuple(layers[:2]), "4 found"), Panel("<student>", (layers[0], layers[2])))
+    panels = (Panel("teacher", layers[:2], "4 found"), Panel("<student>", (layers[0], layers[2])))
     figure = as_json(interactive.scene_figure(cloud, panels, title="frame", point_budget=1000))
     left, right = ([trace for trace in figure["data"] if trace["scene"] == name] for name in ("scene", "scene2"))
-    assert [trace["name"] for trace in left] == ["500 of 3,800 points", "ground truth (4 | 4)", "teacher (4)"]
+    assert [trace["name"] for trace in left] == ["500 of 3,800 points", "ground truth (4)", "teacher (4)"]
     assert [trace["showlegend"] for trace in right] == [False, False, True]
     assert all(trace["legendgroup"] == trace["name"] for trace in (*left, *right)), "one click switches both"
     assert left[0]["x"] == right[0]["x"] and len(left[0]["x"]) == 500
@@ -89,7 +88,7 @@ def test_names_cannot_leave_the_page(cloud, layers, tmp_path) -> None:
 
 
 def test_saved_page_needs_no_network(cloud, layers, tmp_path) -> None:
-    figure = interactive.scene_figure(cloud, [Panel("", tuple(layers))], point_budget=300)
+    figure = interactive.scene_figure(cloud, [Panel("", layers)], point_budget=300)
     page = interactive.save_html(figure, tmp_path / "deep" / "scene.html", title="one & two").read_text()
     assert page.count("<script>/**") == 1, "plotly.js belongs into the page once"
     assert page.count("Plotly.newPlot(") >= 1 and "one &amp; two" in page

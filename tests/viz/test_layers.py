@@ -10,12 +10,13 @@ from kdlib.viz import palette
 from kdlib.viz.layers import (
     BoxLayer,
     LayerError,
+    Panel,
+    box_counts,
     count_inside,
     drawable_points,
     footprint,
     heading_ticks,
     layer,
-    select,
     wireframe,
 )
 
@@ -53,13 +54,18 @@ def test_count_inside_of_turned_boxes() -> None:
     assert count_inside(points, boxes).tolist() == [2, 2, 0]
 
 
-def test_select_by_score_and_class(layers: list[BoxLayer]) -> None:
+def test_part_of_a_layer_keeps_scores_and_classes(layers: list[BoxLayer]) -> None:
     truth, teacher, _ = layers
-    assert len(select(truth, min_score=0.99)) == 4  # truth has no scores
-    assert len(select(teacher, min_score=0.7)) == 3
-    kept = select(teacher, min_score=0.7, class_name="Pedestrian")
+    kept = teacher.part(teacher.labels == 2)
     assert kept.class_of(0) == "Pedestrian" and len(kept) == 1 and len(teacher) == 4
-    assert len(select(teacher, class_name="Tram")) == 0
+    assert kept.scores is not None and kept.scores.tolist() == [0.7] and kept.color == teacher.color
+    assert truth.part(np.zeros(4, bool)).scores is None
+
+
+def test_counts_are_one_number_unless_panels_differ(layers: list[BoxLayer]) -> None:
+    truth, teacher, student = layers
+    panels = (Panel("a", (truth, teacher)), Panel("b", (truth, teacher.part(np.arange(4) < 1))), Panel("c", (student,)))
+    assert box_counts(panels) == {"ground truth": "4", "teacher": "4 | 1", "student": "2"}
 
 
 def test_bad_layers_are_named() -> None:

@@ -1,23 +1,22 @@
-"""A run in; tables, frames with their boxes, rankings and the application of notebook 04 out: what the notebooks look at."""
+"""What the notebooks look at: tables of the data, frames with their boxes, where distillation acts, notebook 04's application."""
 
 from __future__ import annotations
 
-from kdlib.lab.explore.ranking import most_improved_frame
-from kdlib.lab.explore.scenes import Scene, extent, frame_count, scene
+from kdlib.lab.explore.application import application
+from kdlib.lab.explore.overview import data_overview, difficulty_table
+from kdlib.lab.explore.scenes import FrameScene, extent, frame_count, scene
 from kdlib.lab.explore.signals import PivotalExample, pivotal_example, startup_report
 from kdlib.lab.explore.studio import Studio, studios
-from kdlib.lab.explore.tables import CLASSES, data_overview, difficulty_table
 
 __all__ = [
-    "CLASSES",
+    "FrameScene",
     "PivotalExample",
-    "Scene",
     "Studio",
+    "application",
     "data_overview",
     "difficulty_table",
     "extent",
     "frame_count",
-    "most_improved_frame",
     "pivotal_example",
     "scene",
     "startup_report",

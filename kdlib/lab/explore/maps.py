@@ -1,4 +1,4 @@
-"""Trained weights and a validation frame in; heat map, BEV features, pivotal positions and distillation masks out."""
+"""Maps of what a model says about a frame: heat map, BEV features, pivotal positions, the masks of distillation."""
 
 from __future__ import annotations
 
@@ -13,38 +13,47 @@ from kdlib.errors import ConfigError
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import meet, position_weights
 from kdlib.kd.roi_grid import bev_region
+from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.detector import CenterPoint, Prediction
+from kdlib.models.weights import load_weights
 from kdlib.types import Batch, GroundTruth, HeadOutput
-from kdlib.viz.pair import GroundMap
+from kdlib.viz.layers import GroundMap
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What one model said about one frame."""
 
     model: CenterPoint
     prediction: Prediction[HeadOutput]
 
 
+def load_network(trained: TrainedWeights) -> CenterPoint:
+    """Return a model with its trained weights."""
+    network = CenterPoint(trained.model)
+    load_weights(trained.weights, network)
+    return network
+
+
 @torch.inference_mode()
-def ask(model: CenterPoint, batch: Batch) -> Answer:
+def ask(model: CenterPoint, batch: Batch) -> ModelAnswer:
     """Return a model's raw answer; its stored statistics are used, so that it depends on this frame alone."""
-    return Answer(model.eval(), model(batch.points))
+    return ModelAnswer(model.eval(), model(batch.points))
 
 
-def heat_map(answer: Answer, class_name: str | None = None) -> GroundMap:
+def heat_map(answer: ModelAnswer, class_name: str | None = None) -> GroundMap:
     """Return the largest probability of a centre over the classes, or that of one."""
     maps = torch.cat([head.heatmap[0] for head in answer.prediction.heads]).sigmoid()
-    one = maps.amax(dim=0) if class_name is None else maps[CLASS_NAMES.index(class_name)]
-    return GroundMap(one.numpy(), f"{class_name.lower() if class_name else 'centre'} probability")
+    values = maps.amax(dim=0) if class_name is None else maps[CLASS_NAMES.index(class_name)]
+    return GroundMap(values.numpy(), f"{class_name.lower() if class_name else 'centre'} probability")
 
 
-def feature_map(answer: Answer) -> GroundMap:
+def feature_map(answer: ModelAnswer) -> GroundMap:
     """Return the mean magnitude over the channels of what enters the head, 1 from the 99th percentile on: few cells stand out."""
     return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features", 99)
 
 
-def pivotal_positions(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
+def pivotal_positions(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundMap:
     """Return the weights of the logit term, on the grid where the two heat maps meet.
 
     Raises:
@@ -53,15 +62,15 @@ def pivotal_positions(teacher: Answer, student: Answer, batch: Batch, kd: KDConf
     return _scaled(_weights(teacher, student, batch, kd)[0].amax(dim=0), "weight of pivotal positions")
 
 
-def label_mask(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
+def label_mask(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundMap:
     """Return the heat map the student is told to draw: the truth's Gaussians and those of the teacher's boxes."""
     labels = _labels(teacher, student, batch, kd)
-    target = torch.cat([one.heatmap[0] for one in student.model.targets(labels)]).amax(dim=0)
+    target = torch.cat([targets.heatmap[0] for targets in student.model.targets(labels)]).amax(dim=0)
     name = "target heat map" if kd.label is None else "target heat map with the teacher's boxes"
     return GroundMap(target.numpy(), name)
 
 
-def pull_mask(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundMap:
+def pull_mask(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundMap:
     """Return where the logit term pulls: its weights times the squared difference of the probabilities, summed over classes.
 
     Raises:
@@ -72,7 +81,7 @@ def pull_mask(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> G
 
 
 @torch.inference_mode()
-def _weights(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> tuple[Tensor, Tensor]:
+def _weights(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> tuple[Tensor, Tensor]:
     """Return weights and squared differences (heads, H, W)."""
     if kd.logit is None:
         raise ConfigError("this recipe has no logit distillation, so it has no pivotal positions; choose another map")
@@ -88,11 +97,11 @@ def _weights(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> tu
     return torch.stack(weights), torch.stack(apart)
 
 
-def _labels(teacher: Answer, student: Answer, batch: Batch, kd: KDConfig) -> GroundTruth:
+def _labels(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundTruth:
     if kd.label is None:
         return batch.truth
-    found = teacher.model.detect(teacher.prediction, nms=False)
-    return merge_labels(found, batch.truth, kd.label, student.model.head.targets.max_objects)
+    boxes = teacher.model.detect(teacher.prediction, nms=False)
+    return merge_labels(boxes, batch.truth, kd.label, student.model.head.targets.max_objects)
 
 
 def _scaled(values: Tensor, name: str, percentile: float = 100) -> GroundMap:

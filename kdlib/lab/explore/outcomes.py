@@ -1,15 +1,15 @@
-"""The truth and one model's boxes of a frame in; objects found and missed, hits and false alarms out, each a layer to draw."""
+"""Which labelled objects a model found: its boxes matched with the truth, every box in exactly one layer to draw."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from kdlib.metric.iou import metric_iou
-from kdlib.types import FloatArray, IntArray
 from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer
 
@@ -17,19 +17,13 @@ OFFICIAL_IOU: Mapping[str, float] = {"Vehicle": 0.7, "Pedestrian": 0.5, "Cyclist
 """What Waymo's metric asks for, by class."""
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One model's boxes beside the truth; every box is in exactly one layer."""
+class Judged(NamedTuple):
+    """One model's boxes beside the truth, in the order they are drawn."""
 
     found: BoxLayer  # labelled objects that have a box
-    missed: BoxLayer  # labelled objects that have none
     hits: BoxLayer  # boxes of found objects, in the model's colour
+    missed: BoxLayer  # labelled objects that have none
     false_alarms: BoxLayer
-
-    @property
-    def layers(self) -> tuple[BoxLayer, ...]:
-        """All four, in the order they are drawn."""
-        return self.found, self.missed, self.hits, self.false_alarms
 
     def __str__(self) -> str:
         """Return the counts in words."""
@@ -50,30 +44,17 @@ def judge_layers(truth: BoxLayer, boxes: BoxLayer, iou: float | None = None) -> 
     object_used, box_used = np.zeros(len(truth), bool), np.zeros(len(boxes), bool)
     for number, name in enumerate(truth.class_names, 1):
         objects, own = np.flatnonzero(truth.labels == number), np.flatnonzero(boxes.labels == number)
-        limit = OFFICIAL_IOU.get(name, 0.5) if iou is None else iou
-        rows, columns = _pairs(truth.boxes[objects], boxes.boxes[own], limit)
-        object_used[objects[rows]], box_used[own[columns]] = True, True
-    return Judged(
-        _part(truth, object_used, truth.name),
-        _part(truth, ~object_used, role="miss"),
-        _part(boxes, box_used, boxes.name),
-        _part(boxes, ~box_used, role="false_alarm"),
-    )
+        left = np.repeat(truth.boxes[objects], len(own), axis=0)
+        right = np.tile(boxes.boxes[own], (len(objects), 1))
+        overlap = metric_iou(left, right).reshape(len(objects), len(own)).astype(float)
+        overlap[overlap < (OFFICIAL_IOU.get(name, 0.5) if iou is None else iou)] = 0.0
+        rows, columns = linear_sum_assignment(overlap, maximize=True)
+        matched = overlap[rows, columns] > 0
+        object_used[objects[rows[matched]]], box_used[own[columns[matched]]] = True, True
+    missed, wrong = _marked(truth.part(~object_used), "miss"), _marked(boxes.part(~box_used), "false_alarm")
+    return Judged(truth.part(object_used), boxes.part(box_used), missed, wrong)
 
 
-def _pairs(truth: FloatArray, boxes: FloatArray, limit: float) -> tuple[IntArray, IntArray]:
-    left, right = np.repeat(truth, len(boxes), axis=0), np.tile(boxes, (len(truth), 1))
-    overlap = metric_iou(left, right).reshape(len(truth), len(boxes)).astype(float)
-    overlap[overlap < limit] = 0.0
-    rows, columns = linear_sum_assignment(overlap, maximize=True)
-    matched = overlap[rows, columns] > 0
-    return rows[matched], columns[matched]
-
-
-def _part(layer: BoxLayer, keep: FloatArray, name: str = "", role: str = "") -> BoxLayer:
-    scores = None if layer.scores is None else layer.scores[keep]
-    part = replace(layer, boxes=layer.boxes[keep], labels=layer.labels[keep], scores=scores)
-    if not role:
-        return replace(part, name=name)
+def _marked(layer: BoxLayer, role: str) -> BoxLayer:
     look = palette.role(role)
-    return replace(part, name=look.title, color=look.color, dash=look.dash, width=max(look.width, 1.8))
+    return replace(layer, name=look.title, color=look.color, dash=look.dash, width=max(look.width, 1.8))

@@ -1,4 +1,4 @@
-"""Predictions of several models in; the frames where one is furthest ahead of another, or misses most, out."""
+"""Which frames a model does well on: objects found and missed, and false alarms, frame by frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdlib.lab.pipeline import Run
 from kdlib.metric.waymo_metrics import evaluate_tables
 
 _CUTOFF = 30  # of the 101 scores: 0.3
-FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found counts 1
+_FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found counts 1
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Counted:
     @property
     def merit(self) -> NDArray[np.float64]:
         """Objects found, less half a point for each false alarm."""
-        merit: NDArray[np.float64] = self.found - FALSE_ALARM * self.false_alarms
+        merit: NDArray[np.float64] = self.found - _FALSE_ALARM * self.false_alarms
         return merit
 
 
-def count(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
+def count_outcomes(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
     """Return a model's outcome on every evaluated frame; a frame without boxes of either counts nothing."""
     frames = evaluate_tables(table, truth, ranges=False).frames
     assert frames is not None  # kept by default
@@ -45,10 +45,7 @@ def count(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
 
 
 def most_improved_frame(predictions: Mapping[str, pa.Table], truth: pa.Table, run: Run) -> int:
-    """Return the position of the frame where the last arm is furthest ahead of the first at a score of 0.3.
-
-    A found object counts 1, a false alarm takes half a point off.
-    """
+    """Return the position of the frame where the last arm is furthest ahead of the first, by their merits."""
     arms = [name for name in predictions if name != "teacher"] or ["teacher"]
-    first, last = (count(predictions[arm], truth, run) for arm in (arms[0], arms[-1]))
+    first, last = (count_outcomes(predictions[arm], truth, run) for arm in (arms[0], arms[-1]))
     return int(np.argmax(last.merit - first.merit))

@@ -1,4 +1,4 @@
-"""A run and its teacher in; where distillation acts on a training batch, and with which terms, out."""
+"""Where distillation acts on a training batch, and with which terms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation
 from kdlib.kd.pivotal import pivotal_mask
+from kdlib.lab.explore.maps import load_network
 from kdlib.lab.pipeline import Run, TrainedWeights
 from kdlib.models.build import build
-from kdlib.models.detector import CenterPoint
-from kdlib.models.weights import load_weights
 from kdlib.types import Batch
 
 
@@ -36,19 +35,13 @@ def _first_batch(run: Run, count: int) -> Batch:
     return collate([data[index] for index in range(min(count, len(data)))])
 
 
-def _teacher(teacher: TrainedWeights) -> CenterPoint:
-    network = CenterPoint(teacher.model)
-    load_weights(teacher.weights, network)
-    return network
-
-
 def pivotal_example(run: Run, teacher: TrainedWeights) -> PivotalExample:
     """Return the weights of logit distillation on a training frame."""
     logit = run.profile.kd.logit
     if logit is None:
         raise ValueError(f"the recipe of {run.profile.pair} has no logit distillation to show")
     batch = _first_batch(run, 1)
-    network = _teacher(teacher).eval()
+    network = load_network(teacher).eval()
     with torch.inference_mode():
         probability = network(batch.points).heads[0].heatmap.sigmoid()
         weight = pivotal_mask(probability, network.targets(batch.truth)[0], logit)
@@ -58,7 +51,7 @@ def pivotal_example(run: Run, teacher: TrainedWeights) -> PivotalExample:
 def startup_report(run: Run, teacher: TrainedWeights) -> pd.DataFrame:
     """Return every active term of the full recipe on one batch: weight, value, positions, labels from the teacher."""
     student = build(run.profile.student_model)
-    network = _teacher(teacher)
+    network = load_network(teacher)
     if run.profile.zoo_pair.initialise_from is None:  # otherwise that model is not trained yet
         initialise(student, network.state_dict(), run.profile.kd.initialisation)
     objective = Distillation(student, network, run.profile.kd)

@@ -14,7 +14,7 @@ from kdlib.errors import ConfigError
 from kdlib.lab import profiles
 from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms
 from kdlib.lab.explore.ranking import most_improved_frame
-from kdlib.lab.explore.scenes import Scene, scene
+from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
 from kdlib.lab.pipeline import Run, Student, TrainedWeights, launch_all, plain_job, student_name, teacher_job
 from kdlib.lab.profiles import CrossStageSettings
@@ -104,7 +104,7 @@ class CrossStageComparison(Comparison):
         """Return what came of the paired differences that answer the question."""
         return Finding("Across stages", self.asked(_CONTRASTS), self)
 
-    def example(self, threshold: float) -> Scene:
+    def example(self, threshold: float) -> FrameScene:
         """Return the frame where the distilled student is furthest ahead of the initialised, with their boxes."""
         seed = next(seed for arm, seed in self.models if arm == "full")
         teacher = next(key for key in self.models if key[0] == TEACHER)

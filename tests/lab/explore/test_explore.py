@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
+from kdlib.config import CLASS_NAMES
+from kdlib.data.segment import BOX_NUMBERS
 from kdlib.errors import ConfigError
 from kdlib.lab import explore, pipeline, scoring
-from kdlib.lab.explore.ranking import count
+from kdlib.lab.explore.choice import MAP_NAMES
+from kdlib.lab.explore.ranking import count_outcomes, most_improved_frame
 from kdlib.lab.pipeline import Run
 from kdlib.metric.box_tables import predictions_table
-from kdlib.viz.widgets import MAPS
+from kdlib.records import write_json
 
-BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "heading")
 BOX = np.array([[1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0], [5.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0]])
 
 
@@ -41,7 +44,7 @@ def test_overview_counts_what_the_store_holds(smoke_run: Run) -> None:
 def test_every_validation_box_has_one_level(smoke_run: Run) -> None:
     levels = explore.difficulty_table(smoke_run.store).set_index("class")
     boxes = explore.data_overview(smoke_run.store).set_index("split").loc["validation"]
-    assert levels.sum(axis=1).to_dict() == {kind: boxes[kind] for kind in explore.CLASSES}
+    assert levels.sum(axis=1).to_dict() == {kind: boxes[kind] for kind in CLASS_NAMES}
 
 
 def test_scene_shows_the_models_range(smoke_run: Run) -> None:
@@ -59,7 +62,7 @@ def test_scene_with_predictions(smoke_run: Run) -> None:
     assert [layer.name for layer in scene.layers[1:]] == ["teacher", "student alone", "initialised student", "distilled student"]
     assert all(len(layer.boxes) == 1 for layer in scene.layers[1:]), "the box of score 0.2 is not drawn"
     assert len({layer.color for layer in scene.layers}) == 5
-    assert [len(layers) for layers in scene.panels().values()] == [2] * 4
+    assert [len(panel.layers) for panel in scene.panels()] == [2] * 4
     assert [layer.name for layer in scene.only("distilled student", "teacher", "nobody")] == ["distilled student", "teacher"]
     assert len(explore.scene(smoke_run, 1, tables).layers[1].boxes) == 0, "another frame"
 
@@ -75,12 +78,12 @@ def test_most_improved_frame(smoke_run: Run) -> None:
     truth = scoring.truth(smoke_run)
     ids = smoke_run.store.split("validation").frame_ids()
     here = truth.filter(pa.array(truth.column("frame_id").to_numpy() == ids[5]))
-    boxes = np.stack([here.column(name).to_numpy() for name in BOX_COLUMNS], axis=1)
+    boxes = np.stack([here.column(name).to_numpy() for name in BOX_NUMBERS], axis=1)
     kinds = here.column("type").to_numpy()
     perfect = predictions_table([ids[5]] * len(boxes), boxes, kinds, np.full(len(boxes), 0.9), None, ids)
     nothing = predictions_table([], np.zeros((0, 7)), np.zeros(0, np.int64), np.zeros(0), None, ids)
-    assert explore.most_improved_frame({"teacher": nothing, "alone": nothing, "full": perfect}, truth, smoke_run) == 5
-    assert explore.most_improved_frame({"teacher": nothing}, truth, smoke_run) in range(8)
+    assert most_improved_frame({"teacher": nothing, "alone": nothing, "full": perfect}, truth, smoke_run) == 5
+    assert most_improved_frame({"teacher": nothing}, truth, smoke_run) in range(8)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_studio_judges_both_sides(studio: explore.Studio) -> None:
     assert "simulated data" in space["layout"]["title"]["text"]
 
 
-@pytest.mark.parametrize("name", MAPS[1:])
+@pytest.mark.parametrize("name", MAP_NAMES[1:])
 def test_maps_lie_between_none_and_most(studio: explore.Studio, name: str) -> None:
     maps = [panel.ground for panel in studio.panels(replace(studio.start(2), map=name))]
     for ground in maps:
@@ -142,14 +145,17 @@ def test_jumps_go_round(studio: explore.Studio) -> None:
 def test_most_missed_comes_first(studio: explore.Studio) -> None:
     view = replace(studio.start(0), right="alone_seed1")
     frame, _ = studio.jump("hardest", replace(view, frame=-1))
-    counted = count(studio._table("alone_seed1"), scoring.truth(studio.run), studio.run)
+    counted = count_outcomes(studio.table("alone_seed1"), scoring.truth(studio.run), studio.run)
     assert counted.missed[frame] == counted.missed.max()
 
 
-def test_studios_finds_the_neighbours(smoke_run: Run) -> None:
-    names = list(explore.studios(smoke_run))
-    assert names[0] == smoke_run.folder.name
-    assert isinstance(explore.studios(smoke_run)[names[0]](), explore.Studio)
+def test_studios_finds_the_neighbours(smoke_run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(smoke_run.folder, tmp_path / name)
+    write_json(tmp_path / "c" / "02_distill_student" / "result.json", {"profile": "nobody's"})
+    opened = explore.studios(replace(smoke_run, folder=tmp_path / "b"))
+    assert list(opened) == ["b", "a"], "the run itself first, none that cannot be opened"
+    assert opened["a"]().run.folder == tmp_path / "a"
 
 
 def test_pivotal_weight_lies_where_objects_are(smoke_run: Run) -> None:

@@ -22,7 +22,7 @@ def found(boxes: np.ndarray, labels: np.ndarray) -> BoxLayer:
 
 
 def counts(objects: BoxLayer, boxes: BoxLayer, iou: float | None = None) -> tuple[int, ...]:
-    return tuple(len(one) for one in judge_layers(objects, boxes, iou).layers)
+    return tuple(len(one) for one in judge_layers(objects, boxes, iou))
 
 
 def moved(share: float) -> np.ndarray:
@@ -35,11 +35,11 @@ def moved(share: float) -> np.ndarray:
 def test_limit_is_the_3d_iou(share: float, iou: float | None, hit: int) -> None:
     # (1 - s) / (1 + s): 0.709, 0.695, 0.504, 0.493; a vehicle's own limit is 0.7
     one, other = truth(CAR[None], np.array([1])), found(moved(share)[None], np.array([1]))
-    assert counts(one, other, iou) == ((1, 0, 1, 0) if hit else (0, 1, 0, 1))
+    assert counts(one, other, iou) == ((1, 1, 0, 0) if hit else (0, 0, 1, 1))
 
 
 def test_classes_do_not_match_each_other() -> None:
-    assert counts(truth(CAR[None], np.array([1])), found(CAR[None], np.array([3]))) == (0, 1, 0, 1)
+    assert counts(truth(CAR[None], np.array([1])), found(CAR[None], np.array([3]))) == (0, 0, 1, 1)
 
 
 def test_two_boxes_on_one_object_are_one_hit_and_one_false_alarm() -> None:
@@ -52,7 +52,7 @@ def test_as_many_matches_as_possible() -> None:
     # the box between both objects overlaps the first most, which only the other box can be given as well
     objects = np.stack((CAR, moved(0.6)))
     boxes = np.stack((moved(0.25), moved(-0.3)))
-    assert counts(truth(objects, np.array([1, 1])), found(boxes, np.array([1, 1])), 0.4) == (2, 0, 2, 0)
+    assert counts(truth(objects, np.array([1, 1])), found(boxes, np.array([1, 1])), 0.4) == (2, 2, 0, 0)
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,13 +6,15 @@ import sys
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from kdlib.errors import ConfigError
-from kdlib.viz import widgets
+from kdlib.lab.explore.application import Application, application
+from kdlib.lab.explore.choice import JUMPS, LAYERS, BrowserError, Choice
+from kdlib.viz.bev import draw_bev
 from kdlib.viz.interactive import scene_figure
-from kdlib.viz.pair import Panel, draw_pair
-from kdlib.viz.widgets import JUMPS, LAYERS, BrowserError, View
+from kdlib.viz.layers import Panel, layer
 
 
 class Street:
@@ -24,33 +26,35 @@ class Street:
     def __init__(self, cloud: Any, layers: Any) -> None:
         self.cloud, self.layers, self.seen = cloud, layers, []
 
-    def start(self) -> View:
-        return View(1, "teacher", "", 0.25)
+    def start(self) -> Choice:
+        return Choice(1, "teacher", "full_seed1", 0.25)
 
-    def name(self, view: View) -> str:
+    def name(self, view: Choice) -> str:
         return f"<frame {view.frame}>"
 
     def panels(self) -> tuple[Panel, ...]:
-        return tuple(Panel(title, tuple(self.layers)) for title in self.models.values())
+        return tuple(Panel(title, self.layers) for title in self.models.values())
 
-    def draw(self, view: View) -> Any:
+    def draw(self, view: Choice) -> Any:
         if view.map == "pivotal positions":
             raise ConfigError("this recipe has no pivotal positions")
         self.seen.append(view)
-        return draw_pair(self.cloud, self.panels(), extent=(-20, -20, 20, 20), title=str(view.frame))
+        return draw_bev(self.cloud, self.panels(), extent=(-20, -20, 20, 20), title=str(view.frame))
 
-    def scene(self, view: View) -> Any:
+    def scene(self, view: Choice) -> Any:
         return scene_figure(self.cloud, self.panels())
 
-    def jump(self, order: str, view: View) -> tuple[int, str]:
+    def jump(self, order: str, view: Choice) -> tuple[int, str]:
         if order == "hurt":
             raise ConfigError("no frame where distillation hurt")
         return 2, f"{order}, 1 of 3"
 
 
 @pytest.fixture()
-def street(cloud, layers) -> Street:
-    return Street(cloud[:200], layers)
+def street() -> Street:
+    box = np.array([[8.0, 3.5, 0.8, 4.5, 2.0, 1.6, 0.0]])
+    boxes = [layer(role, box, np.array([1])) for role in ("truth", "teacher")]
+    return Street(np.random.default_rng(3).uniform(-20, 20, (200, 3)), boxes)
 
 
 @pytest.fixture()
@@ -62,19 +66,10 @@ def jupyter(monkeypatch) -> None:
 
 
 @pytest.fixture()
-def shown(street: Street, jupyter, monkeypatch) -> Any:
-    """The application's widgets, by name."""
+def shown(street: Street, jupyter) -> Any:
+    """The application, its widgets by name."""
     pytest.importorskip("ipywidgets")
-    made = []
-    original = widgets._Application.__init__
-
-    def kept(self: Any, *args: Any) -> None:
-        made.append(self)
-        original(self, *args)
-
-    monkeypatch.setattr(widgets._Application, "__init__", kept)
-    assert widgets.application({"demo": lambda: street, "broken": broken}) is made[0].widget
-    return made[0]
+    return Application({"demo": lambda: street, "broken": broken}, None)
 
 
 def broken() -> Any:
@@ -82,37 +77,38 @@ def broken() -> Any:
 
 
 def test_outside_jupyter_one_sentence(street: Street, capsys) -> None:
-    assert widgets.application({"demo": lambda: street}) is None
+    assert application({"demo": lambda: street}) is None
     assert capsys.readouterr().out == "No widget outside Jupyter: the static pictures show the same.\n"
 
 
 def test_without_ipywidgets_one_sentence(street: Street, capsys, monkeypatch, jupyter) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert widgets.application({"demo": lambda: street}) is None
+    assert application({"demo": lambda: street}) is None
     assert "ipywidgets is not installed" in capsys.readouterr().out
 
 
-def test_first_view_is_the_sources(shown: Any, street: Street, pixels) -> None:
-    assert street.seen == [View(1, "teacher", "full_seed1", 0.25)], "drawn once"
-    assert (shown.frame.max, shown.score.value) == (2, 0.25)
+def test_first_view_is_the_sources(shown: Any, street: Street) -> None:
+    assert street.seen == [Choice(1, "teacher", "full_seed1", 0.25)], "drawn once"
+    assert (shown.controls["frame"].max, shown.controls["min_score"].value) == (2, 0.25)
     assert shown.note.value == "<span>&lt;frame 1&gt;</span>"
-    pixels(bytes(shown.picture.value))
+    assert bytes(shown.picture.value).startswith(b"\x89PNG")
     assert 'data-version="1"' in shown.data.value
 
 
 def test_every_choice_is_drawn(shown: Any, street: Street) -> None:
     before = bytes(shown.picture.value)
-    shown.frame.value, shown.kind.value, shown.iou.value = 0, "Cyclist", 0.3
-    shown.left.value, shown.map.value, shown.layers["misses"].value = "full_seed1", "heatmap", False
+    for name, value in {"frame": 0, "class_name": "Cyclist", "iou": 0.3, "left": "full_seed1", "map": "heatmap"}.items():
+        shown.controls[name].value = value
+    shown.layers["misses"].value = False
     layers = tuple(name for name in LAYERS if name != "misses")
-    assert street.seen[-1] == View(0, "full_seed1", "full_seed1", 0.25, "Cyclist", 0.3, layers, "heatmap")
+    assert street.seen[-1] == Choice(0, "full_seed1", "full_seed1", 0.25, "Cyclist", 0.3, layers, "heatmap")
     assert len(street.seen) == 7 and bytes(shown.picture.value) != before
     assert 'data-version="7"' in shown.data.value
 
 
 def test_jump_moves_the_slider_and_says_why(shown: Any, street: Street) -> None:
     shown.jumps["hardest"].click()
-    assert shown.frame.value == street.seen[-1].frame == 2 and len(street.seen) == 2, "one picture for one jump"
+    assert shown.controls["frame"].value == street.seen[-1].frame == 2 and len(street.seen) == 2, "one picture for one jump"
     assert shown.note.value.endswith("hardest, 1 of 3</span>")
     assert set(shown.jumps) == set(JUMPS)
 
@@ -121,7 +117,7 @@ def test_errors_are_said_and_the_picture_stays(shown: Any, street: Street) -> No
     before = bytes(shown.picture.value)
     shown.jumps["hurt"].click()
     assert "no frame where distillation hurt" in shown.note.value
-    shown.map.value = "pivotal positions"
+    shown.controls["map"].value = "pivotal positions"
     assert "this recipe has no pivotal positions" in shown.note.value and "color" in shown.note.value
     shown.run.value = "broken"
     assert "this run has no students" in shown.note.value
@@ -130,22 +126,19 @@ def test_errors_are_said_and_the_picture_stays(shown: Any, street: Street) -> No
 
 def test_no_run(jupyter) -> None:
     with pytest.raises(BrowserError, match="no run"):
-        widgets.application({})
+        application({})
 
 
 @pytest.mark.parametrize(
-    ("view", "message"),
+    ("change", "message"),
     [
-        (View(frame=3), "frame 3 asked for, there are 0 to 2"),
-        (View(left="nobody"), "'nobody' is none of: teacher, full_seed1"),
-        (View(map="gold"), "'gold' is none of: none, heatmap"),
-        (View(layers=("walls",)), "'walls' is none of: ground truth"),
+        ({"frame": 3}, "frame 3 asked for, there are 0 to 2"),
+        ({"left": "nobody"}, "'nobody' is none of: teacher, full_seed1"),
+        ({"right": ""}, "'' is none of: teacher, full_seed1"),
+        ({"map": "gold"}, "'gold' is none of: none, heatmap"),
+        ({"layers": ("walls",)}, "'walls' is none of: ground truth"),
     ],
 )
-def test_bad_views(view: View, message: str) -> None:
+def test_bad_choices(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BrowserError, match=message):
-        widgets.checked(view, tuple(Street.models), 3)
-
-
-def test_right_model_is_the_last_unless_named() -> None:
-    assert widgets.checked(View(), ("teacher", "alone", "full"), 1).right == "full"
+        Choice(**{"frame": 0, "left": "teacher", "right": "teacher", **change}).check(tuple(Street.models), 3)

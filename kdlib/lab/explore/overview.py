@@ -1,15 +1,14 @@
-"""A prepared store in; tables of what it holds out."""
+"""Tables of what a prepared store holds."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
+from kdlib.config import CLASS_NAMES
 from kdlib.data.store import Store
 from kdlib.types import WAYMO_TYPES
 from kdlib.waymo.annotations import difficulty_level
-
-CLASSES = ("Vehicle", "Pedestrian", "Cyclist")
 
 
 def data_overview(store: Store) -> pd.DataFrame:
@@ -17,7 +16,7 @@ def data_overview(store: Store) -> pd.DataFrame:
     rows = []
     for name in store.contents:
         split = store.split(name)
-        boxes = {kind: int((split.types == WAYMO_TYPES[kind]).sum()) for kind in CLASSES}
+        boxes = {kind: int((split.types == WAYMO_TYPES[kind]).sum()) for kind in CLASS_NAMES}
         points = int(np.mean([len(split.points(i)) for i in np.linspace(0, len(split) - 1, 10).astype(int)]))
         segments = len({frame.rsplit("_", 1)[0] for frame in split.frame_ids()})
         rows.append({"split": name, "segments": segments, "frames": len(split), "points per frame": points, **boxes})
@@ -30,7 +29,7 @@ def difficulty_table(store: Store) -> pd.DataFrame:
     level = difficulty_level(split.difficulty, split.num_points)
     names = {1: "LEVEL_1", 2: "LEVEL_2", 0: "without points (not scored)"}
     rows = []
-    for kind in CLASSES:
+    for kind in CLASS_NAMES:
         own = split.types == WAYMO_TYPES[kind]
         rows.append({"class": kind, **{title: int((own & (level == number)).sum()) for number, title in names.items()}})
     return pd.DataFrame(rows)

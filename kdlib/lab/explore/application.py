@@ -1,0 +1,134 @@
+"""The application of notebook 04: widgets that show two models on a frame, from above and in space.
+
+Widgets vanish from executed notebooks, so all they show has a static twin: the same pictures drawn for one choice.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kdlib.config import CLASS_NAMES
+from kdlib.errors import KdlibError
+from kdlib.lab.explore.choice import JUMPS, LAYERS, MAP_NAMES, BrowserError, Choice
+from kdlib.lab.explore.studio import Studio
+from kdlib.viz import canvas, interactive
+
+_IOUS: dict[str, float | None] = {"Waymo's (0.7, 0.5, 0.5)": None, "0.3": 0.3, "0.5": 0.5, "0.7": 0.7}
+_SERIAL = itertools.count(1)  # a page may hold several applications
+
+
+def application(studios: Mapping[str, Callable[[], Studio]], start: Choice | None = None) -> Any | None:
+    """Return the application as a widget; outside Jupyter, or without ipywidgets, print one sentence and return None.
+
+    Args:
+        studios: Runs to choose from, opened when they are chosen; the first one is shown.
+        start: What is shown first; None asks the run.
+
+    Raises:
+        BrowserError: If there is no run.
+    """
+    if not studios:
+        raise BrowserError("there is no run to look at")
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        print("No widget outside Jupyter: the static pictures show the same.")
+        return None
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        print("ipywidgets is not installed (pip install 'ipywidgets>=8'): the static pictures show the same.")
+        return None
+    return Application(studios, start).widget
+
+
+class Application:
+    """Widgets and what they mean; kept alive by its own callbacks."""
+
+    def __init__(self, studios: Mapping[str, Callable[[], Studio]], start: Choice | None) -> None:
+        """Show the first run."""
+        import ipywidgets as w
+
+        self._studios, self._quiet, self._version = studios, False, 0
+        self._channel = f"kdlib-scene-{next(_SERIAL)}"
+        label = {"description_width": "4.5rem"}
+        common: dict[str, Any] = {"layout": w.Layout(width="25rem"), "style": label}
+        slide: dict[str, Any] = {**common, "continuous_update": False}
+        self.run = w.Dropdown(options=list(studios), description="run", **common)
+        self.controls = {  # by field of Choice
+            "left": w.Dropdown(description="left", **common),
+            "right": w.Dropdown(description="right", **common),
+            "frame": w.IntSlider(0, 0, 0, description="frame", **slide),
+            "min_score": w.FloatSlider(0.5, min=0.1, max=0.95, step=0.05, description="score ≥", **slide),
+            "class_name": w.Dropdown(options=[("all", None), *zip(CLASS_NAMES, CLASS_NAMES)], description="class", **common),
+            "iou": w.Dropdown(options=list(_IOUS.items()), description="IoU ≥", **common),
+            "map": w.ToggleButtons(options=list(MAP_NAMES), description="map", style={**label, "button_width": "auto"}),
+        }
+        self.layers = {name: w.Checkbox(True, description=name, indent=False, layout=w.Layout(width="9rem")) for name in LAYERS}
+        self.jumps = {o: w.Button(description=f"next: {words}", layout=w.Layout(width="auto")) for o, words in JUMPS.items()}
+        self.note, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.picture.add_class("kdlib-picture")
+        self.data = w.HTML(layout=w.Layout(display="none"))
+        left, right, frame, score, kind, iou, maps = self.controls.values()
+        wrap = w.Layout(flex_flow="row wrap")
+        first = w.HBox([w.VBox(column) for column in ([self.run, left, right], [frame, score], [kind, iou])], layout=wrap)
+        boxes = w.HBox([w.HTML("boxes", layout=w.Layout(width="4.2rem")), *self.layers.values()])
+        jumps, space = w.HBox(list(self.jumps.values()), layout=wrap), w.HTML(interactive.live_frame(self._channel))
+        self.widget = w.VBox([first, boxes, maps, jumps, self.note, self.picture, space, self.data])
+        self._open(start)
+        self.run.observe(lambda _: self._open(None), names="value")
+        for control in (*self.controls.values(), *self.layers.values()):
+            control.observe(lambda _: self._show(), names="value")
+        for order, button in self.jumps.items():
+            button.on_click(lambda _, order=order: self._jump(order))
+
+    @property
+    def choice(self) -> Choice:
+        """What is chosen now."""
+        layers = tuple(name for name, box in self.layers.items() if box.value)
+        return Choice(layers=layers, **{name: control.value for name, control in self.controls.items()})
+
+    def _open(self, start: Choice | None) -> None:
+        try:
+            self._studio = self._studios[self.run.value]()
+            first = start or self._studio.start()
+        except (KdlibError, OSError) as error:
+            self._say(str(error), bad=True)
+            return
+        self._quiet = True
+        for side in ("left", "right"):
+            self.controls[side].options = [(title, name) for name, title in self._studio.models.items()]
+        self.controls["frame"].max = self._studio.frame_count - 1
+        for name, control in self.controls.items():
+            control.value = getattr(first, name)
+        self._quiet = False
+        self._show()
+
+    def _jump(self, order: str) -> None:
+        try:
+            frame, sentence = self._studio.jump(order, self.choice)
+        except (KdlibError, OSError) as error:
+            self._say(str(error), bad=True)
+            return
+        self._quiet, self.controls["frame"].value, self._quiet = True, frame, False
+        self._show(sentence)
+
+    def _show(self, sentence: str = "") -> None:
+        if self._quiet:
+            return
+        try:
+            png, scene = canvas.to_png(self._studio.draw(self.choice)), self._studio.scene(self.choice)
+        except (KdlibError, OSError) as error:  # say it where the reader looks, and keep the last picture
+            self._say(str(error), bad=True)
+            return
+        self.picture.value = png
+        self._version += 1
+        self.data.value = interactive.live_data(scene, self._channel, self._version)
+        self._say(" · ".join(part for part in (self._studio.name(self.choice), sentence) if part))
+
+    def _say(self, words: str, bad: bool = False) -> None:
+        style = ' style="color:#b3400a"' if bad else ""
+        self.note.value = f"<span{style}>{html.escape(words)}</span>"
