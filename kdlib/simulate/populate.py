@@ -17,7 +17,7 @@ _DRIVING, _YARD, _CYCLISTS, _WALKERS, _STANDING, _GROUPS, _CROSSING = 7.0, 4.0, 
 _PARKED = 0.45  # share of the parking places that is taken
 
 
-class Stage:
+class Site:
     """Places things one by one where nothing else is; holds the growing lists while a scene is built."""
 
     def __init__(self, rng: Rng, plan: StreetPlan, times: FloatArray) -> None:
@@ -61,7 +61,7 @@ class Stage:
 
 
 def _lane(
-    stage: Stage,
+    site: Site,
     street: Street,
     v: float,
     speed: float,
@@ -70,12 +70,12 @@ def _lane(
     wiggle: float = 0.0,
 ) -> None:
     """Fill one lane; those left of the middle go backward."""
-    rng = stage.rng
+    rng = site.rng
     u = street.start + rng.uniform(0, spacing)
     while u < street.end:
         if speed > 0 or not street.in_gap(u, 3.5):
-            course = stage.along(street, u, v + rng.normal(0, 0.15), v < 0, wiggle)
-            stage.add(make(rng, speed > 0), stage.moving(course, speed), margin=0.3)
+            course = site.along(street, u, v + rng.normal(0, 0.15), v < 0, wiggle)
+            site.add(make(rng, speed > 0), site.moving(course, speed), margin=0.3)
         u += max(2.5, rng.exponential(spacing))
 
 
@@ -83,31 +83,31 @@ def _speed(rng: Rng, stop: float, low: float, high: float) -> float:
     return 0.0 if rng.random() < stop else rng.uniform(low, high)
 
 
-def traffic(stage: Stage, street: Street) -> None:
+def traffic(site: Site, street: Street) -> None:
     """Fill the lanes: one speed per lane, and sometimes a jam."""
     for number in range(street.road.lanes):
         for side in (-1, 1):
-            spacing = 100.0 / (_DRIVING / 2) * stage.rng.uniform(0.6, 1.6)
-            speed = _speed(stage.rng, 0.35, 2.0, 14.0)
-            _lane(stage, street, side * street.road.lane_center(number), speed, spacing, vehicle)
+            spacing = 100.0 / (_DRIVING / 2) * site.rng.uniform(0.6, 1.6)
+            speed = _speed(site.rng, 0.35, 2.0, 14.0)
+            _lane(site, street, side * street.road.lane_center(number), speed, spacing, vehicle)
 
 
-def cyclists(stage: Stage, street: Street) -> None:
+def cyclists(site: Site, street: Street) -> None:
     """Fill the cycle lanes, or the edge of the road where there are none; a third of the riders waits or uses the pavement."""
-    rng, road = stage.rng, street.road
+    rng, road = site.rng, street.road
     for side in (-1, 1):
         spacing = 100.0 / (_CYCLISTS * 0.35)
-        _lane(stage, street, side * road.cycle_center, rng.uniform(2.5, 7.0), spacing, cyclist, 0.01)
+        _lane(site, street, side * road.cycle_center, rng.uniform(2.5, 7.0), spacing, cyclist, 0.01)
     for _ in range(rng.poisson(_CYCLISTS * 0.30 * street.length / 100)):
         u, forward = street.somewhere(rng), rng.random() < 0.5
-        v = -stage.side() * (road.half + rng.uniform(-1.6, 0.8 * road.pavement))
+        v = -site.side() * (road.half + rng.uniform(-1.6, 0.8 * road.pavement))
         speed = _speed(rng, 0.4, 1.5, 4.0)
-        stage.add(cyclist(rng, speed > 0), stage.moving(stage.along(street, u, v, forward, 0.25), speed))
+        site.add(cyclist(rng, speed > 0), site.moving(site.along(street, u, v, forward, 0.25), speed))
 
 
-def parked(stage: Stage, street: Street) -> None:
+def parked(site: Site, street: Street) -> None:
     """Fill the parking lanes, mostly in driving direction, and some yards with vehicles at any angle."""
-    rng, road = stage.rng, street.road
+    rng, road = site.rng, street.road
     for side in (-1, 1):
         share = _PARKED * rng.uniform(0.4, 1.6) if road.parking else 0.0
         u = street.start + 3.0
@@ -118,48 +118,48 @@ def parked(stage: Stage, street: Street) -> None:
                 forward = (side < 0) != (rng.random() < 0.1)
                 xy = street.place(u + length / 2, side * (road.parking_center + rng.normal(0, 0.08)))
                 heading = street.angle + (0.0 if forward else np.pi) + rng.normal(0, 0.02)
-                stage.add(figure, standing(*xy, heading), margin=0.1)
+                site.add(figure, standing(*xy, heading), margin=0.1)
             u += length + rng.uniform(0.6, 1.4)
     for _ in range(rng.poisson(_YARD * street.length / 100)):
-        u, side = street.somewhere(rng), stage.side()
+        u, side = street.somewhere(rng), site.side()
         xy = street.place(u, side * (road.half + road.pavement + rng.uniform(0.5, 6.0)))
         heading = street.angle + rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)]) + rng.normal(0, 0.1)
         if not street.in_gap(u, road.pavement):
-            stage.add(vehicle(rng, False), standing(*xy, heading))
+            site.add(vehicle(rng, False), standing(*xy, heading))
 
 
-def pedestrians(stage: Stage, street: Street) -> None:
+def pedestrians(site: Site, street: Street) -> None:
     """Fill the pavements with people who walk, stand, talk in groups and cross the road."""
-    rng, road, share = stage.rng, street.road, street.length / 100
+    rng, road, share = site.rng, street.road, street.length / 100
 
     def spot(inside: float = 0.3) -> tuple[float, float]:
-        side = stage.side()
+        side = site.side()
         return street.somewhere(rng), side * (road.half + rng.uniform(inside, road.pavement + 0.5))
 
     for _ in range(rng.poisson(_WALKERS * share)):
-        course = stage.along(street, *spot(), rng.random() < 0.5, 0.12)
-        stage.add(pedestrian(rng, True), stage.moving(course, rng.uniform(0.6, 1.9)))
+        course = site.along(street, *spot(), rng.random() < 0.5, 0.12)
+        site.add(pedestrian(rng, True), site.moving(course, rng.uniform(0.6, 1.9)))
     for _ in range(rng.poisson(_STANDING * share)):
-        stage.add(pedestrian(rng, False), standing(*street.place(*spot()), rng.uniform(-np.pi, np.pi)))
+        site.add(pedestrian(rng, False), standing(*street.place(*spot()), rng.uniform(-np.pi, np.pi)))
     for _ in range(rng.poisson(_CROSSING * share)):
-        u, side = street.somewhere(rng), stage.side()
+        u, side = street.somewhere(rng), site.side()
         start = street.place(u, side * rng.uniform(-road.half, road.half + 1.0))
         course = line(start, street.angle - side * np.pi / 2 + rng.normal(0, 0.15))
-        stage.add(pedestrian(rng, True), stage.moving(course, rng.uniform(0.8, 2.2)))
+        site.add(pedestrian(rng, True), site.moving(course, rng.uniform(0.8, 2.2)))
     for _ in range(rng.poisson(_GROUPS * share)):
-        _group(stage, street, *spot(0.8))
+        _group(site, street, *spot(0.8))
 
 
-def _group(stage: Stage, street: Street, u: float, v: float) -> None:
-    rng = stage.rng
+def _group(site: Site, street: Street, u: float, v: float) -> None:
+    rng = site.rng
     size, walks = int(rng.integers(2, 5)), rng.random() < 0.5
     forward, speed = rng.random() < 0.5, rng.uniform(0.6, 1.4)
     for member in range(size):
         if walks:
-            course = stage.along(street, u + rng.normal(0, 0.3), v + 0.8 * (member - size / 2), forward)
-            track = stage.moving(course, speed)
+            course = site.along(street, u + rng.normal(0, 0.3), v + 0.8 * (member - size / 2), forward)
+            track = site.moving(course, speed)
         else:
             around = 2 * np.pi * member / size + rng.normal(0, 0.2)
             xy = street.place(u + 0.65 * float(np.cos(around)), v + 0.65 * float(np.sin(around)))
             track = standing(*xy, street.angle + around + np.pi + rng.normal(0, 0.2))
-        stage.add(pedestrian(rng, walks), track, margin=0.04)
+        site.add(pedestrian(rng, walks), track, margin=0.04)

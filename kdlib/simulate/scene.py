@@ -12,7 +12,7 @@ from kdlib.simulate.ego import CENTER_X, LENGTH, WIDTH, Ego, random_ego, random_
 from kdlib.simulate.layout import Street, StreetPlan, ground, random_plan
 from kdlib.simulate.mesh import Mesh, Rng, merge
 from kdlib.simulate.people import bicycle
-from kdlib.simulate.populate import Stage
+from kdlib.simulate.populate import Site
 from kdlib.simulate.tracks import standing
 from kdlib.types import WAYMO_TYPES, FloatArray
 
@@ -36,8 +36,8 @@ class StreetScene:
         return merge([self.still, *(actor.mesh(frame) for actor in self.actors if actor.track.moves)])
 
 
-def _houses(stage: Stage, street: Street) -> None:
-    rng, road = stage.rng, street.road
+def _houses(site: Site, street: Street) -> None:
+    rng, road = site.rng, street.road
     for side in (-1, 1):
         setback = rng.uniform(0.3, 7.0) if rng.random() < 0.7 else rng.uniform(7.0, 14.0)
         u = street.start + rng.uniform(0, 6)
@@ -47,28 +47,28 @@ def _houses(stage: Stage, street: Street) -> None:
             clear = not street.in_gap(middle, length / 2 + 3.5)
             if clear and rng.random() < 0.85 and front + 5 < street.depth:
                 house = furniture.building(rng, length, rng.uniform(7.0, 12.0))
-                stage.put(house, street.place(middle, side * front), street.angle if side > 0 else street.angle + np.pi)
+                site.put(house, street.place(middle, side * front), street.angle if side > 0 else street.angle + np.pi)
             elif clear and rng.random() < 0.7:
                 place = street.place(middle, side * (front - min(setback, 1.5) + 0.3))
-                stage.put(furniture.fence(rng, length), place, street.angle)
+                site.put(furniture.fence(rng, length), place, street.angle)
             u += length + (rng.uniform(2.0, 8.0) if rng.random() < 0.4 else 0.2)
 
 
-def _signs(stage: Stage, street: Street) -> None:
-    rng, road = stage.rng, street.road
+def _signs(site: Site, street: Street) -> None:
+    rng, road = site.rng, street.road
     for _ in range(rng.poisson(7.0 * street.length / 100)):
-        u, side = street.somewhere(rng), stage.side()
+        u, side = street.somewhere(rng), site.side()
         pole, plate = furniture.sign(rng)
         xy = street.place(u, side * (road.half + rng.uniform(0.3, 0.8)))
         heading = street.angle + (np.pi if side < 0 else 0.0) + rng.normal(0, 0.1)
-        if not street.in_gap(u) and stage.put(pole, xy, heading, foot=0.2):
+        if not street.in_gap(u) and site.put(pole, xy, heading, foot=0.2):
             track = standing(*xy, heading)
             figure = Figure(WAYMO_TYPES["Sign"], (plate,))
-            stage.actors.append(Actor(figure, random_id(rng), track, stage.plan.height(track.xy)))
+            site.actors.append(Actor(figure, random_id(rng), track, site.plan.height(track.xy)))
 
 
-def _clutter(stage: Stage, street: Street) -> None:
-    rng, road, share = stage.rng, street.road, street.length / 100
+def _clutter(site: Site, street: Street) -> None:
+    rng, road, share = site.rng, street.road, street.length / 100
     edge, houses = road.half + 0.6, road.half + road.pavement
     for side in (-1, 1):
         facing = street.angle + (0.0 if side < 0 else np.pi)
@@ -80,24 +80,24 @@ def _clutter(stage: Stage, street: Street) -> None:
         for u in np.arange(street.start + rng.uniform(0, step), street.end, step):
             if not street.in_gap(u, 1.0):
                 thing = (furniture.tree if rng.random() < 0.75 else furniture.lamp)(rng)
-                stage.put(thing, street.place(u + rng.normal(0, 0.5), side * edge), facing, foot=0.6)
+                site.put(thing, street.place(u + rng.normal(0, 0.5), side * edge), facing, foot=0.6)
         for _ in range(rng.poisson(11 * share)):
             v = edge if rng.random() < 0.6 else houses - 0.4
             u, heading = street.somewhere(rng), facing + rng.choice([0, np.pi / 2])
             thing = furniture.pick(rng, furniture.SIDEWALK)
-            stage.put(thing, street.place(u, side * (v + rng.normal(0, 0.2))), heading)
+            site.put(thing, street.place(u, side * (v + rng.normal(0, 0.2))), heading)
         for _ in range(rng.poisson(12 * share)):
             xy = anywhere(houses + rng.uniform(0.6, 7.0))
-            stage.put(furniture.pick(rng, furniture.GARDEN), xy, street.angle + rng.normal(0, 0.1))
+            site.put(furniture.pick(rng, furniture.GARDEN), xy, street.angle + rng.normal(0, 0.1))
         for _ in range(rng.poisson(3 * share)):
-            stage.put(bicycle(), anywhere(edge + 0.3), facing + rng.uniform(-np.pi, np.pi))
+            site.put(bicycle(), anywhere(edge + 0.3), facing + rng.uniform(-np.pi, np.pi))
         if rng.random() < 0.5:
             xy = anywhere(road.half + 1.2)
-            stage.put(furniture.shelter(rng), xy, facing + np.pi)
+            site.put(furniture.shelter(rng), xy, facing + np.pi)
     if street.gap[0] < street.gap[1]:
         for u, outside in zip(street.gap, (-1, 1)):
             for side in (-1, 1):
-                stage.put(furniture.signal(rng), street.place(u + outside, side * edge), facing, foot=0.3)
+                site.put(furniture.signal(rng), street.place(u + outside, side * edge), facing, foot=0.3)
 
 
 def _zones(rng: Rng, plan: StreetPlan) -> tuple[FloatArray, ...]:
@@ -125,14 +125,14 @@ def build_scene(rng: Rng, frames: int, reach: float) -> StreetScene:
         plan = random_plan(rng, (-reach, travel + reach), reach)
     ego = random_ego(rng, plan, manoeuvre, duration)
     times = (np.arange(frames) + 0.5) * PERIOD
-    stage = Stage(rng, plan, times)
-    stage.occupancy.claim(ego.track(times), LENGTH, WIDTH, (CENTER_X, 0.0), margin=0.5)
+    site = Site(rng, plan, times)
+    site.occupancy.claim(ego.track(times), LENGTH, WIDTH, (CENTER_X, 0.0), margin=0.5)
     for fill in (_houses, populate.traffic, populate.parked, populate.cyclists, populate.pedestrians):
         for street in plan.streets:
-            fill(stage, street)
+            fill(site, street)
     for street in plan.streets:
-        _signs(stage, street)
-        _clutter(stage, street)
-    still = merge([ground(plan), *stage.meshes, *(actor.mesh(0) for actor in stage.actors if not actor.track.moves)])
+        _signs(site, street)
+        _clutter(site, street)
+    still = merge([ground(plan), *site.meshes, *(actor.mesh(0) for actor in site.actors if not actor.track.moves)])
     world = np.array([0.0, 0.0, rng.uniform(-np.pi, np.pi), *rng.uniform(-500, 500, 2), rng.uniform(0, 40)])
-    return StreetScene(plan, still, tuple(stage.actors), ego, _zones(rng, plan), world)
+    return StreetScene(plan, still, tuple(site.actors), ego, _zones(rng, plan), world)

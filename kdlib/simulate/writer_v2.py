@@ -17,22 +17,17 @@ from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
 from kdlib.simulate.writer_v1 import put_in_place
 from kdlib.types import FloatArray
-from kdlib.waymo.annotations import BOX_NUMBERS, DIFFICULTY, NUM_POINTS, SPEEDS, TYPE
-from kdlib.waymo.components import LASER, OBJECT, SEGMENT, TIME, component_file
+from kdlib.waymo.annotations import DIFFICULTY, LIDAR_BOX_NUMBERS, NUM_POINTS, SPEEDS, TYPE
+from kdlib.waymo.components import CALIBRATION, LASER, OBJECT, PIXEL_POSE, POSE, RETURNS, SEGMENT, TIME, component_file
 from kdlib.waymo.lasers import TOP
 from kdlib.waymo.simulated import PARAMETERS
 
 _BATCH_BYTES = 48 << 20
 
 _TEXT, _BYTE, _LONG, _REAL, _MATRIX = pa.string(), pa.int8(), pa.int64(), pa.float64(), pa.list_(pa.float64(), 16)
-_BOX, _CALIBRATION, _STATS = "[LiDARBoxComponent].", "[LiDARCalibrationComponent].", "[StatsComponent]."
-_RETURNS = ("[LiDARComponent].range_image_return1", "[LiDARComponent].range_image_return2")
-_PIXEL_POSE = "[LiDARPoseComponent].range_image_return1"
-_POSE = "[VehiclePoseComponent].world_from_vehicle.transform"
+_BOX, _STATS = "[LiDARBoxComponent].", "[StatsComponent]."
 _ACCELERATIONS = tuple(f"{_BOX}acceleration.{axis}" for axis in "xyz")
 _TOP_POINTS, _TRACKING = f"{_BOX}num_top_lidar_points_in_box", f"{_BOX}difficulty_level.tracking"
-_EXTRINSIC = f"{_CALIBRATION}extrinsic.transform"
-_LOWEST, _HIGHEST, _BEAMS = (f"{_CALIBRATION}beam_inclination.{part}" for part in ("min", "max", "values"))
 _SURROUNDINGS = tuple(f"{_STATS}{name}" for name in ("time_of_day", "location", "weather"))
 _TYPES, _COUNTS = f"{_STATS}lidar_object_counts.types", f"{_STATS}lidar_object_counts.counts"
 
@@ -45,21 +40,25 @@ def _image_fields(*names: str) -> dict[str, pa.DataType]:
 _FRAME = {SEGMENT: _TEXT, TIME: _LONG}
 _TALLY = {_TYPES: pa.list_(_BYTE), _COUNTS: pa.list_(pa.int32())}
 _FIELDS: Mapping[str, dict[str, pa.DataType]] = {
-    "lidar": {**_FRAME, LASER: _BYTE, **_image_fields(*_RETURNS)},
-    "lidar_pose": {**_FRAME, LASER: _BYTE, **_image_fields(_PIXEL_POSE)},
+    "lidar": {**_FRAME, LASER: _BYTE, **_image_fields(*RETURNS)},
+    "lidar_pose": {**_FRAME, LASER: _BYTE, **_image_fields(PIXEL_POSE)},
     "lidar_calibration": {
-        **{SEGMENT: _TEXT, LASER: _BYTE, _EXTRINSIC: _MATRIX},
-        **{_LOWEST: _REAL, _HIGHEST: _REAL, _BEAMS: pa.list_(_REAL)},
+        SEGMENT: _TEXT,
+        LASER: _BYTE,
+        **dict(zip(CALIBRATION, (_MATRIX, _REAL, _REAL, pa.list_(_REAL)))),
     },
     "lidar_box": {
         **_FRAME,
         OBJECT: _TEXT,
-        **dict.fromkeys(BOX_NUMBERS, _REAL),
-        **{TYPE: _BYTE, NUM_POINTS: _LONG, _TOP_POINTS: _LONG},
+        **dict.fromkeys(LIDAR_BOX_NUMBERS, _REAL),
+        TYPE: _BYTE,
+        NUM_POINTS: _LONG,
+        _TOP_POINTS: _LONG,
         **dict.fromkeys((*SPEEDS, *_ACCELERATIONS), _REAL),
-        **{DIFFICULTY: _BYTE, _TRACKING: _BYTE},
+        DIFFICULTY: _BYTE,
+        _TRACKING: _BYTE,
     },
-    "vehicle_pose": {**_FRAME, _POSE: _MATRIX},
+    "vehicle_pose": {**_FRAME, POSE: _MATRIX},
     "stats": {
         **_FRAME,
         **dict.fromkeys(_SURROUNDINGS, _TEXT),
@@ -116,8 +115,8 @@ def write_v2(
             labels += [boxes for _, _, boxes in chunk]
             sweeps = [(key, sweep) for key, (_, sweep, _) in zip(new, chunk)]
             write("lidar", [{**key, **row} for key, sweep in sweeps for row in _images(lasers, sweep)])
-            write("lidar_pose", [{**key, LASER: TOP, **_image(_PIXEL_POSE, sweep.pixel_pose)} for key, sweep in sweeps])
-            write("vehicle_pose", [{**key, _POSE: sweep.pose.ravel()} for key, sweep in sweeps])
+            write("lidar_pose", [{**key, LASER: TOP, **_image(PIXEL_POSE, sweep.pixel_pose)} for key, sweep in sweeps])
+            write("vehicle_pose", [{**key, POSE: sweep.pose.ravel()} for key, sweep in sweeps])
         write("lidar_calibration", [{SEGMENT: segment, **_calibration(laser)} for laser in lasers])
         rows = list(zip(keys, seen_once(labels)))
         write("lidar_box", [{**key, **_label(label)} for key, boxes in rows for label in boxes])
@@ -131,16 +130,15 @@ def _image(name: str, image: FloatArray) -> dict[str, Any]:
 
 def _images(lasers: Sequence[Laser], sweep: Sweep) -> Iterator[dict[str, Any]]:
     for laser, (first, second) in zip(lasers, sweep.images):
-        yield {LASER: laser.name, **_image(_RETURNS[0], first), **_image(_RETURNS[1], second)}
+        yield {LASER: laser.name, **_image(RETURNS[0], first), **_image(RETURNS[1], second)}
 
 
 def _calibration(laser: Laser) -> dict[str, Any]:
-    row = {LASER: laser.name, _EXTRINSIC: laser.extrinsic.ravel()}
-    return {**row, _LOWEST: laser.low, _HIGHEST: laser.high, _BEAMS: laser.table}
+    return {LASER: laser.name, **dict(zip(CALIBRATION, (laser.extrinsic.ravel(), laser.low, laser.high, laser.table)))}
 
 
 def _label(label: BoxLabel) -> dict[str, Any]:
-    row: dict[str, Any] = {OBJECT: label.id, TYPE: label.type, **dict(zip(BOX_NUMBERS, label.box.tolist()))}
+    row: dict[str, Any] = {OBJECT: label.id, TYPE: label.type, **dict(zip(LIDAR_BOX_NUMBERS, label.box.tolist()))}
     row.update({NUM_POINTS: label.points, _TOP_POINTS: label.top_points})
     if label.speed is not None:
         row.update(zip(SPEEDS, (*label.speed, 0.0)))

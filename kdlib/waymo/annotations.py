@@ -16,14 +16,14 @@ from kdlib.waymo.components import OBJECT, TIME
 
 _PREFIX = "[LiDARBoxComponent]."
 _PARTS = ("box.center.x", "box.center.y", "box.center.z", "box.size.x", "box.size.y", "box.size.z", "box.heading")
-BOX_NUMBERS = tuple(_PREFIX + name for name in _PARTS)
+LIDAR_BOX_NUMBERS = tuple(_PREFIX + name for name in _PARTS)
 SPEEDS = tuple(f"{_PREFIX}speed.{axis}" for axis in "xyz")
 TYPE, DIFFICULTY = f"{_PREFIX}type", f"{_PREFIX}difficulty_level.detection"
 NUM_POINTS = f"{_PREFIX}num_lidar_points_in_box"
 LABEL_COLUMNS: Converters = {
     TIME: integers,
     OBJECT: texts,
-    **dict.fromkeys((*BOX_NUMBERS, *SPEEDS), reals),
+    **dict.fromkeys((*LIDAR_BOX_NUMBERS, *SPEEDS), reals),
     **dict.fromkeys((TYPE, DIFFICULTY), partial(integers, absent=0)),
     NUM_POINTS: integers,
 }
@@ -65,7 +65,7 @@ def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, NDArray[np.f
     strangers = sorted(set(times.tolist()) - set(poses))
     if strangers:
         raise DataError(f"boxes at time {strangers[0]}, for which there is no vehicle pose")
-    boxes = np.stack([columns[name] for name in BOX_NUMBERS], axis=1)
+    boxes = np.stack([columns[name] for name in LIDAR_BOX_NUMBERS], axis=1)
     speeds = np.stack([columns[name] for name in SPEEDS], axis=1)
     speeds = np.where(np.isnan(speeds), 0.0, speeds)
     arrays = (boxes, columns[TYPE], columns[DIFFICULTY], columns[NUM_POINTS], speeds)

@@ -18,6 +18,12 @@ from kdlib.waymo.lasers import naming
 SEGMENT, TIME = "key.segment_context_name", "key.frame_timestamp_micros"
 LASER, OBJECT = "key.laser_name", "key.laser_object_id"
 """The columns by which rows of several components belong together."""
+RETURNS = ("[LiDARComponent].range_image_return1", "[LiDARComponent].range_image_return2")
+PIXEL_POSE = "[LiDARPoseComponent].range_image_return1"
+"""Range images: each has a column ``.values`` and a column ``.shape``."""
+POSE = "[VehiclePoseComponent].world_from_vehicle.transform"
+_CALIBRATION = ("extrinsic.transform", "beam_inclination.min", "beam_inclination.max", "beam_inclination.values")
+CALIBRATION = tuple(f"[LiDARCalibrationComponent].{name}" for name in _CALIBRATION)
 REQUIRED = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose")
 LABELS = "lidar_box"
 _CHECKED = "page_checksum_verification"
@@ -150,8 +156,7 @@ def _open_file(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
         there = file.schema_arrow.names
     missing = [name for name in columns if name not in there]
     if missing:
-        names = ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise DataError(f"{path} has no column {names}; is it another component or release?")
+        raise DataError(f"{path} has no column {', '.join(map(repr, missing[:3]))}; is it another component or release?")
     for name in columns:
         if there.count(name) > 1:
             raise DataError(f"{path} has more than one column '{name}'; download it again")

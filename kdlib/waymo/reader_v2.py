@@ -14,19 +14,23 @@ from kdlib.errors import DataError
 from kdlib.types import FloatArray, Frame, FrameLabels
 from kdlib.waymo.annotations import LABEL_COLUMNS, labels_by_frame
 from kdlib.waymo.column_types import Converters, integers, lists, reals
-from kdlib.waymo.components import LABELS, LASER, TIME, component_files, iter_rows, read_columns
+from kdlib.waymo.components import (
+    CALIBRATION,
+    LABELS,
+    LASER,
+    PIXEL_POSE,
+    POSE,
+    RETURNS,
+    TIME,
+    component_files,
+    iter_rows,
+    read_columns,
+)
 from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
 from kdlib.waymo.range_image import RangeImageError, as_image, as_transform
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Poses = dict[int, NDArray[np.float64]]
-
-_POSE = "[VehiclePoseComponent].world_from_vehicle.transform"
-_IMAGES = tuple(f"[LiDARComponent].range_image_return{number}" for number in (1, 2))
-_PIXEL_POSE = "[LiDARPoseComponent].range_image_return1"
-_CALIBRATION = "[LiDARCalibrationComponent]."
-_EXTRINSIC = _CALIBRATION + "extrinsic.transform"
-_LOWEST, _HIGHEST, _BEAMS = (f"{_CALIBRATION}beam_inclination.{part}" for part in ("min", "max", "values"))
 
 
 def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
@@ -63,13 +67,13 @@ def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
 
 def _frame_poses(path: Path, segment: str) -> _Poses:
     """Return world from vehicle by timestamp, ascending."""
-    columns = read_columns(path, {TIME: integers, _POSE: lists}, segment)
+    columns = read_columns(path, {TIME: integers, POSE: lists}, segment)
     times = columns[TIME].tolist()
     if not times:
         raise DataError(f"{path} holds no frame; copy or download it again")
     _check_unique(path, times, "frame {} has two rows")
     poses = {}
-    for time, values in sorted(zip(times, columns[_POSE])):
+    for time, values in sorted(zip(times, columns[POSE])):
         with naming(path, f"frame {time}: "):
             poses[time] = as_transform(np.array(values, np.float64))
     warn_of_uneven_timing(path, list(poses), stacklevel=4)
@@ -78,12 +82,12 @@ def _frame_poses(path: Path, segment: str) -> _Poses:
 
 def _calibrations(path: Path, segment: str) -> dict[int, Calibration]:
     """Return every laser's calibration."""
-    kinds: Converters = {LASER: integers, _EXTRINSIC: lists, _LOWEST: reals, _HIGHEST: reals, _BEAMS: lists}
-    columns = read_columns(path, kinds, segment)
+    kinds: Converters = dict(zip(CALIBRATION, (lists, reals, reals, lists)))
+    columns = read_columns(path, {LASER: integers, **kinds}, segment)
     lasers = columns[LASER].tolist()
     _check_unique(path, lasers, "laser {} has two rows")
     calibrations = {}
-    for laser, *numbers in zip(lasers, *(columns[name] for name in (_EXTRINSIC, _LOWEST, _HIGHEST, _BEAMS))):
+    for laser, *numbers in zip(lasers, *(columns[name] for name in CALIBRATION)):
         with naming(path, f"laser {LASER_NAMES.get(laser, laser)}: "):
             calibrations[laser] = calibration(*numbers)
     return calibrations
@@ -152,20 +156,20 @@ def _clouds(
     """Stream the points (n, 6) of each laser by (timestamp, laser), in file order; each image is converted on arrival."""
     path = files["lidar"]
     pixel_poses = _ByKey(_pixel_poses(files["lidar_pose"]), files["lidar_pose"])
-    for row in iter_rows(path, (TIME, LASER, *_parts(_IMAGES[0]), *_parts(_IMAGES[1])), batch_size=5):
+    for row in iter_rows(path, (TIME, LASER, *(part for name in RETURNS for part in _parts(name))), batch_size=5):
         time, laser = int(row[TIME].as_py()), int(row[LASER].as_py())
         with naming(path, f"frame {time}, laser {LASER_NAMES.get(laser, laser)}: "):
             pixel_pose = pixel_poses.take(time) if laser == TOP else None
-            returns = [_image(row, name, 4) for name in _IMAGES]
+            returns = [_image(row, name, 4) for name in RETURNS]
             points = laser_points(returns, calibrations[laser], pixel_pose, poses[time])
         yield (time, laser), points
 
 
 def _pixel_poses(path: Path) -> Iterator[tuple[int, FloatArray]]:
     """Stream the TOP laser's pose images by timestamp."""
-    for row in iter_rows(path, (TIME, LASER, *_parts(_PIXEL_POSE)), batch_size=1):
+    for row in iter_rows(path, (TIME, LASER, *_parts(PIXEL_POSE)), batch_size=1):
         if row[LASER].as_py() == TOP:
-            image = _image(row, _PIXEL_POSE, 6)
+            image = _image(row, PIXEL_POSE, 6)
             if image is None:
                 raise RangeImageError(f"the pose image in {path.name} of lidar_pose is an empty cell")
             yield int(row[TIME].as_py()), image

@@ -12,12 +12,9 @@ from kdlib.waymo.components import LABELS, REQUIRED, complete_segments, componen
 from kdlib.waymo.reader_v1 import frames_v1, segment_name
 from kdlib.waymo.reader_v2 import frames_v2
 
-FORMATS = ("v1", "v2")
-"""v1: one TFRecord file per segment. v2: one Parquet file per segment and component."""
-
 
 def detect_format(folder: Path) -> str:
-    """Return "v1" if TFRecord files lie in ``<root>/<split>``, "v2" if folders of components do.
+    """Return "v1" if TFRecord files, one a segment, lie in ``<root>/<split>``, "v2" if folders of components do.
 
     Raises:
         DataError: If there is neither, or both.

@@ -6,9 +6,8 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 
@@ -20,17 +19,11 @@ _FRAMING = _HEADER + _CRC.size
 _REMEDY = "copy or download it again"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """Where one record lies in its file."""
 
     start: int  # of the 12 header bytes
     length: int  # of the payload
-
-    @property
-    def end(self) -> int:
-        """First byte after the record."""
-        return self.start + _FRAMING + self.length
 
 
 def index(path: Path) -> tuple[Record, ...]:
@@ -124,10 +117,10 @@ def _hop(path: Path, file: BinaryIO) -> Iterator[Record]:
         if crc != _masked_crc(length):
             raise DataError(f"{path}: corrupted record at {start} (is this even a TFRecord file?); {_REMEDY}")
         record = Record(start, _LENGTH.unpack(length)[0])
-        if record.end > size:
-            raise _truncated(path, start)
+        start += _FRAMING + record.length
+        if start > size:
+            raise _truncated(path, record.start)
         yield record
-        start = record.end
 
 
 def _truncated(path: Path, start: int) -> DataError:

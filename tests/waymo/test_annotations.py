@@ -7,9 +7,9 @@ import pytest
 
 from kdlib.errors import DataError
 from kdlib.waymo.annotations import (
-    BOX_NUMBERS,
     DIFFICULTY,
     LABEL_COLUMNS,
+    LIDAR_BOX_NUMBERS,
     NUM_POINTS,
     SPEEDS,
     TYPE,
@@ -21,7 +21,7 @@ from kdlib.waymo.components import OBJECT, TIME
 
 
 def _row(**changes):
-    box = dict(zip(BOX_NUMBERS, (1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.3)))
+    box = dict(zip(LIDAR_BOX_NUMBERS, (1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.3)))
     motion = dict(zip(SPEEDS, (3.0, 0.0, 0.0)))
     row = {TIME: 7, OBJECT: "a", TYPE: 1, NUM_POINTS: 10, DIFFICULTY: None, **box, **motion}
     return {**row, **changes}
@@ -76,7 +76,7 @@ def test_frames_without_boxes_have_empty_labels():
     assert _labels([_row(**{TYPE: 0})])[7].boxes.shape == (0, 7)
 
 
-@pytest.mark.parametrize("name", BOX_NUMBERS)
+@pytest.mark.parametrize("name", LIDAR_BOX_NUMBERS)
 def test_a_box_without_all_its_numbers_is_an_error(name):
     with pytest.raises(DataError, match="box 'a' at time 7 is not seven finite numbers"):
         _labels([_row(**{name: None})])
@@ -84,7 +84,7 @@ def test_a_box_without_all_its_numbers_is_an_error(name):
 
 def test_a_box_without_size_is_an_error():
     with pytest.raises(DataError, match="size above 0"):
-        _labels([_row(**{BOX_NUMBERS[3]: 0.0})])
+        _labels([_row(**{LIDAR_BOX_NUMBERS[3]: 0.0})])
 
 
 def test_other_contradictions_are_errors():

@@ -2,13 +2,12 @@
 
 None hangs, none takes memory it could not justify.
 
-The mutants are those of ``mutate.py``, half of them v1 and half v2: bytes of the file, metadata and page headers with fitting
-lengths, levels inside pages as they are before compression, payloads and matrices with fitting checksums, cells, rows, columns,
-whole files. What is correct depends on them. Where a checksum covers the change (v1) only an error or the unchanged frames are,
-except for a file cut on the boundary of a record, which nothing in the format tells. Where none does, other numbers cannot be
-told from the right ones: then both frames must be there with finite points of the right shape, no more than pixels, rigid poses,
-and boxes that can be; the time stamps of v2 are in several files and must be the right ones. Rows and columns in another order
-must give the unchanged frames.
+The mutants are those of ``mutate.py``, half of them v1 and half v2: bytes of the file, payloads and matrices with fitting
+checksums, cells, rows, columns, whole files. What is correct depends on them. Where a checksum covers the change (v1) only an
+error or the unchanged frames are, except for a file cut on the boundary of a record, which nothing in the format tells. Where
+none does, other numbers cannot be told from the right ones: then both frames must be there with finite points of the right
+shape, no more than pixels, rigid poses, and boxes that can be; the time stamps of v2 are in several files and must be the
+right ones. Rows and columns in another order must give the unchanged frames.
 
 More of them: ``python tests/waymo/mutate.py tests/goldens/waymo_format FOLDER FIRST COUNT``.
 """
@@ -78,7 +77,7 @@ def test_mutants(goldens, tmp_path, count):
     assert sum(errors.values()) > count / 2
     assert all(number > count / 200 for kind, number in errors.items() if kind != "v2 order"), errors
     assert classes["v2 order", "equal"] > count / 100 and "v2 order" in errors and errors["v2 order"] == 0
-    fine = ("v1 payload", "v1 matrix", "v1 field", "v2 bytes", "v2 metadata", "v2 header", "v2 levels", "v2 cells", "v2 schema")
+    fine = ("v1 payload", "v1 matrix", "v1 field", "v2 bytes", "v2 footer", "v2 pages", "v2 cells", "v2 schema")
     for kind in fine:
         assert classes[kind, "equal"] + classes[kind, "changed"] > count / 200, kind  # the damage is not all of the crude sort
 
