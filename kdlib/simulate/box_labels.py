@@ -43,8 +43,10 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         sweep: What the lasers saw in it.
         top_pixels: Pixels of the TOP image, to know how many points an object has in the open.
     """
-    turn = _turn(scene.world[2])
-    counter = _Counter(sweep)
+    yaw = float(scene.world[2])
+    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    order = np.argsort(sweep.points[:, 0], kind="stable")  # so that a box looks only at its surroundings
+    points, top = sweep.points[order], sweep.top[order]
     density = top_pixels / (2 * np.pi * np.radians(20.0))  # rays per steradian
     labels = []
     boxes = np.array([actor.box(frame) for actor in scene.actors]).reshape(-1, 7)
@@ -53,12 +55,15 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         box = _to_vehicle(local, scene, sweep.pose)
         if np.hypot(box[0], box[1]) > _MAX_DISTANCE:
             continue
-        points, top_points = counter.count(box)
+        radius = np.hypot(box[3], box[4]) / 2
+        near = slice(*np.searchsorted(points[:, 0], [box[0] - radius, box[0] + radius]))
+        inside = points_in_box(points[near], box)
+        count, top_count = int(inside.sum()), int((inside & top[near]).sum())
         speed = acceleration = None
         if actor.type != WAYMO_TYPES["Sign"]:
             speed, acceleration = (turn @ vector for vector in _motion(actor, frame))
-        hard = points > 5 and points < _HARD_SHARE * density * _open_view(box)
-        labels.append(BoxLabel(actor.id, actor.type, box, points, top_points, speed, acceleration, hard))
+        hard = count > 5 and count < _HARD_SHARE * density * _open_view(box)
+        labels.append(BoxLabel(actor.id, actor.type, box, count, top_count, speed, acceleration, hard))
     return labels
 
 
@@ -68,14 +73,9 @@ def seen_once(frames: Sequence[Sequence[BoxLabel]]) -> list[list[BoxLabel]]:
     return [[label for label in labels if label.id in known] for labels in frames]
 
 
-def _turn(yaw: float) -> FloatArray:
-    return np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
-
-
 def _motion(actor: Actor, frame: int) -> tuple[FloatArray, FloatArray]:
     """Return velocity and acceleration, (2,) each, local axes."""
-    track, at = actor.track, actor.track.frame(frame)
-    velocity = track.velocity
+    velocity, at = actor.track.velocity, actor.track.frame(frame)
     after, before = min(at + 1, len(velocity) - 1), max(at - 1, 0)
     change = (velocity[after] - velocity[before]) / (PERIOD * max(after - before, 1))
     return velocity[at], change
@@ -95,22 +95,6 @@ def _open_view(box: FloatArray) -> float:
     bearing = np.arctan2(box[1], box[0]) - box[6]
     silhouette = box[5] * (abs(np.sin(bearing)) * box[3] + abs(np.cos(bearing)) * box[4])
     return float(silhouette / max(float(box[0] ** 2 + box[1] ** 2), 4.0))
-
-
-class _Counter:
-    """Counts the points in boxes; sorts them once so that a box looks only at its surroundings."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        order = np.argsort(sweep.points[:, 0], kind="stable")
-        self._points, self._top = sweep.points[order], sweep.top[order]
-
-    def count(self, box: FloatArray) -> tuple[int, int]:
-        """Return the points in a box: all, and those of the TOP laser."""
-        radius = float(np.hypot(box[3], box[4])) / 2
-        low, high = np.searchsorted(self._points[:, 0], [box[0] - radius, box[0] + radius])
-        near, top = self._points[low:high], self._top[low:high]
-        inside = points_in_box(near, box)
-        return int(inside.sum()), int((inside & top).sum())
 
 
 def points_in_box(points: FloatArray, box: FloatArray) -> BoolArray:

@@ -13,6 +13,10 @@ Maker = Callable[[Rng], Mesh]
 _Limits = tuple[float, float]
 
 
+def _pole(height: float, radius: float, material: int, x: float = 0.0, sides: int = 6, end_radius: float | None = None) -> Mesh:
+    return rod((x, 0, 0), (x, 0, height), radius, material, sides, end_radius)
+
+
 def tree(rng: Rng) -> Mesh:
     """Return a street tree: a trunk the width of a thin person and a crown above head height."""
     trunk, crown = rng.uniform(0.09, 0.24), rng.uniform(1.2, 2.2)
@@ -28,20 +32,20 @@ def tree(rng: Rng) -> Mesh:
 def lamp(rng: Rng) -> Mesh:
     """Return a lamp post with an arm over the road (+y)."""
     height, radius = rng.uniform(5.0, 8.0), rng.uniform(0.07, 0.13)
-    foot, pole = rod((0, 0, 0), (0, 0, 0.9), radius + 0.05, METAL), rod((0, 0, 0), (0, 0, height), radius, METAL)
+    foot, pole = _pole(0.9, radius + 0.05, METAL), _pole(height, radius, METAL)
     return merge([foot, pole, rod((0, 0, height), (0, 1.6, height + 0.2), 0.05, METAL, sides=4)])
 
 
 def signal(rng: Rng) -> Mesh:
     """Return a traffic light on a pole."""
     height = rng.uniform(2.6, 3.4)
-    return merge([rod((0, 0, 0), (0, 0, height), 0.07, METAL), block((0.3, 0.3, 0.9), (0, 0, height - 0.3), METAL)])
+    return merge([_pole(height, 0.07, METAL), block((0.3, 0.3, 0.9), (0, 0, height - 0.3), METAL)])
 
 
 def sign(rng: Rng) -> tuple[Mesh, Mesh]:
     """Return a traffic sign, the pole, which is clutter, and the plate, which is the labelled object and faces +x."""
     bottom, width, height = rng.uniform(2.0, 2.4), rng.uniform(0.5, 0.8), rng.uniform(0.5, 0.9)
-    pole = rod((-0.06, 0, 0), (-0.06, 0, bottom + height), 0.035, METAL)
+    pole = _pole(bottom + height, 0.035, METAL, x=-0.06)
     return pole, block((0.04, width, height), (0, 0, bottom + height / 2), RETRO)
 
 
@@ -94,7 +98,7 @@ def _bush(rng: Rng) -> Mesh:
 
 def _hydrant(rng: Rng) -> Mesh:
     height = rng.uniform(0.6, 0.85)
-    body = rod((0, 0, 0), (0, 0, height), 0.13, PAINT, sides=8, end_radius=0.09)
+    body = _pole(height, 0.13, PAINT, sides=8, end_radius=0.09)
     return merge([body, rod((0, -0.2, 0.6 * height), (0, 0.2, 0.6 * height), 0.06, PAINT)])
 
 
@@ -106,13 +110,13 @@ def _planter(rng: Rng) -> Mesh:
 
 def _skip(rng: Rng) -> Mesh:
     length, half, height = rng.uniform(2.4, 4.4), rng.uniform(0.7, 0.95), rng.uniform(1.1, 1.9)
-    bottom = (-0.42 * length, 0.42 * length, 0.9 * half, 0, 0)
-    return hexahedron(bottom, (-length / 2, length / 2, half, height, height), METAL)
+    bottom = (-0.42 * length, 0.42 * length, 0.9 * half, 0)
+    return hexahedron(bottom, (-length / 2, length / 2, half, height), METAL)
 
 
 def _board(rng: Rng) -> Mesh:
     height = rng.uniform(0.9, 1.2)
-    return hexahedron((-0.28, 0.28, 0.32, 0, 0), (-0.03, 0.03, 0.32, height, height), FACADE)
+    return hexahedron((-0.28, 0.28, 0.32, 0), (-0.03, 0.03, 0.32, height), FACADE)
 
 
 def _box(length: _Limits, width: _Limits, height: _Limits, material: int) -> Maker:
@@ -124,7 +128,7 @@ def _box(length: _Limits, width: _Limits, height: _Limits, material: int) -> Mak
 
 
 def _post(height: _Limits, radius: _Limits, material: int, sides: int) -> Maker:
-    return lambda rng: rod((0, 0, 0), (0, 0, rng.uniform(*height)), rng.uniform(*radius), material, sides)
+    return lambda rng: _pole(rng.uniform(*height), rng.uniform(*radius), material, sides=sides)
 
 
 _CABINET = _box((0.35, 0.5), (0.8, 1.6), (1.0, 1.5), METAL)

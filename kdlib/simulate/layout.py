@@ -51,7 +51,7 @@ class Street:
     """One road of the plan as a straight line: u along, v to the left; the crossing with the other one is a gap in it."""
 
     road: Road
-    origin: _Pair
+    x: float  # of u = 0 in the plan, where y = 0
     angle: float  # of u in the plan
     start: float
     end: float
@@ -66,7 +66,7 @@ class Street:
     def place(self, u: float, v: float) -> _Pair:
         """Return the plan's x, y of a place."""
         cos, sin = float(np.cos(self.angle)), float(np.sin(self.angle))
-        return self.origin[0] + cos * u - sin * v, self.origin[1] + sin * u + cos * v
+        return self.x + cos * u - sin * v, sin * u + cos * v
 
     def somewhere(self, rng: Rng) -> float:
         """Return the u of any place, the crossing included."""
@@ -102,11 +102,11 @@ class StreetPlan:
     @property
     def streets(self) -> tuple[Street, ...]:
         """The main street and, where there is one, the crossing street."""
-        main = Street(self.main, (0.0, 0.0), 0.0, *self.reach, self.gap, self.depth)
+        main = Street(self.main, 0.0, 0.0, *self.reach, self.gap, self.depth)
         if self.cross is None:
             return (main,)
         half, width = self.main.half, min(self.cross_x - self.reach[0], self.reach[1] - self.cross_x)
-        return main, Street(self.cross, (self.cross_x, 0.0), np.pi / 2, -self.depth, self.depth, (-half, half), width)
+        return main, Street(self.cross, self.cross_x, np.pi / 2, -self.depth, self.depth, (-half, half), width)
 
     def height(self, xy: FloatArray) -> FloatArray:
         """Return the height (N,) of the ground at points (N, 2)."""

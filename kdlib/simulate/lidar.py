@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from kdlib.simulate.scene import PERIOD, StreetScene
 from kdlib.simulate.sensors import Laser
 from kdlib.types import FloatArray, IntArray
 from kdlib.waymo.lasers import TOP
+
+_Cast = Callable[[FloatArray, FloatArray], Hits]
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Scanner:
         origins, directions = self._rays(columns, pose)
         # The mesh lies in local coordinates: take the rays there.
         local, aims = self._to_local(origins), directions @ self._world[:3, :3]
-        cast = _Caster(self.scene.mesh(frame))
+        cast = _caster(self.scene.mesh(frame))
         hits = cast(local, aims)
         first = first_echoes(rng, hits, self._max_range)
         second = self._second(rng, cast, local, aims, hits, first)
@@ -102,7 +105,7 @@ class Scanner:
             np.concatenate(tops),
         )
 
-    def _second(self, rng: Rng, cast: _Caster, local: FloatArray, aims: FloatArray, hits: Hits, first: FloatArray) -> FloatArray:
+    def _second(self, rng: Rng, cast: _Cast, local: FloatArray, aims: FloatArray, hits: Hits, first: FloatArray) -> FloatArray:
         """Cast the rays that go on again from behind their first hit."""
         rays = second_candidates(rng, hits, first, self._ahead)
         distance, ahead = hits.distance[rays], self._ahead[rays]
@@ -130,29 +133,26 @@ def _neighbours(sees: BoolArray) -> IntArray:
     return np.where(last, np.arange(len(rows)), following)
 
 
-class _Caster:
-    """The triangles of one frame, ready for rays."""
+def _caster(mesh: Mesh) -> _Cast:
+    """Return what finds the first hits of rays, origins and directions (N, 3) each, among the triangles of one frame."""
+    import open3d as o3d
 
-    def __init__(self, mesh: Mesh) -> None:
-        import open3d as o3d
+    tensor = o3d.core.Tensor.from_numpy
+    # One thread: segments run side by side, and the order of triangles stays the same everywhere.
+    scene = o3d.t.geometry.RaycastingScene(nthreads=1)
+    vertices, triangles = np.ascontiguousarray(mesh.vertices, np.float32), np.ascontiguousarray(mesh.triangles, np.uint32)
+    scene.add_triangles(tensor(vertices), tensor(triangles))
 
-        self._tensor = o3d.core.Tensor.from_numpy
-        self._mesh = mesh
-        # One thread: segments run side by side, and the order of triangles stays the same everywhere.
-        self._scene = o3d.t.geometry.RaycastingScene(nthreads=1)
-        vertices = np.ascontiguousarray(mesh.vertices, np.float32)
-        self._scene.add_triangles(self._tensor(vertices), self._tensor(np.ascontiguousarray(mesh.triangles, np.uint32)))
-
-    def __call__(self, origins: FloatArray, directions: FloatArray) -> Hits:
-        """Return the first hit of every ray, (N, 3) each."""
+    def cast(origins: FloatArray, directions: FloatArray) -> Hits:
         rays = np.concatenate([origins, directions], 1).astype(np.float32)
-        answer = self._scene.cast_rays(self._tensor(rays), nthreads=1)
+        answer = scene.cast_rays(tensor(rays), nthreads=1)
         distance = answer["t_hit"].numpy().astype(np.float64)
         hit = np.isfinite(distance)
         triangle = np.where(hit, answer["primitive_ids"].numpy(), 0).astype(np.int64)
-        normals = answer["primitive_normals"].numpy()
-        cosine = np.where(hit, np.abs((normals * rays[:, 3:]).sum(1)), 0.0)
-        return Hits(distance, self._mesh.material[triangle], self._mesh.tint[triangle], np.minimum(cosine, 1.0))
+        cosine = np.abs((answer["primitive_normals"].numpy() * rays[:, 3:]).sum(1))
+        return Hits(distance, mesh.material[triangle], mesh.tint[triangle], np.minimum(np.where(hit, cosine, 0.0), 1.0))
+
+    return cast
 
 
 def inside_zones(zones: tuple[FloatArray, ...], points: FloatArray) -> BoolArray:

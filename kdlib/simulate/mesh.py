@@ -80,33 +80,29 @@ _HEXAHEDRON = np.array([list(map(int, face)) for face in "012 023 456 467 015 05
 _WALLS = slice(4, 12)
 
 
-def hexahedron(bottom: Vector, top: Vector, material: int, sides: int | None = None) -> Mesh:
-    """Return a block between two level rectangles.
+def hexahedron(bottom: Sequence[float], top: Sequence[float], material: int, sides: int | None = None) -> Mesh:
+    """Return a block between two rectangles.
 
     Args:
-        bottom: x rear, x front, half width, z rear, z front of the lower rectangle.
-        top: The same five numbers of the upper rectangle.
+        bottom: x rear, x front, half width, z (or z rear, z front) of the lower rectangle.
+        top: The same numbers of the upper rectangle.
         material: Of the whole block.
         sides: Of its four walls where they differ, as in a car's cabin.
     """
-    corners = [
-        corner
-        for rear, front, half, z_rear, z_front in (bottom, top)
-        for corner in ((rear, -half, z_rear), (front, -half, z_front), (front, half, z_front), (rear, half, z_rear))
-    ]
+    corners = []
+    for rear, front, half, *z in (bottom, top):
+        corners += [(rear, -half, z[0]), (front, -half, z[-1]), (front, half, z[-1]), (rear, half, z[0])]
     mesh = _mesh(np.array(corners, float), _HEXAHEDRON, material)
     if sides is not None:
         mesh.material[_WALLS] = sides
     return mesh
 
 
-def block(size: Vector, center: Vector, material: int, sides: int | None = None) -> Mesh:
+def block(size: Vector, center: Vector, material: int) -> Mesh:
     """Return an upright box of a size around a centre."""
     (length, width, height), (x, y, z) = size, center
-    low = (x - length / 2, x + length / 2, width / 2, z - height / 2, z - height / 2)
-    high = (x - length / 2, x + length / 2, width / 2, z + height / 2, z + height / 2)
-    mesh = hexahedron(low, high, material, sides)
-    return mesh.moved((0.0, y))
+    base = (x - length / 2, x + length / 2, width / 2)
+    return hexahedron((*base, z - height / 2), (*base, z + height / 2), material).moved((0.0, y))
 
 
 def _cross(a: FloatArray, b: FloatArray) -> FloatArray:

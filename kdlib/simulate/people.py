@@ -50,7 +50,7 @@ def pedestrian_mesh(build: int, phase: int, walking: bool) -> Mesh:
     stride = 0.13 * float(np.sin(2 * np.pi * phase / PHASES)) if walking else 0.02
     lean = 0.05
     parts = [
-        hexahedron((-0.10, 0.11, 0.17, 0.84, 0.84), (lean - 0.11, lean + 0.12, shoulders / 2 - 0.02, 1.44, 1.46), CLOTH),
+        hexahedron((-0.10, 0.11, 0.17, 0.84), (lean - 0.11, lean + 0.12, shoulders / 2 - 0.02, 1.44, 1.46), CLOTH),
         limb((lean + 0.01, 0, 1.42), (lean + 0.04, 0, 1.53), 0.06, SKIN),
         rod((lean + 0.05, 0, 1.50), (lean + 0.06, 0, 1.75), 0.095, SKIN, sides=8),
         block((0.06, 0.06, 0.08), (lean + 0.16, 0.0, 1.60), SKIN),

@@ -41,13 +41,9 @@ class Laser:
         """Return the inclination of each image row, the highest beam first."""
         return row_inclinations(self.table, self.low, self.high, self.height)
 
-    def azimuths(self) -> FloatArray:
-        """Return the azimuth of each column in the laser's frame."""
-        return column_azimuths(self.width, self.extrinsic)
-
     def directions(self) -> FloatArray:
         """Return the unit vectors of all pixels in the vehicle frame, (height, width, 3)."""
-        inclination, azimuth = self.inclinations()[:, None], self.azimuths()[None]
+        inclination, azimuth = self.inclinations()[:, None], column_azimuths(self.width, self.extrinsic)[None]
         level = np.cos(inclination)
         rays = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(inclination) + 0 * azimuth], -1)
         return rays @ self.extrinsic[:3, :3].T
@@ -56,7 +52,7 @@ class Laser:
         """Return which pixels can have an echo at all, (height, width) bool: the car's own body hides the rest."""
         if self.name == TOP:
             return np.ones((self.height, self.width), bool)
-        ahead = np.abs((self.azimuths() + np.pi) % (2 * np.pi) - np.pi) < _SIDE_VIEW[0]
+        ahead = np.abs((column_azimuths(self.width, self.extrinsic) + np.pi) % (2 * np.pi) - np.pi) < _SIDE_VIEW[0]
         inclination = self.inclinations()
         return ((inclination > _SIDE_VIEW[1]) & (inclination < _SIDE_VIEW[2]))[:, None] & ahead
 

@@ -124,12 +124,12 @@ def overlaps(one: FloatArray, others: FloatArray) -> bool:
     which, when = np.nonzero((gap**2).sum(-1) < radius**2)
     if not len(which):
         return False
-    a, b, gap = one[when], others[which, when], gap[which, when]
-    apart = np.zeros(len(gap), bool)
-    turn_ab = np.abs(np.cos(b[:, 2] - a[:, 2])), np.abs(np.sin(b[:, 2] - a[:, 2]))
-    for self_, other in ((a, b), (b, a)):
-        cos, sin = np.cos(self_[:, 2]), np.sin(self_[:, 2])
-        along, across = np.abs(gap[:, 0] * cos + gap[:, 1] * sin), np.abs(gap[:, 1] * cos - gap[:, 0] * sin)
-        apart |= along > self_[:, 3] + other[:, 3] * turn_ab[0] + other[:, 4] * turn_ab[1]
-        apart |= across > self_[:, 4] + other[:, 3] * turn_ab[1] + other[:, 4] * turn_ab[0]
+    a, b = one[when].T, others[which, when].T
+    x, y = gap[which, when].T
+    apart = np.zeros(len(when), bool)
+    turn = np.abs(np.cos(b[2] - a[2])), np.abs(np.sin(b[2] - a[2]))
+    for (_, _, heading, length, width), other in ((a, b), (b, a)):
+        cos, sin = np.cos(heading), np.sin(heading)
+        apart |= np.abs(x * cos + y * sin) > length + other[3] * turn[0] + other[4] * turn[1]
+        apart |= np.abs(y * cos - x * sin) > width + other[3] * turn[1] + other[4] * turn[0]
     return bool((~apart).any())

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from kdlib.simulate.materials import GLASS, METAL, PAINT, RETRO, TYRE
-from kdlib.simulate.mesh import Mesh, Rng, Vector, block, hexahedron, merge, rod
+from kdlib.simulate.mesh import Mesh, Rng, block, hexahedron, merge, rod
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _finished(parts: list[Mesh], length: float, width: float, radius: float, axl
     return merge(parts + wheels)
 
 
-def _stack(levels: Sequence[Vector], windows: int) -> list[Mesh]:
+def _stack(levels: Sequence[Sequence[float]], windows: int) -> list[Mesh]:
     """Return painted blocks between level rectangles, one upon the other; the walls of one are of glass."""
     return [
         hexahedron(low, high, PAINT, GLASS if number == windows else None) for number, (low, high) in enumerate(pairwise(levels))
@@ -67,12 +67,10 @@ def car(body: Body, length: float, width: float, height: float) -> Mesh:
     (back, screen), roof = (rear + f * length for f in body.cabin), [rear + f * length for f in body.roof]
     waist = min(tail, cowl)
     parts = [
-        hexahedron((rear + 0.10, front - 0.12, half * 0.94, floor, floor), (rear, front - 0.02, half, sill, sill), PAINT),
-        hexahedron((screen, front - 0.02, half, sill, sill), (screen, front - 0.08, half * 0.93, cowl, nose), PAINT),
-        hexahedron((rear, screen, half, sill, sill), (rear + 0.04, screen, half * 0.95, tail, cowl), PAINT),
-        hexahedron(
-            (max(back, rear + 0.02), screen, half * 0.94, waist, waist), (*roof, half * 0.76, height, height), PAINT, GLASS
-        ),
+        hexahedron((rear + 0.10, front - 0.12, half * 0.94, floor), (rear, front - 0.02, half, sill), PAINT),
+        hexahedron((screen, front - 0.02, half, sill), (screen, front - 0.08, half * 0.93, cowl, nose), PAINT),
+        hexahedron((rear, screen, half, sill), (rear + 0.04, screen, half * 0.95, tail, cowl), PAINT),
+        hexahedron((max(back, rear + 0.02), screen, half * 0.94, waist), (*roof, half * 0.76, height), PAINT, GLASS),
         _plate(rear + 0.005, 0.6 * sill + 0.2),
         _plate(front - 0.03, 0.5 * sill + 0.1),
     ]
@@ -84,15 +82,15 @@ def van(length: float, width: float, height: float) -> Mesh:
     rear, front, half = -length / 2, length / 2, width / 2
     belt, cab, bonnet = 0.46 * height, front - 0.30 * length, front - 0.6
     parts = [
-        hexahedron((rear, front - 0.05, half * 0.97, 0.2, 0.2), (rear, front, half, belt, 0.42 * height), PAINT),
-        hexahedron((rear, cab, half, belt, belt), (rear + 0.06, cab, half * 0.88, height, height), PAINT),
+        hexahedron((rear, front - 0.05, half * 0.97, 0.2), (rear, front, half, belt, 0.42 * height), PAINT),
+        hexahedron((rear, cab, half, belt), (rear + 0.06, cab, half * 0.88, height), PAINT),
         hexahedron(
-            (cab, front - 0.55, half * 0.98, belt, belt),
+            (cab, front - 0.55, half * 0.98, belt),
             (cab, front - 0.24 * length, half * 0.86, height, 0.97 * height),
             PAINT,
             GLASS,
         ),
-        hexahedron((bonnet, front, half, 0.4, 0.4), (bonnet, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height), PAINT),
+        hexahedron((bonnet, front, half, 0.4), (bonnet, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height), PAINT),
         _plate(rear + 0.005, 0.7, y=0.3),
     ]
     return _finished(parts, length, width, 0.34, (-0.30, 0.33))
@@ -108,9 +106,9 @@ def truck(length: float, width: float, height: float) -> Mesh:
         block((length - 0.3, 0.9, 0.25), (-0.1, 0.0, 0.85), METAL),
         *_stack(
             [
-                (cab, front, half * 0.95, 0.45, 0.45),
-                (cab, front - 0.03, half * 0.95, middle, middle),
-                (cab, front - 0.35, half * 0.9, roof, roof),
+                (cab, front, half * 0.95, 0.45),
+                (cab, front - 0.03, half * 0.95, middle),
+                (cab, front - 0.35, half * 0.9, roof),
             ],
             windows=1,
         ),
@@ -124,10 +122,10 @@ def bus(length: float, width: float, height: float) -> Mesh:
     rear, front, half = -length / 2, length / 2, width / 2
     belt, eaves = 0.42 * height, 0.85 * height
     levels = [
-        (rear, front, half, 0.3, 0.3),
-        (rear, front, half, belt, belt),
-        (rear + 0.1, front - 0.45, half * 0.97, eaves, eaves),
-        (rear + 0.3, front - 0.6, half * 0.9, height, height),
+        (rear, front, half, 0.3),
+        (rear, front, half, belt),
+        (rear + 0.1, front - 0.45, half * 0.97, eaves),
+        (rear + 0.3, front - 0.6, half * 0.9, height),
     ]
     return _finished(_stack(levels, windows=1), length, width, 0.48, (-0.28, 0.30))
 
