@@ -100,3 +100,32 @@ def headless(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return Chain(root / out, command, root, done.stdout)
 
     return execute
+
+
+@pytest.fixture(scope="session")
+def import_objects() -> Callable[[Path], Any]:
+    """``f(path)``: the boxes of a leaderboard's ``Objects`` file as a table of predictions and of ground truth."""
+    import pyarrow as pa
+
+    from kdlib.data.segment import BOX_NUMBERS
+    from kdlib.tools.judge.leaderboard import PROTO_NAMES, objects_message
+
+    def row(item: Any) -> dict[str, Any]:
+        label, context, time = item.object, item.context_name, item.frame_timestamp_micros
+        return {
+            "frame_id": f"{context}_{item.camera_name}_{time:020d}",
+            "context_name": context,
+            "frame_timestamp_micros": time,
+            **{column: getattr(label.box, field) for column, field in zip(BOX_NUMBERS, PROTO_NAMES)},
+            "type": label.type,
+            "score": item.score if item.HasField("score") else 1.0,  # as the official command-line tool has it
+            "overlap_nlz": item.overlap_with_nlz,
+            "difficulty": label.detection_difficulty_level,
+            "num_points": label.num_lidar_points_in_box,
+        }
+
+    def read(path: Path) -> Any:
+        rows = [row(item) for item in objects_message().FromString(path.read_bytes()).objects]
+        return pa.Table.from_pylist(rows)
+
+    return read

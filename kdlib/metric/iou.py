@@ -66,13 +66,12 @@ def find_candidates(
     """
     p, g = _same_group(prediction_group, truth_group)
     boxes_p, boxes_g = prediction_box.astype(np.float64), truth_box.astype(np.float64)
-    keep = _near(boxes_p, boxes_g, p, g)
-    p, g = p[keep], g[keep]
-    keep = _could_reach(boxes_p, boxes_g, p, g, thresholds)
-    p, g = p[keep], g[keep]
+    near = _near(boxes_p, boxes_g, p, g)
+    p, g = p[near], g[near]
+    possible = _could_reach(boxes_p, boxes_g, p, g, thresholds)
+    p, g = p[possible], g[possible]
     iou = metric_iou(boxes_p[p], boxes_g[g])
-    keep = iou >= thresholds[p]
-    return Candidates(p[keep], g[keep], iou[keep])
+    return Candidates(p, g, iou).take(iou >= thresholds[p])
 
 
 def _same_group(prediction_group: Int64, truth_group: Int64) -> tuple[Int64, Int64]:
@@ -85,17 +84,13 @@ def _same_group(prediction_group: Int64, truth_group: Int64) -> tuple[Int64, Int
     return p, order[np.repeat(start, count) + within]
 
 
-def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> Bool:
-    radius_a, radius_b = 0.5 * np.hypot(a[:, 3], a[:, 4]), 0.5 * np.hypot(b[:, 3], b[:, 4])
-    x_a, x_b = np.ascontiguousarray(a[:, 0]), np.ascontiguousarray(b[:, 0])
-    y_a, y_b = np.ascontiguousarray(a[:, 1]), np.ascontiguousarray(b[:, 1])
-    reach = (radius_a[p] + radius_b[g]) * (1.0 + _SLACK)
-    dx = x_a[p] - x_b[g]
+def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> Int64:
+    """Return the positions of the pairs whose circumscribed circles meet."""
+    reach = (0.5 + _SLACK) * (np.hypot(a[:, 3], a[:, 4])[p] + np.hypot(b[:, 3], b[:, 4])[g])
+    dx = np.ascontiguousarray(a[:, 0])[p] - np.ascontiguousarray(b[:, 0])[g]
     near = np.flatnonzero(np.abs(dx) <= reach)
-    dy = y_a[p[near]] - y_b[g[near]]
-    keep = np.zeros(len(p), np.bool_)
-    keep[near] = dx[near] ** 2 + dy**2 <= reach[near] ** 2
-    return keep
+    dy = a[p[near], 1] - b[g[near], 1]
+    return near[dx[near] ** 2 + dy**2 <= reach[near] ** 2]
 
 
 def _could_reach(a: Float64, b: Float64, p: Int64, g: Int64, thresholds: Float32) -> Bool:

@@ -14,7 +14,7 @@ from kdlib.errors import ConfigError
 from kdlib.metric.loading import load_boxes
 from kdlib.metric.predict import predict
 from kdlib.models.build import build
-from kdlib.tools.judge.leaderboard import export_objects, import_objects
+from kdlib.tools.judge.leaderboard import export_objects
 from kdlib.types import Detections, Sample
 
 
@@ -84,7 +84,7 @@ def test_bad_settings():
         predict(model, samples(), progress=False)
 
 
-def test_the_table_of_a_store_names_what_the_leaderboard_needs(smoke_data, tmp_path):
+def test_the_table_of_a_store_names_what_the_leaderboard_needs(smoke_data, tmp_path, import_objects):
     split = Store.open(next(smoke_data.rglob("store.json")).parent).split("validation")
     dataset = FrameDataset(split, zoo.CP_PILLAR_DEMO.class_names, interval=2)
     table = predict(FixedDetector(), dataset, batch_size=3, progress=False)

@@ -29,8 +29,7 @@ SEGMENTS, FRAMES = 2, 3
 def moved_v1(folder, segment, by):
     """Move the world under the car of a segment."""
     for path in folder.glob(f"*{segment}*.tfrecord"):
-        with tfrecord.opening(path) as file:
-            frames = [parse_frame(tfrecord.read(path, file, record)) for record in tfrecord.index(path)]
+        frames = [parse_frame(payload) for payload in tfrecord.iter_payloads(path)]
         with path.open("wb") as out:
             for frame in frames:
                 for axis in range(3):
@@ -131,8 +130,7 @@ def test_frames_of_ours_mean_the_same_to_the_official_package(tmp_path):
     dataset_pb2 = pytest.importorskip("waymo_open_dataset.dataset_pb2")
     (name,) = simulate(tmp_path, 1, 1, seed=3, scale="demo", progress=False, format="v1")
     path = next((tmp_path / "training").glob("*.tfrecord"))
-    with tfrecord.opening(path) as file:
-        payload = tfrecord.read(path, file, tfrecord.index(path)[0])
+    payload = tfrecord.first_payload(path)
     theirs, ours = dataset_pb2.Frame.FromString(payload), parse_frame(payload)
     assert theirs.context.name == name == ours.context.name.decode()
     assert theirs.timestamp_micros == ours.timestamp_micros

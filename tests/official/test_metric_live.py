@@ -15,7 +15,7 @@ from kdlib.metric.objects import EvalBoxes, Predictions, Truth
 from kdlib.metric.waymo_metrics import evaluate_boxes, evaluate_loaded
 from kdlib.tools.bench.crowd import crowd
 from kdlib.tools.judge.evaluate import evaluate
-from kdlib.tools.judge.leaderboard import export_objects, import_objects
+from kdlib.tools.judge.leaderboard import export_objects
 from kdlib.tools.judge.official import OfficialError, official_scores, run_child
 from kdlib.tools.judge.side_by_side import METRIC_AGREEMENT, compare_with_official
 
@@ -161,7 +161,7 @@ np.savez(
 """
 
 
-def test_sample_files_of_the_package_score_as_documented(shared, official_python):
+def test_sample_files_of_the_package_score_as_documented(shared, official_python, import_objects):
     found, truth = (import_objects(shared / "data" / f"fake_{name}.bin") for name in ("predictions", "ground_truths"))
     loaded = load_boxes(found, truth)
     (official,) = official_scores([loaded.boxes], python=official_python)

@@ -1,4 +1,4 @@
-"""Predictions as the leaderboard's ``Objects`` file, and such a file back as a table."""
+"""Predictions as the leaderboard's ``Objects`` file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from kdlib import records
-from kdlib.data.segment import BOX_NUMBERS
 from kdlib.errors import DataError
 from kdlib.metric import box_tables
 from kdlib.metric.box_tables import PREDICTION_COLUMNS, TIMESTAMPS, BoxTable
@@ -21,15 +20,12 @@ _SCHEMA = {
     "Objects": "objects=1:Object*",
     "Object": "object=1:Label score=2:float overlap_with_nlz=3:bool context_name=4:string frame_timestamp_micros=5:int64 "
     "camera_name=6:int32",
-    "Label": "box=1:Label.Box metadata=2:Label.Metadata type=3:int32 id=4:string detection_difficulty_level=5:int32 "
-    "num_lidar_points_in_box=7:int32",
+    "Label": "box=1:Label.Box type=3:int32 detection_difficulty_level=5:int32 num_lidar_points_in_box=7:int32",
     "Label.Box": "center_x=1:double center_y=2:double center_z=3:double width=4:double length=5:double height=6:double "
     "heading=7:double",
-    "Label.Metadata": "speed_x=1:double speed_y=2:double",
 }
-_PROTO_NAMES = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
+PROTO_NAMES = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
 _PLACE = ("context_name", "frame_timestamp_micros")
-_UNSET_SCORE = 1.0  # of the official command-line tool
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +79,7 @@ def _objects(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name
     for (context, time), box, kind, score, flag in zip(_places(table, frames, name), boxes, kinds, scores, flags):
         item = objects.objects.add(context_name=context, frame_timestamp_micros=time, score=score)
         item.object.type = kind
-        for field, value in zip(_PROTO_NAMES, box):
+        for field, value in zip(PROTO_NAMES, box):
             setattr(item.object.box, field, value)
         if "overlap_nlz" in table.column_names:
             item.overlap_with_nlz = flag
@@ -101,49 +97,3 @@ def _places(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name:
         if frame not in frames:
             raise DataError(f"{name}: frame {frame!r} is not among the frame_ids of its metadata, so its time is unknown")
         yield frames[frame]
-
-
-def import_objects(path: str | Path) -> pa.Table:
-    """Return the boxes of an ``Objects`` file with the columns of predictions and of ground truth alike, in file order.
-
-    Columns: ``frame_id`` (context, camera and time), ``context_name, frame_timestamp_micros, x, ..., heading, type, score``
-    (1 where unset, as the official tool has it), ``overlap_nlz, difficulty, num_points, speed_x, speed_y``.
-
-    Raises:
-        DataError: If the file is missing or no such message.
-    """
-    from google.protobuf.message import DecodeError
-
-    try:
-        objects = objects_message().FromString(Path(path).read_bytes()).objects
-    except FileNotFoundError as error:
-        raise DataError(f"'{path}' does not exist; check the path") from error
-    except DecodeError as error:
-        raise DataError(f"'{path}' is no serialised waymo.open_dataset.Objects ({error}); it may be cut short") from error
-    rows = [_row(item) for item in objects]
-    return pa.table({field.name: [row[i] for row in rows] for i, field in enumerate(_IMPORTED)}, schema=_IMPORTED)
-
-
-_IMPORTED = pa.schema(
-    [("frame_id", pa.string()), ("context_name", pa.string()), ("frame_timestamp_micros", pa.int64())]
-    + [(column, pa.float64()) for column in BOX_NUMBERS]
-    + [("type", pa.int8()), ("score", pa.float32()), ("overlap_nlz", pa.bool_())]
-    + [("difficulty", pa.int8()), ("num_points", pa.int64()), ("speed_x", pa.float64()), ("speed_y", pa.float64())]
-)
-
-
-def _row(item: Any) -> tuple[Any, ...]:
-    label, context, time = item.object, item.context_name, item.frame_timestamp_micros
-    return (
-        f"{context}_{item.camera_name}_{time:020d}",
-        context,
-        time,
-        *(getattr(label.box, field) for field in _PROTO_NAMES),
-        label.type,
-        item.score if item.HasField("score") else _UNSET_SCORE,
-        item.overlap_with_nlz,
-        label.detection_difficulty_level,
-        label.num_lidar_points_in_box,
-        label.metadata.speed_x,
-        label.metadata.speed_y,
-    )

@@ -15,7 +15,6 @@ from kdlib.metric.box_tables import predictions_table, read_table, write_predict
 from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.bench.crowd import crowd
 from kdlib.tools.judge.evaluate import evaluate as score
-from kdlib.tools.judge.leaderboard import import_objects
 from kdlib.tools.judge.official import OfficialError
 
 
@@ -86,7 +85,7 @@ def test_a_missing_python_is_said_before_the_work(files, monkeypatch):
         score(folder / "p.parquet", folder / "g.parquet", official=True, python=folder / "none")
 
 
-def test_export(files):
+def test_export(files, import_objects):
     scene, folder = files
     shown = evaluate(folder, "--export", str(folder / "out" / "p.bin"))
     assert shown.exit_code == 0 and "120 boxes written" in shown.stdout
