@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from devices import accelerators, on
 
 from kdlib import records
 
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from kdlib.lab.pipeline import Run
 
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in accelerators())])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where a test's tensors and modules lie: on the CPU, and once more on the accelerator where there is one."""
+    if request.param == "cpu":
+        yield torch.device("cpu")
+        return
+    with on(torch.device(request.param)):
+        yield torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

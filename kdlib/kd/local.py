@@ -41,6 +41,7 @@ def teacher_at(student: Sites, teacher: Sites) -> tuple[Tensor, Tensor]:
     cells = (teacher.positions - _row(student.low, teacher)) / _row(student.size, teacher)
     cells = (cells + _TIE).floor().long()
     keys = _keys(torch.cat((teacher.coords[:, :1], cells.flip(1)), dim=1), student.shape, flat)
+    # Several sites of a student share a key where height does not count: they all get what lies in their column.
     own, place = _keys(student.coords, student.shape, flat).unique(return_inverse=True)
     inside = ((cells >= 0) & (cells < cells.new_tensor(student.shape[::-1])))[:, : 2 if flat else 3].all(dim=1)
     slot = torch.searchsorted(own, keys).clamp(max=max(len(own) - 1, 0))

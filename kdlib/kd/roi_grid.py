@@ -24,9 +24,6 @@ def roi_points(boxes: Tensor, size: int) -> Tensor:
     They are the centres of equal cells: at ``((k + 0.5) / size - 0.5)`` of the length (last grid axis) and of the width (the one
     before), turned by the heading.
 
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-
     Source: spec section 7.7.
     """
     check_boxes(boxes)

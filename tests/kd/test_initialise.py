@@ -255,7 +255,7 @@ def test_a_training_starts_by_every_way(how, given, teacher, capsys):
         assert all(torch.equal(value, want[name]) for name, value in objective.student.state_dict().items())
 
 
-@pytest.mark.parametrize("how", EVERY_WAY)
+@pytest.mark.parametrize("how", ["none", "matching", "first"])
 @pytest.mark.parametrize("pair", zoo.PAIRS)
 def test_starting_weights_of_every_pair(pair, how, monkeypatch):
     """Only XXS starts from another model than its teacher, which is trained for it unless nothing is taken from it."""

@@ -187,10 +187,9 @@ def test_gradcheck(sizes, target):
     assert torch.autograd.gradcheck(loss, leaves)
 
 
-@pytest.mark.parametrize("form", POSITIONS)
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("form, distance", [*((form, "mse") for form in POSITIONS), *(("gaussian", d) for d in DISTANCES[1:])])
 @pytest.mark.parametrize("sizes", [((3, 4), (5, 6)), ((3, 4), (3, 4))])
-def test_gradcheck_of_every_form(sizes, distance, form):
+def test_gradcheck_of_every_form(sizes, form, distance):
     student, teacher, student_targets, teacher_targets = scene(2, *sizes, frames=1)
     config = LogitKDConfig(positions=form, distance=distance, rank=3, instances=2)
 
@@ -204,8 +203,7 @@ def test_gradcheck_of_every_form(sizes, distance, form):
 
 @pytest.mark.parametrize("form", POSITIONS)
 @pytest.mark.parametrize("sizes", [((4, 6), (8, 12)), ((4, 6), (4, 6)), ((5, 4), (3, 7))])
-@pytest.mark.parametrize("target", ["teacher", "student"])
-@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("target, align_corners", [("teacher", False), ("student", True)])
 def test_every_form_on_every_pair_of_grids(form, sizes, target, align_corners):
     """Value and gradient of one-class heads, with box distillation where it can be."""
     student, teacher, student_targets, teacher_targets = scene(1, *sizes)

@@ -161,10 +161,9 @@ def test_first_of_equal_width_is_a_copy(kind):
     assert not torch.equal(student.dense_head.state_dict().popitem()[1], teacher.dense_head.state_dict().popitem()[1])
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["stored statistics", "batch statistics"])
 @pytest.mark.parametrize("how", RIGHT[1:])
 @every_kind
-def test_equal_width_is_the_same_network_reordered(kind, how, training):
+def test_equal_width_is_the_same_network_reordered(kind, how):
     """One axis that does not follow its group would change every answer."""
     teacher, student = random_model(KINDS[kind](1.0)), random_model(KINDS[kind](1.0), seed=1)
     report = initialise(student, teacher.state_dict(), how)
@@ -172,7 +171,8 @@ def test_equal_width_is_the_same_network_reordered(kind, how, training):
     assert reordered > 0.5 * report.total
     assert report.summary().endswith(f"from the teacher, {reordered} channels reordered")
     with torch.no_grad():
-        same(answer(student.train(training)), answer(teacher.train(training)))
+        for training in (False, True):  # stored statistics, then those of the batch
+            same(answer(student.train(training)), answer(teacher.train(training)))
 
 
 @pytest.mark.parametrize("name", ["cp_pillar_demo", "cp_voxel_demo"])
@@ -194,17 +194,17 @@ def test_width_1_of_the_demos_models_answers_alike(name):
 # ---- channels that do nothing
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["stored statistics", "batch statistics"])
 @every_right_way
 @every_kind
-def test_channels_that_do_nothing_are_not_missed(kind, how, training):
+def test_channels_that_do_nothing_are_not_missed(kind, how):
     """The decisive one: BEV levels, joined maps, residual sums and pillar halves all have to be met."""
     teacher, student = positive_scales(random_model(KINDS[kind](1.0))), random_model(KINDS[kind](0.5), seed=1)
     assert silence(teacher, student, anywhere=how != "first") > 20
     report = initialise(student, teacher.state_dict(), how)
     assert report.copied == report.total == len(student.state_dict())
     with torch.no_grad():
-        same(answer(student.train(training)), answer(teacher.train(training)))
+        for training in (False, True):  # stored statistics, then those of the batch
+            same(answer(student.train(training)), answer(teacher.train(training)))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -424,20 +424,20 @@ def test_a_tiny_pillar_net_by_hand():
 # ---- foreign checkpoints
 
 
-@pytest.mark.parametrize("tagged", [True, False], ids=["layout given", "layout found"])
 @pytest.mark.parametrize("layout", WAYS_OF_LAYOUT)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", ["CP-Voxel", "SECOND"])
-def test_b03_every_width_from_every_layout(kind, width, layout, tagged, tmp_path):
+def test_b03_every_width_from_every_layout(kind, width, layout, tmp_path):
     """The original guessed the layout from the student's shapes: narrowing a 3D backbone of spconv 2 raised (B3)."""
     teacher = random_model(KINDS[kind](1.0)).float()
     save_weights(tmp_path / "ours.safetensors", teacher, {})
     foreign.export_checkpoint(tmp_path / "ours.safetensors", teacher, tmp_path / "theirs.pth", layout=layout)
-    imported = foreign.import_checkpoint(tmp_path / "theirs.pth", build(KINDS[kind](1.0)), layout=layout if tagged else None)
     student = build(KINDS[kind](width)).state_dict()
-    for how in ("first", "bn_scale", "l1"):
-        found, want = remap(imported.tensors, student, how).tensors, remap(teacher.state_dict(), student, how).tensors
-        assert all(found[name].shape == student[name].shape and torch.equal(found[name], want[name]) for name in student)
+    for tag in (layout, None):  # given, then to be found
+        imported = foreign.import_checkpoint(tmp_path / "theirs.pth", build(KINDS[kind](1.0)), layout=tag)
+        for how in ("first", "bn_scale", "l1"):
+            found, want = remap(imported.tensors, student, how).tensors, remap(teacher.state_dict(), student, how).tensors
+            assert all(found[name].shape == student[name].shape and torch.equal(found[name], want[name]) for name in student)
 
 
 def test_d10_what_is_stored_is_told_from_the_teacher_not_from_the_student():

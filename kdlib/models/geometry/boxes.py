@@ -1,4 +1,4 @@
-"""Boxes (M, 7) in, corners and memberships out (torch, any device and dtype)."""
+"""Corners of boxes (M, 7) and points inside them (torch, any device and dtype); what has not seven numbers is a ValueError."""
 
 from __future__ import annotations
 
@@ -28,11 +28,7 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def corners_bev(boxes: Tensor) -> Tensor:
-    """Return the four corners (..., 4, 2) of boxes (..., 7) in metres, counter-clockwise from the front left.
-
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-    """
+    """Return the four corners (..., 4, 2) of boxes (..., 7) in metres, counter-clockwise from the front left."""
     check_boxes(boxes)
     signs = boxes.new_tensor(_SIGNS)
     local = 0.5 * boxes[..., None, 3:5] * signs
@@ -43,11 +39,7 @@ def corners_bev(boxes: Tensor) -> Tensor:
 
 
 def corners_3d(boxes: Tensor) -> Tensor:
-    """Return the eight corners (..., 8, 3) of boxes (..., 7) in metres: the bottom four, then the top four.
-
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-    """
+    """Return the eight corners (..., 8, 3) of boxes (..., 7) in metres: the bottom four, then the top four."""
     flat = corners_bev(boxes)
     levels = []
     for sign in (-0.5, 0.5):
@@ -57,11 +49,7 @@ def corners_3d(boxes: Tensor) -> Tensor:
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
-    """Return which points (N, >=3) lie in which boxes (M, 7), borders included, as bool (N, M).
-
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-    """
+    """Return which points (N, >=3) lie in which boxes (M, 7), borders included, as bool (N, M)."""
     check_boxes(boxes)
     offset = points[:, None, :3] - boxes[None, :, :3]
     cos, sin = boxes[:, 6].cos(), boxes[:, 6].sin()

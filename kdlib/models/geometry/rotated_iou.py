@@ -1,4 +1,4 @@
-"""Pairs of boxes in, overlaps of their rotated rectangles out (torch, any device; computed in float64)."""
+"""Overlaps of boxes' rotated rectangles, computed in float64 on any device; what has not seven numbers is a ValueError."""
 
 from __future__ import annotations
 
@@ -80,11 +80,7 @@ def touching_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bev_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Return the overlap areas (M, K) in square metres of all pairs of boxes (M, 7) and (K, 7).
-
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-    """
+    """Return the overlap areas (M, K) in square metres of all pairs of boxes (M, 7) and (K, 7)."""
     check_boxes(a, "a")
     check_boxes(b, "b")
     overlap = a.new_zeros((len(a), len(b)), dtype=torch.float64)
@@ -94,11 +90,7 @@ def bev_overlap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def bev_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the bird's-eye IoU (M, K) of all pairs of boxes, in the boxes' dtype.
-
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-    """
+    """Return the bird's-eye IoU (M, K) of all pairs of boxes, in the boxes' dtype."""
     overlap = bev_overlap(a, b)
     area_a, area_b = a[:, 3].double() * a[:, 4].double(), b[:, 3].double() * b[:, 4].double()
     union = area_a[:, None] + area_b[None, :] - overlap
@@ -106,11 +98,7 @@ def bev_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def volume_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the IoU of volumes (M, K) of all pairs of boxes (spec 5.3), in the boxes' dtype.
-
-    Raises:
-        ValueError: If the boxes have not seven numbers.
-    """
+    """Return the IoU of volumes (M, K) of all pairs of boxes (spec 5.3), in the boxes' dtype."""
     overlap = bev_overlap(a, b)
     a64, b64 = a.double(), b.double()
     top = torch.minimum((a64[:, 2] + a64[:, 5] / 2)[:, None], (b64[:, 2] + b64[:, 5] / 2)[None])

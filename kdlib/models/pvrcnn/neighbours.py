@@ -36,11 +36,6 @@ class Neighbours:
         """Number of neighbours of each query (M,)."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    @property
-    def query(self) -> Tensor:
-        """The query of each neighbour (E,), ascending."""
-        return torch.arange(len(self.offsets) - 1, device=self.index.device).repeat_interleave(self.counts)
-
 
 def cube_query(support: Cloud, queries: Cloud, radius: float, limit: int | None = None) -> Neighbours:
     """Find the points in a cube around each query: none of the three differences is larger than the radius.

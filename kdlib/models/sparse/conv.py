@@ -48,10 +48,6 @@ class SparseConvolution(nn.Module):
         self.weight = nn.Parameter(weight.uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
 
-    def extra_repr(self) -> str:
-        """Return channels, geometry and key."""
-        return f"{self.in_channels}, {self.out_channels}, {self.geometry}, key='{self.key}'"
-
     def rulebook(self, sites: SparseTensor) -> Rulebook:
         """Return the pairs of sites this layer connects, shared with all layers of its key."""
         self._claim(sites)

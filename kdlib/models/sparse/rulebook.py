@@ -70,14 +70,9 @@ class Rulebook:
     planes: int = 1  # how many layers of weights lie above each other along z
 
     @cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Number of pairs of sites under each weight."""
-        return tuple((self.table < self.sites).sum(dim=0).tolist())
-
-    @property
     def pairs(self) -> int:
         """Number of pairs of sites; a convolution multiplies pairs x Cin x Cout times."""
-        return sum(self.counts)
+        return int((self.table < self.sites).sum())
 
     @property
     def whole(self) -> Share:
@@ -95,6 +90,7 @@ class Rulebook:
         everything = self.planes - 1  # from the first plane to the last, in the numbers below
         if self.planes == 1 or sites <= _FEW:
             return (self.whole,)
+        # Planes of the kernel in which a site meets anybody; sites of one first and one last plane make a share.
         met = self.table.view(sites, self.planes, -1).amin(dim=2) < self.sites
         first, last = met.byte().argmax(dim=1), everything - met.flip(1).byte().argmax(dim=1)
         kind = first * self.planes + last
@@ -253,6 +249,7 @@ def _reached(coords: Tensor, shape: Triple, reached: Triple, geometry: Geometry)
     sizes = [*shape]
     batch, z, y, x = coords.unbind(1)
     keys = ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
+    # One axis at a time: after each, sites are fewer by far than all meetings of a whole kernel would be.
     for axis in (2, 1, 0):
         behind = math.prod(sizes[axis + 1 :])
         rest, inner = keys.div(behind, rounding_mode="floor"), keys % behind
