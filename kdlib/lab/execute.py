@@ -154,6 +154,7 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
             stdout_file=log,
             cwd=str(folder),
             extra_arguments=["--log-level=ERROR"],
+            store_widget_state=False,  # megabytes that a static picture stands in for
         )
     except PapermillExecutionError as error:
         raise StageFailed(
