@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,11 @@ CONTRASTS = (
     Contrast("full", "alone"),
     Contrast("full", "init"),
 )
+
+
+def contrasts_among(contrasts: Sequence[Contrast], arms: Collection[str]) -> tuple[Contrast, ...]:
+    """Return those contrasts whose arms are both there."""
+    return tuple(contrast for contrast in contrasts if contrast.first in arms and contrast.second in arms)
 
 
 @dataclass(frozen=True)
@@ -180,13 +185,9 @@ class Comparison:
         limits = (100 * difference.mean, 100 * difference.low, 100 * difference.high)
         return Gain(self.titles[first], self.titles[second], *limits, seeds)
 
-    def asked(self, contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
-        """Return those contrasts whose arms are both there."""
-        return tuple(one for one in contrasts if {one.first, one.second} <= set(self.results))
-
     def difference_table(self) -> pd.DataFrame:
         """Return the paired differences between the arms of the main line, in points."""
-        gains = [self.gain(one.first, one.second) for one in self.asked(CONTRASTS)]
+        gains = [self.gain(contrast.first, contrast.second) for contrast in contrasts_among(CONTRASTS, self.results)]
         rows = [{"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0} for gain in gains]
         return pd.DataFrame(rows).round(2)
 
@@ -239,7 +240,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything the report of the main line and the tests need."""
-        metrics = {arm: {str(seed): one.to_dict() for seed, one in results.items()} for arm, results in self.results.items()}
+        metrics = {
+            arm: {str(seed): result.to_dict() for seed, result in results.items()} for arm, results in self.results.items()
+        }
         teacher = next(iter(self.results["teacher"].values()))
         return {
             "metric": METRIC,
@@ -299,7 +302,7 @@ class Finding:
     @property
     def gains(self) -> tuple[Gain, ...]:
         """What came of each contrast."""
-        return tuple(self.comparison.gain(one.first, one.second) for one in self.contrasts)
+        return tuple(self.comparison.gain(contrast.first, contrast.second) for contrast in self.contrasts)
 
     @property
     def base(self) -> str:
@@ -337,7 +340,7 @@ class Finding:
         kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
         forms = {f"{kind} L{level}": f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_{level}/APH" for kind, level in kinds}
         mean = self.comparison.mean
-        values = [[mean(one.first, form) - mean(one.second, form) for form in forms.values()] for one in self.contrasts]
+        values = [[mean(pair.first, form) - mean(pair.second, form) for form in forms.values()] for pair in self.contrasts]
         return ScoreTable(np.array(values), tuple(self.labels(minus="\n− ")), tuple(forms))
 
     def part(self, pictures: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,18 +50,17 @@ def frames_for(run: Run, model: ModelConfig, count: int) -> list[PointBatch]:
     return [collate([data[int(index)]]).points for index in chosen]
 
 
-def measure_model(model: ModelConfig, weights: Path | None, frames: list[PointBatch], repeats: int) -> dict[str, Any]:
+def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: int) -> dict[str, Any]:
     """Return one row: parameters, cost per frame averaged over the frames, latency on this machine.
 
-    Latency depends on the weights through the number of boxes that suppression sees, so give trained ones where there are any.
+    Latency depends on the weights through the number of boxes that suppression sees, so they are loaded.
     """
-    network = build(model).eval()
-    if weights is not None:
-        load_weights(weights, network)
+    network = build(trained.model).eval()
+    load_weights(trained.weights, network)
     costs = [measure_cost(network, frame) for frame in frames]
     latency = measure_latency(network, frames, warmup=3, repeats=repeats)
     return {
-        "model": model.name,
+        "model": trained.model.name,
         "parameters": costs[0].parameters,
         "G MACs": float(np.mean([c.macs for c in costs])) / 1e9,
         "G MACs (published convention)": float(np.mean([c.published_macs for c in costs])) / 1e9,
@@ -77,8 +75,7 @@ def measure_roles(run: Run, models: Mapping[str, TrainedWeights], repeats: int) 
     """Return a row of costs for each role's model, on the run's own frames and this machine."""
     rows = []
     for role, trained in models.items():
-        frames = frames_for(run, trained.model, repeats)
-        rows.append({"role": role, **measure_model(trained.model, trained.weights, frames, repeats)})
+        rows.append({"role": role, **measure_model(trained, frames_for(run, trained.model, repeats), repeats)})
     return pd.DataFrame(rows).round(3)
 
 
@@ -115,7 +112,7 @@ def family_table() -> pd.DataFrame:
 
 def ratio_row(score: float, teacher_score: float, costs: pd.DataFrame, role: str) -> dict[str, float]:
     """Return the share of the teacher's score that a student keeps, and its cost-performance ratio by each of ``COSTS``."""
-    own, whole = (costs.set_index("role").loc[one] for one in (role, "teacher"))
+    own, whole = (costs.set_index("role").loc[name] for name in (role, "teacher"))
     by_cost = {f"CPR, {cost}": cpr(score, teacher_score, float(own[cost]), float(whole[cost])) for cost in COSTS}
     return {"share of mAPH kept": score / teacher_score, **by_cost}
 

@@ -232,8 +232,12 @@ def student_job(run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: P
 
 def longest_first(run: Run, arms: Iterable[Arm], seeds: Sequence[int]) -> list[tuple[Arm, int]]:
     """Return every training of some arms, those that take longest first: no core waits at the end."""
-    trainings = [(arm, seed) for seed in seeds for arm in arms]
-    return sorted(trainings, key=lambda one: (one[0].epochs or run.profile.student.epochs, one[0].kd is not None), reverse=True)
+
+    def length(training: tuple[Arm, int]) -> tuple[int, bool]:
+        arm, _ = training
+        return arm.epochs or run.profile.student.epochs, arm.kd is not None
+
+    return sorted(((arm, seed) for seed in seeds for arm in arms), key=length, reverse=True)
 
 
 def train_students(
@@ -277,10 +281,8 @@ def students_result(run: Run, students: Mapping[Student, RunResult], epochs: int
             "arm": arm,
             "seed": seed,
             "weights": portable(result.weights),
-            "steps": result.values["steps"],
-            "samples": result.values["samples"],
             "seconds": result.values["timing"].get("seconds"),
-            "final": result.values["final"],
+            **{key: result.values[key] for key in ("steps", "samples", "final")},
         }
         for (arm, seed), result in students.items()
     ]

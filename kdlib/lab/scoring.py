@@ -85,13 +85,13 @@ def check_store(run: Run, weights: Iterable[Path]) -> None:
 
 
 def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> None:
-    missing = {name: one for name, one in models.items() if not (run.folder / "predictions" / f"{name}.json").is_file()}
+    missing = {name: model for name, model in models.items() if not (run.folder / "predictions" / f"{name}.json").is_file()}
     frames = len(run.store.split("validation").frames(run.profile.evaluation.interval))
     if run.profile.parallel < 2 or frames * len(missing) < _WORTH_A_PROCESS:
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
     with ProcessPoolExecutor(run.profile.parallel, context) as pool:
-        for number, _ in enumerate(pool.map(_predict, [(run, *one) for one in missing.items()]), 1):
+        for number, _ in enumerate(pool.map(_predict, [(run, name, model) for name, model in missing.items()]), 1):
             if number % 10 == 0 or number == len(missing):
                 print(f"detected with {number} of {len(missing)} models", flush=True)
 

@@ -1,1 +1,1 @@
-"""A model goes in; what it costs comes out: parameters, multiply-accumulates, activations, milliseconds on this machine."""
+"""What a model costs: parameters, multiply-accumulates, activations, milliseconds on this machine."""

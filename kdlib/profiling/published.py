@@ -1,4 +1,4 @@
-"""Nothing goes in, the published tables come out: what SparseKD's authors measured on Waymo, to stand beside our own counts."""
+"""The published tables: what SparseKD's authors measured on Waymo, to stand beside our own counts."""
 
 from __future__ import annotations
 

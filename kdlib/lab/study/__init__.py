@@ -1,5 +1,5 @@
-"""The ablations: a profile with study settings in; trainings, paired comparisons, sentences and ``reports/study.md`` out.
+"""The ablations and the students of a teacher of two stages: what is trained, what is asked of it, and what came of it.
 
 ``arms`` says what is trained and compared, ``trainings`` trains it, ``budget`` says how long that takes, ``answers`` compares,
-``words`` turns an interval into a sentence, ``pictures`` draws, ``page`` writes the report.
+``compression`` counts costs, ``pictures`` draws; ``cross_stage`` does the same for a teacher of two stages.
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kdlib import zoo
 from kdlib.config import FeatureKDConfig, KDConfig, ModelConfig, lookup
 from kdlib.errors import ConfigError
-from kdlib.lab.comparison import Contrast, Group
+from kdlib.lab.comparison import Contrast, Group, contrasts_among
 from kdlib.lab.profiles import ABLATIONS, Arm, Profile, StudySettings
 
 
@@ -23,7 +23,7 @@ class Question:
     @property
     def arms(self) -> tuple[str, ...]:
         """Every arm in it, once, bases before what is compared with them."""
-        return tuple(dict.fromkeys(name for one in self.contrasts for name in (one.second, one.first)))
+        return tuple(dict.fromkeys(name for contrast in self.contrasts for name in (contrast.second, contrast.first)))
 
 
 def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
@@ -214,7 +214,7 @@ def questions_of(notebook: str, names: Collection[str]) -> tuple[Question, ...]:
     """
     asked = []
     for question in lookup(QUESTIONS, notebook, "ablation"):
-        contrasts = tuple(one for one in question.contrasts if {one.first, one.second} <= set(names))
+        contrasts = contrasts_among(question.contrasts, names)
         if contrasts:
             asked.append(replace(question, contrasts=contrasts))
     return tuple(asked)

@@ -12,7 +12,7 @@ import pandas as pd
 from kdlib.config import CLASS_NAMES
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms
+from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, contrasts_among
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
@@ -102,7 +102,7 @@ class CrossStageComparison(Comparison):
 
     def answer(self) -> Finding:
         """Return what came of the paired differences that answer the question."""
-        return Finding("Across stages", self.asked(_CONTRASTS), self)
+        return Finding("Across stages", contrasts_among(_CONTRASTS, self.results), self)
 
     def example(self, threshold: float) -> FrameScene:
         """Return the frame where the distilled student is furthest ahead of the initialised, with their boxes."""
@@ -141,9 +141,11 @@ def compare_stages(
     """
     trained = {**{(TEACHER, seed): result for seed, result in teachers.items()}, **students}
     check_store(run, [result.weights for result in trained.values()])
-    kinds = {TEACHER: run.profile.teacher_model}
-    models = {key: TrainedWeights(kinds.get(key[0], run.profile.student_model), one.weights) for key, one in trained.items()}
-    names = {student_name(*key): one for key, one in models.items()}
+    models = {
+        (arm, seed): TrainedWeights(run.profile.teacher_model if arm == TEACHER else run.profile.student_model, result.weights)
+        for (arm, seed), result in trained.items()
+    }
+    names = {student_name(*key): model for key, model in models.items()}
     scores = score_all(run, {**names, **({} if first is None else {FIRST: first})})
     results: dict[str, dict[int, EvalResult]] = {} if first is None else {FIRST: {0: scores[FIRST]}}
     for arm, seed in models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def train_chapter(chapter: Chapter) -> dict[Student, RunResult]:
     order = pipeline.longest_first(run, chapter.arms.values(), chapter.seeds)
     waits = [(arm, seed) for arm, seed in order if arm.teacher == "weak"]
     jobs = {weak_folder(run): weak_job(run)} if waits else {}
-    jobs |= _jobs(run, [one for one in order if one not in waits])
+    jobs |= _jobs(run, [training for training in order if training not in waits])
     results = launch_all(run, jobs, _EVERY)
     # A job is known by the bytes of its teacher, so the weak one had to be there.
     results |= launch_all(run, _jobs(run, waits), _EVERY)
@@ -149,11 +150,11 @@ def _jobs(run: Run, trainings: Iterable[tuple[Arm, int]]) -> dict[Path, TrainJob
 
 def _check_budgets(chapter: Chapter, students: Mapping[Student, RunResult]) -> None:
     samples = {key: result.values["samples"] for key, result in students.items()}
-    contrasts = [one for question in chapter.questions for one in question.contrasts]
-    for one, seed in ((one, seed) for one in contrasts for seed in chapter.seeds):
-        ours, theirs = samples[one.first, seed], samples[one.second, seed]
+    pairs = [(contrast.first, contrast.second) for question in chapter.questions for contrast in question.contrasts]
+    for (first, second), seed in itertools.product(pairs, chapter.seeds):
+        ours, theirs = samples[first, seed], samples[second, seed]
         if ours != theirs:
             raise ConfigError(
-                f"'{one.first}' saw {ours} samples and '{one.second}' {theirs}, with seed {seed}: not to be compared; delete "
+                f"'{first}' saw {ours} samples and '{second}' {theirs}, with seed {seed}: not to be compared; delete "
                 f"{chapter.run.folder / 'students'}"
             )

@@ -113,8 +113,8 @@ def test_what_is_handed_over_is_json(scores_of: Made) -> None:
 
 
 def test_costs_and_ratios(scores_of: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(model, weights, frames, repeats):
-        share = {"cp_pillar_demo": 1.0}.get(model.name, 0.25)
+    def measured(trained, frames, repeats):
+        share = {"cp_pillar_demo": 1.0}.get(trained.model.name, 0.25)
         numbers = {
             "G MACs": share,
             "M acts": 2 * share,
@@ -122,7 +122,7 @@ def test_costs_and_ratios(scores_of: Made, monkeypatch: pytest.MonkeyPatch) -> N
             "latency p50 ms": 20 * share,
             "latency p95 ms": 30 * share,
         }
-        return {"model": model.name, **numbers}
+        return {"model": trained.model.name, **numbers}
 
     monkeypatch.setattr(costs, "measure_model", measured)
     monkeypatch.setattr(costs, "frames_for", lambda run, model, count: [])
