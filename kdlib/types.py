@@ -1,4 +1,4 @@
-"""The values that travel between stages: frozen dataclasses in, new ones out; nobody writes into an input.
+"""The values that travel between stages, as frozen dataclasses; nobody writes into an input.
 
 Letters used in every shape comment of kdlib:
     B batch, N points, V voxels or pillars, P points kept per voxel, C channels or classes, H / W BEV rows (y) / columns (x),

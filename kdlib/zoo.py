@@ -1,4 +1,4 @@
-"""Every published model and teacher-student pair by name; a variant is one ``dataclasses.replace`` (spec section 6)."""
+"""Every published model and teacher-student pair by name (spec section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting, as frozen dataclasses that check themselves; defaults are the published values (spec sections 1 to 9)."""
+"""Every setting, as frozen dataclasses that check themselves; defaults are the published values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations in, plain JSON values out, and back again with every unknown or ill-typed key named."""
+"""Configurations to plain JSON values and back, with every unknown or ill-typed key named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a student learns from its teacher; defaults are the published values (spec sections 7 and 8)."""
+"""What a student learns from its teacher; the published values (spec sections 7 and 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a detector is made of: grid, encoder, backbone, head; defaults are the published values (spec sections 1 to 6)."""
+"""What a detector is made of: grid, encoder, backbone, head (spec sections 1 to 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model is trained and evaluated; defaults are the published values (spec sections 2 and 9)."""
+"""How a model is trained and evaluated; the published values (spec sections 2 and 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a detector of two stages has beside its first one; defaults are those of PV-RCNN++ (spec 4.6)."""
+"""What a detector has beside its first stage; the values of PV-RCNN++ (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a teacher, a student and a batch enter, loss terms of the student leave.
+"""Knowledge distillation: a student learns from a frozen teacher beside the labels.
 
     teacher -> TeacherAnswer (maps, targets, boxes, features)
     label       teacher boxes + ground truth -> the labels the student is assigned

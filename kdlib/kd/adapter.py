@@ -1,4 +1,4 @@
-"""Adapters: the student's features enter, features as wide as the teacher's leave; trained with the student, then thrown away.
+"""Adapters from the student's feature width to the teacher's; no part of the student.
 
 They are part of the objective, not of the student: a resumable checkpoint holds them with their optimiser moments, the weights of
 a finished run do not.

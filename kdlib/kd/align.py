@@ -1,4 +1,4 @@
-"""Resampling of maps between the grids of teacher and student: maps of one size enter, maps of another leave."""
+"""Resampling of maps between the grids of teacher and student."""
 
 from __future__ import annotations
 

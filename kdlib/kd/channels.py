@@ -1,4 +1,4 @@
-"""The tensors of a detector enter, its graph of channels leaves: which group of channels every axis is made of (spec 8.5).
+"""The graph of a detector's channels: what every axis of its tensors is made of (spec 8.5).
 
 A group is one set of channels, however many tensors have an axis of it: to narrow a network is to choose once per group and cut
 all of its axes alike. Most axes are one group. The others are what makes narrowing hard, and they are all here:

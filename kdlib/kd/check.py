@@ -1,4 +1,4 @@
-"""Configurations of a student, a teacher and a recipe enter; what cannot work together leaves as one sentence."""
+"""Refuses a student, a teacher and a recipe that cannot work together, in one sentence."""
 
 from __future__ import annotations
 

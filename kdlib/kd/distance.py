@@ -1,4 +1,4 @@
-"""How far apart two features are: tensors of student and teacher enter, their distance at every place leaves."""
+"""How far apart the features of student and teacher are at every place."""
 
 from __future__ import annotations
 

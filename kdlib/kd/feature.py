@@ -1,4 +1,4 @@
-"""Feature distillation: feature maps of student and teacher enter, parts of the loss leave.
+"""Feature distillation on BEV maps, inside boxes and on encoders' sites.
 
 Every form is a pure function of two tensors; :func:`feature_kd` prepares them: the adapter brings the student's map to the
 teacher's width on the student's grid, then maps meet on one grid (``map``, ``foreground``, ``attention``) or are read at the same

@@ -1,4 +1,4 @@
-"""Initialisation of a student: a student and a teacher's tensors enter, a table of what went where leaves."""
+"""Initialisation of a student from a teacher's tensors, with a table of what went where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GID's general instances: confidence and boxes of both networks enter, the map cells inside the chosen boxes leave."""
+"""GID's general instances: cells inside the boxes about which both networks disagree most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label distillation: the teacher's detections and the ground truth enter, one merged ground truth leaves."""
+"""Label distillation: the teacher's confident boxes, merged with the ground truth."""
 
 from __future__ import annotations
 

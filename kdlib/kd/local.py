@@ -1,4 +1,4 @@
-"""Local distillation on pillars and voxels: the encoders' sites of student and teacher enter, one number leaves.
+"""Local distillation on pillars and voxels, around the places that matter most to the teacher.
 
 In the manner of PointDistiller (Zhang et al., CVPR 2023): what two networks make of the surroundings of the most important places
 is compared, over one graph of neighbours for both, each place weighted by its importance to the teacher. From the paper: edge

@@ -1,4 +1,4 @@
-"""Logit distillation: one head's maps of student and teacher enter, the named, weighted parts of the loss leave."""
+"""Logit distillation of heatmaps, ranks and box codes."""
 
 from __future__ import annotations
 

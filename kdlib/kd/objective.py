@@ -1,4 +1,4 @@
-"""What a training step minimises: a batch enters, named loss terms of the student leave."""
+"""What a training step minimises: the student's own loss, alone or with distillation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pivotal positions: the teacher's confidence and its targets enter, a weight per map cell leaves."""
+"""Pivotal positions: how much each map cell counts in logit distillation."""
 
 from __future__ import annotations
 

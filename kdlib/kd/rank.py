@@ -1,4 +1,4 @@
-"""The rank loss: probabilities of both networks enter, how differently they share out the teacher's best entries leaves."""
+"""The rank loss: how differently student and teacher share out the teacher's best entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wide teacher's tensors and a narrow student's shapes enter, the student's first tensors leave, and where each came from.
+"""Narrows a teacher's tensors to a student's shapes, and says where each entry came from.
 
 One choice of channels per group of :mod:`kdlib.kd.channels`, which all axes of that group obey: a network narrowed by channels
 that do nothing answers as before, whatever the criterion.

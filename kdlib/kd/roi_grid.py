@@ -1,4 +1,4 @@
-"""Rotated grid pooling: BEV maps and boxes enter, a grid of features inside every box leaves."""
+"""Rotated grid pooling: features of a BEV map inside every box."""
 
 from __future__ import annotations
 

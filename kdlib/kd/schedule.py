@@ -1,4 +1,4 @@
-"""Schedules of distillation: how far a training is enters, the factor of all its distillation terms leaves."""
+"""The factor of all distillation terms, by how far a training is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BatchNorm without a memory: layers enter a block in which they use the batch's statistics and cannot touch the stored ones."""
+"""Blocks in which BatchNorm layers cannot touch their stored statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The teacher: a batch enters, its raw maps, targets and boxes leave, without gradient and without any trace in the teacher."""
+"""The frozen teacher, which answers without gradient and without any trace in itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The place for a distillation term of one's own: what a training step has computed enters, one number leaves."""
+"""The place for a distillation term of one's own."""
 
 from __future__ import annotations
 

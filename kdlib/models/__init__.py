@@ -1,1 +1,1 @@
-"""Points in, head maps and boxes out: the detectors, under the original's tensor names."""
+"""The detectors, under the original's tensor names, and what they are made of."""

@@ -1,4 +1,4 @@
-"""A BEV map in, class logits, box codes and directions of every anchor out: AnchorHeadSingle; and from there boxes (spec 4.5)."""
+"""The anchor head, AnchorHeadSingle, and the boxes made of its answers (spec 4.5)."""
 
 from __future__ import annotations
 

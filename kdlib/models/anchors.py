@@ -1,4 +1,4 @@
-"""Anchor boxes and what they should answer: labelled boxes in, one label, box code and direction per anchor out (spec 4.5)."""
+"""Anchor boxes, and the label, box code and direction that each should answer (spec 4.5)."""
 
 from __future__ import annotations
 

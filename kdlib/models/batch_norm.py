@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes: a rank's share of the rows enters, normalised as one process would have."""
+"""BatchNorm of maps and weighted rows, with the statistics of all processes of a training."""
 
 from __future__ import annotations
 

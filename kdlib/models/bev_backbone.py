@@ -1,4 +1,4 @@
-"""A BEV map in, a BEV map of concatenated levels out: the 2D backbone (spec 4.3)."""
+"""The 2D backbone: convolutions on a BEV map at several sizes, joined (spec 4.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration becomes a detector with fresh weights: the one place that knows every family."""
+"""Makes a detector with fresh weights; the one place that knows every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A BEV map in, raw heatmap and regression maps out: CenterHead (spec 4.4)."""
+"""The centre head, CenterHead: raw heatmap and regression maps (spec 4.4)."""
 
 from __future__ import annotations
 

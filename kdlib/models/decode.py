@@ -1,4 +1,4 @@
-"""Raw head maps in, scored boxes per frame out (spec 5.3)."""
+"""Decoding of a centre head's raw maps into scored boxes (spec 5.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A point batch enters, head maps and boxes leave: detectors on pillars or voxels, under the original's tensor names."""
+"""Detectors of one stage on pillars or voxels, under the original's tensor names."""
 
 from __future__ import annotations
 

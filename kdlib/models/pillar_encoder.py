@@ -1,4 +1,4 @@
-"""Pillars in, one feature vector per pillar out: PillarVFE (spec 3.3).
+"""The pillar encoder, PillarVFE: one feature vector per pillar (spec 3.3).
 
 The original runs every slot of a pillar through its layers, empty ones included, and they count in the BatchNorm statistics and
 in the maximum. All empty slots of a pillar hold the same values, so one of them, weighted by their number, gives the same answer

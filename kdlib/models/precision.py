@@ -1,4 +1,4 @@
-"""Half precision is widened before it meets a loss, a statistic or a place in metres, which 16 bits cannot hold."""
+"""Half precision is widened before it meets a loss, a statistic or a place in metres."""
 
 from __future__ import annotations
 

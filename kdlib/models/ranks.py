@@ -1,4 +1,4 @@
-"""Numbers of one process enter, numbers over all processes of a training leave; a process alone gets back what it gave.
+"""Sums over all processes of a training; a process alone gets back what it gave.
 
 A training by several processes minimises the loss of the whole batch, of which each rank holds a share. Sums that a loss or a
 BatchNorm divides by are therefore taken over all ranks, inside of :func:`together` only: outside of it a rank may work alone.

@@ -1,4 +1,4 @@
-"""Labelled boxes in, Gaussian heatmaps and regression targets out (spec 5.1); vectorised, the input stays as it is."""
+"""Target assignment of centre heads: Gaussian heatmaps and regression targets (spec 5.1)."""
 
 from __future__ import annotations
 

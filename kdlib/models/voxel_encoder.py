@@ -1,4 +1,4 @@
-"""Voxel features in, a BEV map out: the sparse 3D backbones of CP-Voxel and SECOND, with height compression (spec 4.1, 4.2)."""
+"""The sparse 3D backbones of CP-Voxel and SECOND, with height compression (spec 4.1, 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detector weights to and from safetensors files, each with its card; loading says what fitted."""
+"""Detector weights as safetensors files, each with its card; loading says what fitted."""
 
 from __future__ import annotations
 

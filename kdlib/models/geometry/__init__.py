@@ -1,1 +1,1 @@
-"""Boxes in, corners, overlaps and suppressed lists out: pure functions."""
+"""Geometry of boxes as pure functions: corners, overlaps, suppression."""

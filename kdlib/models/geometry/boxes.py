@@ -1,4 +1,4 @@
-"""Corners of boxes (M, 7) and points inside them (torch, any device and dtype); what has not seven numbers is a ValueError."""
+"""Corners of boxes (M, 7) and points inside them; fewer or more numbers are a ValueError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scored boxes in, the indices of those that no better box covers out (torch, any device)."""
+"""Rotated non-maximum suppression: drops boxes that a better one covers (torch, any device)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of rotated rectangles in, the exact areas of their intersections out (numpy, float64, any number of pairs at once)."""
+"""The exact areas in which pairs of rotated rectangles overlap (numpy, float64)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlaps of boxes' rotated rectangles, computed in float64 on any device; what has not seven numbers is a ValueError."""
+"""Overlaps of boxes (M, 7) seen from above, in float64; other shapes are a ValueError."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Detection losses: raw head maps and targets enter, scalar losses leave; pure functions, logits in, nothing written back."""
+"""Detection losses as pure functions of logits and targets; nothing is written back."""

@@ -1,4 +1,4 @@
-"""The losses of an anchor head: raw answers and targets of every anchor enter, three weighted parts leave (spec 4.5)."""
+"""The losses of an anchor head: classes, box codes and directions of every anchor (spec 4.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked L1 loss of box codes: regression maps and target slots enter, one loss per code dimension leaves."""
+"""The masked L1 loss of a centre head's box codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The detection loss of a detector: what its heads answered and should have answered enter, weighted parts leave."""
+"""The detection loss of a detector, by the kind of its heads and stages."""
 
 from __future__ import annotations
 

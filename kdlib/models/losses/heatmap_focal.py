@@ -1,4 +1,4 @@
-"""Penalty-reduced focal loss of the centre heatmap: logits and Gaussian targets enter, a scalar leaves."""
+"""The penalty-reduced focal loss of a centre head's heatmap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One part of a loss with its weight and reach, as it travels from a loss to the total and to the startup report."""
+"""One part of a loss with its weight and reach, for the total and the startup report."""
 
 from __future__ import annotations
 

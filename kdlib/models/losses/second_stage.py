@@ -1,4 +1,4 @@
-"""The losses of a second stage: its answers and what they should have been enter, weighted parts leave (spec 4.6)."""
+"""The losses of a second stage: key points, confidence, boxes and corners of RoIs (spec 4.6)."""
 
 from __future__ import annotations
 

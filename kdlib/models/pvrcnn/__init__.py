@@ -1,1 +1,1 @@
-"""Points and the maps of a first stage in, refined boxes out: PV-RCNN++ (spec 4.6)."""
+"""PV-RCNN++: a second stage that refines boxes from the points around them (spec 4.6)."""

@@ -1,4 +1,4 @@
-"""Values on a map or at points in, values between them out."""
+"""Interpolation on a map and between points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two clouds in, which points of the one lie around each point of the other out; cells sorted by number, no N x M matrix."""
+"""Finds the points of one cloud around each point of another, without an N x M matrix."""
 
 from __future__ import annotations
 

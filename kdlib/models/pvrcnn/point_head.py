@@ -1,4 +1,4 @@
-"""Features of key points in, logits of lying on an object out, with the labels these should have had (spec 4.6)."""
+"""The head that tells key points on objects from others, and its labels (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key points and RoIs in, a confidence and a refined box for each RoI out (spec 4.6)."""
+"""The head that gives each RoI a confidence and a refined box (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proposals and labelled boxes in; a choice of RoIs out, with what the second stage should answer about each (spec 4.6)."""
+"""The choice of RoIs that a training step refines, and what each should answer (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes of the first stage in, RoIs out, with the way from a box to a RoI's own frame and back (spec 4.6)."""
+"""RoIs, the way into a RoI's own frame and back, and the refined detections (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points and RoIs of one frame in, rows of its key points out: the sectorised, proposal-centric sampling (spec 4.6)."""
+"""The sectorised, proposal-centric sampling of key points (spec 4.6)."""
 
 from __future__ import annotations
 

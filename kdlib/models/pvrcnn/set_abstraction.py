@@ -1,4 +1,4 @@
-"""Points, the BEV map, two stages of the sparse backbone and RoIs in; key points with features out (spec 4.6)."""
+"""Set abstraction: key points, and the features of all sources around them (spec 4.6)."""
 
 from __future__ import annotations
 

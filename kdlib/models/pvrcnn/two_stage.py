@@ -1,4 +1,4 @@
-"""A point batch enters, head maps of the first stage and refined boxes of the second leave: PV-RCNN++ (spec 4.6)."""
+"""The detector of two stages, PV-RCNN++ (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points with features and places to look from in, one vector per place out: vector pooling in local voxels (spec 4.6)."""
+"""Vector pooling: what surrounds a place, gathered in local voxels (spec 4.6)."""
 
 from __future__ import annotations
 

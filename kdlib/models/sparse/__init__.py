@@ -1,4 +1,4 @@
-"""Sparse tensors in and out: 3D convolution over the occupied voxels only, on any device, through whichever backend there is."""
+"""3D convolution over the occupied voxels only, through whichever backend there is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device and a wish in, the backend that convolves out; and the bridge to spconv and its Triton port."""
+"""The choice of a backend for sparse convolution; the bridge to spconv and its Triton port."""
 
 from __future__ import annotations
 

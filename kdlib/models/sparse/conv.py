@@ -1,4 +1,4 @@
-"""Sparse tensors in and out: the two convolution layers; kernels are (Cout, kz, ky, kx, Cin) whatever the backend."""
+"""The two sparse convolution layers; kernels are (Cout, kz, ky, kx, Cin) whatever the backend."""
 
 from __future__ import annotations
 

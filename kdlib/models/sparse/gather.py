@@ -1,4 +1,4 @@
-"""Features, weights and a rulebook in, convolved features out: gather and multiply in plain torch, on any device.
+"""Our own backend of sparse convolution: gather and multiply in plain torch, on any device.
 
 For a block of output sites the inputs under all weights are gathered side by side, a row of zeros where there is none, and one
 matrix product sums over weights and channels. Nothing is scattered, so the same input gives the same bits on any number of

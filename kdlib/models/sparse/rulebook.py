@@ -1,4 +1,4 @@
-"""Coordinates of active sites and a kernel's geometry in, which input row meets which output row under which weight out."""
+"""Which input site meets which output site under which weight of a sparse convolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features on active sites of a grid, and the rulebooks that layers over the same sites share."""
+"""Features on active sites of a grid, and the rulebooks that layers over them share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A point batch and a grid enter, hard voxels leave: the first points of a cell, cells in order of first appearance."""
+"""Hard voxelisation: the first points of every cell, cells in order of first appearance."""
 
 from __future__ import annotations
 
