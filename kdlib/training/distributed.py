@@ -61,7 +61,7 @@ class Processes:
         """Return the first process's number; the others wait for it."""
         if not self.several:
             return number
-        message = torch.tensor(number)
+        message = torch.tensor(int(number))
         dist.broadcast(message, src=0)
         return int(message)
 

@@ -25,8 +25,7 @@ class TrainingModule(pl.LightningModule):
         """Prepare for steps ``start`` to ``total - 1`` of one schedule.
 
         Args:
-            objective: Module whose call turns a batch, and ``progress`` from 0 on towards 1, into loss terms; what of it requires
-                a gradient is trained.
+            objective: Turns a batch, and ``progress`` from 0 on towards 1, into loss terms; what requires a gradient is trained.
             config: Optimisation settings.
             total: Optimiser steps of the schedule.
             start: Optimiser steps done before.

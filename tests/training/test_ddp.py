@@ -56,10 +56,14 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, Path]:
     words = [f"{case}:{count}" for case, count in steps.items()] + [f"{RESUMED}:{cases.STEPS}:13", "die"]
     with (both / "log").open("w") as log:
         # In a process of its own: its output is looked at below.
-        arguments = (str(Path(cases.__file__)), str(both), *words)
-        order = f"import sys; from kdlib.training.launcher import start_ranks; sys.exit(start_ranks({arguments!r}, 2))"
-        subprocess.run((sys.executable, "-c", order), stdout=log, stderr=log, timeout=300, check=False)
+        subprocess.run(two_ranks(both, words), stdout=log, stderr=log, timeout=300, check=False)
     return alone, both
+
+
+def two_ranks(folder: Path, words: list[str]) -> tuple[str, ...]:
+    arguments = (str(Path(cases.__file__)), str(folder), *words)
+    order = f"import sys; from kdlib.training.launcher import start_ranks; sys.exit(start_ranks({arguments!r}, 2))"
+    return (sys.executable, "-c", order)
 
 
 def newest(folder: Path) -> checkpoint.Checkpoint:
@@ -123,6 +127,16 @@ def test_a_rank_that_dies_ends_all_with_one_sentence(trained):
     assert lines[:-1] in ([], ["rank 0 of 2 lost another rank and ends"])
 
 
+def test_ranks_save_and_end_when_their_starter_is_killed(tmp_path, one_thread):
+    starter = subprocess.Popen(two_ranks(tmp_path, ["pillar:5000"]))
+    wait_for_step(tmp_path / "pillar", starter, 3)
+    ranks = psutil.Process(starter.pid).children()
+    starter.kill()
+    starter.wait()
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=60)[1]
+    assert newest(tmp_path / "pillar").step >= 3
+
+
 # Through the command line.
 
 TINY = replace(
@@ -163,9 +177,9 @@ def wait_for_step(run_dir: Path, child: subprocess.Popen[bytes], step: int) -> N
         lines = records.read_json_lines(run_dir / "history.jsonl")
         if lines and lines[-1]["step"] >= step:
             return
-        assert child.poll() is None, (run_dir / "train.log").read_text()
+        assert child.poll() is None, "it ended early"
         time.sleep(0.05)
-    raise AssertionError((run_dir / "train.log").read_text())
+    raise AssertionError("it made no progress")
 
 
 def ended(child: subprocess.Popen[bytes], run_dir: Path) -> int:

@@ -48,7 +48,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def wait_for_line(folder: Path, step: int) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         lines = records.read_json_lines(folder / "history.jsonl")
         if lines and lines[-1]["step"] >= step:
             return

@@ -54,7 +54,7 @@ def start(folder: Path) -> None:
     Processor(1, 1).start(RunDir(folder), COMMAND)
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
