@@ -199,9 +199,9 @@ def _initialise(
     as_json: _Json = False,
 ) -> None:
     """Say which channels of a teacher a student starts from, tensor by tensor; with --out, write them."""
-    from kdlib.tools.checkpoints.start import start
+    from kdlib.tools.checkpoints.convert import initialise_file
 
-    report = start(student, teacher, weights, out, how, layout)
+    report = initialise_file(student, teacher, weights, out, how, layout)
     what = f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count")
     _show(as_json, report.to_dict(), f"{report.table()}\n{what}")
 

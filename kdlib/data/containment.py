@@ -70,12 +70,12 @@ def collisions(a: Float32, b: Float32) -> NDArray[np.bool_]:
     Separating axes: two rectangles share no area if and only if a side of one of them has the other one wholly behind it. No
     area is computed, so none can round to a hair above zero for boxes that lie far apart.
     """
-    one, other = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
-    dx, dy = other[..., 0] - one[..., 0], other[..., 1] - one[..., 1]
-    turn = one[..., 6] - other[..., 6]
+    first, second = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
+    dx, dy = second[..., 0] - first[..., 0], second[..., 1] - first[..., 1]
+    turn = first[..., 6] - second[..., 6]
     cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
     overlap = np.ones(cos.shape, np.bool_)
-    for box, seen in ((one, other), (other, one)):
+    for box, seen in ((first, second), (second, first)):
         along, across = _turned(dx, dy, box[..., 6])
         overlap &= along < (box[..., 3] + seen[..., 3] * cos + seen[..., 4] * sin) / 2
         overlap &= across < (box[..., 4] + seen[..., 3] * sin + seen[..., 4] * cos) / 2

@@ -122,8 +122,8 @@ class FrameDataset(_Dataset):
         rows = self.split.box_rows(frame)
         boxes, labels = self.split.boxes[rows], self._label_of[self.split.types[rows]]
         if self._drop_empty:
-            kept = self.split.num_points[rows] > 0
-            boxes, labels = boxes[kept], labels[kept]
+            filled = self.split.num_points[rows] > 0
+            boxes, labels = boxes[filled], labels[filled]
         pasted = None
         if self._objects:  # boxes of other classes are still there: nothing may be pasted into them either
             # A stream of its own, so that with or without objects the world is augmented alike.
@@ -133,8 +133,8 @@ class FrameDataset(_Dataset):
         if self._augment:
             boxes = augment_boxes(boxes, world)
         if self._drop_empty and self._range:
-            kept = boxes_in_range(boxes, self._range)
-            boxes, labels = boxes[kept], labels[kept]
+            inside = boxes_in_range(boxes, self._range)
+            boxes, labels = boxes[inside], labels[inside]
         return _Plan(boxes, labels, world, pasted)
 
     def _points(self, frame: int, plan: _Plan) -> Float32:

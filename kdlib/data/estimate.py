@@ -141,15 +141,15 @@ def estimate_tasks(
     missing = [task for task in everything if not _seems_finished(task.folder)]
     typical = _typical(missing)
 
-    def frames(some: Iterable[SegmentTask]) -> int:
-        return sum(typical.frames if task.frames is None else task.frames for task in some)
+    def frames(tasks: Iterable[SegmentTask]) -> int:
+        return sum(typical.frames if task.frames is None else task.frames for task in tasks)
 
     of_objects = frames(task for task in missing if task.source.name in objects)
     seconds = len(missing) * typical.seconds_opening + frames(missing) * typical.seconds_a_frame
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     return PrepareEstimate(
-        segments={split: len(some) for split, some in tasks.items()},
-        frames={split: frames(some) for split, some in tasks.items()},
+        segments={split: len(of_split) for split, of_split in tasks.items()},
+        frames={split: frames(of_split) for split, of_split in tasks.items()},
         source_bytes=sum(task.source_bytes for task in everything),
         finished=len(everything) - len(missing),
         frames_to_do=frames(missing),
@@ -208,9 +208,9 @@ def _sample(task: SegmentTask, folder: Path) -> _Sample:
     # The first frame comes with the tables of the whole segment; what it takes beyond a later one is paid once a segment.
     each = ended - arrivals[0] if count == 1 else (arrivals[-1] - arrivals[0]) / (count - 1)
     object_points = 0.0
-    for some in labels:
+    for of_frame in labels:
         for name, every in EVERY.items():
-            object_points += some.num_points[some.types == WAYMO_TYPES[name]].sum() / every
+            object_points += of_frame.num_points[of_frame.types == WAYMO_TYPES[name]].sum() / every
     return _Sample(
         frames=task.frames or len(tfrecord.index(segment_files(task.source, task.segment)["tfrecord"])),
         sampled=count,

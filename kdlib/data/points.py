@@ -40,9 +40,8 @@ def encode_points(points: Float32) -> StoredPoints:
     if not np.isfinite(points).all():
         raise DataError(f"{int((~np.isfinite(points).all(axis=1)).sum())} of {len(points)} points hold NaN or infinity")
     counts = np.rint(points[:, :3] / np.array(list(STEPS.values())))
-    kept = (np.abs(counts) <= 32767).all(axis=1)
-    if not kept.all():
-        points, counts = points[kept], counts[kept]
+    held = (np.abs(counts) <= 32767).all(axis=1)
+    points, counts = points[held], counts[held]
     stored = np.empty(len(points), POINT)
     for axis, name in enumerate(STEPS):
         stored[name] = counts[:, axis].astype(np.int16)

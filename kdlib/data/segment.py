@@ -82,15 +82,15 @@ def _box_table(labels: Sequence[tuple[int, FrameLabels]]) -> pa.Table:
     """Return the boxes of all frames, frame after frame, from frame numbers and labels."""
     parts = [
         (
-            np.full(len(some.ids), number),
-            np.array(some.ids, dtype=object),
-            some.types,
-            *np.asarray(some.boxes, np.float64).T,
-            some.difficulty,
-            some.num_points,
-            *np.asarray(some.velocity, np.float64).T,
+            np.full(len(boxes.ids), number),
+            np.array(boxes.ids, dtype=object),
+            boxes.types,
+            *np.asarray(boxes.boxes, np.float64).T,
+            boxes.difficulty,
+            boxes.num_points,
+            *np.asarray(boxes.velocity, np.float64).T,
         )
-        for number, some in labels
+        for number, boxes in labels
     ]
     columns = [np.concatenate(column) for column in zip(*parts)] or [np.zeros(0)] * len(_BOX_SCHEMA)
     return pa.table(dict(zip(_BOX_SCHEMA.names, map(pa.array, columns)))).cast(_BOX_SCHEMA)

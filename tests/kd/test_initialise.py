@@ -22,7 +22,7 @@ from kdlib.lab import pipeline
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card, read_weights, save_weights
 from kdlib.tools.checkpoints import foreign
-from kdlib.tools.checkpoints.start import start
+from kdlib.tools.checkpoints.convert import initialise_file
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.loop import build_objective
 
@@ -130,7 +130,7 @@ def test_a_way_that_fails_leaves_the_student_as_it_is():
 
 
 def test_the_table_has_a_line_for_every_tensor():
-    lines = start(NARROW.name, WIDE.name).table().splitlines()
+    lines = initialise_file(NARROW.name, WIDE.name).table().splitlines()
     assert len(lines) == 279 + 2
     cells = {line.split("  ")[0]: line for line in lines}
     composed = cells["backbone_2d.blocks.0.1.weight"]
@@ -143,7 +143,7 @@ def test_the_table_has_a_line_for_every_tensor():
 
 
 def test_the_table_as_json():
-    values = start(NARROW.name, WIDE.name, how="first").to_dict()
+    values = initialise_file(NARROW.name, WIDE.name, how="first").to_dict()
     assert (values["how"], values["copied"], values["total"], len(values["tensors"])) == ("first", 279, 279, 279)
     row = next(row for row in values["tensors"] if row["name"] == "dense_head.shared_conv.0.weight")
     assert (row["teacher"], row["student"], row["reason"]) == ([16, 128, 3, 3], [8, 64, 3, 3], "narrowed")
@@ -156,7 +156,7 @@ def test_a_dry_run_draws_nothing_from_torchs_generator():
     torch.manual_seed(7)
     want = torch.rand(3)
     torch.manual_seed(7)
-    start(NARROW.name, WIDE.name)
+    initialise_file(NARROW.name, WIDE.name)
     assert torch.equal(torch.rand(3), want)
 
 
@@ -229,7 +229,7 @@ def test_command_refuses_in_one_sentence(call, teacher, tmp_path):
         assert code == 2 and printed == "" and err.startswith("kdlib: ") and err.count("\n") == 1 and words in err, arguments
     assert not out.exists()
     with pytest.raises(DataError, match="does not fit the model"):
-        start(NARROW.name, NARROW.name, teacher)
+        initialise_file(NARROW.name, NARROW.name, teacher)
 
 
 # ---- a training that starts from it
