@@ -28,14 +28,6 @@ class Figure:
     shapes: tuple[Mesh, ...]  # one, or one per phase; centred near the origin, front towards +x
     cycle: float = 1.0  # metres per gait cycle
 
-    @property
-    def footprint(self) -> tuple[float, float, tuple[float, float]]:
-        """Length, width and centre of the ground it needs in any phase."""
-        low = np.min([shape.bounds[0] for shape in self.shapes], axis=0)
-        high = np.max([shape.bounds[1] for shape in self.shapes], axis=0)
-        (length, width, _), (x, y, _) = (high - low).tolist(), ((low + high) / 2).tolist()
-        return length, width, (x, y)
-
 
 @dataclass(frozen=True)
 class Actor:
@@ -89,7 +81,7 @@ def vehicle(rng: Rng, moving: bool) -> Figure:
 
 def pedestrian(rng: Rng, walking: bool) -> Figure:
     """Return a random person; one of eight is a child."""
-    build = int(rng.integers(BUILDS))
+    build = rng.integers(BUILDS)
     tall = rng.uniform(0.58, 0.8) if rng.random() < 0.12 else rng.uniform(0.9, 1.1)
     size = (tall * rng.uniform(0.95, 1.05), tall * rng.uniform(0.95, 1.15), tall)
     shapes = [pedestrian_mesh(build, phase, walking) for phase in (range(PHASES) if walking else (0,))]
@@ -98,8 +90,8 @@ def pedestrian(rng: Rng, walking: bool) -> Figure:
 
 def cyclist(rng: Rng, moving: bool) -> Figure:
     """Return a random cyclist; one who waits holds the pedals still."""
-    build, tall = int(rng.integers(BUILDS)), rng.uniform(0.88, 1.08)
-    phases = range(PHASES) if moving else (int(rng.integers(PHASES)),)
+    build, tall = rng.integers(BUILDS), rng.uniform(0.88, 1.08)
+    phases = range(PHASES) if moving else (rng.integers(PHASES),)
     shapes = [cyclist_mesh(build, phase) for phase in phases]
     return Figure(WAYMO_TYPES["Cyclist"], _dressed(rng, shapes, (tall, rng.uniform(0.95, 1.1), tall)), cycle=5.0)
 

@@ -34,6 +34,10 @@ class BoxLabel:
     hard: bool  # a person marked it LEVEL_2
 
 
+LabelledFrame = tuple[int, Sweep, list[BoxLabel]]
+"""Timestamp, images and boxes of one frame."""
+
+
 def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -> list[BoxLabel]:
     """Return the boxes of one frame, those without points included.
 
@@ -43,7 +47,7 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         sweep: What the lasers saw in it.
         top_pixels: Pixels of the TOP image, to know how many points an object has in the open.
     """
-    yaw = float(scene.world[2])
+    yaw = scene.world[2]
     turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
     order = np.argsort(sweep.points[:, 0], kind="stable")  # so that a box looks only at its surroundings
     points, top = sweep.points[order], sweep.top[order]
@@ -62,7 +66,7 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         speed = acceleration = None
         if actor.type != WAYMO_TYPES["Sign"]:
             speed, acceleration = (turn @ vector for vector in _motion(actor, frame))
-        hard = count > 5 and count < _HARD_SHARE * density * _open_view(box)
+        hard = 5 < count < _HARD_SHARE * density * _open_view(box)
         labels.append(BoxLabel(actor.id, actor.type, box, count, top_count, speed, acceleration, hard))
     return labels
 
@@ -94,7 +98,7 @@ def _open_view(box: FloatArray) -> float:
     """Return the solid angle of a box seen from the laser, roughly, steradian."""
     bearing = np.arctan2(box[1], box[0]) - box[6]
     silhouette = box[5] * (abs(np.sin(bearing)) * box[3] + abs(np.cos(bearing)) * box[4])
-    return float(silhouette / max(float(box[0] ** 2 + box[1] ** 2), 4.0))
+    return silhouette / max(box[0] ** 2 + box[1] ** 2, 4.0)
 
 
 def points_in_box(points: FloatArray, box: FloatArray) -> BoolArray:

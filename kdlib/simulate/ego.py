@@ -11,8 +11,8 @@ from kdlib.simulate.mesh import Rng
 from kdlib.simulate.tracks import Course, Track, curve, distance, follow, line
 from kdlib.types import FloatArray
 
-LENGTH, WIDTH, CENTER_X = 4.9, 2.0, 1.45
-"""Footprint of the measuring vehicle; its origin lies on the ground below the rear axle."""
+EGO_FOOTPRINT = 4.9, 2.0, (1.45, 0.0)
+"""Length, width and centre of the measuring vehicle; its origin lies on the ground below the rear axle."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from kdlib.errors import ConfigError, DataError
-from kdlib.simulate.box_labels import BoxLabel, label_frame
-from kdlib.simulate.lidar import Scanner, Sweep
+from kdlib.simulate.box_labels import LabelledFrame, label_frame
+from kdlib.simulate.lidar import Scanner
 from kdlib.simulate.mesh import Rng
 from kdlib.simulate.scene import build_scene
 from kdlib.simulate.sensors import mount_lasers
@@ -159,7 +159,7 @@ def _simulate_segment(folder: Path, job: SegmentJob, format: str) -> None:
     start = _EPOCH + int(rng.integers(10**12)) * 10
     scanner = Scanner(scene, lasers)
 
-    def frames() -> Iterator[tuple[int, Sweep, list[BoxLabel]]]:
+    def frames() -> Iterator[LabelledFrame]:
         for frame in range(job.frames):
             sweep = scanner.sweep(frame, job.rng(1 + frame))
             yield start + frame * _FRAME_MICROS, sweep, label_frame(scene, frame, sweep, lasers[0].height * lasers[0].width)

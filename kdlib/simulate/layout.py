@@ -65,7 +65,7 @@ class Street:
 
     def place(self, u: float, v: float) -> _Pair:
         """Return the plan's x, y of a place."""
-        cos, sin = float(np.cos(self.angle)), float(np.sin(self.angle))
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
         return self.x + cos * u - sin * v, sin * u + cos * v
 
     def somewhere(self, rng: Rng) -> float:

@@ -28,11 +28,11 @@ class Mesh:
         """Return the mesh turned about z, then shifted."""
         cos, sin = np.cos(heading), np.sin(heading)
         turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-        return replace(self, vertices=self.vertices @ turn + np.array([xy[0], xy[1], z]))
+        return replace(self, vertices=self.vertices @ turn + np.array([*xy, z]))
 
     def scaled(self, factors: Vector) -> Mesh:
         """Return the mesh stretched along its axes."""
-        return replace(self, vertices=self.vertices * np.asarray(factors))
+        return replace(self, vertices=self.vertices * factors)
 
     def tinted(self, tint: float, material: int) -> Mesh:
         """Return the mesh with the tint of one material replaced."""
@@ -42,6 +42,14 @@ class Mesh:
     def bounds(self) -> tuple[FloatArray, FloatArray]:
         """The lowest and the highest corner, each (3,)."""
         return self.vertices.min(0), self.vertices.max(0)
+
+
+def footprint(meshes: Sequence[Mesh]) -> tuple[float, float, tuple[float, float]]:
+    """Return length, width and centre of the ground that something needs in any of its shapes."""
+    low = np.min([mesh.bounds[0] for mesh in meshes], axis=0)
+    high = np.max([mesh.bounds[1] for mesh in meshes], axis=0)
+    (length, width, _), (x, y, _) = (high - low).tolist(), ((low + high) / 2).tolist()
+    return length, width, (x, y)
 
 
 def merge(meshes: Sequence[Mesh]) -> Mesh:
@@ -105,6 +113,11 @@ def block(size: Vector, center: Vector, material: int) -> Mesh:
     return hexahedron((*base, z - height / 2), (*base, z + height / 2), material).moved((0.0, y))
 
 
+def _circle(sides: int) -> tuple[FloatArray, FloatArray]:
+    angle = np.arange(sides) * (2 * np.pi / sides)
+    return np.cos(angle), np.sin(angle)
+
+
 def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
     return a[[1, 2, 0]] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[[1, 2, 0]]
 
@@ -124,8 +137,8 @@ def rod(
     u = _cross(axis, np.array([1.0, 0.0, 0.0] if abs(axis[0]) < 0.8 else [0.0, 1.0, 0.0]))
     u /= np.sqrt(u @ u)
     v = _cross(axis, u)
-    angle = np.arange(sides) * (2 * np.pi / sides)
-    ring = np.cos(angle)[:, None] * u + np.sin(angle)[:, None] * v
+    cos, sin = _circle(sides)
+    ring = cos[:, None] * u + sin[:, None] * v
     far = radius if end_radius is None else end_radius
     vertices = np.concatenate([start + radius * ring, end + far * ring, start[None], end[None]])
     lids = [_fan(sides, 0, 2 * sides), _fan(sides, sides, 2 * sides + 1)] if closed else []
@@ -139,29 +152,27 @@ def limb(start: Vector, end: Vector, radius: float, material: int, sides: int = 
 
 def ring(center: Vector, radius: float, depth: float, width: float, material: int, sides: int = 10) -> Mesh:
     """Return a wheel without spokes: a band of some width in the x-z plane with a rim on either side."""
-    angle = np.arange(sides) * (2 * np.pi / sides)
-    circle = np.stack([np.cos(angle), np.zeros(sides), np.sin(angle)], 1)
+    cos, sin = _circle(sides)
+    circle = np.stack([cos, np.zeros(sides), sin], 1)
     side = np.array([0.0, width / 2, 0.0])
     loops = (radius * circle - side, radius * circle + side, (radius - depth) * circle)
     faces = [face for a, b in ((0, 1), (0, 2), (1, 2)) for face in _strip(sides, a * sides, b * sides)]
-    return _mesh(np.concatenate(loops) + np.asarray(center), np.concatenate(faces), material)
+    return _mesh(np.concatenate(loops) + center, np.concatenate(faces), material)
 
 
 def blob(center: Vector, radii: Vector, material: int, rng: Rng, rough: float = 0.15) -> Mesh:
     """Return a bumpy ellipsoid: tree crowns, bushes."""
     rows, columns = 6, 9
     polar = np.linspace(0, np.pi, rows + 1)[1:-1]
-    around = np.arange(columns) * (2 * np.pi / columns)
+    cos, sin = _circle(columns)
     level = np.sin(polar)
-    grid = np.stack(
-        [np.outer(level, np.cos(around)), np.outer(level, np.sin(around)), np.outer(np.cos(polar), np.ones(columns))], -1
-    ).reshape(-1, 3)
+    grid = np.stack([np.outer(level, cos), np.outer(level, sin), np.outer(np.cos(polar), np.ones(columns))], -1).reshape(-1, 3)
     sphere = np.concatenate([grid, [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]])
     sphere = sphere * (1 + rng.uniform(-rough, rough, (len(sphere), 1)))
     last = (rows - 2) * columns
     faces = [face for loop in range(0, last, columns) for face in _strip(columns, loop, loop + columns)]
     faces += [_fan(columns, 0, len(grid)), _fan(columns, last, len(grid) + 1)]
-    return _mesh(np.asarray(center) + sphere * np.asarray(radii), np.concatenate(faces), material)
+    return _mesh(sphere * radii + center, np.concatenate(faces), material)
 
 
 def slab(low: Vector, high: Vector, z: float, material: int, thickness: float = 0.0) -> Mesh:

@@ -19,7 +19,7 @@ _Point = tuple[float, float, float]
 
 def _swing(start: _Point, angle: float, length: float) -> _Point:
     """Return the far end of a limb that hangs from a joint, turned forward by an angle."""
-    return (start[0] + length * float(np.sin(angle)), start[1], start[2] - length * float(np.cos(angle)))
+    return (start[0] + length * np.sin(angle), start[1], start[2] - length * np.cos(angle))
 
 
 def _leg(side: int, angle: float, bend: float) -> list[Mesh]:
@@ -47,7 +47,7 @@ def pedestrian_mesh(build: int, phase: int, walking: bool) -> Mesh:
     """
     rng = np.random.default_rng([77, build])
     shoulders, elbow = 0.57 + 0.05 * rng.random(), 0.8 + 0.4 * rng.random()
-    stride = 0.13 * float(np.sin(2 * np.pi * phase / PHASES)) if walking else 0.02
+    stride = 0.13 * np.sin(2 * np.pi * phase / PHASES) if walking else 0.02
     lean = 0.05
     parts = [
         hexahedron((-0.10, 0.11, 0.17, 0.84), (lean - 0.11, lean + 0.12, shoulders / 2 - 0.02, 1.44, 1.46), CLOTH),
@@ -91,8 +91,7 @@ def cyclist_mesh(build: int, phase: int) -> Mesh:
     hip, neck = np.array([-0.22, 0.0, 0.98]), np.array([-0.22 + lean, 0.0, 1.50 - 0.3 * lean])
     parts = [
         bicycle(),
-        rod(hip - [0, 0.06, 0], neck - [0, 0.13, 0], 0.10, CLOTH, end_radius=0.11),
-        rod(hip + [0, 0.06, 0], neck + [0, 0.13, 0], 0.10, CLOTH, end_radius=0.11),
+        *(rod(hip + [0, side * 0.06, 0], neck + [0, side * 0.13, 0], 0.10, CLOTH, end_radius=0.11) for side in (-1, 1)),
         rod(neck, neck + [0.09, 0, 0.10], 0.06, SKIN),
         rod(neck + [0.08, 0, 0.07], neck + [0.11, 0, 0.33], 0.11, PAINT, sides=8),
     ]

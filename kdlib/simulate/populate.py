@@ -8,7 +8,7 @@ import numpy as np
 
 from kdlib.simulate.actors import Actor, Figure, cyclist, pedestrian, random_id, vehicle
 from kdlib.simulate.layout import Street, StreetPlan
-from kdlib.simulate.mesh import Mesh, Rng
+from kdlib.simulate.mesh import Mesh, Rng, footprint
 from kdlib.simulate.tracks import Course, Occupancy, Track, distance, follow, line, standing
 from kdlib.types import FloatArray
 
@@ -27,18 +27,15 @@ class Site:
 
     def add(self, figure: Figure, track: Track, margin: float = 0.15) -> None:
         """Add a road user if its track is free."""
-        length, width, offset = figure.footprint
-        if self.occupancy.claim(track, length, width, offset, margin):
+        if self.occupancy.claim(track, *footprint(figure.shapes), margin):
             name = random_id(self.rng)
             self.actors.append(Actor(figure, name, track, self.plan.height(track.xy), self.rng.random()))
 
     def put(self, mesh: Mesh, xy: tuple[float, float], heading: float, foot: float = 0.0) -> bool:
         """Add what only stands if the ground under it, or under its square foot, is free, and tell so."""
-        low, high = (bound.tolist() for bound in mesh.bounds)
-        offset = (0.0, 0.0) if foot else ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
-        length, width = (foot, foot) if foot else (high[0] - low[0], high[1] - low[1])
-        track = standing(*xy, heading)
-        free = self.occupancy.claim(track, length, width, offset, 0.05)
+        ground = (foot, foot, (0.0, 0.0)) if foot else footprint([mesh])
+        track = standing(xy, heading)
+        free = self.occupancy.claim(track, *ground, 0.05)
         if free:
             self.meshes.append(mesh.moved(xy, self.plan.height(track.xy)[0], heading))
         return free
@@ -56,7 +53,7 @@ class Site:
         """Return a track along a course, or a standing one for speed 0."""
         if speed == 0.0:
             (xy,), (heading,) = course.at(np.array([0.0]))
-            return standing(xy[0], xy[1], heading)
+            return standing(xy, heading)
         return follow(course, *distance(self.times, speed))
 
 
@@ -113,19 +110,19 @@ def parked(site: Site, street: Street) -> None:
         u = street.start + 3.0
         while u < street.end - 3.0:
             figure = vehicle(rng, False)
-            length = figure.footprint[0]
+            length = footprint(figure.shapes)[0]
             if rng.random() < share and not street.in_gap(u + length / 2, 3.0 + length / 2):
                 forward = (side < 0) != (rng.random() < 0.1)
                 xy = street.place(u + length / 2, side * (road.parking_center + rng.normal(0, 0.08)))
                 heading = street.angle + (0.0 if forward else np.pi) + rng.normal(0, 0.02)
-                site.add(figure, standing(*xy, heading), margin=0.1)
+                site.add(figure, standing(xy, heading), margin=0.1)
             u += length + rng.uniform(0.6, 1.4)
     for _ in range(rng.poisson(_YARD * street.length / 100)):
         u, side = street.somewhere(rng), site.side()
         xy = street.place(u, side * (road.half + road.pavement + rng.uniform(0.5, 6.0)))
         heading = street.angle + rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)]) + rng.normal(0, 0.1)
         if not street.in_gap(u, road.pavement):
-            site.add(vehicle(rng, False), standing(*xy, heading))
+            site.add(vehicle(rng, False), standing(xy, heading))
 
 
 def pedestrians(site: Site, street: Street) -> None:
@@ -140,7 +137,7 @@ def pedestrians(site: Site, street: Street) -> None:
         course = site.along(street, *spot(), rng.random() < 0.5, 0.12)
         site.add(pedestrian(rng, True), site.moving(course, rng.uniform(0.6, 1.9)))
     for _ in range(rng.poisson(_STANDING * share)):
-        site.add(pedestrian(rng, False), standing(*street.place(*spot()), rng.uniform(-np.pi, np.pi)))
+        site.add(pedestrian(rng, False), standing(street.place(*spot()), rng.uniform(-np.pi, np.pi)))
     for _ in range(rng.poisson(_CROSSING * share)):
         u, side = street.somewhere(rng), site.side()
         start = street.place(u, side * rng.uniform(-road.half, road.half + 1.0))
@@ -152,7 +149,7 @@ def pedestrians(site: Site, street: Street) -> None:
 
 def _group(site: Site, street: Street, u: float, v: float) -> None:
     rng = site.rng
-    size, walks = int(rng.integers(2, 5)), rng.random() < 0.5
+    size, walks = rng.integers(2, 5), rng.random() < 0.5
     forward, speed = rng.random() < 0.5, rng.uniform(0.6, 1.4)
     for member in range(size):
         if walks:
@@ -160,6 +157,6 @@ def _group(site: Site, street: Street, u: float, v: float) -> None:
             track = site.moving(course, speed)
         else:
             around = 2 * np.pi * member / size + rng.normal(0, 0.2)
-            xy = street.place(u + 0.65 * float(np.cos(around)), v + 0.65 * float(np.sin(around)))
-            track = standing(*xy, street.angle + around + np.pi + rng.normal(0, 0.2))
+            xy = street.place(u + 0.65 * np.cos(around), v + 0.65 * np.sin(around))
+            track = standing(xy, street.angle + around + np.pi + rng.normal(0, 0.2))
         site.add(pedestrian(rng, walks), track, margin=0.04)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdlib.simulate import furniture, populate
 from kdlib.simulate.actors import Actor, Figure, random_id
-from kdlib.simulate.ego import CENTER_X, LENGTH, WIDTH, Ego, random_ego, random_manoeuvre
+from kdlib.simulate.ego import EGO_FOOTPRINT, Ego, random_ego, random_manoeuvre
 from kdlib.simulate.layout import Street, StreetPlan, ground, random_plan
 from kdlib.simulate.mesh import Mesh, Rng, merge
 from kdlib.simulate.people import bicycle
@@ -62,7 +62,7 @@ def _signs(site: Site, street: Street) -> None:
         xy = street.place(u, side * (road.half + rng.uniform(0.3, 0.8)))
         heading = street.angle + (np.pi if side < 0 else 0.0) + rng.normal(0, 0.1)
         if not street.in_gap(u) and site.put(pole, xy, heading, foot=0.2):
-            track = standing(*xy, heading)
+            track = standing(xy, heading)
             figure = Figure(WAYMO_TYPES["Sign"], (plate,))
             site.actors.append(Actor(figure, random_id(rng), track, site.plan.height(track.xy)))
 
@@ -100,11 +100,12 @@ def _clutter(site: Site, street: Street) -> None:
                 site.put(furniture.signal(rng), street.place(u + outside, side * edge), facing, foot=0.3)
 
 
-def _zones(rng: Rng, plan: StreetPlan) -> tuple[FloatArray, ...]:
+def _zones(site: Site) -> tuple[FloatArray, ...]:
     """Return up to two no-label zones beside the road, angular and not convex."""
+    rng, plan = site.rng, site.plan
     zones = []
     for _ in range(rng.choice([0, 1, 2], p=[0.55, 0.35, 0.10])):
-        x, side = rng.uniform(*plan.reach), 1 if rng.random() < 0.5 else -1
+        x, side = rng.uniform(*plan.reach), site.side()
         near, far = plan.main.half + rng.uniform(1, 5), plan.main.half + rng.uniform(12, 25)
         width, waist = rng.uniform(8, 20), rng.uniform(0.3, 0.7)
         middle, inner = near + waist * (far - near), waist * width
@@ -126,7 +127,7 @@ def build_scene(rng: Rng, frames: int, reach: float) -> StreetScene:
     ego = random_ego(rng, plan, manoeuvre, duration)
     times = (np.arange(frames) + 0.5) * PERIOD
     site = Site(rng, plan, times)
-    site.occupancy.claim(ego.track(times), LENGTH, WIDTH, (CENTER_X, 0.0), margin=0.5)
+    site.occupancy.claim(ego.track(times), *EGO_FOOTPRINT, margin=0.5)
     for fill in (_houses, populate.traffic, populate.parked, populate.cyclists, populate.pedestrians):
         for street in plan.streets:
             fill(site, street)
@@ -135,4 +136,4 @@ def build_scene(rng: Rng, frames: int, reach: float) -> StreetScene:
         _clutter(site, street)
     still = merge([ground(plan), *site.meshes, *(actor.mesh(0) for actor in site.actors if not actor.track.moves)])
     world = np.array([0.0, 0.0, rng.uniform(-np.pi, np.pi), *rng.uniform(-500, 500, 2), rng.uniform(0, 40)])
-    return StreetScene(plan, still, tuple(site.actors), ego, _zones(rng, plan), world)
+    return StreetScene(plan, still, tuple(site.actors), ego, _zones(site), world)

@@ -73,10 +73,10 @@ class Track:
         return index if len(self.xy) > 1 else 0
 
 
-def standing(x: float, y: float, heading: float) -> Track:
+def standing(xy: tuple[float, float] | FloatArray, heading: float) -> Track:
     """Return the track of something that stays."""
     zero = np.zeros(1)
-    return Track(np.array([[x, y]]), np.array([heading]), zero, zero)
+    return Track(np.array([xy]), np.array([heading]), zero, zero)
 
 
 def distance(times: FloatArray, speed: float, acceleration: float = 0.0) -> tuple[FloatArray, FloatArray]:

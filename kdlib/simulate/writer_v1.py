@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdlib.simulate.box_labels import BoxLabel, seen_once
+from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
 from kdlib.waymo import tfrecord
@@ -51,7 +51,7 @@ def write_v1(
     segment: str,
     lasers: Sequence[Laser],
     parameters: str,
-    frames: Iterable[tuple[int, Sweep, list[BoxLabel]]],
+    frames: Iterable[LabelledFrame],
     surroundings: tuple[str, str, str],
 ) -> None:
     """Write one segment.

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdlib.simulate.box_labels import BoxLabel, seen_once
+from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
 from kdlib.simulate.writer_v1 import put_in_place
@@ -75,18 +75,10 @@ def write_v2(
     segment: str,
     lasers: Sequence[Laser],
     parameters: str,
-    frames: Iterable[tuple[int, Sweep, list[BoxLabel]]],
+    frames: Iterable[LabelledFrame],
     surroundings: tuple[str, str, str],
 ) -> None:
-    """Write one segment.
-
-    Args:
-        folder: ``<root>/<split>``.
-        segment: Context name.
-        lasers: The lasers of the car, TOP first.
-        parameters: Goes into the metadata of every file.
-        frames: Timestamp, images and boxes of one frame after the other.
-        surroundings: Time of day, location and weather.
+    """Write one segment; the parameters, which those of :func:`write_v1` are, go into the metadata of every file.
 
     Raises:
         OSError: If a file cannot be written; nothing is left behind.

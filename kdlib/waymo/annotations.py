@@ -62,9 +62,8 @@ def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, NDArray[np.f
         DataError: If a box belongs to no frame, misses one of its numbers or appears twice in a frame.
     """
     times, ids = columns[TIME], columns[OBJECT]
-    strangers = sorted(set(times.tolist()) - set(poses))
-    if strangers:
-        raise DataError(f"boxes at time {strangers[0]}, for which there is no vehicle pose")
+    for stranger in sorted(set(times.tolist()) - set(poses)):
+        raise DataError(f"boxes at time {stranger}, for which there is no vehicle pose")
     boxes = np.stack([columns[name] for name in LIDAR_BOX_NUMBERS], axis=1)
     speeds = np.stack([columns[name] for name in SPEEDS], axis=1)
     speeds = np.where(np.isnan(speeds), 0.0, speeds)

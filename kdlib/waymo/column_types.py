@@ -36,9 +36,7 @@ def convert(table: pa.Table, columns: Converters) -> dict[str, Any]:
 def integers(column: pa.ChunkedArray, absent: int | None = None) -> NDArray[np.int64]:
     """Return whole numbers, stored as integers of any width or, after a detour through pandas, as reals.
 
-    Args:
-        column: Holds them.
-        absent: What a null means; None if there must be none.
+    ``absent`` is what a null means; None if there must be none.
 
     Raises:
         DataError: If the column holds no numbers, fractions, or a null that means nothing.

@@ -53,9 +53,6 @@ def component_files(folder: Path, segment: str) -> dict[str, Path]:
 def complete_segments(folder: Path) -> list[str]:
     """Return the names of all segments of a split, sorted.
 
-    Args:
-        folder: ``<root>/<split>`` with one folder per component.
-
     Raises:
         DataError: If there is no segment, or a component is missing for one.
     """
@@ -90,9 +87,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; download it") from error
     except PermissionError as error:
-        raise DataError(
-            f"{path} may not be read by this user; give it the right to read, or copy or download it again"
-        ) from error
+        raise DataError(f"{path} may not be read by this user; give it that right, or copy or download it again") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if isinstance(error, MemoryError):  # a damaged file may claim any size, and Arrow believes it
@@ -117,11 +112,8 @@ def read_columns(path: Path, columns: Converters, segment: str) -> dict[str, Any
         table.validate(full=True)
     with naming(path):
         values = convert(table, {SEGMENT: texts, **columns})
-    others = sorted(set(values[SEGMENT]) - {segment})
-    if others:
-        raise DataError(
-            f"{path} holds rows of segment {others[0][:80]!r}, not of the segment it is named after; download it again"
-        )
+    for other in sorted(set(values[SEGMENT]) - {segment}):
+        raise DataError(f"{path} holds rows of segment {other[:80]!r}, not of the segment it is named after; download it again")
     return values
 
 

@@ -45,10 +45,7 @@ def calibration(
 
 
 def laser_points(
-    returns: Sequence[FloatArray | None],
-    calibration: Calibration,
-    pixel_pose: FloatArray | None,
-    frame_pose: NDArray[np.float64],
+    returns: Sequence[FloatArray | None], calibration: Calibration, pixel_pose: FloatArray | None, frame_pose: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Return the points (n, 6) of one laser, return 1 before return 2; an absent return is None.
 

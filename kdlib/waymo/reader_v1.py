@@ -41,13 +41,8 @@ def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
 
     Every record's checksum is verified; the file's length is before the first frame. One record is in memory at a time.
 
-    Args:
-        path: The ``.tfrecord`` file.
-        segment: Its context name.
-
     Raises:
-        DataError: If the file is damaged, its records are not the rising frames of this segment, or its LiDAR was stripped; the
-            message names file, frame and laser.
+        DataError: If the file is damaged, its records are not the rising frames of this segment, or its LiDAR was stripped.
     """
     times: list[int] = []
     lasers: tuple[int, ...] = ()

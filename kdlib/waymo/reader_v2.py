@@ -36,11 +36,8 @@ _Poses = dict[int, NDArray[np.float64]]
 def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
     """Stream the frames of a segment in time order, points as :func:`kdlib.waymo.segments.read_segment` says.
 
-    Rows of the files may come in any order; rows in time order (as published) need the memory of a few frames only.
-
-    Args:
-        folder: ``<root>/<split>``; a split whose name begins with "testing" may lack boxes.
-        segment: Context name, the stem of the files.
+    Rows of the files may come in any order; rows in time order (as published) need the memory of a few frames only. A split
+    whose name begins with "testing" may lack boxes.
 
     Raises:
         DataError: If a component is missing, damaged or disagrees with another one; the message names file, frame and laser.
@@ -127,9 +124,7 @@ def _frames_and_lasers(path: Path, segment: str, calibrations: dict[int, Calibra
 def _check_pixel_poses(path: Path, segment: str, times: set[int]) -> None:
     there = {time for time, laser in _keys(path, segment) if laser == TOP}
     for time in sorted(times - there):
-        raise DataError(
-            f"{path}: frame {time} has no pose image of the TOP laser; its points would be up to a metre off: download it again"
-        )
+        raise DataError(f"{path}: frame {time} has no pose image of the TOP laser, without it points are off: download it again")
     for time in sorted(there - times):
         raise DataError(f"{path}: frame {time} is in lidar_pose, but neither in lidar nor in vehicle_pose; download them again")
 

@@ -65,10 +65,6 @@ def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
     Points are ordered by ascending laser, inside a laser return 1 before return 2, inside a return by row and column of the range
     image.
 
-    Args:
-        folder: ``<root>/<split>``.
-        segment: Context name, one of :func:`list_segments`.
-
     Raises:
         DataError: If a file is missing, damaged or contradicts itself; the message names file, frame and laser.
     """

@@ -1,4 +1,4 @@
-"""The mark that tells simulated Waymo files from recorded ones."""
+"""Tells simulated Waymo files from recorded ones."""
 
 from __future__ import annotations
 

@@ -39,11 +39,7 @@ def index(path: Path) -> tuple[Record, ...]:
 
 
 def first_payload(path: Path, limit: int | None = None) -> bytes:
-    """Return the payload of the first record, or only its first bytes, which no checksum covers, and look at no other.
-
-    Args:
-        path: The file.
-        limit: So many bytes at most, unchecked; None for the whole payload, checked.
+    """Return the payload of the first record, or its first ``limit`` bytes, which no checksum covers, and look at no other.
 
     Raises:
         DataError: As :func:`index` and :func:`iter_payloads`, and if there is no record.

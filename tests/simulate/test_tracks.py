@@ -51,5 +51,5 @@ def test_occupancy_refuses_a_crossing_at_the_same_time_only():
     assert occupancy.claim(follow(line((-10, 0), 0.0), *distance(times, 10.0)), 4, 2)
     assert not occupancy.claim(follow(line((0, -10), np.pi / 2), *distance(times, 10.0)), 4, 2)
     assert occupancy.claim(follow(line((0, -10), np.pi / 2), *distance(times, 2.0)), 4, 2)
-    assert not occupancy.claim(standing(5.0, 0.0, 0.0), 1, 1)
-    assert occupancy.claim(standing(5.0, 5.0, 0.0), 1, 1)
+    assert not occupancy.claim(standing((5.0, 0.0), 0.0), 1, 1)
+    assert occupancy.claim(standing((5.0, 5.0), 0.0), 1, 1)
