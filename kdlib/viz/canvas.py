@@ -1,9 +1,8 @@
-"""Figures that never touch pyplot: a size in, a matplotlib figure out that draws headlessly and shows itself in a notebook."""
+"""Figures that never touch pyplot, draw headlessly and show themselves in a notebook, and the style they share."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kdlib.errors import KdlibError
+from kdlib.records import write_bytes
 from kdlib.viz.palette import FAINT, GRID, INK
 
 DPI = 150
 
-STYLE: Mapping[str, Any] = {
+_STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -65,7 +65,7 @@ def new_figure(width: float, height: float, *, facecolor: str = "white") -> Stat
 
 def styled() -> Any:
     """Return the context in which kdlib's axes are made: fonts and lines alike everywhere, the user's settings untouched."""
-    settings: Any = dict(STYLE)
+    settings: Any = dict(_STYLE)
     return rc_context(settings)
 
 
@@ -78,7 +78,7 @@ def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[A
     return list(axes)
 
 
-def fit(figure: Figure, legend_from: Axes | None, title: str) -> None:
+def arrange(figure: Figure, legend_from: Axes | None, title: str) -> None:
     """Fit the axes into the figure, title above, legend below."""
     height, width = figure.get_figheight(), figure.get_figwidth()
     bottom = 0.0
@@ -92,10 +92,10 @@ def fit(figure: Figure, legend_from: Axes | None, title: str) -> None:
     figure.tight_layout(rect=(0, bottom, 1, 1 - (0.32 / height if title else 0)))
 
 
-def to_png(figure: Figure, dpi: int = DPI) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """Return the figure as PNG bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor=figure.get_facecolor())
     return buffer.getvalue()
 
 
@@ -106,21 +106,8 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba()).copy()
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file under a temporary name, then rename it, so that no half picture is ever left behind."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def finish(figure: Figure, path: str | Path | None) -> Figure:
     """Save the figure as PNG where a path is given, and return it."""
     if path is not None:
-        write_bytes(path, to_png(figure))
+        write_bytes(Path(path), to_png(figure))
     return figure

@@ -1,4 +1,4 @@
-"""The only place that imports open3d for pictures, as a process of its own: a scene's .npz in, a PNG or a window out.
+"""Renders scenes with open3d, or shows one in a window, as a process of its own.
 
 ``python -m kdlib.viz.open3d_worker FOLDER`` renders FOLDER/scene.npz (with FOLDER/scene.json) to FOLDER/picture.png, or so each
 of FOLDER's folders where it has no scene itself; ``--window`` shows a scene instead. A crash of the graphics driver kills this
@@ -86,7 +86,7 @@ def _show(o3d: Any, arrays: Any, scene: dict[str, Any]) -> None:
     viewer.destroy_window()
 
 
-def main(arguments: list[str]) -> None:
+def _main(arguments: list[str]) -> None:
     """Render or show the scene in a folder, or render those in its folders: all of one size."""
     folder, window = Path(arguments[0]), "--window" in arguments[1:]
     if not window:
@@ -105,4 +105,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _main(sys.argv[1:])

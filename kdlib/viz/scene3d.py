@@ -1,4 +1,4 @@
-"""3D pictures: points and box layers of one frame in, a PNG rendered by open3d (or, where it cannot, by matplotlib) out."""
+"""3D pictures of points and boxes: a PNG or a window by open3d, in a process of its own, or by matplotlib where that fails."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlib.records import write_bytes
 from kdlib.types import FloatArray
 from kdlib.viz import canvas, palette
 from kdlib.viz.bev import legend_handles
@@ -46,6 +47,15 @@ class RenderInfo:
         return Image(filename=str(self.path))
 
 
+@dataclass(frozen=True)
+class View:
+    """A scene and where to look at it from."""
+
+    points: FloatArray  # (N, >=3) x, y, z in metres, coloured by height
+    layers: Sequence[BoxLayer]  # drawn as thick wireframes with an arrow on the ground that shows the heading
+    camera: Camera
+
+
 def render_scene(
     points: FloatArray,
     layers: Sequence[BoxLayer],
@@ -57,52 +67,18 @@ def render_scene(
     timeout: float = 90.0,
     worker: Sequence[str] = WORKER,
 ) -> RenderInfo:
-    """Render points (N, >=3) and 3D boxes in perspective into a PNG, without a display.
+    """Render points (N, >=3) and boxes in perspective into a PNG with a legend, without a display.
 
     open3d renders in a child process; when that is missing, crashes or hangs, the same scene is projected by matplotlib,
-    and both the returned note and the picture's caption say so.
-
-    Args:
-        points: (N, >=3) x, y, z in metres, coloured by height.
-        layers: Boxes, drawn as thick wireframes with an arrow on the ground that shows the heading.
-        path: The PNG to write.
-        size: Width and height in pixels.
-        camera: Where to look from; over the ego vehicle's shoulder by default.
-        caption: Written at the lower left.
-        timeout: Seconds after which the renderer is given up.
-        worker: Command of the child process.
-
-    Returns:
-        The backend used, and why where it is not open3d.
+    and both the returned note and the picture's caption say so. The camera looks over the vehicle's shoulder by default.
 
     Raises:
         LayerError: If the points have a wrong shape.
     """
-    points = drawable_points(points)
-    camera = camera or Camera()
-    colors = height_colors(points)
-    lines = _scene_lines(points, layers)
-    with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
-        folder = Path(name)
-        _hand_over(folder, points, colors, lines, camera, size)
-        trouble = _run_worker([*worker, str(folder)], timeout)
-        image, info = None, RenderInfo("open3d", "", Path(path))
-        if not trouble:
-            image, trouble = _read(folder / "picture.png", size)
-    if image is None:
-        info = RenderInfo("matplotlib", f"Drawn by matplotlib because open3d could not render here: {trouble}.", Path(path))
-        image = paint(points, colors, lines, camera, size)
-    canvas.write_bytes(path, _compose(image, layers, caption, "" if info.backend == "open3d" else info.note))
-    return info
-
-
-@dataclass(frozen=True)
-class View:
-    """One picture of a film: a scene and where to look at it from."""
-
-    points: FloatArray  # (N, >=3)
-    layers: Sequence[BoxLayer]
-    camera: Camera
+    view = View(points, layers, camera or Camera())
+    images, info = render_views([view], size=size, timeout=timeout, worker=worker)
+    write_bytes(Path(path), _compose(images[0], layers, caption, info.note))
+    return replace(info, path=Path(path))
 
 
 def render_views(
@@ -116,22 +92,22 @@ def render_views(
     Raises:
         LayerError: If the points of a view have a wrong shape.
     """
-    clouds = [drawable_points(one.points) for one in views]
-    scenes = [(p, height_colors(p), _scene_lines(p, one.layers), one.camera) for p, one in zip(clouds, views)]
+    views = [replace(view, points=drawable_points(view.points)) for view in views]
+    images: list[NDArray[np.uint8]] = []
     with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
         folders = [Path(name, f"{number:05d}") for number in range(len(views))]
-        for folder, (points, colors, lines, camera) in zip(folders, scenes):
+        for folder, view in zip(folders, views):
             folder.mkdir()
-            _hand_over(folder, points, colors, lines, camera, size)
+            _hand_over(folder, view, size)
         trouble = _run_worker([*worker, name], timeout)
-        found = [] if trouble else [_read(folder / "picture.png", size) for folder in folders]
-    images = [image for image, _ in found if image is not None]
-    if len(images) == len(views):
+        for folder in [] if trouble else folders:
+            image, why = _read(folder / "picture.png", size)
+            trouble = trouble or why
+            images.append(image)
+    if not trouble:
         return images, RenderInfo("open3d", "")
-    trouble = trouble or next(why for image, why in found if image is None)
-    note = f"Drawn by matplotlib because open3d could not render here: {trouble}."
-    painted = [paint(points, colors, lines, camera, size) for points, colors, lines, camera in scenes]
-    return painted, RenderInfo("matplotlib", note)
+    painted = [paint(view.points, height_colors(view.points), _scene_lines(view), view.camera, size) for view in views]
+    return painted, RenderInfo("matplotlib", f"Drawn by matplotlib because open3d could not render here: {trouble}.")
 
 
 def open_window(
@@ -147,13 +123,12 @@ def open_window(
     Raises:
         LayerError: If the points have a wrong shape.
     """
-    points = drawable_points(points)
+    view = View(drawable_points(points), layers, camera or Camera())
     if not has_display():
         return RenderInfo("none", f"{NO_DISPLAY}: use render_scene for a PNG or scene_figure for HTML.")
     with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
-        folder = Path(name)
-        _hand_over(folder, points, height_colors(points), _scene_lines(points, layers), camera or Camera(), (1600, 900), title)
-        trouble = _run_worker([*worker, str(folder), "--window"], None)
+        _hand_over(Path(name), view, (1600, 900), title)
+        trouble = _run_worker([*worker, name, "--window"], None)
     return RenderInfo("none", f"The open3d window failed: {trouble}.") if trouble else RenderInfo("open3d", "")
 
 
@@ -170,38 +145,32 @@ def height_colors(points: FloatArray) -> NDArray[np.float64]:
     return np.stack([np.interp(place, np.arange(len(ramp)), ramp[:, channel]) for channel in range(3)], axis=1)
 
 
-def _scene_lines(points: FloatArray, layers: Sequence[BoxLayer]) -> list[Lines]:
+def _scene_lines(view: View) -> list[Lines]:
     """Range rings on the ground, then a set of lines for each layer."""
-    floor = float(np.percentile(points[:, 2], 5)) if len(points) else 0.0
-    reach = float(np.percentile(np.hypot(points[:, 0], points[:, 1]), 99)) if len(points) else 20.0
+    points = view.points if len(view.points) else np.array([[20.0, 0.0, 0.0]])
+    floor, reach = float(np.percentile(points[:, 2], 5)), float(np.percentile(np.hypot(points[:, 0], points[:, 1]), 99))
     turn = np.linspace(0, 2 * np.pi, 181)
-    rings = [np.stack((r * np.cos(turn), r * np.sin(turn), np.full_like(turn, floor)), 1) for r in _RINGS if r <= max(reach, 10)]
-    found = [Lines(np.concatenate([np.stack((ring[:-1], ring[1:]), 1) for ring in rings]), palette.NIGHT_FAINT, 1.2)]
-    for layer in layers:
+    circle = np.stack((np.cos(turn), np.sin(turn), np.zeros_like(turn)), axis=1)
+    rings = [radius * circle + [0, 0, floor] for radius in _RINGS if radius <= max(reach, 10)]
+    lines = [Lines(np.concatenate([np.stack((ring[:-1], ring[1:]), 1) for ring in rings]), palette.NIGHT_FAINT, 1.2)]
+    for layer in view.layers:
         vertices, edges = wireframe(layer.boxes)
-        segments = vertices[:, edges].reshape(-1, 2, 3)
-        found.append(Lines(segments, palette.on_dark(layer.color), 1.8 + 0.45 * layer.width))
-    return found
+        lines.append(Lines(vertices[:, edges].reshape(-1, 2, 3), palette.on_dark(layer.color), 1.8 + 0.45 * layer.width))
+    return lines
 
 
-def _hand_over(
-    folder: Path,
-    points: FloatArray,
-    colors: FloatArray,
-    lines: Sequence[Lines],
-    camera: Camera,
-    size: tuple[int, int],
-    title: str = "",
-) -> None:
+def _hand_over(folder: Path, view: View, size: tuple[int, int], title: str = "") -> None:
     """Write what the worker needs."""
-    arrays: dict[str, Any] = {f"lines_{index}": line.segments.astype(np.float32) for index, line in enumerate(lines)}
-    np.savez(folder / "scene.npz", points=points[:, :3].astype(np.float32), colors=colors.astype(np.float32), **arrays)
-    scene: dict[str, Any] = {
-        "size": list(size),
+    lines = _scene_lines(view)
+    arrays: dict[str, Any] = {f"lines_{index}": line.segments for index, line in enumerate(lines)}
+    arrays.update(points=view.points[:, :3], colors=height_colors(view.points))
+    np.savez(folder / "scene.npz", **arrays)
+    scene = {
+        "size": size,
         "title": title,
         "background": palette.rgb(palette.NIGHT),
         "point_size": max(size[1] / 500, 1.25),  # less than a pixel and a half is lost in small pictures
-        "camera": asdict(camera),
+        "camera": asdict(view.camera),
         "layers": [{"rgb": palette.rgb(line.color), "width": line.width * size[1] / 900} for line in lines],
     }
     (folder / "scene.json").write_text(json.dumps(scene))
@@ -219,31 +188,23 @@ def _run_worker(command: Sequence[str], timeout: float | None) -> str:
     except OSError as error:
         return f"the renderer could not be started ({error.strerror})"
     if done.returncode < 0:
-        return f"the renderer was killed by {_signal_name(-done.returncode)}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"the renderer was killed by {names.get(-done.returncode, f'signal {-done.returncode}')}"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return last[:160].rstrip(".")
     return ""
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _read(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8] | None, str]:
-    """Return the rendered picture at its final size, or why there is none."""
+def _read(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], str]:
+    """Return the rendered picture at its final size, and why it is none."""
     from PIL import Image
 
     if not path.is_file():
-        return None, "the renderer ended without a picture"
+        return np.zeros((0, 0, 3), np.uint8), "the renderer ended without a picture"
     with Image.open(path) as picture:
         image = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    if float(image.std()) < 1.0:
-        return None, "the renderer's picture was blank"
-    return image, ""
+    return image, "" if float(image.std()) >= 1.0 else "the renderer's picture was blank"
 
 
 def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str, note: str) -> bytes:
@@ -258,17 +219,12 @@ def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str,
             handles = legend_handles([Panel("", layers)])
             for handle in handles:  # as in the scene: brighter, without dashes
                 handle.set(color=palette.on_dark(str(handle.get_color())), linestyle="solid", linewidth=2.5 * scale, alpha=1.0)
-            options: dict[str, Any] = {
-                "loc": "upper left",
-                "bbox_to_anchor": (0.012, 0.985),
-                "labelcolor": palette.NIGHT_INK,
-                "borderpad": 0.8,
-            }
-            box = figure.legend(handles=handles, fontsize=10 * scale, frameon=True, facecolor=palette.NIGHT, **options)
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.012, 0.985), "borderpad": 0.8}
+            look: dict[str, Any] = {"frameon": True, "facecolor": palette.NIGHT, "labelcolor": palette.NIGHT_INK}
+            box = figure.legend(handles=handles, fontsize=10 * scale, **place, **look)
             box.get_frame().set(alpha=0.75, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
-        band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75, "pad": 3}
         text = "\n".join(line for line in (caption, note) if line)
-        if text:
-            look: dict[str, Any] = {"color": palette.NIGHT_INK, "fontsize": 8.5 * scale, "linespacing": 1.5, "bbox": band}
-            figure.text(0.016, 0.022, text, va="bottom", **look)
+        band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75 if text else 0.0, "pad": 3}
+        style: dict[str, Any] = {"color": palette.NIGHT_INK, "fontsize": 8.5 * scale, "linespacing": 1.5, "bbox": band}
+        figure.text(0.016, 0.022, text, va="bottom", **style)
         return canvas.to_png(figure)

@@ -1,11 +1,10 @@
-"""Scores: means with intervals, or a table of values in; a forest plot or a heat table out."""
+"""Scores of arms as a forest plot, and differences of scores as a heat table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -15,7 +14,6 @@ from kdlib.types import FloatArray
 from kdlib.viz import canvas, palette
 from kdlib.viz.canvas import ChartError
 
-_SCORE_MAP = LinearSegmentedColormap.from_list("score", ("#F7FAFC", "#BFE3D6", "#56B89A", "#00765A"))
 _CHANGE_MAP = LinearSegmentedColormap.from_list("change", ("#8C4A00", "#E3B57F", "#F7FAFC", "#7CC7B0", "#00765A"))
 
 
@@ -51,7 +49,6 @@ def draw_arms(
     *,
     label: str = "LEVEL_2 mAPH",
     reference: float | None = None,
-    reference_label: str = "",
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
@@ -61,7 +58,6 @@ def draw_arms(
         arms: In the order of drawing, first on top.
         label: Of the horizontal axis.
         reference: A vertical line, 0 for differences.
-        reference_label: What that line is.
         title: Above the chart.
         path: Also save as PNG.
 
@@ -90,84 +86,31 @@ def draw_arms(
             ax.text(1.015, row, interval, transform=ax.get_yaxis_transform(), fontsize=8.5, va="center")
         if reference is not None:
             ax.axvline(reference, color=palette.INK, linewidth=1)
-            if reference_label:
-                place: dict[str, Any] = {"xytext": (4, 2), "textcoords": "offset points", "fontsize": 8, "color": palette.FAINT}
-                ax.annotate(reference_label, (reference, -0.6), va="top", **place)
         ax.set(yticks=range(len(arms)), yticklabels=[arm.name for arm in arms], ylim=(len(arms) - 0.4, -0.6), xlabel=label)
         ax.tick_params(axis="y", length=0, labelsize=9)
         ax.spines["left"].set_visible(False)
-        canvas.fit(figure, None, title)
+        canvas.arrange(figure, None, title)
         return canvas.finish(figure, path)
 
 
-def draw_range_table(
-    table: ScoreTable,
-    *,
-    label: str = "LEVEL_2 APH",
-    title: str = "",
-    percent: bool = True,
-    path: str | Path | None = None,
-) -> Figure:
-    """Draw a heat table of scores, for example class x range; NaN is shown as a dash (nothing to score).
-
-    Args:
-        table: Names and values, shares in [0, 1] when ``percent``.
-        label: What the numbers are.
-        title: Above the table.
-        percent: Multiply by 100.
-        path: Also save as PNG.
-
-    Returns:
-        The figure.
-    """
-    values = np.asarray(table.values, np.float64) * (100 if percent else 1)
-    top = 100.0 if percent else float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
-    return _table(table, values, (0.0, top), _SCORE_MAP, "{:.1f}", label, title, path)
-
-
-def draw_change_table(
-    table: ScoreTable,
-    *,
-    label: str = "difference in LEVEL_2 APH",
-    title: str = "",
-    percent: bool = True,
-    path: str | Path | None = None,
-) -> Figure:
+def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: str | Path | None = None) -> Figure:
     """Draw a heat table of differences with their signs: green is a gain, brown a loss, pale is none; NaN is a dash.
 
     Args:
-        table: Names and differences, of shares in [0, 1] when ``percent``.
+        table: Names and differences of shares in [0, 1], drawn in percent.
         label: What the numbers are.
         title: Above the table.
-        percent: Multiply by 100.
         path: Also save as PNG.
-
-    Returns:
-        The figure.
     """
-    values = np.asarray(table.values, np.float64) * (100 if percent else 1)
-    top = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
-    return _table(table, values, (-(top or 1.0), top or 1.0), _CHANGE_MAP, "{:+.1f}", label, title, path)
-
-
-def _table(
-    table: ScoreTable,
-    values: FloatArray,
-    limits: tuple[float, float],
-    colors: LinearSegmentedColormap,
-    form: str,
-    label: str,
-    title: str,
-    path: str | Path | None,
-) -> Figure:
-    reach = max(abs(limit) for limit in limits)
+    values = 100 * np.asarray(table.values, np.float64)
+    top = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)) or 1.0
     with canvas.styled():
         figure = canvas.new_figure(1.7 + 1.15 * len(table.columns), 0.95 + 0.46 * len(table.rows) + (0.3 if title else 0))
         ax = figure.add_subplot()
-        ax.imshow(np.nan_to_num(values), colors, vmin=limits[0], vmax=limits[1], aspect="auto")
+        ax.imshow(np.nan_to_num(values), _CHANGE_MAP, vmin=-top, vmax=top, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            color = "white" if abs(value) > 0.68 * reach else palette.INK
-            shown = form.format(value) if np.isfinite(value) else "–"
+            color = "white" if abs(value) > 0.68 * top else palette.INK
+            shown = f"{value:+.1f}" if np.isfinite(value) else "–"
             ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9.5)
         ax.set(xticks=range(len(table.columns)), yticks=range(len(table.rows)), xticklabels=table.columns, yticklabels=table.rows)
         ax.set_xticks(np.arange(len(table.columns) - 1) + 0.5, minor=True)
@@ -177,5 +120,5 @@ def _table(
         for spine in ax.spines.values():
             spine.set_visible(False)
         ax.set_xlabel(label, fontsize=8.5, color=palette.FAINT)
-        canvas.fit(figure, None, title)
+        canvas.arrange(figure, None, title)
         return canvas.finish(figure, path)

@@ -26,8 +26,8 @@ def test_free_colours_are_not_the_given_ones() -> None:
     assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 3
 
 
-def test_smoothing_is_a_centred_mean_over_the_raw_line() -> None:
-    figure = curves.draw_history({"a": [{"step": i, "loss": float(i % 2)} for i in range(9)]}, smooth=3)
+def test_long_curves_are_a_centred_mean_over_the_raw_line() -> None:
+    figure = curves.draw_history({"a": [{"step": i, "loss": float(i % 2)} for i in range(120)]}, keys=("loss",))
     raw, smooth = figure.axes[0].get_lines()
     assert raw.get_alpha() == 0.3
     np.testing.assert_allclose(smooth.get_ydata()[:3], [0.5, 1 / 3, 2 / 3])
@@ -45,28 +45,24 @@ def test_precision_recall(pixels, tmp_path) -> None:
         for n in ("teacher", "student")
         for c in ("Vehicle", "Cyclist")
     ]
-    figure = curves.draw_precision_recall(made, class_names=("Vehicle", "Pedestrian", "Cyclist"), path=tmp_path / "pr.png")
+    figure = curves.draw_precision_recall(made, path=tmp_path / "pr.png")
     pixels(tmp_path / "pr.png")
-    assert [len(ax.get_lines()) for ax in figure.axes] == [2, 0, 2]
+    assert [len(ax.get_lines()) for ax in figure.axes] == [2, 2]
     assert figure.axes[0].get_legend().get_texts()[0].get_text() == "teacher: 61.0"
     with pytest.raises(ChartError, match="no precision-recall curve"):
         curves.draw_precision_recall([])
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_cost(pixels, tmp_path, log) -> None:
+def test_cost(pixels, tmp_path) -> None:
     made = [curves.CostPoint("teacher", 120.0, 62.0, 61.0, 63.0), curves.CostPoint("student", 30.0, 50.0)]
-    figure = curves.draw_accuracy_cost(made, cost_label="ms", log=log, title="cost", path=tmp_path / "c.png")
+    figure = curves.draw_accuracy_cost(made, cost_label="ms", title="cost", path=tmp_path / "c.png")
     pixels(tmp_path / "c.png")
-    assert figure.axes[0].get_xscale() == ("log" if log else "linear")
     assert {"teacher", "student"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_cost_bad_input() -> None:
     with pytest.raises(ChartError, match="no model"):
         curves.draw_accuracy_cost([], cost_label="ms")
-    with pytest.raises(ChartError, match="above 0"):
-        curves.draw_accuracy_cost([curves.CostPoint("a", 0.0, 1.0)], cost_label="ms", log=True)
 
 
 def test_figures_show_themselves_and_leave_settings_alone() -> None:

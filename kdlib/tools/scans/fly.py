@@ -19,7 +19,6 @@ from kdlib.tools.scans.trained import STUDENTS, find_weights, load_detector
 from kdlib.tools.scans.view import detect
 from kdlib.types import Bool, Sample
 from kdlib.viz import scene3d
-from kdlib.viz.canvas import write_bytes
 from kdlib.viz.layers import layer
 
 _OVERLAP = 0.2  # as in kdlib.tools.scans.view: doubles of low score clutter a picture
@@ -95,7 +94,7 @@ def fly(
     footer = f"{simulated}, boxes of score {score:g} and above"
     captions, around = (left, right), 1.05 * reach
     done = film(shots, captions, footer=footer, reach=around, images=images, panel=panel, limit=limit, worker=worker)
-    write_bytes(out, done.gif)
+    records.write_bytes(out, done.gif)
     return Flown(out, split.segments[chosen], done)
 
 
