@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from kdlib.lab.parts import part
 from kdlib.lab.pipeline import Run, chosen_teacher, student_name, trained_students
 from kdlib.lab.profiles import ARMS, Profile
 from kdlib.lab.scoring import check_store, evaluate_weights
-from kdlib.metric.bootstrap import BootstrapReport, bootstrap
+from kdlib.metric.bootstrap import ArmScore, BootstrapReport, Difference, bootstrap
 from kdlib.metric.waymo_metrics import EvalResult
 from kdlib.viz import curves, palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
@@ -56,6 +56,7 @@ class Contrast:
     group: Group = "recipe"  # what differs; colours its row
 
 
+_Contrast = TypeVar("_Contrast", bound=Contrast)
 CONTRASTS = (
     Contrast("teacher", "alone"),
     Contrast("teacher", "init"),
@@ -66,22 +67,24 @@ CONTRASTS = (
 )
 
 
-def contrasts_among(contrasts: Sequence[Contrast], arms: Collection[str]) -> tuple[Contrast, ...]:
+def contrasts_among(contrasts: Sequence[_Contrast], arms: Collection[str]) -> tuple[_Contrast, ...]:
     """Return those contrasts whose arms are both there."""
     return tuple(contrast for contrast in contrasts if contrast.first in arms and contrast.second in arms)
 
 
 @dataclass(frozen=True)
-class Wish:
+class Wish(Contrast):
     """A wanted margin between two arms, in points of LEVEL_2 mAPH."""
 
-    first: str
-    second: str
-    margin: float
-    significant: bool  # the interval must stay above zero
+    margin: float = 0.0
+    significant: bool = False  # the interval must stay above zero
 
 
-WISHES = (Wish("teacher", "alone", 5.0, False), Wish("full", "alone", 2.0, False), Wish("full", "init", 0.5, True))
+WISHES = (
+    Wish("teacher", "alone", margin=5.0),
+    Wish("full", "alone", margin=2.0),
+    Wish("full", "init", margin=0.5, significant=True),
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ def summary(gains: Sequence[Gain]) -> str:
     return f"Of {len(sides)} comparisons, {above} {verb} shown above the base, {below} below, and {none} show no difference."
 
 
+def in_percent(score: ArmScore | Difference) -> tuple[float, float, float]:
+    """Return a mean and its interval in percent, or in points."""
+    return 100 * score.mean, 100 * score.low, 100 * score.high
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Arms scored on the same frames, compared by paired bootstrap over segments and seeds."""
@@ -165,39 +173,30 @@ class Comparison:
 
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
-        return [
-            Estimate(
-                self.titles[arm.name],
-                100 * arm.mean,
-                100 * arm.low,
-                100 * arm.high,
-                tuple(100 * value for value in arm.values),
-                arm_color(arm.name),
-            )
-            for arm in self.report.arms
-        ]
+        estimates = []
+        for arm in self.report.arms:
+            seeds = tuple(100 * value for value in arm.values)
+            estimates.append(Estimate(self.titles[arm.name], *in_percent(arm), seeds, arm_color(arm.name)))
+        return estimates
 
-    def gain(self, first: str, second: str) -> Gain:
-        """Return what ``first`` scores above ``second``."""
-        difference = self.report.difference(first, second)
+    def gain(self, contrast: Contrast) -> Gain:
+        """Return what the contrast's first arm scores above its second."""
+        first, second = contrast.first, contrast.second
         pairs = zip(self.report.arm(first).values, self.report.arm(second).values)
         seeds = tuple(100 * (ours - theirs) for ours, theirs in pairs)
-        limits = (100 * difference.mean, 100 * difference.low, 100 * difference.high)
-        return Gain(self.titles[first], self.titles[second], *limits, seeds)
+        return Gain(self.titles[first], self.titles[second], *in_percent(self.report.difference(first, second)), seeds)
 
     def difference_table(self) -> pd.DataFrame:
         """Return the paired differences between the arms of the main line, in points."""
-        gains = [self.gain(contrast.first, contrast.second) for contrast in contrasts_among(CONTRASTS, self.results)]
+        gains = map(self.gain, contrasts_among(CONTRASTS, self.results))
         rows = [{"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0} for gain in gains]
         return pd.DataFrame(rows).round(2)
 
     def verdicts(self) -> list[dict[str, Any]]:
         """Return every wish about these arms with what came of it, in plain words."""
         verdicts = []
-        for wish in WISHES:
-            if not {wish.first, wish.second} <= set(self.results):
-                continue
-            gain = self.gain(wish.first, wish.second)
+        for wish in contrasts_among(WISHES, self.results):
+            gain = self.gain(wish)
             extra = ", with its interval above 0" if wish.significant else ""
             verdicts.append(
                 {
@@ -302,7 +301,7 @@ class Finding:
     @property
     def gains(self) -> tuple[Gain, ...]:
         """What came of each contrast."""
-        return tuple(self.comparison.gain(contrast.first, contrast.second) for contrast in self.contrasts)
+        return tuple(map(self.comparison.gain, self.contrasts))
 
     @property
     def base(self) -> str:

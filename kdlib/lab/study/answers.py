@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kdlib import records
-from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms
+from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms, in_percent
 from kdlib.lab.pipeline import Student, TrainedWeights, student_name
 from kdlib.lab.profiles import TeacherQuality
 from kdlib.lab.scoring import check_store, score_all
@@ -54,7 +54,7 @@ class ChapterComparison(Comparison):
             arms = [self.report.arm(arm) for arm in line.arms if arm in self.results]
             samples = [self.students[arm.name, self.chapter.seeds[0]].values["samples"] for arm in arms]
             color = palette.role(line.color).color if line.color else palette.SERIES[0]
-            spans = [(100 * arm.mean, 100 * arm.low, 100 * arm.high) for arm in arms]
+            spans = [in_percent(arm) for arm in arms]
             if arms:
                 drawn.append(ScheduleLine(line.title, tuple(samples), tuple(spans), color, line.dashed))
         return drawn

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from kdlib import records
-from kdlib.lab.comparison import METRIC
+from kdlib.lab.comparison import METRIC, in_percent
 from kdlib.lab.costs import COSTS, measure_roles, ratio_row
 from kdlib.lab.parts import part
 from kdlib.lab.pipeline import TrainedWeights
@@ -47,8 +47,7 @@ def shape_points(compared: ChapterComparison, costs: pd.DataFrame, cost: str = "
     for score in (arm for arm in compared.report.arms if arm.name in shown):
         arm = compared.chapter.arms[score.name]
         color = palette.SERIES[0] if arm.kd is None else palette.role("student").color
-        interval = (100 * score.low, 100 * score.high)
-        points.append(CostPoint(compared.titles[arm.name], own[arm.student.name], 100 * score.mean, *interval, color))
+        points.append(CostPoint(compared.titles[arm.name], own[arm.student.name], *in_percent(score), color))
     return points
 
 
