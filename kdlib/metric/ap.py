@@ -26,13 +26,12 @@ class Curve:
 
 def precision_recall(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any], sum_ha: NDArray[np.floating]) -> Curve:
     """Return the curve of counts (..., C); where recall is 0 both precisions are 1, as in the official tool."""
-    hits, found, positives = (np.asarray(a, np.float32) for a in (tp, tp + fp, tp + fn))
-    precision = _divide(hits, found)
-    precision_heading = _divide(np.asarray(sum_ha, np.float32), found)
+    hits, claims, positives, headings = (np.asarray(a, np.float32) for a in (tp, tp + fp, tp + fn, sum_ha))
     recall = _divide(hits, positives)
-    nothing = recall == 0.0
-    one = np.float32(1.0)
-    return Curve(np.where(nothing, one, precision), np.where(nothing, one, precision_heading), recall)
+    precision, precision_heading = (
+        np.where(recall == 0.0, np.float32(1.0), _divide(numerator, claims)) for numerator in (hits, headings)
+    )
+    return Curve(precision, precision_heading, recall)
 
 
 def _divide(a: Float32, b: Float32) -> Float32:

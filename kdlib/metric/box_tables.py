@@ -111,14 +111,13 @@ def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None
         if schema.names.count(column) > 1:
             raise DataError(f"{name}: column '{column}' occurs twice; keep one of them")
         kind = schema.field(column).type
+        usable, needed = pa.types.is_integer(kind) or pa.types.is_null(kind), "an integer"
         if column == "frame_id":
-            usable, wanted = _is_text(kind) or pa.types.is_integer(kind), "a string or an integer"
-        elif column in _INTEGERS:
-            usable, wanted = pa.types.is_integer(kind) or pa.types.is_null(kind), "an integer"
-        else:
-            usable, wanted = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind), "a number"
+            usable, needed = _is_text(kind) or pa.types.is_integer(kind), "a string or an integer"
+        elif column not in _INTEGERS:
+            usable, needed = usable or pa.types.is_floating(kind), "a number"
         if not usable:
-            raise DataError(f"{name}: column '{column}' is of type {kind}, not {wanted}; cast it before writing the table")
+            raise DataError(f"{name}: column '{column}' is of type {kind}, not {needed}; cast it before writing the table")
 
 
 def check_same_kind_of_id(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> None:

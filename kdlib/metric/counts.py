@@ -42,16 +42,15 @@ class Counts(Rows):
         )
 
 
-def count_frames(scene: EvalBoxes, generators: tuple[Generator, ...], cutoffs: Float32 = CUTOFFS) -> Counts:
+def count_frames(boxes: EvalBoxes, generators: tuple[Generator, ...]) -> Counts:
     """Return the counts of a few frames (metric spec sections 5 and 6); the order of frames and of boxes within one is kept.
 
     Args:
-        scene: The boxes; all pairs of one frame and type are held in memory at once, so pass chunks.
+        boxes: Of both sides; all pairs of one frame and type are held in memory at once, so pass chunks.
         generators: The breakdowns wanted, in output order.
-        cutoffs: (C,) ascending score cutoffs.
     """
-    predictions = scene.predictions.take(scene.predictions.kind > 0)
-    truth = scene.truth.take(scene.truth.kind > 0)
+    predictions = boxes.predictions.take(boxes.predictions.kind > 0)
+    truth = boxes.truth.take(boxes.truth.kind > 0)
     candidates = find_candidates(
         predictions.frame * len(IOU_THRESHOLDS) + predictions.kind,
         predictions.box,
@@ -59,14 +58,14 @@ def count_frames(scene: EvalBoxes, generators: tuple[Generator, ...], cutoffs: F
         truth.box,
         IOU_THRESHOLDS[predictions.kind],
     )
-    level = np.searchsorted(cutoffs, predictions.score, side="right").astype(np.int64)
+    level = np.searchsorted(CUTOFFS, predictions.score, side="right").astype(np.int64)
     level[np.isnan(predictions.score)] = 0
-    parts = [_count_generator(predictions, truth, candidates, level, g, scene.frames, len(cutoffs)) for g in generators]
+    parts = [_count_generator(predictions, truth, candidates, level, g, boxes.frames) for g in generators]
     return Counts.joined(parts, axis=1)
 
 
 def _count_generator(
-    predictions: Predictions, truth: Truth, candidates: Candidates, level: Int64, generator: Generator, frames: int, cutoffs: int
+    predictions: Predictions, truth: Truth, candidates: Candidates, level: Int64, generator: Generator, frames: int
 ) -> Counts:
     shards = len(generator.names)
     row_p = predictions.frame * shards + generator.shard(predictions.kind, predictions.box)
@@ -75,7 +74,7 @@ def _count_generator(
     # In prediction order: sums of float32 depend on it.
     matches = matches.take(np.argsort(matches.prediction, kind="stable"))
     p, g, low, high = matches.prediction, matches.truth, matches.low, matches.high
-    grid = _Grid(frames * shards, cutoffs)
+    grid = _Grid(frames * shards)
 
     seen = ~predictions.overlap_nlz
     tp = grid.count(row_p[p], low, high)
@@ -89,7 +88,7 @@ def _count_generator(
         misses.append(total - grid.count(row_g[g[hits]], low[hits], high[hits]))
     accuracy = heading_accuracy(predictions.box[p, 6], truth.box[g, 6])
     sum_ha = grid.add(row_p[p], low, high, accuracy)
-    shape = (frames, shards, cutoffs)
+    shape = (frames, shards, len(CUTOFFS))
     counts = [column.reshape(shape).astype(np.int32) for column in (tp, fp, *misses)]
     return Counts(counts[0], counts[1], counts[2], counts[3], sum_ha.reshape(shape))
 
@@ -99,11 +98,10 @@ class _Grid:
     """Sums over intervals of cutoffs, one row per frame and shard."""
 
     rows: int
-    cutoffs: int
 
     def count(self, row: Int64, low: Int64, high: Int64) -> Int64:
         """Return how many intervals ``low <= c < high`` of each row cover each cutoff, (rows, C)."""
-        width = self.cutoffs + 1
+        width = len(CUTOFFS) + 1
         size = self.rows * width
         edges = np.bincount(row * width + low, minlength=size) - np.bincount(row * width + high, minlength=size)
         result: Int64 = np.cumsum(edges.reshape(self.rows, width), axis=1)[:, :-1]
@@ -114,10 +112,10 @@ class _Grid:
         length = high - low
         total = int(length.sum())
         within = np.arange(total) - np.repeat(np.cumsum(length) - length, length)
-        cell = np.repeat(row * self.cutoffs + low, length) + within
-        sums = np.zeros(self.rows * self.cutoffs, np.float32)
+        cell = np.repeat(row * len(CUTOFFS) + low, length) + within
+        sums = np.zeros(self.rows * len(CUTOFFS), np.float32)
         np.add.at(sums, cell, np.repeat(value, length))
-        return sums.reshape(self.rows, self.cutoffs)
+        return sums.reshape(self.rows, len(CUTOFFS))
 
 
 def heading_accuracy(prediction: FloatArray, truth: FloatArray) -> Float32:

@@ -115,8 +115,9 @@ def _match_stars(edges: _Edges, ties: _Ties) -> Matches:
 def _match_meshes(edges: _Edges, ties: _Ties) -> Matches:
     """Components with several predictions and several ground truths: one small assignment per admission."""
     matched: list[_Match] = []
-    for part in np.split(np.arange(len(edges.component)), np.flatnonzero(np.diff(edges.component)) + 1):
-        mesh = edges.take(part)
+    borders = np.flatnonzero(np.diff(edges.component)) + 1
+    for start, stop in pairwise([0, *borders.tolist(), len(edges.component)]):
+        mesh = edges.take(slice(start, stop))
         rows, columns = np.unique(mesh.prediction), np.unique(mesh.truth)
         weights = _weights(mesh, rows, columns)
         level = ties.level[rows]

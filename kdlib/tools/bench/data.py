@@ -167,12 +167,12 @@ def _check_agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping
 
 
 def _prepare_lines(segment: _Segment, out: Path, effort: Effort) -> list[Measurement]:
-    found = in_own_process(measure_preparing, segment.folder.parent, out, effort, threads=1)
-    rate, peak = SEGMENTS * segment.frames / found["seconds"], found["peak_bytes"] / 1e6
+    measured = in_own_process(measure_preparing, segment.folder.parent, out, effort, threads=1)
+    rate, peak = SEGMENTS * segment.frames / measured["seconds"], measured["peak_bytes"] / 1e6
     return [
         Measurement("prepare_fps", "prepare", rate, "frames/s per core"),
         Measurement(
-            "bytes_per_point", "prepared store", found["bytes"] / found["points"], "bytes per point", at_most=POINT_BYTES
+            "bytes_per_point", "prepared store", measured["bytes"] / measured["points"], "bytes per point", at_most=POINT_BYTES
         ),
         Measurement("prepare_peak_mb", "prepare, peak memory", peak, "MB per worker", at_most=WORKER_MB),
     ]
@@ -181,12 +181,12 @@ def _prepare_lines(segment: _Segment, out: Path, effort: Effort) -> list[Measure
 def _loader_lines(store: Path, effort: Effort) -> list[Measurement]:
     lines = []
     for key, title, objects in (("augmented", "augmented", ()), ("objects", "augmented, objects pasted", OBJECTS)):
-        found = in_own_process(measure_loading, store, objects, effort, threads=1)
-        rate, peak = found["frames"] / found["seconds"], found["peak_bytes"] / 1e6
+        measured = in_own_process(measure_loading, store, objects, effort, threads=1)
+        rate, peak = measured["frames"] / measured["seconds"], measured["peak_bytes"] / 1e6
         lines.append(Measurement(f"loader_{key}_fps", f"loader, {title}", rate, "frames/s per core"))
         if objects:
             pasted = f"loader, objects pasted of {sum(objects)} drawn"
-            lines.append(Measurement("objects_pasted", pasted, found["pasted"], "per frame"))
+            lines.append(Measurement("objects_pasted", pasted, measured["pasted"], "per frame"))
         lines.append(
             Measurement(f"loader_{key}_peak_mb", f"loader, {title}, peak memory", peak, "MB per worker", at_most=WORKER_MB)
         )
