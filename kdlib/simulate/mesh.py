@@ -44,7 +44,7 @@ class Mesh:
         return self.vertices.min(0), self.vertices.max(0)
 
 
-def footprint(meshes: Sequence[Mesh]) -> tuple[float, float, tuple[float, float]]:
+def ground_needed(meshes: Sequence[Mesh]) -> tuple[float, float, tuple[float, float]]:
     """Return length, width and centre of the ground that something needs in any of its shapes."""
     low = np.min([mesh.bounds[0] for mesh in meshes], axis=0)
     high = np.max([mesh.bounds[1] for mesh in meshes], axis=0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdlib.simulate.actors import Actor, Figure, cyclist, pedestrian, random_id, vehicle
 from kdlib.simulate.layout import Street, StreetPlan
-from kdlib.simulate.mesh import Mesh, Rng, footprint
+from kdlib.simulate.mesh import Mesh, Rng, ground_needed
 from kdlib.simulate.tracks import Course, Occupancy, Track, distance, follow, line, standing
 from kdlib.types import FloatArray
 
@@ -27,13 +27,13 @@ class Site:
 
     def add(self, figure: Figure, track: Track, margin: float = 0.15) -> None:
         """Add a road user if its track is free."""
-        if self.occupancy.claim(track, *footprint(figure.shapes), margin):
+        if self.occupancy.claim(track, *ground_needed(figure.shapes), margin):
             name = random_id(self.rng)
             self.actors.append(Actor(figure, name, track, self.plan.height(track.xy), self.rng.random()))
 
     def put(self, mesh: Mesh, xy: tuple[float, float], heading: float, foot: float = 0.0) -> bool:
         """Add what only stands if the ground under it, or under its square foot, is free, and tell so."""
-        ground = (foot, foot, (0.0, 0.0)) if foot else footprint([mesh])
+        ground = (foot, foot, (0.0, 0.0)) if foot else ground_needed([mesh])
         track = standing(xy, heading)
         free = self.occupancy.claim(track, *ground, 0.05)
         if free:
@@ -110,7 +110,7 @@ def parked(site: Site, street: Street) -> None:
         u = street.start + 3.0
         while u < street.end - 3.0:
             figure = vehicle(rng, False)
-            length = footprint(figure.shapes)[0]
+            length = ground_needed(figure.shapes)[0]
             if rng.random() < share and not street.in_gap(u + length / 2, 3.0 + length / 2):
                 forward = (side < 0) != (rng.random() < 0.1)
                 xy = street.place(u + length / 2, side * (road.parking_center + rng.normal(0, 0.08)))

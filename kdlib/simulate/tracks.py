@@ -107,24 +107,24 @@ class Occupancy:
         cos, sin = np.cos(track.heading), np.sin(track.heading)
         centers = track.xy + np.stack([cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1]], -1)
         half = np.broadcast_to([length / 2 + margin, width / 2 + margin], (len(centers), 2))
-        wanted = np.broadcast_to(np.concatenate([centers, track.heading[:, None], half], 1), (self._frames, 5))
-        if self._count and overlaps(wanted, self._taken[: self._count]):
+        mine = np.broadcast_to(np.concatenate([centers, track.heading[:, None], half], 1), (self._frames, 5))
+        if self._count and overlaps(mine, self._taken[: self._count]):
             return False
         if self._count == len(self._taken):
             self._taken = np.concatenate([self._taken, np.zeros_like(self._taken)])
-        self._taken[self._count] = wanted
+        self._taken[self._count] = mine
         self._count += 1
         return True
 
 
-def overlaps(one: FloatArray, others: FloatArray) -> bool:
+def overlaps(mine: FloatArray, others: FloatArray) -> bool:
     """Tell whether a rectangle (T, 5) = x, y, heading, half length, half width ever meets one of (M, T, 5)."""
-    gap = others[..., :2] - one[:, :2]
-    radius = np.hypot(one[:, 3], one[:, 4]) + np.hypot(others[..., 3], others[..., 4])
+    gap = others[..., :2] - mine[:, :2]
+    radius = np.hypot(mine[:, 3], mine[:, 4]) + np.hypot(others[..., 3], others[..., 4])
     which, when = np.nonzero((gap**2).sum(-1) < radius**2)
     if not len(which):
         return False
-    a, b = one[when].T, others[which, when].T
+    a, b = mine[when].T, others[which, when].T
     x, y = gap[which, when].T
     apart = np.zeros(len(when), bool)
     turn = np.abs(np.cos(b[2] - a[2])), np.abs(np.sin(b[2] - a[2]))

@@ -23,15 +23,15 @@ def detect_format(folder: Path) -> str:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; point to the one that holds training/ and validation/")
     record = next(_tfrecords(folder), None)
-    wanted = (*REQUIRED, LABELS)
-    table = next((path for name in wanted for path in (folder / name).glob("*.parquet") if path.name[0] != "."), None)
+    components = (*REQUIRED, LABELS)
+    table = next((path for name in components for path in (folder / name).glob("*.parquet") if path.name[0] != "."), None)
     if record and table:
         raise DataError(f"{folder} holds both {record.name} (v1) and {table.relative_to(folder)} (v2); move one format elsewhere")
     if record:
         return "v1"
     if table:
         return "v2"
-    raise DataError(f"{folder} holds no Waymo segments; expected SEGMENT.tfrecord (v1) or {wanted[0]}/SEGMENT.parquet (v2) in it")
+    raise DataError(f"{folder} holds no Waymo segments; expected SEGMENT.tfrecord (v1) or lidar/SEGMENT.parquet (v2) in it")
 
 
 def list_segments(folder: Path) -> list[str]:
