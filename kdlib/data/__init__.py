@@ -1,1 +1,1 @@
-"""The prepared store and what training reads from it: frames in, samples and batches out."""
+"""The prepared store, and the samples and batches that training reads from it."""

@@ -1,4 +1,4 @@
-"""A dataset's length enters, batches of (epoch, index) leave, from any global step on."""
+"""Orders the frames of a run into batches of (epoch, index), from any global step on."""
 
 from __future__ import annotations
 

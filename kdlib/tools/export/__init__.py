@@ -1,1 +1,1 @@
-"""A trained detector in, a file that runs without kdlib out: ONNX or torch.export, with all that its user must know beside it."""
+"""Writes trained detectors as files that run without kdlib, ONNX or torch.export, with all that their user must know."""
