@@ -105,8 +105,7 @@ def _prepare(
 def _train(
     run_dir: Annotated[Path, Argument(help="Run folder with its job.json.")],
     devices: Annotated[
-        int | None,
-        Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves."),
+        int | None, Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves.")
     ] = None,
 ) -> None:
     """Train one model; what the notebooks start as a child process. Continues from the newest checkpoint."""
@@ -190,8 +189,7 @@ def _initialise(
     student: _Model,
     teacher: Annotated[str, Option("--from", help="The model of the zoo it starts from.")],
     weights: Annotated[
-        Path | None,
-        Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes."),
+        Path | None, Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes.")
     ] = None,
     out: Annotated[Path | None, Option(help="Write the student's first weights, .safetensors.")] = None,
     how: Annotated[str, Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
@@ -233,8 +231,7 @@ def _view(
     weights: _Weights = None,
     arm: _Arm = None,
     layout: Annotated[
-        str | None,
-        Option(help="kitti, nuscenes, waymo, xyz or xyzi: columns, axes, sensor height; found from the file."),
+        str | None, Option(help="kitti, nuscenes, waymo, xyz or xyzi: columns, axes, sensor height; found from the file.")
     ] = None,
     height: Annotated[float | None, Option(help="Of the sensor above the road, metres.")] = None,
     scale: Annotated[float, Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
@@ -242,8 +239,7 @@ def _view(
     overlap: Annotated[float, Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")] = 0.2,
     out: Annotated[Path | None, Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
     window: Annotated[
-        bool | None,
-        Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out."),
+        bool | None, Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -318,10 +314,7 @@ def _status(
 def _history(
     run: Annotated[Path, Argument(help="Folder of a run or of a training.")],
     csv: Annotated[Path | None, Option(metavar="FILE", help="Write one table of all trainings.")] = None,
-    tensorboard: Annotated[
-        Path | None,
-        Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'."),
-    ] = None,
+    tensorboard: Annotated[Path | None, Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'.")] = None,
 ) -> None:
     """Write the losses, learning rates and speeds of a run's trainings as CSV or for TensorBoard."""
     from kdlib.tools.server import tracking

@@ -110,10 +110,10 @@ def _version(package: str) -> str:
 
 def check_python() -> Check:
     """Python's own version."""
-    found = f"{sys.version.split()[0]} at {sys.executable}"
+    python = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info[:2] > (3, 12):
-        return Check("Python", "warn", f"{found}: open3d 0.19 has no wheels for it", "make clean && make test PYTHON=python3.12")
-    return Check("Python", "ok", found)
+        return Check("Python", "warn", f"{python}: open3d 0.19 has no wheels for it", "make clean && make test PYTHON=python3.12")
+    return Check("Python", "ok", python)
 
 
 def check_torch(seen: Probe) -> Check:
@@ -134,8 +134,8 @@ def check_gpu(seen: Probe) -> Check:
         return Check("GPU", "warn", "a driver is installed, but torch is a CPU build", GPU_INSTALL)
     if driver:
         return Check("GPU", "warn", "a driver is installed, but torch sees no GPU", "look at nvidia-smi and CUDA_VISIBLE_DEVICES")
-    found = "none: demo, tests and pictures run on the CPU; the waymo20 and waymo100 profiles are meant for a GPU"
-    return Check("GPU", "warn", found, f"for those, on a machine with an NVIDIA GPU: {GPU_INSTALL}")
+    none = "none: demo, tests and pictures run on the CPU; the waymo20 and waymo100 profiles are meant for a GPU"
+    return Check("GPU", "warn", none, f"for those, on a machine with an NVIDIA GPU: {GPU_INSTALL}")
 
 
 def check_sparse(gpu: bool) -> Check:
@@ -178,11 +178,11 @@ def check_waymo() -> Check:
     version = _version("waymo-open-dataset-tf-2-11-0")
     if version:
         return Check("Waymo package", "ok", f"waymo-open-dataset-tf-2-11-0 {version}")
-    found = "not installed: kdlib reads Waymo files and computes the metric without it"
+    missing = "not installed: kdlib reads Waymo files and computes the metric without it"
     remedy = f"for the official numbers too, in a Python 3.10 of its own: {GPU_INSTALL}"
     if sys.version_info[:2] == (3, 10):
         remedy = "for the official numbers too: pip install waymo-open-dataset-tf-2-11-0==1.6.1"
-    return Check("Waymo package", "warn", found, remedy)
+    return Check("Waymo package", "warn", missing, remedy)
 
 
 def check_kernel() -> Check:
@@ -205,19 +205,19 @@ def check_kernel() -> Check:
 def check_disk(folder: Path = Path(".")) -> Check:
     """Room for the demo, and for Waymo."""
     free = shutil.disk_usage(folder).free / 1e9
-    found = f"{free:.0f} GB free here; environment and demo want 5 GB, Waymo's LiDAR files 213 GB"
+    room = f"{free:.0f} GB free here; environment and demo want 5 GB, Waymo's LiDAR files 213 GB"
     if free < 5:
-        return Check("Disk", "fail" if free < 2 else "warn", found, "make room, or run with --out on another disk")
-    return Check("Disk", "ok", found)
+        return Check("Disk", "fail" if free < 2 else "warn", room, "make room, or run with --out on another disk")
+    return Check("Disk", "ok", room)
 
 
 def check_memory() -> Check:
     """Memory for the demo, which stays below 8 GB."""
     memory = psutil.virtual_memory()
-    found = f"{memory.total / 1e9:.0f} GB, {memory.available / 1e9:.0f} GB available; the demo needs up to 8 GB"
+    room = f"{memory.total / 1e9:.0f} GB, {memory.available / 1e9:.0f} GB available; the demo needs up to 8 GB"
     if memory.available < 8e9:
-        return Check("Memory", "warn", found, "close other programs before make demo")
-    return Check("Memory", "ok", found)
+        return Check("Memory", "warn", room, "close other programs before make demo")
+    return Check("Memory", "ok", room)
 
 
 def examine() -> list[Check]:

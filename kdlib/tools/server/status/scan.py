@@ -91,7 +91,7 @@ def _run_status(folder: Path) -> RunStatus:
     profile, notes = _noted_stages(folder)
     stages = tuple(StageStatus(name, _stage_state(folder / name, note, bool(driver))) for name, note in notes.items())
     jobs = sorted(path for pattern in ("job.json", "*/job.json", "*/*/job.json") for path in folder.glob(pattern))
-    trainings = sorted((_training(path.parent, folder) for path in jobs), key=lambda one: STATES.index(one.state))
+    trainings = sorted((_training(path.parent, folder) for path in jobs), key=lambda training: STATES.index(training.state))
     return RunStatus(
         name=folder.name,
         folder=str(folder),
