@@ -26,7 +26,7 @@ from kdlib.viz.layers import (
     Panel,
     box_counts,
     drawable_points,
-    footprint,
+    ground_corners,
     heading_ticks,
     height_limits,
 )
@@ -177,7 +177,7 @@ def _boxes(ax: Axes, layer: BoxLayer, scale: float) -> None:
     if layer.scores is not None:
         strength = np.clip(0.35 + 1.1 * np.asarray(layer.scores, float), 0.35, 1.0)  # full from a score of 0.6 on
     edges = [to_rgba(layer.color, share * _strength(layer)) for share in strength]
-    corners = footprint(layer.boxes)
+    corners = ground_corners(layer.boxes)
     outlines = list(np.concatenate((corners, corners[:, :1]), axis=1))
     style: dict[str, Any] = {"linewidths": layer.width * scale, "zorder": 3.0}
     faces = [to_rgba(layer.color, share * 0.1) for share in strength]
@@ -190,7 +190,7 @@ def _boxes(ax: Axes, layer: BoxLayer, scale: float) -> None:
 
 
 def _letters(ax: Axes, layer: BoxLayer, extent: Extent) -> None:
-    for index, top in enumerate(footprint(layer.boxes)[..., 1].max(axis=1) + 0.3):
+    for index, top in enumerate(ground_corners(layer.boxes)[..., 1].max(axis=1) + 0.3):
         x = float(layer.boxes[index, 0])
         if extent[0] < x < extent[2] and extent[1] < top < extent[3] - 1:
             style: dict[str, Any] = {"fontsize": 6.5, "color": layer.color, "fontweight": "bold", "ha": "center", "zorder": 4}

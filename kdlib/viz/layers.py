@@ -127,34 +127,38 @@ def height_limits(points: FloatArray) -> tuple[float, float]:
     return low, max(high, low + 2.5)
 
 
-def footprint(boxes: FloatArray) -> FloatPoints:
+def _directions(boxes: FloatArray) -> tuple[FloatPoints, FloatPoints]:
+    """Return unit vectors (M, 2) ahead and to the left of each box."""
+    cos, sin = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
+    return np.stack((cos, sin), axis=-1), np.stack((-sin, cos), axis=-1)
+
+
+def ground_corners(boxes: FloatArray) -> FloatPoints:
     """Return the corners (M, 4, 2) seen from above: front left, rear left, rear right, front right."""
     boxes = np.asarray(boxes, np.float64)
     local = np.array([(0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5)]) * boxes[:, None, 3:5]
-    cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
-    turned = np.stack((local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos), axis=-1)
-    return turned + boxes[:, None, :2]
+    ahead, left = _directions(boxes)
+    return boxes[:, None, :2] + local[..., :1] * ahead[:, None] + local[..., 1:] * left[:, None]
 
 
 def heading_ticks(boxes: FloatArray, beyond: float = 0.6) -> FloatPoints:
     """Return lines (M, 2, 2) from each centre through the front edge, ``beyond`` metres past it."""
     boxes = np.asarray(boxes, np.float64)
-    ahead = np.stack((np.cos(boxes[:, 6]), np.sin(boxes[:, 6])), axis=-1)
-    return np.stack((boxes[:, :2], boxes[:, :2] + ahead * (boxes[:, 3:4] / 2 + beyond)), axis=1)
+    tip = boxes[:, :2] + _directions(boxes)[0] * (boxes[:, 3:4] / 2 + beyond)
+    return np.stack((boxes[:, :2], tip), axis=1)
 
 
 def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
     """Return vertices (M, 12, 3) and edges (15, 2) of 3D boxes: 12 edges and an arrow on the ground that shows the heading."""
     boxes = np.asarray(boxes, np.float64)
-    flat, half = footprint(boxes), boxes[:, 5] / 2
+    flat, half = ground_corners(boxes), boxes[:, 5] / 2
     low, high = boxes[:, 2] - half, boxes[:, 2] + half
     corners = [np.concatenate((flat, np.broadcast_to(z[:, None, None], (len(boxes), 4, 1))), axis=-1) for z in (low, high)]
-    ahead = np.stack((np.cos(boxes[:, 6]), np.sin(boxes[:, 6])), axis=-1)
-    aside = np.stack((-ahead[:, 1], ahead[:, 0]), axis=-1)
+    ahead, left = _directions(boxes)
     size = np.clip(boxes[:, 3:4] * 0.35, 0.5, 1.4)  # a pedestrian's arrow stays visible, a bus's stays short
     front = boxes[:, :2] + ahead * boxes[:, 3:4] / 2
     tip = front + ahead * size
-    arrow = np.stack((front, tip, tip + (aside - ahead) * size * 0.4, tip - (aside + ahead) * size * 0.4), axis=1)
+    arrow = np.stack((front, tip, tip + (left - ahead) * size * 0.4, tip - (left + ahead) * size * 0.4), axis=1)
     arrow = np.concatenate((arrow, np.broadcast_to(low[:, None, None], (len(boxes), 4, 1))), axis=-1)
     ring = [(0, 1), (1, 2), (2, 3), (3, 0)]
     edges = ring + [(a + 4, b + 4) for a, b in ring] + [(a, a + 4) for a in range(4)] + [(8, 9), (9, 10), (9, 11)]
@@ -163,10 +167,10 @@ def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
 
 def count_inside(points: FloatArray, boxes: FloatArray) -> IntArray:
     """Return how many points lie in each box, (M,), for hover texts."""
+    boxes = np.asarray(boxes, np.float64)
     counts = np.zeros(len(boxes), np.int64)
-    for index, (x, y, z, dx, dy, dz, heading) in enumerate(np.asarray(boxes, np.float64)):
-        east, north = points[:, 0] - x, points[:, 1] - y
-        along = np.abs(east * np.cos(heading) + north * np.sin(heading)) <= dx / 2
-        across = np.abs(north * np.cos(heading) - east * np.sin(heading)) <= dy / 2
-        counts[index] = np.count_nonzero(along & across & (np.abs(points[:, 2] - z) <= dz / 2))
+    for index, (box, ahead, left) in enumerate(zip(boxes, *_directions(boxes))):
+        offset = points[:, :3] - box[:3]
+        local = np.stack((offset[:, :2] @ ahead, offset[:, :2] @ left, offset[:, 2]), axis=1)
+        counts[index] = np.count_nonzero((np.abs(local) <= box[3:6] / 2).all(axis=1))
     return counts

@@ -16,27 +16,18 @@ from typing import Any
 import numpy as np
 
 
-def _material(rendering: Any, shader: str, **values: Any) -> Any:
-    material = rendering.MaterialRecord()
-    material.shader = shader
-    for name, value in values.items():
-        setattr(material, name, value)
-    return material
-
-
-def _geometry(o3d: Any, arrays: Any, layers: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
-    """Return the coloured point cloud and a line set for each layer."""
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(arrays["points"].astype(np.float64)))
-    cloud.colors = o3d.utility.Vector3dVector(arrays["colors"].astype(np.float64))
-    sets = []
+def _geometry(o3d: Any, arrays: Any, layers: list[dict[str, Any]]) -> list[Any]:
+    """Return the coloured point cloud, then a line set for each layer."""
+    vectors = o3d.utility.Vector3dVector
+    cloud = o3d.geometry.PointCloud(vectors(arrays["points"]))
+    cloud.colors = vectors(arrays["colors"])
+    shapes = [cloud]
     for index, layer in enumerate(layers):
-        ends = arrays[f"lines_{index}"].astype(np.float64)
-        lines = o3d.geometry.LineSet()
-        lines.points = o3d.utility.Vector3dVector(ends.reshape(-1, 3))
-        lines.lines = o3d.utility.Vector2iVector(np.arange(2 * len(ends)).reshape(-1, 2))
-        lines.colors = o3d.utility.Vector3dVector(np.tile(layer["rgb"], (len(ends), 1)))
-        sets.append(lines)
-    return cloud, sets
+        ends = arrays[f"lines_{index}"]
+        pairs = o3d.utility.Vector2iVector(np.arange(2 * len(ends)).reshape(-1, 2))
+        lines = o3d.geometry.LineSet(vectors(ends.reshape(-1, 3)), pairs)
+        shapes.append(lines.paint_uniform_color(layer["rgb"]))
+    return shapes
 
 
 def _renderer(o3d: Any, size: list[int]) -> Any:
@@ -50,15 +41,15 @@ def _renderer(o3d: Any, size: list[int]) -> Any:
 
 
 def _render(o3d: Any, renderer: Any, arrays: Any, scene: dict[str, Any], path: Path) -> None:
-    rendering = o3d.visualization.rendering
     renderer.scene.clear_geometry()
-    cloud, sets = _geometry(o3d, arrays, scene["layers"])
-    if len(arrays["points"]):
-        renderer.scene.add_geometry("points", cloud, _material(rendering, "defaultUnlit", point_size=2 * scene["point_size"]))
-    for index, lines in enumerate(sets):
-        if len(arrays[f"lines_{index}"]):
-            thick = _material(rendering, "unlitLine", line_width=2 * scene["layers"][index]["width"])
-            renderer.scene.add_geometry(f"lines_{index}", lines, thick)
+    for index, shape in enumerate(_geometry(o3d, arrays, scene["layers"])):
+        material = o3d.visualization.rendering.MaterialRecord()
+        material.shader = "unlitLine" if index else "defaultUnlit"
+        material.point_size = 2 * scene["point_size"]
+        if index:
+            material.line_width = 2 * scene["layers"][index - 1]["width"]
+        if not shape.is_empty():
+            renderer.scene.add_geometry(f"shape_{index}", shape, material)
     camera = scene["camera"]
     renderer.setup_camera(camera["field_of_view"], camera["target"], camera["eye"], camera["up"])
     o3d.io.write_image(str(path), renderer.render_to_image(), 1)
@@ -69,10 +60,9 @@ def _show(o3d: Any, arrays: Any, scene: dict[str, Any]) -> None:
     width, height = scene["size"]
     if not viewer.create_window(scene["title"], int(width), int(height)):
         raise RuntimeError("open3d could not open a window")
-    cloud, sets = _geometry(o3d, arrays, scene["layers"])
-    for geometry in (cloud, *sets):
-        if not geometry.is_empty():
-            viewer.add_geometry(geometry)
+    for shape in _geometry(o3d, arrays, scene["layers"]):
+        if not shape.is_empty():
+            viewer.add_geometry(shape)
     options = viewer.get_render_option()
     options.background_color = np.array(scene["background"])
     options.point_size = scene["point_size"]

@@ -163,7 +163,7 @@ def _hand_over(folder: Path, view: View, size: tuple[int, int], title: str = "")
     """Write what the worker needs."""
     lines = _scene_lines(view)
     arrays: dict[str, Any] = {f"lines_{index}": line.segments for index, line in enumerate(lines)}
-    arrays.update(points=view.points[:, :3], colors=height_colors(view.points))
+    arrays.update(points=view.points[:, :3].astype(float), colors=height_colors(view.points))
     np.savez(folder / "scene.npz", **arrays)
     scene = {
         "size": size,

@@ -14,7 +14,7 @@ from kdlib.viz.layers import (
     box_counts,
     count_inside,
     drawable_points,
-    footprint,
+    ground_corners,
     heading_ticks,
     layer,
     wireframe,
@@ -34,7 +34,7 @@ def test_roles_are_distinct_and_have_a_twin_for_the_dark() -> None:
 def test_footprint_and_heading_of_a_quarter_turn() -> None:
     box = np.array([[10.0, 5.0, 1.0, 4.0, 2.0, 1.5, np.pi / 2]])
     # The front of a box turned by 90 degrees points to +y; front left is at smaller x.
-    np.testing.assert_allclose(footprint(box)[0], [(9, 7), (9, 3), (11, 3), (11, 7)], atol=1e-12)
+    np.testing.assert_allclose(ground_corners(box)[0], [(9, 7), (9, 3), (11, 3), (11, 7)], atol=1e-12)
     np.testing.assert_allclose(heading_ticks(box, beyond=1.0)[0], [(10, 5), (10, 8)], atol=1e-12)
 
 
