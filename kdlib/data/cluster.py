@@ -82,11 +82,7 @@ def cluster_cores(address: str) -> int:
         DataError: If no scheduler answers there, or it has no worker.
     """
     with connect(address) as client:
-        return _threads(client)
-
-
-def _threads(client: Client) -> int:
-    return int(sum(client.ncores().values()))
+        return sum(client.ncores().values())
 
 
 def _on_worker(function: Callable[[_T], _R], task: _T) -> _R:
@@ -103,7 +99,7 @@ def _collect(client: Client, function: Callable[[_T], _R], tasks: Sequence[_T]) 
     lost = DataError(f"the Dask scheduler was lost; start one and run the same command again ({_AGAIN})")
 
     def start() -> None:
-        for task in islice(waiting, max(1, _threads(client)) - len(flying)):
+        for task in islice(waiting, max(1, sum(client.ncores().values())) - len(flying)):
             future = client.submit(_on_worker, function, task, pure=False)
             flying[future.key] = task
             arriving.add(future)
@@ -142,15 +138,15 @@ def _prepared_dask() -> Iterator[None]:
     import distributed  # noqa: F401  # makes the loggers
 
     names = [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado", "asyncio"))]
-    levels = {name: logging.getLogger(name).level for name in names}
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     with dask.config.set(_SETTINGS):
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
 
 @contextmanager
@@ -186,9 +182,10 @@ def _close(cluster: LocalCluster) -> None:
         cluster.close(timeout=_CLOSE)
     except asyncio.TimeoutError:  # Dask of 2023 waits for ever for a worker that died and is just being replaced
         cluster.shutdown_on_close = False
-        for pid in [worker.pid for worker in cluster.workers.values() if worker.pid]:
+        for worker in cluster.workers.values():
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if worker.pid:
+                    os.kill(worker.pid, signal.SIGKILL)
 
 
 @contextmanager

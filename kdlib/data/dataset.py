@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,16 +23,6 @@ else:
     _Dataset = object  # a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no torch
 
 _TRIES = 100
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A frame's boxes, and what is to happen to its points."""
-
-    boxes: Float32  # (M, 7) augmented
-    labels: Int64  # (M,) 1-based
-    world: Augmentation
-    pasted: Pasted | None
 
 
 class FrameDataset(_Dataset):
@@ -77,8 +66,10 @@ class FrameDataset(_Dataset):
         self._frames = split.frames(interval)
         if not len(self._frames):
             raise DataError(f"split '{split.name}' of {split.path} has no frames")
-        self._with_boxes = self._frames_with_boxes() if drop_empty else self._frames
-        if not len(self._with_boxes):
+        useful = (self._label_of[split.types] > 0) & (split.num_points > 0)
+        count = np.diff(np.concatenate(([0], np.cumsum(useful)))[split.first_box])
+        self._with_boxes = self._frames[count[self._frames] > 0]
+        if drop_empty and not len(self._with_boxes):
             raise DataError(f"no frame of split '{split.name}' of {split.path} has a box of {', '.join(class_names)} to train on")
         self._objects: ObjectSampler | None = None
         if augment and augment.objects:
@@ -93,15 +84,13 @@ class FrameDataset(_Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         frame = int(self._frames[index])
         rng = np.random.default_rng([self._seed, epoch, frame])
-        if not self._drop_empty:
-            plan = self._plan(frame, rng, epoch, 0)
-            return Sample(self.split.frame_id(frame), self._points(frame, plan), plan.boxes, plan.labels)
         for attempt in range(_TRIES):
-            plan = self._plan(frame, rng, epoch, attempt)
-            if len(plan.labels):
-                points = self._points(frame, plan)
-                shuffled = points.take(rng.permutation(len(points)), axis=0)
-                return Sample(self.split.frame_id(frame), shuffled, plan.boxes, plan.labels)
+            boxes, labels, world, pasted = self._plan(frame, rng, epoch, attempt)
+            if len(labels) or not self._drop_empty:
+                points = self._points(frame, world, pasted)
+                if self._drop_empty:
+                    points = points.take(rng.permutation(len(points)), axis=0)
+                return Sample(self.split.frame_id(frame), points, boxes, labels)
             frame = int(self._with_boxes[rng.integers(len(self._with_boxes))])
         where = f"split '{self.split.name}' of {self.split.path}"
         raise DataError(f"{where}: {_TRIES} frames in a row have no box inside {self._range}; widen the range or add data")
@@ -111,13 +100,10 @@ class FrameDataset(_Dataset):
         """Names of all frames, in order."""
         return self.split.frame_ids(self.interval)
 
-    def _frames_with_boxes(self) -> Int64:
-        useful = (self._label_of[self.split.types] > 0) & (self.split.num_points > 0)
-        before = np.concatenate(([0], np.cumsum(useful)))
-        count = before[self.split.first_box[1:]] - before[self.split.first_box[:-1]]
-        return self._frames[count[self._frames] > 0]
-
-    def _plan(self, frame: int, rng: np.random.Generator, epoch: int, attempt: int) -> _Plan:
+    def _plan(
+        self, frame: int, rng: np.random.Generator, epoch: int, attempt: int
+    ) -> tuple[Float32, Int64, Augmentation, Pasted | None]:
+        """Return a frame's boxes and labels, and what is to happen to its points."""
         world = draw(self._augment, rng) if self._augment else Augmentation()
         rows = self.split.box_rows(frame)
         boxes, labels = self.split.boxes[rows], self._label_of[self.split.types[rows]]
@@ -135,14 +121,14 @@ class FrameDataset(_Dataset):
         if self._drop_empty and self._range:
             inside = boxes_in_range(boxes, self._range)
             boxes, labels = boxes[inside], labels[inside]
-        return _Plan(boxes, labels, world, pasted)
+        return boxes, labels, world, pasted
 
-    def _points(self, frame: int, plan: _Plan) -> Float32:
+    def _points(self, frame: int, world: Augmentation, pasted: Pasted | None) -> Float32:
         points = self.split.points(frame)[:, :POINT_FEATURES]  # no-label-zone points stay, their flag is no feature (spec 1.3)
-        if self._objects and plan.pasted:
-            points = self._objects.paste(points, plan.pasted)
+        if self._objects and pasted:
+            points = self._objects.paste(points, pasted)
         if self._augment:
-            points = augment_points(points, plan.world)
+            points = augment_points(points, world)
         if self._range:
             points = points[points_in_range(points, self._range)]
         return np.ascontiguousarray(points)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 
@@ -28,6 +28,13 @@ from kdlib.waymo.components import component_files, reading
 from kdlib.waymo.segments import detect_format, list_segments, read_segment, segment_files
 
 _SAMPLE_FRAMES = 3
+_TYPICAL = {
+    "frames": "mean",  # of the whole segment
+    "sampled": "sum",
+    **dict.fromkeys(("seconds_opening", "seconds_a_frame"), "median"),
+    **dict.fromkeys(("bytes_a_frame", "object_bytes_a_frame"), "max"),
+}
+"""What is measured on a sampled segment, and what is made of several."""
 _READERS = 16  # threads that look at small files; a network disk answers many at once
 
 
@@ -92,16 +99,6 @@ class PrepareEstimate:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    frames: int = 0  # of the whole segment
-    sampled: int = 0
-    seconds_opening: float = 0.0
-    seconds_a_frame: float = 0.0
-    bytes_a_frame: float = 0.0
-    object_bytes_a_frame: float = 0.0
-
-
 def list_tasks(folder: Path, out: Path) -> list[SegmentTask]:
     """Return what is to be prepared of a split, in order of names; only names, sizes and footers are looked at.
 
@@ -142,10 +139,10 @@ def estimate_tasks(
     typical = _typical(missing)
 
     def frames(tasks: Iterable[SegmentTask]) -> int:
-        return sum(typical.frames if task.frames is None else task.frames for task in tasks)
+        return sum(round(typical["frames"]) if task.frames is None else task.frames for task in tasks)
 
     of_objects = frames(task for task in missing if task.source.name in objects)
-    seconds = len(missing) * typical.seconds_opening + frames(missing) * typical.seconds_a_frame
+    seconds = len(missing) * typical["seconds_opening"] + frames(missing) * typical["seconds_a_frame"]
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     return PrepareEstimate(
         segments={split: len(of_split) for split, of_split in tasks.items()},
@@ -153,8 +150,8 @@ def estimate_tasks(
         source_bytes=sum(task.source_bytes for task in everything),
         finished=len(everything) - len(missing),
         frames_to_do=frames(missing),
-        sampled_frames=typical.sampled,
-        store_bytes=int(frames(missing) * typical.bytes_a_frame + of_objects * typical.object_bytes_a_frame),
+        sampled_frames=int(typical["sampled"]),
+        store_bytes=int(frames(missing) * typical["bytes_a_frame"] + of_objects * typical["object_bytes_a_frame"]),
         free_bytes=shutil.disk_usage(place).free,
         workers=workers,
         memory_bytes=workers * WORKER_MEMORY,
@@ -171,7 +168,7 @@ def _seems_finished(folder: Path) -> bool:
         return False
 
 
-def _typical(tasks: Sequence[SegmentTask]) -> _Sample:
+def _typical(tasks: Sequence[SegmentTask]) -> dict[str, float]:
     """Return what a segment of those to prepare takes, from the first, a middle and the last one."""
     samples = []
     with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kdlib-") as folder:
@@ -180,19 +177,10 @@ def _typical(tasks: Sequence[SegmentTask]) -> _Sample:
                 samples.append(_sample(tasks[number], Path(folder) / "sample"))
             except DataError:  # a damaged segment: the run itself gets to it, says so, and keeps what was finished before
                 continue
-    if not samples:
-        return _Sample()
-    return _Sample(
-        round(statistics.fmean(sample.frames for sample in samples)),
-        sum(sample.sampled for sample in samples),
-        statistics.median(sample.seconds_opening for sample in samples),
-        statistics.median(sample.seconds_a_frame for sample in samples),
-        max(sample.bytes_a_frame for sample in samples),
-        max(sample.object_bytes_a_frame for sample in samples),
-    )
+    return dict(pd.DataFrame(samples, columns=list(_TYPICAL)).agg(_TYPICAL).fillna(0))
 
 
-def _sample(task: SegmentTask, folder: Path) -> _Sample:
+def _sample(task: SegmentTask, folder: Path) -> dict[str, float]:
     arrivals: list[float] = []
     labels: list[FrameLabels] = []
 
@@ -211,7 +199,7 @@ def _sample(task: SegmentTask, folder: Path) -> _Sample:
     for of_frame in labels:
         for name, every in EVERY.items():
             object_points += of_frame.num_points[of_frame.types == WAYMO_TYPES[name]].sum() / every
-    return _Sample(
+    return dict(
         frames=task.frames or len(tfrecord.index(segment_files(task.source, task.segment)["tfrecord"])),
         sampled=count,
         seconds_opening=max(0.0, ended - started - count * each),

@@ -162,14 +162,10 @@ def verify_bank(path: Path, split_fingerprint: str) -> list[str]:
     try:
         ObjectBank.open(path, split_fingerprint)
         notes, _ = _read(path)
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            stream.seek(_HEADER)
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+        digest = hashlib.sha256(np.memmap(path, np.uint8, "r", _HEADER).data).hexdigest()
     except (DataError, OSError) as error:
         return [str(error)]
-    return [] if digest.hexdigest() == notes["sha256"] else [f"{path} is not what was written; delete it and {remedy(path)}"]
+    return [] if digest == notes["sha256"] else [f"{path} is not what was written; delete it and {remedy(path)}"]
 
 
 def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_names: Sequence[str], progress: bool) -> None:

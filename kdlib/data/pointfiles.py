@@ -46,13 +46,9 @@ def read_pcd(path: Path) -> PointColumns:
     else:
         points = _count(path, "WIDTH", header.get("WIDTH", [])) * _count(path, "HEIGHT", header.get("HEIGHT", ["1"]))
     storage = " ".join(header.get("DATA", [])).lower()
-    if storage == "ascii":
-        return _single_columns(_from_text(path, body, points, row))
-    if storage == "binary":
-        return _single_columns(_from_rows(path, body, points, row))
-    if storage == "binary_compressed":
-        return _single_columns(_from_columns(path, _inflated(path, body), points, row))
-    raise DataError(f"{path}: DATA is '{storage}', a PCD file has ascii, binary or binary_compressed")
+    if storage not in ("ascii", "binary", "binary_compressed"):
+        raise DataError(f"{path}: DATA is '{storage}', a PCD file has ascii, binary or binary_compressed")
+    return _columns(path, storage, body, points, row)
 
 
 def read_ply(path: Path) -> PointColumns:
@@ -66,12 +62,9 @@ def read_ply(path: Path) -> PointColumns:
         raise DataError(f"{path} is no PLY file: it does not begin with 'ply'")
     lines, body = _header(path, content, "PLY", rb"^[ \t]*end_header[ \t\r]*(\n|$)")
     storage, points, row = _ply_table(path, lines)
-    if storage == "ascii":
-        return _single_columns(_from_text(path, body, points, row))
-    if storage not in ("binary_little_endian", "binary_big_endian"):
+    if storage not in ("ascii", "binary_little_endian", "binary_big_endian"):
         raise DataError(f"{path}: format is '{storage}', a PLY file has ascii, binary_little_endian or binary_big_endian")
-    row = row.newbyteorder("<" if storage == "binary_little_endian" else ">")
-    return _single_columns(_from_rows(path, body, points, row))
+    return _columns(path, storage, body, points, row.newbyteorder(">" if storage == "binary_big_endian" else "<"))
 
 
 def _header(path: Path, content: bytes, kind: str, last: bytes) -> tuple[list[list[str]], bytes]:
@@ -134,8 +127,15 @@ def _ply_table(path: Path, lines: Sequence[list[str]]) -> tuple[str, int, np.dty
     return storage, points, _row(fields)
 
 
-def _single_columns(rows: _Rows) -> PointColumns:
-    return {name: rows[name][:, 0].astype(np.float64) for name in rows.dtype.names or () if rows[name].shape[1] == 1}
+def _columns(path: Path, storage: str, body: bytes, points: int, row: np.dtype[np.void]) -> PointColumns:
+    """Return the columns of one number a point."""
+    if storage == "ascii":
+        rows = _from_text(path, body, points, row)
+    elif storage == "binary_compressed":
+        rows = _from_columns(path, _inflated(path, body), points, row)
+    else:
+        rows = _from_rows(path, body, points, row)
+    return {name: rows[name][:, 0].astype(np.float64) for name in row.names or () if rows[name].shape[1] == 1}
 
 
 def _from_text(path: Path, body: bytes, points: int, row: np.dtype[np.void]) -> _Rows:

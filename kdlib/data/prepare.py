@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,6 @@ from kdlib import records
 from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
 from kdlib.data.estimate import PrepareEstimate, SegmentTask, estimate_tasks, list_tasks
 from kdlib.data.object_bank import build_bank
-from kdlib.data.points import POINT
 from kdlib.data.progress import watched
 from kdlib.data.segment import STORE_VERSION, read_manifest, source_fingerprint, write_segment, writing
 from kdlib.data.store import INDEX, Store, fingerprint
@@ -60,7 +59,6 @@ class PrepareReport:
     frames_per_second: float | None  # of those prepared in this call, all workers together, object bank left out
     workers: int
     peak_memory: int  # bytes, of the largest process
-    bytes_per_point: int
     missing_splits: tuple[str, ...]  # asked for, but the source has no such folder
     splits: Mapping[str, SplitReport]
     object_bank: str | None  # path
@@ -162,7 +160,6 @@ def prepare(
         frames_per_second=speed or None,
         workers=threads,
         peak_memory=max(segment.peak_memory for segment in done.values()),
-        bytes_per_point=POINT.itemsize,
         missing_splits=tuple(split for split in splits if split not in tasks),
         splits={
             split: _split_report(manifests[split], [done[task].kept for task in of_split]) for split, of_split in tasks.items()
@@ -205,21 +202,15 @@ def prepare_segment(task: SegmentTask) -> _Done:
     files = segment_files(task.source, task.segment)
     with reading(task.source):
         source = source_fingerprint(files.values())
-    manifest = _finished(task.folder, source)
-    kept = manifest is not None
-    if manifest is None:
+    manifest: dict[str, Any] = {}
+    with suppress(DataError):  # missing, damaged or of another version: it is written anew
+        manifest = read_manifest(task.folder)
+    kept = manifest.get("source") == source and "checksum" in manifest
+    if not kept:
         frames = read_segment(task.source, task.segment)
         manifest = write_segment(frames, task.folder, source, simulated=is_simulated(files), expected=task.frames)
     unit = 1 if sys.platform == "darwin" else 1024
     return _Done(manifest, kept, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-
-def _finished(folder: Path, source: str) -> dict[str, Any] | None:
-    try:
-        manifest = read_manifest(folder)
-    except DataError:  # missing, damaged or of another version: it is written anew
-        return None
-    return manifest if manifest.get("source") == source and "checksum" in manifest else None
 
 
 def _split_report(manifests: Sequence[Manifest], kept: Sequence[bool]) -> SplitReport:

@@ -99,7 +99,36 @@ class Store:
         if name not in self.contents:
             raise DataError(f"{self.path} has no split '{name}', it has: {', '.join(self.contents) or 'none'}")
         segments = tuple(sorted(self.contents[name]))
-        return _load_split(self.path, name, segments, fingerprint({name: self.contents[name]}))
+        columns = ["frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y"]
+        frame_tables = [_read_table(self.path / name / segment / FRAMES) for segment in segments]
+        box_tables = [_read_table(self.path / name / segment / BOXES, columns) for segment in segments]
+        lengths = [len(table) for table in frame_tables]
+        frames, boxes = (
+            {column: table.column(column).to_numpy() for column in table.column_names if column != "pose"}
+            for table in (pa.concat_tables(frame_tables), pa.concat_tables(box_tables))
+        )
+        # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
+        starts = np.cumsum([0, *lengths[:-1]])
+        owner = boxes["frame"] + np.repeat(starts, [len(table) for table in box_tables])
+        poses = [chunk.flatten().to_numpy() for table in frame_tables for chunk in table.column("pose").chunks]
+        return StoreSplit(
+            path=self.path,
+            name=name,
+            segments=segments,
+            fingerprint=fingerprint({name: self.contents[name]}),
+            segment_of=np.repeat(np.arange(len(segments), dtype=np.int32), lengths),
+            index=frames["frame"],
+            timestamps=frames["timestamp"],
+            offsets=frames["offset"],
+            counts=frames["count"],
+            poses=np.concatenate([np.zeros(0), *poses]).reshape(-1, 4, 4),
+            first_box=np.searchsorted(owner, np.arange(sum(lengths) + 1)),
+            boxes=np.stack([boxes[number] for number in BOX_NUMBERS], axis=1).astype(np.float32),
+            types=boxes["type"],
+            difficulty=boxes["difficulty"],
+            num_points=boxes["num_points"],
+            velocity=np.stack([boxes["speed_x"], boxes["speed_y"]], axis=1).astype(np.float32),
+        )
 
 
 @dataclass(frozen=True)
@@ -171,39 +200,6 @@ def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}); delete its folder and prepare again") from error
-
-
-def _load_split(path: Path, name: str, segments: tuple[str, ...], digest: str) -> StoreSplit:
-    columns = ["frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y"]
-    frame_tables = [_read_table(path / name / segment / FRAMES) for segment in segments]
-    box_tables = [_read_table(path / name / segment / BOXES, columns) for segment in segments]
-    lengths = [len(table) for table in frame_tables]
-    frames, boxes = (
-        {column: table.column(column).to_numpy() for column in table.column_names if column != "pose"}
-        for table in (pa.concat_tables(frame_tables), pa.concat_tables(box_tables))
-    )
-    # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
-    starts = np.cumsum([0, *lengths[:-1]])
-    owner = boxes["frame"] + np.repeat(starts, [len(table) for table in box_tables])
-    poses = [chunk.flatten().to_numpy() for table in frame_tables for chunk in table.column("pose").chunks]
-    return StoreSplit(
-        path=path,
-        name=name,
-        segments=segments,
-        fingerprint=digest,
-        segment_of=np.repeat(np.arange(len(segments), dtype=np.int32), lengths),
-        index=frames["frame"],
-        timestamps=frames["timestamp"],
-        offsets=frames["offset"],
-        counts=frames["count"],
-        poses=np.concatenate([np.zeros(0), *poses]).reshape(-1, 4, 4),
-        first_box=np.searchsorted(owner, np.arange(sum(lengths) + 1)),
-        boxes=np.stack([boxes[number] for number in BOX_NUMBERS], axis=1).astype(np.float32),
-        types=boxes["type"],
-        difficulty=boxes["difficulty"],
-        num_points=boxes["num_points"],
-        velocity=np.stack([boxes["speed_x"], boxes["speed_y"]], axis=1).astype(np.float32),
-    )
 
 
 def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequence[str] = CLASS_NAMES) -> pa.Table:
