@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from kdlib.lab.profiles import ARMS, Profile
 from kdlib.lab.scoring import check_store, evaluate_weights
 from kdlib.metric.bootstrap import ArmScore, BootstrapReport, Difference, bootstrap
 from kdlib.metric.waymo_metrics import EvalResult
+from kdlib.types import Float64
 from kdlib.viz import curves, palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
 
@@ -56,7 +57,6 @@ class Contrast:
     group: Group = "recipe"  # what differs; colours its row
 
 
-_Contrast = TypeVar("_Contrast", bound=Contrast)
 CONTRASTS = (
     Contrast("teacher", "alone"),
     Contrast("teacher", "init"),
@@ -67,39 +67,27 @@ CONTRASTS = (
 )
 
 
-def contrasts_among(contrasts: Sequence[_Contrast], arms: Collection[str]) -> tuple[_Contrast, ...]:
+def contrasts_among(contrasts: Iterable[Contrast], arms: Collection[str]) -> tuple[Contrast, ...]:
     """Return those contrasts whose arms are both there."""
     return tuple(contrast for contrast in contrasts if contrast.first in arms and contrast.second in arms)
 
 
-@dataclass(frozen=True)
-class Wish(Contrast):
-    """A wanted margin between two arms, in points of LEVEL_2 mAPH."""
-
-    margin: float = 0.0
-    significant: bool = False  # the interval must stay above zero
-
-
-WISHES = (
-    Wish("teacher", "alone", margin=5.0),
-    Wish("full", "alone", margin=2.0),
-    Wish("full", "init", margin=0.5, significant=True),
-)
+# Wanted margins in points of LEVEL_2 mAPH, and whether the interval must stay above zero.
+_WISHES = {
+    Contrast("teacher", "alone"): (5.0, False),
+    Contrast("full", "alone"): (2.0, False),
+    Contrast("full", "init"): (0.5, True),
+}
 
 
 @dataclass(frozen=True)
-class Gain:
-    """What came of a contrast, in points of LEVEL_2 mAPH.
+class Gain(Difference):
+    """What came of a contrast, in points of LEVEL_2 mAPH; the arms go by their titles.
 
     Raises:
         ValueError: If the limits are no interval.
     """
 
-    first: str  # titles
-    second: str
-    mean: float  # first minus second
-    low: float  # of the 95 % interval
-    high: float
     seeds: tuple[float, ...] = ()  # the difference, seed by seed
 
     def __post_init__(self) -> None:
@@ -173,11 +161,10 @@ class Comparison:
 
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
-        estimates = []
-        for arm in self.report.arms:
-            seeds = tuple(100 * value for value in arm.values)
-            estimates.append(Estimate(self.titles[arm.name], *in_percent(arm), seeds, arm_color(arm.name)))
-        return estimates
+        return [
+            Estimate(self.titles[arm.name], *in_percent(arm), tuple(100 * value for value in arm.values), arm_color(arm.name))
+            for arm in self.report.arms
+        ]
 
     def gain(self, contrast: Contrast) -> Gain:
         """Return what the contrast's first arm scores above its second."""
@@ -195,14 +182,14 @@ class Comparison:
     def verdicts(self) -> list[dict[str, Any]]:
         """Return every wish about these arms with what came of it, in plain words."""
         verdicts = []
-        for wish in contrasts_among(WISHES, self.results):
-            gain = self.gain(wish)
-            extra = ", with its interval above 0" if wish.significant else ""
+        for wish in contrasts_among(_WISHES, self.results):
+            gain, (margin, significant) = self.gain(wish), _WISHES[wish]
+            extra = ", with its interval above 0" if significant else ""
             verdicts.append(
                 {
-                    "wish": f"{gain.first} at least {wish.margin:g} above {gain.second}{extra}",
+                    "wish": f"{gain.first} at least {margin:g} above {gain.second}{extra}",
                     "result": f"{gain.mean:+.2f} points, 95 % interval {gain.low:+.2f} to {gain.high:+.2f}",
-                    "met": bool(gain.mean >= wish.margin and (gain.low > 0 or not wish.significant)),
+                    "met": bool(gain.mean >= margin and (gain.low > 0 or not significant)),
                 }
             )
         return verdicts
@@ -210,7 +197,7 @@ class Comparison:
     def last_step(self) -> tuple[str, str]:
         """Return the arm that the recipe's last part led to, and the one it came from: full and initialised, where both are."""
         arms = [arm for arm in ARMS if arm in self.results]
-        return arms[-1], arms[max(len(arms) - 2, 0)]
+        return arms[-1], arms[-2:][0]
 
     def precision_recall(self) -> list[PRCurve]:
         """Return the LEVEL_2 curves of each arm's first seed."""
@@ -227,14 +214,15 @@ class Comparison:
         """Return ``first`` minus ``second`` by class and level: AP, APH, and APH by range where several ranges hold objects."""
         kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
 
-        def values(arm: str, form: str) -> list[float]:
-            return [self.mean(arm, form.format(f"TYPE_{kind.upper()}", level)) for kind, level in kinds]
+        def scores(form: str) -> Float64:
+            names = [form.format(kind.upper(), level) for kind, level in kinds]
+            return np.array([[self.mean(arm, name) for name in names] for arm in (first, second)])
 
-        columns = {name: f"OBJECT_TYPE_{{}}_LEVEL_{{}}/{name}" for name in ("AP", "APH")}
-        ranges = {f"APH {r} m": f"RANGE_{{}}_{r}_LEVEL_{{}}/APH" for r in RANGES}
-        reached = {name: form for name, form in ranges.items() if any(values(first, form) + values(second, form))}
+        columns = {name: scores(f"OBJECT_TYPE_TYPE_{{}}_LEVEL_{{}}/{name}") for name in ("AP", "APH")}
+        ranges = {f"APH {r} m": scores(f"RANGE_TYPE_{{}}_{r}_LEVEL_{{}}/APH") for r in RANGES}
+        reached = {name: values for name, values in ranges.items() if values.any()}
         columns |= reached if len(reached) > 1 else {}
-        change = [np.subtract(values(first, form), values(second, form)) for form in columns.values()]
+        change = [ours - theirs for ours, theirs in columns.values()]
         return ScoreTable(np.stack(change, axis=1), tuple(f"{kind} LEVEL_{level}" for kind, level in kinds), tuple(columns))
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,14 +245,9 @@ class Comparison:
 def compare_arms(
     profile: Profile, titles: Mapping[str, str], results: Mapping[str, Mapping[int, EvalResult]], resamples: int = 1000
 ) -> Comparison:
-    """Compare arms by paired bootstrap over segments and seeds.
+    """Compare arms by paired bootstrap over segments and seeds, from arm -> seed -> result, all on the same frames.
 
-    Args:
-        profile: Of the run.
-        titles: Of the arms, for people.
-        results: Arm -> seed -> result, all on the same frames; one with a single seed, as a given teacher has, stands beside
-            every seed of the others.
-        resamples: Of the bootstrap.
+    An arm with a single seed, as a given teacher has, stands beside every seed of the others.
     """
     count = max(len(seeds) for seeds in results.values())
     lists = {arm: list(seeds.values()) * (count if len(seeds) == 1 else 1) for arm, seeds in results.items()}
@@ -336,11 +319,10 @@ class Finding:
 
     def classes(self) -> ScoreTable:
         """Return each difference class by class, APH at both levels."""
-        kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
-        forms = {f"{kind} L{level}": f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_{level}/APH" for kind, level in kinds}
-        mean = self.comparison.mean
-        values = [[mean(pair.first, form) - mean(pair.second, form) for form in forms.values()] for pair in self.contrasts]
-        return ScoreTable(np.array(values), tuple(self.labels(minus="\n− ")), tuple(forms))
+        changes = [self.comparison.breakdown(pair.first, pair.second) for pair in self.contrasts]
+        columns = tuple(row.replace("LEVEL_", "L") for row in changes[0].rows)
+        values = np.stack([change.values[:, 1] for change in changes])  # the column of APH
+        return ScoreTable(values, tuple(self.labels(minus="\n− ")), columns)
 
     def part(self, pictures: Mapping[str, str]) -> dict[str, Any]:
         """Return a chapter of the report: sentences, table and pictures (file name to caption)."""

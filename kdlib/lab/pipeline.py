@@ -172,9 +172,18 @@ def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
         if not (WEIGHTS / shipped).is_file():
             raise ConfigError(f"{WEIGHTS / shipped} is missing; restore it from git, or pass TEACHER=scratch")
         return TrainedWeights(model, WEIGHTS / shipped, "shipped")
-    if not Path(teacher).is_file():
-        raise ConfigError(f"TEACHER={teacher} is neither 'auto', 'shipped', 'scratch' nor a safetensors file")
-    return TrainedWeights(model, Path(teacher).resolve(), teacher)
+    return given_weights(model, teacher, "TEACHER", "'auto', 'shipped', 'scratch'")
+
+
+def given_weights(model: ModelConfig, file: str, parameter: str, words: str) -> TrainedWeights:
+    """Return the weights in a file that a notebook's parameter names, where it is none of the parameter's words.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    if not Path(file).is_file():
+        raise ConfigError(f"{parameter}={file} is neither {words} nor a safetensors file")
+    return TrainedWeights(model, Path(file).resolve(), file)
 
 
 def chosen_teacher(run: Run) -> TrainedWeights:
@@ -209,12 +218,7 @@ def student_name(arm: str, seed: int) -> str:
 def student_job(run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: Path | None = None) -> TrainJob:
     """Return the training of one arm and seed; the arms differ in nothing else.
 
-    Args:
-        run: The run.
-        arm: What is trained, and how.
-        seed: Of data order, augmentation and fresh weights.
-        teacher: Who distils.
-        start: Weights an initialised arm starts from; the teacher's if None.
+    The seed decides data order, augmentation and fresh weights; an initialised arm begins at ``start``, the teacher's if None.
     """
     starts = arm.initialisation != "none"
     return TrainJob(
@@ -232,12 +236,9 @@ def student_job(run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: P
 
 def longest_first(run: Run, arms: Iterable[Arm], seeds: Sequence[int]) -> list[tuple[Arm, int]]:
     """Return every training of some arms, those that take longest first: no core waits at the end."""
-
-    def length(training: tuple[Arm, int]) -> tuple[int, bool]:
-        arm, _ = training
-        return arm.epochs or run.profile.student.epochs, arm.kd is not None
-
-    return sorted(((arm, seed) for seed in seeds for arm in arms), key=length, reverse=True)
+    usual = run.profile.student.epochs
+    ordered = sorted(arms, key=lambda arm: (arm.epochs or usual, arm.kd is not None), reverse=True)
+    return [(arm, seed) for arm in ordered for seed in seeds]
 
 
 def train_students(
@@ -252,9 +253,9 @@ def train_students(
         ConfigError: If an arm is unknown.
     """
     chosen = [replace(run.profile.arm(name), epochs=epochs) for name in arms]
-    start = None
-    if any(arm.initialisation != "none" for arm in chosen):
-        start = starting_weights(run, teacher, replace(run.profile.student, epochs=epochs or run.profile.student.epochs))
+    schedule = replace(run.profile.student, epochs=epochs or run.profile.student.epochs)
+    starts = any(arm.initialisation != "none" for arm in chosen)
+    start = starting_weights(run, teacher, schedule) if starts else None
     jobs = {
         student_folder(run, arm.name, seed): student_job(run, arm, seed, teacher, start)
         for arm, seed in longest_first(run, chosen, seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ from kdlib import records
 from kdlib.config import CLASS_NAMES, config_hash
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.store import fingerprint, ground_truth_table, limit_table
-from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, student_name, trained_students
+from kdlib.lab.pipeline import Run, Student, TrainedWeights, chosen_teacher, student_name, trained_students
 from kdlib.metric.box_tables import read_table, write_predictions
 from kdlib.metric.loading import check_trained_on
 from kdlib.metric.predict import predict
@@ -61,15 +62,23 @@ def evaluate_weights(run: Run, name: str, trained: TrainedWeights) -> EvalResult
     return evaluate_tables(predict_weights(run, name, trained), truth(run))
 
 
-def score_all(run: Run, models: Mapping[str, TrainedWeights]) -> dict[str, EvalResult]:
-    """Return the Waymo metric of every model on the validation frames, by the name of its predictions; made side by side.
+def score_all(
+    run: Run, students: Mapping[Student, TrainedWeights], others: Mapping[str, TrainedWeights]
+) -> dict[str, dict[int, EvalResult]]:
+    """Return name -> seed -> result of other models (their seed is 0) and of students, detected side by side.
 
     Raises:
-        DataError: If weights are damaged.
+        DataError: If weights are damaged, or the students were trained on another store.
     """
-    _predict_side_by_side(run, models)
+    check_store(run, [student.weights for student in students.values()])
+    models = {(name, 0): (name, trained) for name, trained in others.items()}
+    models |= {key: (student_name(*key), trained) for key, trained in students.items()}
+    _predict_side_by_side(run, dict(models.values()))
     boxes = truth(run)
-    return {name: evaluate_tables(predict_weights(run, name, trained), boxes) for name, trained in models.items()}
+    results: dict[str, dict[int, EvalResult]] = {}
+    for (arm, seed), (name, trained) in models.items():
+        results.setdefault(arm, {})[seed] = evaluate_tables(predict_weights(run, name, trained), boxes)
+    return results
 
 
 def check_store(run: Run, weights: Iterable[Path]) -> None:
@@ -90,16 +99,11 @@ def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> Non
     if run.profile.parallel < 2 or frames * len(missing) < _WORTH_A_PROCESS:
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
-    with ProcessPoolExecutor(run.profile.parallel, context) as pool:
-        for number, _ in enumerate(pool.map(_predict, [(run, name, model) for name, model in missing.items()]), 1):
+    threads = (run.profile.threads or torch.get_num_threads(),)
+    with ProcessPoolExecutor(run.profile.parallel, context, torch.set_num_threads, threads) as pool:
+        for number, _ in enumerate(pool.map(predict_weights, itertools.repeat(run), missing, missing.values()), 1):
             if number % 10 == 0 or number == len(missing):
                 print(f"detected with {number} of {len(missing)} models", flush=True)
-
-
-def _predict(task: tuple[Run, str, TrainedWeights]) -> None:
-    if task[0].profile.threads:
-        torch.set_num_threads(task[0].profile.threads)
-    predict_weights(*task)
 
 
 def score_frame(result: EvalResult) -> pd.DataFrame:

@@ -9,17 +9,18 @@ nothing else: to compare models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdlib.errors import KdlibError
+from kdlib.models.pillar_encoder import PillarEncoder
 from kdlib.models.pvrcnn.two_stage import SECOND_STAGE
-from kdlib.profiling.layer_rules import LayerCost, Rule, published_rule, rule, without_published
+from kdlib.profiling.layer_rules import LayerCost, Rule, count_pillars, rule
 from kdlib.types import PointBatch
 
 
@@ -42,39 +43,21 @@ class CostRow:
 
 
 @dataclass(frozen=True)
-class CostReport:
-    """What a model, or a part of one, costs; ``rows`` are for the whole batch, every total is the mean per frame."""
+class CostReport(LayerCost):
+    """What a model, or a part of one, costs per frame, as a mean; ``rows`` are for the whole batch."""
 
-    rows: tuple[CostRow, ...]
-    frames: int  # in the batch that was counted
+    rows: tuple[CostRow, ...] = field(default=(), kw_only=True)
 
     @property
     def parameters(self) -> int:
         """Of the layers that were counted."""
         return sum(row.parameters for row in self.rows)
 
-    @property
-    def macs(self) -> float:
-        """True multiply-accumulates per frame."""
-        return self._mean("macs")
 
-    @property
-    def acts(self) -> float:
-        """Output elements of convolutions and linear layers per frame, as kdlib computes them."""
-        return self._mean("acts")
-
-    @property
-    def published_macs(self) -> float:
-        """Multiply-accumulates per frame as the published tables count them (their "Flops")."""
-        return self._mean("published_macs")
-
-    @property
-    def published_acts(self) -> float:
-        """Activations per frame as the published tables count them."""
-        return self._mean("published_acts")
-
-    def _mean(self, name: str) -> float:
-        return sum(getattr(row.cost, name) for row in self.rows) / self.frames
+def _report(rows: Iterable[CostRow], frames: int) -> CostReport:
+    rows = tuple(rows)
+    sums = map(sum, zip(*(astuple(row.cost) for row in rows)))
+    return CostReport(*(value / frames for value in sums), rows=rows)
 
 
 @contextmanager
@@ -93,11 +76,10 @@ def _counted(name: str, module: nn.Module, published: bool = True) -> Iterator[t
     """Walk down to the layers that have a rule, in the model's order."""
     count = rule(module)
     if count is not None:
-        yield name, module, count if published else without_published(count)
+        yield name, module, count if published else lambda *call: replace(count(*call), published_macs=0, published_acts=0)
         return
-    whole = published_rule(module)
-    if whole is not None:
-        yield name, module, whole
+    if isinstance(module, PillarEncoder):
+        yield name, module, count_pillars
         published = False
     if any(True for _ in module.parameters(recurse=False)):
         raise CostError(
@@ -130,10 +112,7 @@ def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Ite
 def measure_cost(model: Any, points: PointBatch, *, encoder_only: bool = False) -> CostReport:
     """Count one forward pass of a detector on real points, in evaluation mode; totals are means over the frames of the batch.
 
-    Args:
-        model: A detector.
-        points: The frames.
-        encoder_only: Stop before the 2D backbone: what is left depends on how many voxels a frame fills.
+    ``encoder_only`` stops before the 2D backbone: what is left depends on how many voxels a frame fills.
 
     Raises:
         CostError: If the batch is empty, or a layer with parameters has no counting rule; the message names it.
@@ -146,16 +125,13 @@ def measure_cost(model: Any, points: PointBatch, *, encoder_only: bool = False) 
             model.encode(model.voxelize(points))
         else:
             model(points)
-    return CostReport(tuple(rows.values()), points.batch_size)
+    return _report(rows.values(), points.batch_size)
 
 
 def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostReport:
     """Count a second stage without computing it: it works row by row, so its cost depends on how many rows there are alone.
 
-    Args:
-        model: A detector of two stages: children ``pfe``, ``point_head`` and ``roi_head``.
-        keypoints: Of a frame.
-        rois: Refined in a frame.
+    Key points and RoIs are those of a frame; the model has the children ``pfe``, ``point_head`` and ``roi_head``.
 
     Raises:
         CostError: If a child is missing or a layer with parameters has no counting rule.
@@ -171,7 +147,7 @@ def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostRepo
             given = torch.empty((length, _inputs(layer)), device="meta")
             with torch.no_grad():
                 rows.append(_row(name, layer, count(layer, (given,), layer(given))))
-    return CostReport(tuple(rows), 1)
+    return _report(rows, 1)
 
 
 def _ghost(model: nn.Module, name: str, what: str) -> nn.Module:
@@ -207,4 +183,4 @@ def measure_dense_cost(model: nn.Module, bev_shape: tuple[int, int, int, int]) -
         ghost = _ghost(model, name, "dense part")
         with torch.no_grad(), _counting(ghost, rows, name):
             features = ghost(features)
-    return CostReport(tuple(rows.values()), bev_shape[0])
+    return _report(rows.values(), bev_shape[0])

@@ -75,12 +75,6 @@ def clock_for(device: torch.device) -> Clock:
     return Clock() if device.type == "cpu" else DeviceClock(device)
 
 
-def _stages(model: nn.Module) -> tuple[str, ...]:
-    """Return the stages of a model, in order."""
-    second = SECOND_STAGES if hasattr(model, SECOND_STAGE[0]) else ()
-    return (*LATENCY_STAGES[:-1], *second, LATENCY_STAGES[-1])
-
-
 @contextmanager
 def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]:
     handles = []
@@ -99,15 +93,14 @@ def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]
             handle.remove()
 
 
-def _once(model: Any, points: PointBatch, clock: Clock, marks: list[Any]) -> list[float]:
-    marks.clear()
-    marks.append(clock.mark())
+def _once(model: Any, points: PointBatch, clock: Clock, marks: list[Any], stages: int) -> list[float]:
+    marks[:] = [clock.mark()]
     prediction = model(points)
     marks.append(clock.mark())
     model.detect(prediction)
     marks.append(clock.mark())
     clock.settle()
-    if len(marks) != len(_stages(model)) + 1:
+    if len(marks) != stages + 1:
         raise LatencyError(f"the parts {_ENTRANCES} were called {len(marks) - 3} times in one pass, expected once each")
     return [clock.milliseconds(a, b) for a, b in itertools.pairwise(marks)]
 
@@ -123,10 +116,10 @@ def measure_latency(
     """Time a detector in evaluation mode, from points that are already on its device to boxes.
 
     Args:
-        model: A detector: children ``vfe``, ``backbone_2d``, ``dense_head``, and ``detect`` makes boxes of its prediction.
+        model: Its children separate the stages, and ``detect`` makes boxes of its prediction.
         batches: Used in turn, all of one batch size.
-        warmup: Passes that are not timed.
-        repeats: Passes that are.
+        warmup: Passes whose times are dropped.
+        repeats: Passes that count.
         clock: Default: device events on an accelerator, the host's clock on a CPU.
 
     Returns:
@@ -141,16 +134,14 @@ def measure_latency(
         raise LatencyError(
             f"needs batches of one size and repeats >= 1, got sizes {sorted(sizes)}, {repeats} repeats, {warmup} warm-up"
         )
+    stages = (*LATENCY_STAGES[:-1], *(SECOND_STAGES if hasattr(model, SECOND_STAGE[0]) else ()), LATENCY_STAGES[-1])
     device = next(model.parameters()).device
     clock = clock or clock_for(device)
     marks: list[Any] = []
-    times = []
     with torch.inference_mode(), evaluating(model), _marking(model, clock, marks):
-        for turn in range(warmup + repeats):
-            measured = _once(model, batches[turn % len(batches)], clock, marks)
-            if turn >= warmup:
-                times.append(measured)
-    columns = dict(zip(_stages(model), np.array(times).T))
+        turns = range(warmup + repeats)
+        times = [_once(model, batches[turn % len(batches)], clock, marks, len(stages)) for turn in turns]
+    columns = dict(zip(stages, np.array(times[warmup:]).T))
     voxelise, *others = columns.values()
     return {
         "stages": {name: _summary(column) for name, column in columns.items()},

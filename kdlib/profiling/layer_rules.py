@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from kdlib.types import VoxelBatch
 class LayerCost:
     """What one call of one layer costs; sums of calls add field by field."""
 
-    macs: int = 0  # multiplications the layer really does; normalisation and bias are not counted
-    acts: int = 0  # output elements of convolutions and linear layers
-    published_macs: int = 0  # the convention behind the published "Flops" (spec 10.1)
-    published_acts: int = 0
+    macs: float = 0  # multiplications the layer really does; normalisation and bias are not counted
+    acts: float = 0  # output elements of convolutions and linear layers
+    published_macs: float = 0  # the convention behind the published "Flops" (spec 10.1)
+    published_acts: float = 0
 
     def __add__(self, other: LayerCost) -> LayerCost:
         """Return the cost of both."""
@@ -59,7 +59,11 @@ def _batch_norm(layer: _BatchNorm, given: tuple[Tensor, ...], answer: Tensor) ->
     return LayerCost(published_macs=2 * given[0].numel())
 
 
-def _pillar_encoder(encoder: PillarEncoder, given: tuple[VoxelBatch, ...], answer: Tensor) -> LayerCost:
+def count_pillars(encoder: PillarEncoder, given: tuple[VoxelBatch, ...], answer: Tensor) -> LayerCost:
+    """Return what the published convention counts, beside its layers, for an encoder that kdlib computes with less work.
+
+    All empty slots of a pillar are alike and kdlib computes one of them; the original computed, and counted, every slot.
+    """
     pillars, slots = given[0].features.shape[:2]
     linears = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
     macs = sum(layer.out_features * (layer.in_features + 2) for layer in linears)  # + 2: the normalisation behind each
@@ -86,16 +90,3 @@ RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
 def rule(layer: nn.Module) -> Rule | None:
     """Return how a layer is counted, None where it counts nothing (activations, padding, maximum pooling)."""
     return next((count for kind, count in RULES if isinstance(layer, kind)), None)
-
-
-def published_rule(module: nn.Module) -> Rule | None:
-    """Return how the published convention counts a module that kdlib computes with less work, None for all others.
-
-    All empty slots of a pillar are alike and kdlib computes one of them; the original computed, and counted, every slot.
-    """
-    return _pillar_encoder if isinstance(module, PillarEncoder) else None
-
-
-def without_published(count: Rule) -> Rule:
-    """Return the rule of a layer inside a module that has a :func:`published_rule`."""
-    return lambda *call: replace(count(*call), published_macs=0, published_acts=0)

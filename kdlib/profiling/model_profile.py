@@ -38,20 +38,13 @@ def dense_report(network: _Detector) -> CostReport:
     """Return what a detector's 2D backbone and head cost per frame: the same for every frame."""
     columns, rows, _ = network.config.grid.grid_size
     stride = 1 if network.backbone_3d is None else STRIDE
-    return measure_dense_cost(network, (1, _bev_channels(network), rows // stride, columns // stride))
-
-
-def second_report(network: _Detector) -> CostReport | None:
-    """Return what a second stage costs per frame with all the key points it may pick and the published RoIs; None without one."""
-    if not isinstance(network, PVRCNN):
-        return None
-    return measure_second_stage_cost(network, network.second.abstraction.keypoints, published.PROPOSALS)
-
-
-def _bev_channels(network: _Detector) -> int:
-    """Return how many channels enter the 2D backbone, from its first convolution."""
     first = next(layer for layer in network.backbone_2d.modules() if isinstance(layer, torch.nn.Conv2d))
-    return first.in_channels
+    return measure_dense_cost(network, (1, first.in_channels, rows // stride, columns // stride))
+
+
+def second_report(network: PVRCNN) -> CostReport:
+    """Return what a second stage costs per frame with all the key points it may pick and the published RoIs."""
+    return measure_second_stage_cost(network, network.second.abstraction.keypoints, published.PROPOSALS)
 
 
 def profile_model(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
@@ -73,17 +66,18 @@ def model_cost(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
     batches = [collate([sweep]).points for sweep in sweeps]
     encoders = [measure_cost(network, batch, encoder_only=True) for batch in batches]
     sparse = _mean([_totals(report) for report in encoders])
-    dense, second = dense_report(network), second_report(network)
-    counted = [dense] if second is None else [dense, second]
+    counted = [dense := dense_report(network)]
+    extra: dict[str, Any] = {}
+    if isinstance(network, PVRCNN):
+        counted.append(second := second_report(network))
+        rows = {"keypoints": network.second.abstraction.keypoints, "rois": published.PROPOSALS}
+        extra = {"second_stage": {**_totals(second), **rows}}
     total = {key: value + sum(_totals(report)[key] for report in counted) for key, value in sparse.items()}
     layers = [_mean([row.to_dict() for row in calls]) for calls in zip(*(report.rows for report in encoders))]
     layers += [row.to_dict() for report in counted for row in report.rows]
     voxels = sum(len(network.voxelize(batch).coords) for batch in batches) / len(batches)
     values = {"params": sum(p.numel() for p in network.parameters()), **total, "dense": _totals(dense)}
-    if isinstance(network, PVRCNN) and second is not None:
-        rows = {"keypoints": network.second.abstraction.keypoints, "rois": published.PROPOSALS}
-        values["second_stage"] = {**_totals(second), **rows}
-    return {**values, "sparse": {**sparse, "frames": len(batches), "voxels": voxels}, "layers": layers}
+    return {**values, **extra, "sparse": {**sparse, "frames": len(batches), "voxels": voxels}, "layers": layers}
 
 
 def _totals(report: CostReport) -> dict[str, float]:

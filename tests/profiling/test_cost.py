@@ -135,7 +135,6 @@ def test_full_parameter_count() -> None:
 def test_report_is_plain_json(scan: PointBatch) -> None:
     report = measure_cost(build(zoo.CP_PILLAR_DEMO), scan)
     rows = json.loads(json.dumps([row.to_dict() for row in report.rows]))
-    assert report.frames == 2
     assert sum(row["macs"] for row in rows) == 2 * report.macs
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from kdlib import records
 from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms, in_percent
-from kdlib.lab.pipeline import Student, TrainedWeights, student_name
+from kdlib.lab.pipeline import Student, TrainedWeights
 from kdlib.lab.profiles import TeacherQuality
-from kdlib.lab.scoring import check_store, score_all
+from kdlib.lab.scoring import score_all
 from kdlib.lab.study.arms import ARM_LINES
 from kdlib.lab.study.pictures import ScheduleLine
 from kdlib.lab.study.trainings import Chapter, arm_teacher, term_table, training_table
@@ -63,18 +63,17 @@ class ChapterComparison(Comparison):
         """Return what the notebook hands over: its parts for the report, every score, every term, the budget."""
         seconds = sum(result.values["timing"]["seconds"] for result in self.students.values())
         trained = training_table(self.chapter, self.students)
-        terms = term_table(self.titles, self.students)
-        return study_result(self, self.students, trained, terms, parts) | {"minutes of training": seconds / 60, **more}
+        return study_result(self, self.students, trained, self.students, parts) | {"minutes of training": seconds / 60, **more}
 
 
 def study_result(
     comparison: Comparison,
     students: Mapping[Student, RunResult],
     trained: pd.DataFrame,
-    terms: pd.DataFrame,
+    reporting: Mapping[Student, RunResult],
     parts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return what every notebook with a study's report hands over."""
+    """Return what every notebook with a study's report hands over; of ``reporting`` the terms are listed."""
     report = comparison.report
     return {
         "metric": METRIC,
@@ -83,7 +82,7 @@ def study_result(
         "parts": list(parts),
         "scores": records.table_rows(comparison.table()),
         "students": records.table_rows(trained),
-        "terms": records.table_rows(terms),
+        "terms": records.table_rows(term_table(comparison.titles, reporting)),
         "comparison": {"unit": report.unit, "units": report.units, "resamples": report.resamples},
         "evaluation": dict(next(iter(next(iter(comparison.results.values())).values())).card),
     }
@@ -96,13 +95,9 @@ def compare_chapter(chapter: Chapter, students: Mapping[Student, RunResult], res
         DataError: If the store is not the one the students were trained on.
     """
     run = chapter.run
-    check_store(run, [result.weights for result in students.values()])
     kinds = dict.fromkeys(arm.teacher for arm in chapter.arms.values())
-    models = {f"teacher_{quality}": arm_teacher(run, quality) for quality in kinds}
-    for (arm, seed), trained in students.items():
-        models[student_name(arm, seed)] = TrainedWeights(chapter.arms[arm].student, trained.weights)
-    scores = score_all(run, models)
-    results = {arm: {seed: scores[student_name(arm, seed)] for seed in chapter.seeds} for arm in chapter.arms}
+    models = {key: TrainedWeights(chapter.arms[key[0]].student, result.weights) for key, result in students.items()}
+    results = score_all(run, models, {f"teacher_{quality}": arm_teacher(run, quality) for quality in kinds})
+    teachers = {quality: results.pop(f"teacher_{quality}")[0] for quality in kinds}
     compared = compare_arms(run.profile, chapter.titles, results, resamples)
-    teachers = {quality: scores[f"teacher_{quality}"] for quality in kinds}
     return ChapterComparison(**vars(compared), chapter=chapter, students=students, teachers=teachers)

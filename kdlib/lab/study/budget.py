@@ -21,30 +21,15 @@ from kdlib.training.job import TrainJob
 
 STARTUP_SECONDS = 6.0  # of a child: Python, torch, Lightning, the store
 SCORING_SECONDS = 0.02  # a frame: detection and the metric
+KIND = ("model", "recipe", "runs", "samples", "seconds")  # samples of all its runs, seconds a sample
 _WARM_UP, _TIMED = 1, 4  # steps
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Trainings whose steps cost alike."""
-
-    model: str
-    recipe: str
-    runs: int
-    samples: int  # of all of them
-    seconds: float  # a sample
-
-    @property
-    def minutes(self) -> float:
-        """Time of all of them, one after the other."""
-        return (self.runs * STARTUP_SECONDS + self.samples * self.seconds) / 60
-
-
-@dataclass(frozen=True)
 class Budget:
-    """What is left to do."""
+    """What is left to do; a row of ``kinds`` are trainings whose steps cost alike, with the columns of :data:`KIND`."""
 
-    kinds: tuple[Kind, ...]
+    kinds: pd.DataFrame
     kept: int  # students that are trained already
     scoring: float  # minutes, one student after the other
     parallel: int
@@ -52,27 +37,21 @@ class Budget:
     @property
     def runs(self) -> int:
         """Trainings left."""
-        return sum(kind.runs for kind in self.kinds)
+        return int(self.kinds["runs"].sum())
 
     @property
     def minutes(self) -> float:
         """Time of everything."""
-        return (sum(kind.minutes for kind in self.kinds) + self.scoring) / self.parallel
+        return float(self._minutes().sum() + self.scoring) / self.parallel
+
+    def _minutes(self) -> pd.Series:
+        # Of every kind, one training after the other.
+        return (self.kinds["runs"] * STARTUP_SECONDS + self.kinds["samples"] * self.kinds["seconds"]) / 60
 
     def table(self) -> pd.DataFrame:
         """Return a row for each kind of training."""
-        rows = [
-            {
-                "model": kind.model,
-                "recipe": kind.recipe,
-                "runs": kind.runs,
-                "samples": kind.samples,
-                "ms a sample": round(1000 * kind.seconds, 1),
-                "minutes of one core": round(kind.minutes, 1),
-            }
-            for kind in self.kinds
-        ]
-        return pd.DataFrame(rows)
+        shown = {"ms a sample": 1000 * self.kinds["seconds"], "minutes of one core": self._minutes()}
+        return self.kinds.drop(columns="seconds").assign(**shown).round(1)
 
     def __str__(self) -> str:
         """One line to print before anything starts."""
@@ -85,9 +64,7 @@ class Budget:
 def estimate_budget(run: Run, seeds: str = "") -> Budget:
     """Time some steps of every kind of training that is left, on one CPU thread each, and add up the whole study.
 
-    Args:
-        run: The run, its data prepared.
-        seeds: Comma-separated numbers; empty means the profile's.
+    ``seeds`` are numbers separated by commas; empty means the profile's.
 
     Raises:
         ConfigError: If the profile names an unknown arm.
@@ -95,25 +72,20 @@ def estimate_budget(run: Run, seeds: str = "") -> Budget:
     chapters = [open_chapter(run, notebook, seeds) for notebook in run.profile.chain]
     asked = {student: chapter.arms[student[0]] for chapter in chapters for student in chapter.students}
     left = [arm for (_, seed), arm in asked.items() if not _done(run, arm, seed)]
-    alike: dict[tuple[str, str], list[Arm]] = {}
+    alike: dict[tuple[str, str], list[TrainJob]] = {}
     for arm in left:
-        alike.setdefault((arm.student.name, arm.recipe), []).append(arm)
-    kinds = []
-    for (name, recipe), arms in alike.items():
-        jobs = [arm_job(run, replace(arm, teacher="strong"), 0) for arm in arms]  # the weak one may not be there yet
-        kinds.append(_kind(run, name, recipe, jobs))
+        job = arm_job(run, replace(arm, teacher="strong"), 0)  # the weak one may not be there yet
+        alike.setdefault((job.model.name, arm.recipe), []).append(job)
     if any(arm.teacher == "weak" for arm in left) and not (weak_folder(run) / records.COMPLETE).is_file():
         job = weak_job(run)
-        kinds.append(_kind(run, job.model.name, "weak teacher", [job]))
+        alike[job.model.name, "weak teacher"] = [job]
+    split, rows = run.store.split("training"), []
+    for kind, jobs in alike.items():
+        samples = sum(job.train.epochs * len(split.frames(job.train.interval)) for job in jobs)
+        rows.append((*kind, len(jobs), samples, seconds_per_sample(jobs[0], run.profile.threads)))
     scored = len(run.store.split("validation").frames(run.profile.evaluation.interval)) * len(left)
     parallel = max(1, min(run.profile.parallel, os.cpu_count() or 1))
-    return Budget(tuple(kinds), len(asked) - len(left), scored * SCORING_SECONDS / 60, parallel)
-
-
-def _kind(run: Run, model: str, recipe: str, jobs: list[TrainJob]) -> Kind:
-    split = run.store.split("training")
-    samples = sum(job.train.epochs * len(split.frames(job.train.interval)) for job in jobs)
-    return Kind(model, recipe, len(jobs), samples, seconds_per_sample(jobs[0], run.profile.threads))
+    return Budget(pd.DataFrame(rows, columns=list(KIND)), len(asked) - len(left), scored * SCORING_SECONDS / 60, parallel)
 
 
 def _done(run: Run, arm: Arm, seed: int) -> bool:
@@ -125,13 +97,9 @@ def _done(run: Run, arm: Arm, seed: int) -> bool:
 
 
 def seconds_per_sample(job: TrainJob, threads: int) -> float:
-    """Return what a sample of a training costs the CPU: loading it, the loss and its gradient.
+    """Return what a sample of a training costs the CPU: loading it, the loss and its gradient, on so many threads (0: all).
 
     CPU time, so that what else runs on the machine at this moment is not taken for the price of a step.
-
-    Args:
-        job: The training.
-        threads: Of torch; 0 leaves them all.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,12 +15,19 @@ from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, co
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
-from kdlib.lab.pipeline import Run, Student, TrainedWeights, launch_all, plain_job, student_name, teacher_job
+from kdlib.lab.pipeline import (
+    Run,
+    Student,
+    TrainedWeights,
+    given_weights,
+    launch_all,
+    plain_job,
+    student_name,
+    teacher_job,
+)
 from kdlib.lab.profiles import CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all, truth
 from kdlib.lab.study.answers import study_result
-from kdlib.lab.study.trainings import term_table
-from kdlib.metric.waymo_metrics import EvalResult
 from kdlib.training.launch import RunResult
 
 FIRST, TEACHER = "first", "teacher"
@@ -62,9 +68,7 @@ def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
         folder = run.folder / "teacher" / "first_stage"
         job = plain_job(run, model, run.profile.teacher, "first stage")
         return TrainedWeights(model, launch_all(run, {folder: job})[folder].weights, "scratch")
-    if not Path(source).is_file():
-        raise ConfigError(f"FIRST_STAGE={source} is neither 'auto', 'scratch' nor a safetensors file")
-    return TrainedWeights(model, Path(source).resolve(), source)
+    return given_weights(model, source, "FIRST_STAGE", "'auto', 'scratch'")
 
 
 def train_teachers(run: Run, first: TrainedWeights | None, epochs: int = 0) -> dict[int, RunResult]:
@@ -122,8 +126,8 @@ class CrossStageComparison(Comparison):
             rows.append({"arm": self.titles[arm], "model": values["model"], "seed": seed, **numbers, "seconds": seconds})
         students = {key: result for key, result in self.trained.items() if key[0] != TEACHER}
         words = {"title": "a teacher of two stages", "reading": _READING, "caution": _CAUTION}
-        origin = None if self.first is None else self.first.origin
-        shared = study_result(self, students, pd.DataFrame(rows), term_table(self.titles, self.trained), parts)
+        origin = self.first.origin if self.first else None
+        shared = study_result(self, students, pd.DataFrame(rows), self.trained, parts)
         return {**words, "first stage": origin, **shared}
 
 
@@ -140,15 +144,10 @@ def compare_stages(
         DataError: If the store is not the one the students were trained on.
     """
     trained = {**{(TEACHER, seed): result for seed, result in teachers.items()}, **students}
-    check_store(run, [result.weights for result in trained.values()])
     models = {
         (arm, seed): TrainedWeights(run.profile.teacher_model if arm == TEACHER else run.profile.student_model, result.weights)
         for (arm, seed), result in trained.items()
     }
-    names = {student_name(*key): model for key, model in models.items()}
-    scores = score_all(run, {**names, **({} if first is None else {FIRST: first})})
-    results: dict[str, dict[int, EvalResult]] = {} if first is None else {FIRST: {0: scores[FIRST]}}
-    for arm, seed in models:
-        results.setdefault(arm, {})[seed] = scores[student_name(arm, seed)]
+    results = score_all(run, models, {} if first is None else {FIRST: first})
     compared = compare_arms(run.profile, _TITLES, results, resamples)
     return CrossStageComparison(**vars(compared), run=run, first=first, models=models, trained=trained)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +56,7 @@ class Chapter:
 
 
 def open_chapter(run: Run, notebook: str, seeds: str = "") -> Chapter:
-    """Return what a notebook trains and asks.
-
-    Args:
-        run: The run; its profile may leave arms out.
-        notebook: One of the profile's chain.
-        seeds: Comma-separated numbers; empty means the profile's.
+    """Return what a notebook of the profile's chain trains and asks; ``seeds`` are separated by commas, "" means the profile's.
 
     Raises:
         ConfigError: If the profile names an unknown arm, or leaves nothing to compare.
@@ -109,7 +104,7 @@ def training_table(chapter: Chapter, results: Mapping[Student, RunResult]) -> pd
                 "student": arm.student.name,
                 "starts from": "nothing" if arm.initialisation == "none" else f"{arm.teacher} teacher, {arm.initialisation}",
                 **{key: values[0][key] for key in ("epochs", "steps", "samples")},
-                "seconds a run": round(sum(one["timing"]["seconds"] for one in values) / len(values)),
+                "seconds a run": round(sum(run["timing"]["seconds"] for run in values) / len(values)),
             }
         )
     return pd.DataFrame(rows)
@@ -131,30 +126,25 @@ def train_chapter(chapter: Chapter) -> dict[Student, RunResult]:
         TrainingFailed: If a training ended without finishing.
         ConfigError: If two arms that are compared saw different numbers of samples.
     """
-    run = chapter.run
+    run, results = chapter.run, dict[Path, RunResult]()
     order = pipeline.longest_first(run, chapter.arms.values(), chapter.seeds)
-    waits = [(arm, seed) for arm, seed in order if arm.teacher == "weak"]
-    jobs = {weak_folder(run): weak_job(run)} if waits else {}
-    jobs |= _jobs(run, [training for training in order if training not in waits])
-    results = launch_all(run, jobs, _EVERY)
-    # A job is known by the bytes of its teacher, so the weak one had to be there.
-    results |= launch_all(run, _jobs(run, waits), _EVERY)
+    jobs = {weak_folder(run): weak_job(run)} if any(arm.teacher == "weak" for arm, _ in order) else {}
+    for quality in ("strong", "weak"):  # a job is known by the bytes of its teacher, so the weak one has to be there first
+        jobs |= {student_folder(run, arm.name, seed): arm_job(run, arm, seed) for arm, seed in order if arm.teacher == quality}
+        results |= launch_all(run, jobs, _EVERY)
+        jobs = {}
     students = {key: results[student_folder(run, *key)] for key in chapter.students}
     _check_budgets(chapter, students)
     return students
 
 
-def _jobs(run: Run, trainings: Iterable[tuple[Arm, int]]) -> dict[Path, TrainJob]:
-    return {student_folder(run, arm.name, seed): arm_job(run, arm, seed) for arm, seed in trainings}
-
-
 def _check_budgets(chapter: Chapter, students: Mapping[Student, RunResult]) -> None:
     samples = {key: result.values["samples"] for key, result in students.items()}
-    pairs = [(contrast.first, contrast.second) for question in chapter.questions for contrast in question.contrasts]
-    for (first, second), seed in itertools.product(pairs, chapter.seeds):
-        ours, theirs = samples[first, seed], samples[second, seed]
+    contrasts = [contrast for question in chapter.questions for contrast in question.contrasts]
+    for pair, seed in itertools.product(contrasts, chapter.seeds):
+        ours, theirs = samples[pair.first, seed], samples[pair.second, seed]
         if ours != theirs:
             raise ConfigError(
-                f"'{first}' saw {ours} samples and '{second}' {theirs}, with seed {seed}: not to be compared; delete "
+                f"'{pair.first}' saw {ours} samples and '{pair.second}' {theirs}, with seed {seed}: not to be compared; delete "
                 f"{chapter.run.folder / 'students'}"
             )

@@ -85,7 +85,7 @@ def test_pictures_show_something(scores_of: Made, notebook: str, tmp_path: Path)
     for question in QUESTIONS[notebook]:
         answer = scores.answer(question.name)
         answer.draw(tmp_path / f"{question.name}.png")
-        curves.draw_change_table(answer.classes(), path=tmp_path / f"{question.name}_classes.png")
+        curves.draw_change_table(answer.classes(), label="points", path=tmp_path / f"{question.name}_classes.png")
         if question.name in ARM_LINES:
             draw_schedule(scores.lines(question.name), title="t", path=tmp_path / f"{question.name}_lines.png")
     for path in tmp_path.iterdir():

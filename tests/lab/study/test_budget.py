@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -12,11 +13,12 @@ from kdlib import records
 from kdlib.lab.pipeline import Run, student_folder
 from kdlib.lab.study import budget, trainings
 from kdlib.lab.study.arms import arms_of
-from kdlib.lab.study.budget import Budget, Kind
+from kdlib.lab.study.budget import KIND, Budget
 
 
 def test_minutes_add_up() -> None:
-    kinds = (Kind("a", "plain", 2, 600, 0.1), Kind("b", "distilled", 1, 300, 0.2))
+    rows = [("a", "plain", 2, 600, 0.1), ("b", "distilled", 1, 300, 0.2)]
+    kinds = pd.DataFrame(rows, columns=list(KIND))
     found = Budget(kinds, kept=3, scoring=2.0, parallel=2)
     alone = (3 * budget.STARTUP_SECONDS + 60 + 60) / 60
     assert found.minutes == pytest.approx((alone + 2.0) / 2)
@@ -41,7 +43,7 @@ def test_shared_arms_count_once_and_finished_ones_not_at_all(smoke: Run, timed: 
     found = budget.estimate_budget(smoke)
     assert (found.runs, found.kept, found.parallel) == (6, 0, 2)
     assert len(timed) == 4, "two students, plain and distilled each"
-    assert sum(kind.samples for kind in found.kinds) == 6 * 8
+    assert found.kinds["samples"].sum() == 6 * 8
     arm = arms_of(smoke.profile)["base"]
     job = trainings.arm_job(smoke, arm, 1)
     records.mark_complete(student_folder(smoke, "base", 1), job.hash())
