@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,7 +66,7 @@ def draw_bev(
     """
     x_min, y_min, x_max, y_max = extent
     if not (x_min < x_max and y_min < y_max):
-        raise LayerError(f"extent {tuple(extent)} must be x_min, y_min, x_max, y_max with min below max")
+        raise LayerError(f"extent {extent} must be x_min, y_min, x_max, y_max with min below max")
     if not panels:
         raise LayerError("a picture needs at least one panel")
     points = drawable_points(points)
@@ -78,8 +77,7 @@ def draw_bev(
     with canvas.styled():
         figure = canvas.new_figure(width, height)
         axes = np.ravel(figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True))
-        sides: dict[str, float] = {"left": 0.62 / width, "right": 1 - 0.1 / width, "wspace": 0.07}
-        figure.subplots_adjust(bottom=bottom / height, top=1 - top / height, **sides)
+        figure.subplots_adjust(0.62 / width, bottom / height, 1 - 0.1 / width, 1 - top / height, wspace=0.07)
         for ax, panel in zip(axes, panels):
             if panel.ground is not None:
                 _ground(figure, ax, panel.ground, extent)
@@ -96,8 +94,9 @@ def draw_bev(
         figure.text(0.62 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
         figure.text(1 - 0.12 / width, 1 - 0.14 / height, note, fontsize=8.5, ha="right", va="top")
         handles = legend_handles(panels)
-        columns: dict[str, Any] = {"ncol": max(len(handles), 1), "columnspacing": 1.5, "handlelength": 2.0}
-        figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.05 / height), handletextpad=0.5, **columns)
+        legend = {"handles": handles, "ncol": max(len(handles), 1), "columnspacing": 1.5}
+        legend |= {"handlelength": 2.0, "handletextpad": 0.5, "bbox_to_anchor": (0.5, 0.05 / height)}
+        figure.legend(loc="lower center", **legend)
         return canvas.finish(figure, path)
 
 
@@ -106,19 +105,17 @@ def legend_handles(panels: Sequence[Panel]) -> list[Line2D]:
     looks = {layer.name: layer for panel in panels for layer in panel.layers}
     handles = []
     for name, count in box_counts(panels).items():
-        line: dict[str, Any] = {
-            "linestyle": looks[name].dash,
-            "linewidth": looks[name].width + 0.5,
-            "alpha": _strength(looks[name]),
-        }
-        handles.append(Line2D([], [], label=f"{name} ({count})", color=looks[name].color, **line))
+        look = looks[name]
+        line = Line2D([], [], label=f"{name} ({count})", color=look.color, linewidth=look.width + 0.5)
+        line.set(linestyle=look.dash, alpha=_strength(look))
+        handles.append(line)
     return handles
 
 
 def contact_sheet(figures: Sequence[Figure], path: str | Path) -> Image.Image:
     """Return figures as one picture, two a row, each a little smaller: side by side they would not fit a page anyway."""
     images = [ImageOps.scale(Image.fromarray(canvas.to_pixels(figure)), 0.64, Image.Resampling.LANCZOS) for figure in figures]
-    wide, high = max(image.width for image in images), max(image.height for image in images)
+    wide, high = np.max([image.size for image in images], axis=0).tolist()
     sheet = Image.new("RGB", (wide * min(2, len(images)), high * -(-len(images) // 2)), "white")
     for number, image in enumerate(images):
         sheet.paste(image, (wide * (number % 2), high * (number // 2)))
@@ -130,16 +127,16 @@ def contact_sheet(figures: Sequence[Figure], path: str | Path) -> Image.Image:
 
 def _ground(figure: Figure, ax: Axes, ground: GroundMap, extent: Extent) -> None:
     """Draw a map, and what its colours mean below the axes."""
-    place: dict[str, Any] = {"origin": "lower", "extent": (extent[0], extent[2], extent[1], extent[3]), "zorder": 0.5}
-    ax.imshow(ground.values, _MAP, vmin=0, vmax=1, interpolation="nearest", **place)
+    image = ax.imshow(ground.values, _MAP, vmin=0, vmax=1, interpolation="nearest", origin="lower", zorder=0.5)
+    image.set_extent((extent[0], extent[2], extent[1], extent[3]))
     high, wide, right = figure.get_figheight(), figure.get_figwidth(), ax.get_position().x1
     bar = figure.add_axes((right - 0.95 / wide, 0.47 / high, 0.9 / wide, 0.09 / high))
     bar.imshow(np.linspace(0, 1, 64)[None], _MAP, aspect="auto")
     bar.set(xticks=(), yticks=())
     for spine in bar.spines.values():
         spine.set(visible=True, linewidth=0.5)
-    text = f"{ground.name}, none to most"
-    figure.text(right - 1.03 / wide, 0.515 / high, text, fontsize=8, ha="right", va="center")
+    place = right - 1.03 / wide, 0.515 / high
+    figure.text(*place, f"{ground.name}, none to most", fontsize=8, ha="right", va="center")
 
 
 def _street(ax: Axes, extent: Extent) -> None:
@@ -152,12 +149,12 @@ def _street(ax: Axes, extent: Extent) -> None:
     reach = float(np.hypot(max(abs(x_min), abs(x_max)), max(abs(y_min), abs(y_max))))
     step = next((value for value in _RING_STEPS if reach / value <= 6), 100)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-    style: dict[str, Any] = {"fontsize": 6, "color": palette.FAINT, "ha": "center", "va": "center", "bbox": box, "zorder": 1.5}
     for radius in np.arange(step, reach, step):
         ax.add_patch(Circle((0, 0), radius, fill=False, edgecolor="#C5CED8", linewidth=0.6, linestyle=(0, (4, 3)), zorder=0.8))
         x = y = radius * np.sqrt(0.5)
         if x < x_max and y < y_max:
-            ax.text(x, y, f"{radius:g} m", **style)
+            words = ax.text(x, y, f"{radius:g} m", fontsize=6, color=palette.FAINT, bbox=box, zorder=1.5)
+            words.set(ha="center", va="center")
     ax.add_patch(FancyBboxPatch((-1.2, -0.95), 4.4, 1.9, boxstyle="round,pad=0,rounding_size=0.6", color="#CBD5DF", zorder=2.5))
     ax.add_patch(Polygon([(2.8, 0), (1.4, 0.65), (1.4, -0.65)], color="#52606D", zorder=2.6))
 
@@ -168,8 +165,9 @@ def _scatter(ax: Axes, points: FloatArray, extent: Extent, scale: float) -> None
     points = points[np.argsort(points[:, 2], kind="stable")]  # what stands high hides the ground, as seen from above
     low, high = height_limits(points)
     size = float(np.clip(6e4 / max(len(points), 1), 0.25, 2.5)) * scale
-    dots: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True, "zorder": 2}
-    ax.scatter(points[:, 0], points[:, 1], c=points[:, 2], cmap=_POINTS, vmin=low, vmax=high, **dots)
+    x, y, z = points[:, :3].T
+    dots = ax.scatter(x, y, size, z, cmap=_POINTS, vmin=low, vmax=high, linewidths=0, zorder=2)
+    dots.set_rasterized(True)
 
 
 def _boxes(ax: Axes, layer: BoxLayer, scale: float) -> None:
@@ -179,22 +177,22 @@ def _boxes(ax: Axes, layer: BoxLayer, scale: float) -> None:
     edges = [to_rgba(layer.color, share * _strength(layer)) for share in strength]
     corners = ground_corners(layer.boxes)
     outlines = list(np.concatenate((corners, corners[:, :1]), axis=1))
-    style: dict[str, Any] = {"linewidths": layer.width * scale, "zorder": 3.0}
+    width = layer.width * scale
     faces = [to_rgba(layer.color, share * 0.1) for share in strength]
     ax.add_collection(PolyCollection(list(corners), facecolors=faces, edgecolors="none", zorder=2.9))
     # Dashed roles get a pale line below, or their outline would dissolve among the points.
     if layer.dash != "solid":
-        ax.add_collection(LineCollection(outlines, colors="white", **style))
-    ax.add_collection(LineCollection(outlines, colors=edges, linestyles=layer.dash, **style))
-    ax.add_collection(LineCollection(list(heading_ticks(layer.boxes)), colors=edges, **style))
+        ax.add_collection(LineCollection(outlines, linewidths=width, colors="white", zorder=3))
+    ax.add_collection(LineCollection(outlines, linewidths=width, colors=edges, linestyles=layer.dash, zorder=3))
+    ax.add_collection(LineCollection(list(heading_ticks(layer.boxes)), linewidths=width, colors=edges, zorder=3))
 
 
 def _letters(ax: Axes, layer: BoxLayer, extent: Extent) -> None:
-    for index, top in enumerate(ground_corners(layer.boxes)[..., 1].max(axis=1) + 0.3):
-        x = float(layer.boxes[index, 0])
+    tops = ground_corners(layer.boxes)[..., 1].max(axis=1) + 0.3
+    for index, (x, top) in enumerate(zip(layer.boxes[:, 0], tops)):
         if extent[0] < x < extent[2] and extent[1] < top < extent[3] - 1:
-            style: dict[str, Any] = {"fontsize": 6.5, "color": layer.color, "fontweight": "bold", "ha": "center", "zorder": 4}
-            ax.text(x, top, layer.class_of(index)[0], **style)
+            letter = ax.text(x, top, layer.class_of(index)[0], fontsize=6.5, color=layer.color, zorder=4)
+            letter.set(fontweight="bold", ha="center")
 
 
 def _strength(layer: BoxLayer) -> float:

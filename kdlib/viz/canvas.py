@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +71,15 @@ def styled() -> Any:
 
 def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[Axes]:
     """Return rows x columns axes, row by row, with light horizontal grid lines."""
-    axes: Sequence[Axes] = list(np.ravel(figure.subplots(rows, columns, squeeze=False, **options)))
+    axes: list[Axes] = list(np.ravel(figure.subplots(rows, columns, squeeze=False, **options)))
     for ax in axes:
         ax.grid(axis="y", linewidth=0.8)
         ax.tick_params(length=3)
-    return list(axes)
+    return axes
 
 
-def arrange(figure: Figure, legend_from: Axes | None, title: str) -> None:
-    """Fit the axes into the figure, title above, legend below."""
+def arrange(figure: Figure, title: str, path: str | Path | None, legend_from: Axes | None = None) -> Figure:
+    """Fit the axes into the figure, title above, legend below; save it as PNG where a path is given, and return it."""
     height, width = figure.get_figheight(), figure.get_figwidth()
     bottom = 0.0
     if legend_from is not None:
@@ -90,6 +90,7 @@ def arrange(figure: Figure, legend_from: Axes | None, title: str) -> None:
     if title:
         figure.text(0.12 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
     figure.tight_layout(rect=(0, bottom, 1, 1 - (0.32 / height if title else 0)))
+    return finish(figure, path)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class BoxLayer:
     color: str = palette.SERIES[0]  # '#RRGGBB', as on paper
     dash: str = "solid"
     width: float = 1.4
-    class_names: tuple[str, ...] = field(default=CLASS_NAMES)
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     def __post_init__(self) -> None:
         """Check shapes, labels and finiteness."""
@@ -43,8 +43,7 @@ class BoxLayer:
         if not np.isfinite(self.boxes).all():
             raise LayerError(f"layer '{self.name}': a box holds NaN or infinity; drop it before drawing")
         if count and not (1 <= int(self.labels.min()) and int(self.labels.max()) <= len(self.class_names)):
-            names = ", ".join(self.class_names)
-            raise LayerError(f"layer '{self.name}': labels must lie in 1..{len(self.class_names)} ({names})")
+            raise LayerError(f"layer '{self.name}': labels must lie in 1..{len(self.class_names)} {self.class_names}")
 
     def __len__(self) -> int:
         """Return the number of boxes."""
@@ -81,8 +80,9 @@ class Panel:
 def box_counts(panels: Sequence[Panel]) -> dict[str, str]:
     """Return for each name of a layer its number of boxes, in each of the panels that have it where these differ."""
     counts: dict[str, list[str]] = {}
-    for boxes in (boxes for panel in panels for boxes in panel.layers):
-        counts.setdefault(boxes.name, []).append(str(len(boxes)))
+    for panel in panels:
+        for boxes in panel.layers:
+            counts.setdefault(boxes.name, []).append(str(len(boxes)))
     return {name: own[0] if len(set(own)) == 1 else " | ".join(own) for name, own in counts.items()}
 
 
@@ -151,26 +151,25 @@ def heading_ticks(boxes: FloatArray, beyond: float = 0.6) -> FloatPoints:
 def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
     """Return vertices (M, 12, 3) and edges (15, 2) of 3D boxes: 12 edges and an arrow on the ground that shows the heading."""
     boxes = np.asarray(boxes, np.float64)
-    flat, half = ground_corners(boxes), boxes[:, 5] / 2
-    low, high = boxes[:, 2] - half, boxes[:, 2] + half
-    corners = [np.concatenate((flat, np.broadcast_to(z[:, None, None], (len(boxes), 4, 1))), axis=-1) for z in (low, high)]
     ahead, left = _directions(boxes)
     size = np.clip(boxes[:, 3:4] * 0.35, 0.5, 1.4)  # a pedestrian's arrow stays visible, a bus's stays short
     front = boxes[:, :2] + ahead * boxes[:, 3:4] / 2
     tip = front + ahead * size
     arrow = np.stack((front, tip, tip + (left - ahead) * size * 0.4, tip - (left + ahead) * size * 0.4), axis=1)
-    arrow = np.concatenate((arrow, np.broadcast_to(low[:, None, None], (len(boxes), 4, 1))), axis=-1)
+    flat = ground_corners(boxes)
+    flat = np.concatenate((flat, flat, arrow), axis=1)
+    height = boxes[:, 2:3] + np.repeat((-0.5, 0.5, -0.5), 4) * boxes[:, 5:6]  # below, above, and the arrow below again
     ring = [(0, 1), (1, 2), (2, 3), (3, 0)]
     edges = ring + [(a + 4, b + 4) for a, b in ring] + [(a, a + 4) for a in range(4)] + [(8, 9), (9, 10), (9, 11)]
-    return np.concatenate((corners[0], corners[1], arrow), axis=1), np.asarray(edges, np.int64)
+    return np.concatenate((flat, height[..., None]), axis=2), np.asarray(edges, np.int64)
 
 
 def count_inside(points: FloatArray, boxes: FloatArray) -> IntArray:
     """Return how many points lie in each box, (M,), for hover texts."""
     boxes = np.asarray(boxes, np.float64)
-    counts = np.zeros(len(boxes), np.int64)
-    for index, (box, ahead, left) in enumerate(zip(boxes, *_directions(boxes))):
+    counts = []
+    for box, *axes in zip(boxes, *_directions(boxes)):
         offset = points[:, :3] - box[:3]
-        local = np.stack((offset[:, :2] @ ahead, offset[:, :2] @ left, offset[:, 2]), axis=1)
-        counts[index] = np.count_nonzero((np.abs(local) <= box[3:6] / 2).all(axis=1))
-    return counts
+        local = np.column_stack((offset[:, :2] @ np.transpose(axes), offset[:, 2]))
+        counts.append(np.count_nonzero((np.abs(local) <= box[3:6] / 2).all(axis=1)))
+    return np.array(counts, np.int64)

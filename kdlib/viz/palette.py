@@ -58,4 +58,5 @@ def on_dark(color: str) -> str:
 
 def rgb(color: str) -> tuple[float, float, float]:
     """Return red, green, blue in [0, 1] of '#RRGGBB'."""
-    return int(color[1:3], 16) / 255, int(color[3:5], 16) / 255, int(color[5:7], 16) / 255
+    red, green, blue = bytes.fromhex(color[1:])
+    return red / 255, green / 255, blue / 255

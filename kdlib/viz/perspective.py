@@ -31,7 +31,7 @@ class Camera:
     @staticmethod
     def above(reach: float) -> Camera:
         """Return a camera high above and a little behind that sees ``reach`` metres around the vehicle."""
-        return Camera(eye=(-0.9 * reach, 0.0, 1.25 * reach), target=(0.08 * reach, 0.0, 0.0), field_of_view=50.0)
+        return Camera(eye=(-0.9 * reach, 0.0, 1.25 * reach), target=(0.08 * reach, 0.0, 0.0))
 
     def axes(self) -> NDArray[np.float64]:
         """Return right, down and forward as rows of a (3, 3) rotation."""
@@ -59,21 +59,19 @@ def paint(points: FloatArray, colors: FloatArray, lines: list[Lines], camera: Ca
     ax.set(xlim=(0, width), ylim=(height, 0))
     ax.axis("off")
     seen = _to_camera(np.asarray(points, np.float64)[:, :3], camera)
-    keep = seen[:, 2] > _NEAR
-    order = np.argsort(-seen[keep, 2])
-    seen, tint = seen[keep][order], np.asarray(colors)[keep][order]
+    far_first = np.argsort(-seen[:, 2])
+    far_first = far_first[seen[far_first, 2] > _NEAR]
+    seen = seen[far_first]
     pixels = _project(seen, camera, size)
     # A point's disc shrinks with distance, but never below what the screen can show.
     dots = np.clip(26.0 / np.maximum(seen[:, 2], 1.0), 0.35, 2.6) * (height / 800)
-    ax.scatter(pixels[:, 0], pixels[:, 1], s=dots, c=tint, linewidths=0, zorder=1)
-    thin = height / 900 * 72 / canvas.DPI  # matplotlib counts in points
+    ax.scatter(pixels[:, 0], pixels[:, 1], s=dots, c=np.asarray(colors)[far_first], linewidths=0, zorder=1)
     for line in lines:
-        ends = _clip(_to_camera(line.segments.reshape(-1, 3), camera).reshape(-1, 2, 3))
+        ends = _clip(_to_camera(line.segments, camera))
         if len(ends):
-            drawn = _project(ends.reshape(-1, 3), camera, size).reshape(-1, 2, 2)
-            ax.add_collection(
-                LineCollection(list(drawn), colors=line.color, linewidths=line.width * thin, capstyle="round", zorder=2)
-            )
+            drawn = list(_project(ends, camera, size))
+            thick = line.width * height / 900 * 72 / canvas.DPI  # matplotlib counts in points
+            ax.add_collection(LineCollection(drawn, colors=line.color, linewidths=thick, capstyle="round", zorder=2))
     return canvas.to_pixels(figure)[..., :3]
 
 
@@ -83,15 +81,12 @@ def _to_camera(points: NDArray[np.float64], camera: Camera) -> NDArray[np.float6
 
 def _project(seen: NDArray[np.float64], camera: Camera, size: tuple[int, int]) -> NDArray[np.float64]:
     focal = size[1] / 2 / np.tan(np.radians(camera.field_of_view) / 2)
-    return seen[:, :2] / seen[:, 2:3] * focal + np.array(size) / 2
+    return seen[..., :2] / seen[..., 2:] * focal + np.array(size) / 2
 
 
 def _clip(ends: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cut segments (S, 2, 3) at the near plane; those wholly behind it go."""
     ends = ends[(ends[..., 2] > _NEAR).any(axis=1)]
-    first, second = ends[:, 0], ends[:, 1]
-    span = second[:, 2] - first[:, 2]
-    share = np.where(np.abs(span) > 1e-9, (_NEAR - first[:, 2]) / np.where(np.abs(span) > 1e-9, span, 1.0), 0.0)[:, None]
-    cut = first + share * (second - first)
-    behind = ends[..., 2:3] <= _NEAR
-    return np.stack((np.where(behind[:, 0], cut, first), np.where(behind[:, 1], cut, second)), axis=1)
+    depth, ahead = ends[..., 2:], ends[:, ::-1] - ends  # from each end to the other
+    behind = depth <= _NEAR  # then the other end is in front, so that the way ahead is never flat
+    return ends + np.where(behind, (_NEAR - depth) / np.where(behind, ahead[..., 2:], 1.0), 0.0) * ahead

@@ -25,7 +25,6 @@ from kdlib.viz.perspective import Camera, Lines, paint
 
 WORKER = (sys.executable, "-m", "kdlib.viz.open3d_worker")
 NO_DISPLAY = "No display (DISPLAY and WAYLAND_DISPLAY are unset)"
-_RINGS = (10, 20, 30, 40, 50, 60, 70)
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,9 @@ def _scene_lines(view: View) -> list[Lines]:
     floor, reach = float(np.percentile(points[:, 2], 5)), float(np.percentile(np.hypot(points[:, 0], points[:, 1]), 99))
     turn = np.linspace(0, 2 * np.pi, 181)
     circle = np.stack((np.cos(turn), np.sin(turn), np.zeros_like(turn)), axis=1)
-    rings = [radius * circle + [0, 0, floor] for radius in _RINGS if radius <= max(reach, 10)]
-    lines = [Lines(np.concatenate([np.stack((ring[:-1], ring[1:]), 1) for ring in rings]), palette.NIGHT_FAINT, 1.2)]
+    arcs = np.stack((circle[:-1], circle[1:]), axis=1)
+    rings = [radius * arcs + [0, 0, floor] for radius in range(10, 80, 10) if radius <= max(reach, 10)]
+    lines = [Lines(np.concatenate(rings), palette.NIGHT_FAINT, 1.2)]
     for layer in view.layers:
         vertices, edges = wireframe(layer.boxes)
         lines.append(Lines(vertices[:, edges].reshape(-1, 2, 3), palette.on_dark(layer.color), 1.8 + 0.45 * layer.width))
@@ -191,8 +191,7 @@ def _run_worker(command: Sequence[str], timeout: float | None) -> str:
         names = {number.value: number.name for number in signal.Signals}
         return f"the renderer was killed by {names.get(-done.returncode, f'signal {-done.returncode}')}"
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return last[:160].rstrip(".")
+        return [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1][:160].rstrip(".")
     return ""
 
 
@@ -219,12 +218,18 @@ def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str,
             handles = legend_handles([Panel("", layers)])
             for handle in handles:  # as in the scene: brighter, without dashes
                 handle.set(color=palette.on_dark(str(handle.get_color())), linestyle="solid", linewidth=2.5 * scale, alpha=1.0)
-            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.012, 0.985), "borderpad": 0.8}
-            look: dict[str, Any] = {"frameon": True, "facecolor": palette.NIGHT, "labelcolor": palette.NIGHT_INK}
-            box = figure.legend(handles=handles, fontsize=10 * scale, **place, **look)
-            box.get_frame().set(alpha=0.75, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
-        text = "\n".join(line for line in (caption, note) if line)
-        band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75 if text else 0.0, "pad": 3}
-        style: dict[str, Any] = {"color": palette.NIGHT_INK, "fontsize": 8.5 * scale, "linespacing": 1.5, "bbox": band}
-        figure.text(0.016, 0.022, text, va="bottom", **style)
+            box = figure.legend(
+                handles=handles,
+                loc="upper left",
+                bbox_to_anchor=(0.012, 0.985),
+                fontsize=10 * scale,
+                borderpad=0.8,
+                labelcolor=palette.NIGHT_INK,
+                frameon=True,
+            )
+            box.get_frame().set(alpha=0.75, facecolor=palette.NIGHT, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
+        if text := "\n".join(line for line in (caption, note) if line):
+            band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75, "pad": 3}
+            words = figure.text(0.016, 0.022, text, color=palette.NIGHT_INK, fontsize=8.5 * scale, bbox=band)
+            words.set(va="bottom", linespacing=1.5)
         return canvas.to_png(figure)

@@ -13,7 +13,7 @@ import pytest
 from kdlib.lab import page
 from kdlib.lab.page import ReportError, write_report
 from kdlib.viz import canvas
-from kdlib.viz.scores import Estimate, draw_arms
+from kdlib.viz.curves import Estimate, draw_arms
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 EVIL = "<script>alert('1')</script> & \"quotes\""

@@ -5,10 +5,11 @@ Widgets vanish from executed notebooks, so all they show has a static twin: the 
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kdlib.config import CLASS_NAMES
@@ -55,8 +56,8 @@ class Application:
         self._studios, self._quiet, self._version = studios, False, 0
         self._channel = f"kdlib-scene-{next(_SERIAL)}"
         label = {"description_width": "4.5rem"}
-        common: dict[str, Any] = {"layout": w.Layout(width="25rem"), "style": label}
-        slide: dict[str, Any] = {**common, "continuous_update": False}
+        common = {"layout": w.Layout(width="25rem"), "style": label}
+        slide = {**common, "continuous_update": False}
         self.run = w.Dropdown(options=list(studios), description="run", **common)
         self.controls = {  # by field of Choice
             "left": w.Dropdown(description="left", **common),
@@ -92,43 +93,39 @@ class Application:
         return Choice(layers=layers, **{name: control.value for name, control in self.controls.items()})
 
     def _open(self, start: Choice | None) -> None:
-        try:
+        with self._errors_said():
             self._studio = self._studios[self.run.value]()
             first = start or self._studio.start()
-        except (KdlibError, OSError) as error:
-            self._say(str(error), bad=True)
-            return
-        self._quiet = True
-        for side in ("left", "right"):
-            self.controls[side].options = [(title, name) for name, title in self._studio.models.items()]
-        self.controls["frame"].max = self._studio.frame_count - 1
-        for name, control in self.controls.items():
-            control.value = getattr(first, name)
-        self._quiet = False
-        self._show()
+            self._quiet = True
+            for side in ("left", "right"):
+                self.controls[side].options = [(title, name) for name, title in self._studio.models.items()]
+            self.controls["frame"].max = self._studio.frame_count - 1
+            for name, control in self.controls.items():
+                control.value = getattr(first, name)
+            self._quiet = False
+            self._show()
 
     def _jump(self, order: str) -> None:
-        try:
+        with self._errors_said():
             frame, sentence = self._studio.jump(order, self.choice)
-        except (KdlibError, OSError) as error:
-            self._say(str(error), bad=True)
-            return
-        self._quiet, self.controls["frame"].value, self._quiet = True, frame, False
-        self._show(sentence)
+            self._quiet, self.controls["frame"].value, self._quiet = True, frame, False
+            self._show(sentence)
 
     def _show(self, sentence: str = "") -> None:
         if self._quiet:
             return
-        try:
+        with self._errors_said():
             png, scene = canvas.to_png(self._studio.draw(self.choice)), self._studio.scene(self.choice)
-        except (KdlibError, OSError) as error:  # say it where the reader looks, and keep the last picture
-            self._say(str(error), bad=True)
-            return
-        self.picture.value = png
-        self._version += 1
-        self.data.value = interactive.live_data(scene, self._channel, self._version)
-        self._say(" · ".join(part for part in (self._studio.name(self.choice), sentence) if part))
+            self.picture.value = png
+            self._version += 1
+            self.data.value = interactive.live_data(scene, self._channel, self._version)
+            words = " · ".join(part for part in (self._studio.name(self.choice), sentence) if part)
+            self.note.value = f"<span>{html.escape(words)}</span>"
 
-    def _say(self, words: str, bad: bool = False) -> None:
-        style = ' style="color:#b3400a"' if bad else ""
-        self.note.value = f"<span{style}>{html.escape(words)}</span>"
+    @contextlib.contextmanager
+    def _errors_said(self) -> Iterator[None]:
+        """Say what went wrong where the reader looks; the last picture stays."""
+        try:
+            yield
+        except (KdlibError, OSError) as error:
+            self.note.value = f'<span style="color:#b3400a">{html.escape(str(error))}</span>'

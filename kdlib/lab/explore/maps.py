@@ -16,7 +16,7 @@ from kdlib.kd.roi_grid import bev_region
 from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.detector import CenterPoint, Prediction
 from kdlib.models.weights import load_weights
-from kdlib.types import Batch, GroundTruth, HeadOutput
+from kdlib.types import Batch, HeadOutput, HeadTargets
 from kdlib.viz.layers import GroundMap
 
 
@@ -53,55 +53,59 @@ def feature_map(answer: ModelAnswer) -> GroundMap:
     return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features", 99)
 
 
-def pivotal_positions(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundMap:
-    """Return the weights of the logit term, on the grid where the two heat maps meet.
+@dataclass(frozen=True)
+class Lesson:
+    """What two models said about one frame, and the recipe by which one teaches the other."""
 
-    Raises:
-        ConfigError: If the recipe has no logit term.
-    """
-    return _scaled(_weights(teacher, student, batch, kd)[0].amax(dim=0), "weight of pivotal positions")
+    teacher: ModelAnswer
+    student: ModelAnswer
+    batch: Batch
+    kd: KDConfig
 
+    def pivotal_positions(self) -> GroundMap:
+        """Return the weights of the logit term, on the grid where the two heat maps meet.
 
-def label_mask(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundMap:
-    """Return the heat map the student is told to draw: the truth's Gaussians and those of the teacher's boxes."""
-    labels = _labels(teacher, student, batch, kd)
-    target = torch.cat([targets.heatmap[0] for targets in student.model.targets(labels)]).amax(dim=0)
-    name = "target heat map" if kd.label is None else "target heat map with the teacher's boxes"
-    return GroundMap(target.numpy(), name)
+        Raises:
+            ConfigError: If the recipe has no logit term.
+        """
+        return _scaled(self._weights()[0].amax(dim=0), "weight of pivotal positions")
 
+    def label_mask(self) -> GroundMap:
+        """Return the heat map the student is told to draw: the truth's Gaussians and those of the teacher's boxes."""
+        target = torch.cat([targets.heatmap[0] for targets in self._targets()]).amax(dim=0)
+        return GroundMap(target.numpy(), "target heat map" + (" with the teacher's boxes" if self.kd.label else ""))
 
-def pull_mask(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundMap:
-    """Return where the logit term pulls: its weights times the squared difference of the probabilities, summed over classes.
+    def pull_mask(self) -> GroundMap:
+        """Return where the logit term pulls: its weights times the squared difference of the probabilities, summed over classes.
 
-    Raises:
-        ConfigError: If the recipe has no logit term.
-    """
-    weights, apart = _weights(teacher, student, batch, kd)
-    return _scaled((weights * apart).sum(dim=0), "pull of logit distillation")
+        Raises:
+            ConfigError: If the recipe has no logit term.
+        """
+        weights, apart = self._weights()
+        return _scaled((weights * apart).sum(dim=0), "pull of logit distillation")
 
-
-@torch.inference_mode()
-def _weights(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> tuple[Tensor, Tensor]:
-    """Return weights and squared differences (heads, H, W)."""
-    if kd.logit is None:
-        raise ConfigError("this recipe has no logit distillation, so it has no pivotal positions; choose another map")
-    marks = teacher.model.targets(batch.truth)
-    if kd.logit.target == "student":
-        marks = student.model.targets(_labels(teacher, student, batch, kd))
-    weights, apart = [], []
-    for own, other, targets in zip(student.prediction.heads, teacher.prediction.heads, marks):
-        ours, theirs = meet(own, other, kd.logit)
+    @torch.inference_mode()
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """Return weights and squared differences (heads, H, W)."""
+        logit, student, teacher = self.kd.logit, self.student, self.teacher
+        if logit is None:
+            raise ConfigError("this recipe has no logit distillation, so it has no pivotal positions; choose another map")
+        marks = self._targets() if logit.target == "student" else teacher.model.targets(self.batch.truth)
         region = bev_region(student.model.config)
-        weights.append(position_weights(ours, theirs, (own, other), targets, kd.logit, region)[0])
-        apart.append((ours - theirs).square().sum(dim=1)[0])
-    return torch.stack(weights), torch.stack(apart)
+        weights, apart = [], []
+        for own, other, targets in zip(student.prediction.heads, teacher.prediction.heads, marks):
+            ours, theirs = meet(own, other, logit)
+            weights.append(position_weights(ours, theirs, (own, other), targets, logit, region)[0])
+            apart.append((ours - theirs).square().sum(dim=1)[0])
+        return torch.stack(weights), torch.stack(apart)
 
-
-def _labels(teacher: ModelAnswer, student: ModelAnswer, batch: Batch, kd: KDConfig) -> GroundTruth:
-    if kd.label is None:
-        return batch.truth
-    boxes = teacher.model.detect(teacher.prediction, nms=False)
-    return merge_labels(boxes, batch.truth, kd.label, student.model.head.targets.max_objects)
+    def _targets(self) -> tuple[HeadTargets, ...]:
+        """Return what the student is trained towards."""
+        labels, student = self.batch.truth, self.student.model
+        if self.kd.label is not None:
+            boxes = self.teacher.model.detect(self.teacher.prediction, nms=False)
+            labels = merge_labels(boxes, labels, self.kd.label, student.head.targets.max_objects)
+        return student.targets(labels)
 
 
 def _scaled(values: Tensor, name: str, percentile: float = 100) -> GroundMap:

@@ -29,7 +29,7 @@ from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, located, ope
 from kdlib.types import Batch
 from kdlib.viz.bev import contact_sheet, draw_bev
 from kdlib.viz.interactive import scene_figure
-from kdlib.viz.layers import BoxLayer, GroundMap, Panel
+from kdlib.viz.layers import GroundMap, Panel
 
 _TEACHER = "teacher"
 
@@ -55,7 +55,7 @@ class Studio:
             self._arms[name], self._weights[name] = arm, located(row["weights"])
         self._frame = lru_cache(1)(partial(scene, run))
         self._batch = lru_cache(1)(self._read_batch)
-        self._answer = lru_cache(3)(self._ask)
+        self._answer = lru_cache(3)(lambda frame, model: maps.ask(self._network(model), self._batch(frame)))
         self._network = lru_cache(None)(lambda model: maps.load_network(self._trained(model)))
         self.table = lru_cache(None)(lambda model: scoring.predict_weights(run, model, self._trained(model)))
         self._counted = lru_cache(None)(lambda model: count_outcomes(self.table(model), scoring.truth(run), run))
@@ -102,8 +102,9 @@ class Studio:
         for order in JUMPS:
             if len(self._order(order, choice)):
                 frame, sentence = self.jump(order, replace(choice, frame=-1))
-                self.draw(replace(choice, frame=frame), folder / f"{order}.png")
-                captions[order] = f"{self.name(replace(choice, frame=frame))}: {sentence}"
+                first = replace(choice, frame=frame)
+                self.draw(first, folder / f"{order}.png")
+                captions[order] = f"{self.name(first)}: {sentence}"
         return captions
 
     def jump(self, order: str, choice: Choice) -> tuple[int, str]:
@@ -122,9 +123,10 @@ class Studio:
         if order == "hardest":
             sentence = f"{int(self._counted(choice.right).missed[frame])} objects missed"
         else:
-            first, second = (self._counted(name) for name in self._compared(choice))
+            base, learner = self._compared(choice)
+            first, second = self._counted(base), self._counted(learner)
             gained, wrong = (second.found - first.found)[frame], (second.false_alarms - first.false_alarms)[frame]
-            sentence = f"{gained:+d} found, {wrong:+d} false alarms against {self.models[self._compared(choice)[0]]},"
+            sentence = f"{gained:+d} found, {wrong:+d} false alarms against {self.models[base]},"
         return frame, f"{JUMPS[order]}, {place + 1} of {len(frames)}: {sentence} at a score of 0.3"
 
     def _order(self, order: str, choice: Choice) -> NDArray[np.int64]:
@@ -157,7 +159,7 @@ class Studio:
             label = CLASS_NAMES.index(choice.class_name) + 1
             truth, boxes = truth.part(truth.labels == label), boxes.part(boxes.labels == label)
         judged = judge_layers(truth, boxes, choice.iou)
-        layers: tuple[BoxLayer, ...] = tuple(layer for name, layer in zip(LAYERS, judged) if name in choice.layers)
+        layers = tuple(layer for name, layer in zip(LAYERS, judged) if name in choice.layers)
         ground = None if choice.map == "none" else self._ground(choice, model, side)
         return Panel(self.models[model], layers, str(judged), ground)
 
@@ -168,11 +170,10 @@ class Studio:
             return maps.feature_map(self._answer(choice.frame, model))
         learner = choice.right if choice.right != _TEACHER else self._first("full")
         teacher, student = self._answer(choice.frame, _TEACHER), self._answer(choice.frame, learner)
-        batch, kd = self._batch(choice.frame), self.run.profile.kd
+        lesson = maps.Lesson(teacher, student, self._batch(choice.frame), self.run.profile.kd)
         if choice.map == "pivotal positions":
-            return maps.pivotal_positions(teacher, student, batch, kd)
-        draw = maps.pull_mask if side == "right" and kd.logit is not None else maps.label_mask
-        return draw(teacher, student, batch, kd)
+            return lesson.pivotal_positions()
+        return lesson.pull_mask() if side == "right" and lesson.kd.logit is not None else lesson.label_mask()
 
     def _read_batch(self, frame: int) -> Batch:
         """Return a frame with the boxes a training would see."""
@@ -181,9 +182,6 @@ class Studio:
         sample = FrameDataset(self.run.store.split("validation"), model.class_names, interval, point_range=reach)[frame]
         inside = boxes_in_range(sample.boxes, reach)
         return collate([replace(sample, boxes=sample.boxes[inside], labels=sample.labels[inside])])
-
-    def _ask(self, frame: int, model: str) -> maps.ModelAnswer:
-        return maps.ask(self._network(model), self._batch(frame))
 
     def _trained(self, model: str) -> TrainedWeights:
         if model == _TEACHER:

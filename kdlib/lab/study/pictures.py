@@ -49,5 +49,4 @@ def draw_schedule(lines: Sequence[ScheduleLine], *, title: str = "", path: str |
             ax.plot(places, means, marker="o", color=line.color, label=line.name, **look)
         ax.set(xlabel="training samples", ylabel="LEVEL_2 mAPH", xticks=lengths, xticklabels=[f"{n:,}" for n in lengths])
         ax.margins(x=0.08, y=0.1)
-        canvas.arrange(figure, ax, title)
-        return canvas.finish(figure, path)
+        return canvas.arrange(figure, title, path, ax)
