@@ -15,8 +15,8 @@ from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import BOX_FIELDS, frame_message, pack_matrix, pack_no_projection
-from kdlib.waymo.lasers import LASER_NAMES, TOP
+from kdlib.waymo.frame_proto import BOX_FIELDS, FRAME_MESSAGES, pack_matrix, pack_no_projection
+from kdlib.waymo.lasers import TOP, laser_name
 
 
 def record_file(folder: Path, segment: str) -> Path:
@@ -81,13 +81,13 @@ def write_v1(
         with open(part, "wb") as out:
             for length, boxes in zip(lengths, seen_once(labels)):
                 # Messages concatenate: the bytes of the parts are the bytes of the whole, here in the order of field numbers.
-                before = frame_message("Frame")(context=_context(segment, lasers, boxes, surroundings)).SerializeToString()
-                after = frame_message("Frame")(laser_labels=map(_label, boxes), simulation=parameters.encode())
+                before = FRAME_MESSAGES["Frame"](context=_context(segment, lasers, boxes, surroundings)).SerializeToString()
+                after = FRAME_MESSAGES["Frame"](laser_labels=map(_label, boxes), simulation=parameters.encode())
                 tfrecord.write_record(out, before + waiting.read(length) + after.SerializeToString())
 
 
 def _images(lasers: Sequence[Laser], timestamp: int, sweep: Sweep) -> bytes:
-    frame = frame_message("Frame")(timestamp_micros=timestamp)
+    frame = FRAME_MESSAGES["Frame"](timestamp_micros=timestamp)
     frame.pose.transform.extend(sweep.pose.ravel().tolist())
     for laser, pair in zip(lasers, sweep.images):
         entry = frame.lasers.add(name=laser.name)
@@ -100,8 +100,8 @@ def _images(lasers: Sequence[Laser], timestamp: int, sweep: Sweep) -> bytes:
 
 
 def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], surroundings: tuple[str, str, str]) -> Any:
-    context = frame_message("Context")(name=segment.encode())
-    for laser in sorted(lasers, key=lambda laser: LASER_NAMES[laser.name]):  # alphabetical, as in real files
+    context = FRAME_MESSAGES["Context"](name=segment.encode())
+    for laser in sorted(lasers, key=lambda laser: laser_name(laser.name)):  # alphabetical, as in real files
         entry = context.laser_calibrations.add(name=laser.name, beam_inclination_min=laser.low, beam_inclination_max=laser.high)
         entry.beam_inclinations.extend([] if laser.table is None else laser.table.tolist())
         entry.extrinsic.transform.extend(laser.extrinsic.ravel().tolist())
@@ -113,7 +113,7 @@ def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], s
 
 
 def _label(box: BoxLabel) -> Any:
-    label = frame_message("Label")(
+    label = FRAME_MESSAGES["Label"](
         type=box.type, id=box.id.encode(), num_lidar_points_in_box=box.points, num_top_lidar_points_in_box=box.top_points
     )
     for name, value in zip(BOX_FIELDS, box.box.tolist()):

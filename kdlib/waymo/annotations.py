@@ -64,10 +64,9 @@ def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, NDArray[np.f
     times, ids = columns[TIME], columns[OBJECT]
     for stranger in sorted(set(times.tolist()) - set(poses)):
         raise DataError(f"boxes at time {stranger}, for which there is no vehicle pose")
-    boxes = np.stack([columns[name] for name in LIDAR_BOX_NUMBERS], axis=1)
-    speeds = np.stack([columns[name] for name in SPEEDS], axis=1)
+    boxes, speeds = (np.stack([columns[name] for name in names], axis=1) for names in (LIDAR_BOX_NUMBERS, SPEEDS))
     speeds = np.where(np.isnan(speeds), 0.0, speeds)
-    arrays = (boxes, columns[TYPE], columns[DIFFICULTY], columns[NUM_POINTS], speeds)
+    arrays = (boxes, speeds, columns[TYPE], columns[DIFFICULTY], columns[NUM_POINTS])
     labels = {}
     order = np.argsort(times, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(times[order])) + 1) if len(order) else ():
@@ -81,10 +80,10 @@ def frame_labels(
     pose: NDArray[np.float64],
     ids: Sequence[str],
     boxes: FloatArray,
+    speeds: FloatArray,
     types: IntArray,
     difficulty: IntArray,
     num_points: IntArray,
-    speeds: FloatArray,
 ) -> FrameLabels:
     """Return the labels of one frame: boxes of known type, by object id, speeds turned into the vehicle frame.
 
@@ -93,17 +92,17 @@ def frame_labels(
         pose: World from vehicle (4, 4).
         ids: Object ids, any order.
         boxes: (M, 7), NaN where a number is missing.
+        speeds: (M, 3) world frame, 0 where there is none.
         types: (M,) Waymo's type numbers, 0 unknown.
         difficulty: (M,) 0 where unset.
         num_points: (M,).
-        speeds: (M, 3) world frame, 0 where there is none.
 
     Raises:
         DataError: If a box misses one of its numbers, holds what no annotation can, or appears twice.
     """
     if not ids:
         return FrameLabels.empty()
-    _check(time, ids, boxes, types, difficulty, num_points, speeds)
+    _check(time, ids, boxes, speeds, types, difficulty, num_points)
     order = np.argsort(np.array(ids, dtype=str), kind="stable")
     order = order[types[order] > 0]
     names = tuple(ids[row] for row in order)
@@ -113,16 +112,9 @@ def frame_labels(
     return FrameLabels(boxes[order], types[order], names, difficulty[order], num_points[order], velocity)
 
 
-def _check(
-    time: int,
-    ids: Sequence[str],
-    boxes: FloatArray,
-    types: IntArray,
-    difficulty: IntArray,
-    num_points: IntArray,
-    speeds: FloatArray,
-) -> None:
+def _check(time: int, ids: Sequence[str], boxes: FloatArray, speeds: FloatArray, *numbers: IntArray) -> None:
     """Refuse what no annotation can be; any heading is legal."""
+    types, difficulty, num_points = numbers
     kinds = f"0 (unknown), {', '.join(f'{number} ({name})' for name, number in WAYMO_TYPES.items())}"
     broken = ~(np.abs(boxes) < _FARTHEST).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1)
     rushing = ~(np.abs(speeds) < _FASTEST).all(axis=1)

@@ -18,21 +18,6 @@ Converters = Mapping[str, Callable[[pa.ChunkedArray], Any]]
 _REMEDY = "it is of another component or release, or was rewritten: download the file again"
 
 
-def convert(table: pa.Table, columns: Converters) -> dict[str, Any]:
-    """Return some columns of a table by name, each converted.
-
-    Raises:
-        DataError: If one does not hold what it should; the message names it.
-    """
-    values = {}
-    for name, converter in columns.items():
-        try:
-            values[name] = converter(table.column(name))
-        except DataError as error:
-            raise DataError(f"column '{name}' {error}") from error
-    return values
-
-
 def integers(column: pa.ChunkedArray, absent: int | None = None) -> NDArray[np.int64]:
     """Return whole numbers, stored as integers of any width or, after a detour through pandas, as reals.
 

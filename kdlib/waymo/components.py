@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib.errors import DataError
-from kdlib.waymo.column_types import Converters, check_lists, convert, texts
+from kdlib.waymo.column_types import Converters, check_lists, texts
 from kdlib.waymo.lasers import naming
 
 SEGMENT, TIME = "key.segment_context_name", "key.frame_timestamp_micros"
@@ -110,8 +110,10 @@ def read_columns(path: Path, columns: Converters, segment: str) -> dict[str, Any
                 raise pa.ArrowInvalid(f"'{name}' has {len(array)} rows, '{SEGMENT}' has {len(arrays[0])}")
         table = pa.Table.from_arrays(arrays, names)
         table.validate(full=True)
-    with naming(path):
-        values = convert(table, {SEGMENT: texts, **columns})
+    values = {}
+    for name, converter in {SEGMENT: texts, **columns}.items():
+        with naming(path, f"column '{name}' "):
+            values[name] = converter(table.column(name))
     for other in sorted(set(values[SEGMENT]) - {segment}):
         raise DataError(f"{path} holds rows of segment {other[:80]!r}, not of the segment it is named after; download it again")
     return values

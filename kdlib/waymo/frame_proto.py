@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
 from kdlib.errors import DataError
 from kdlib.types import FloatArray
@@ -49,13 +48,8 @@ _SCHEMA = {  # of :func:`kdlib.waymo.messages.message_classes`
     "Polygon2d": "x=1:double* y=2:double* id=3:bytes",
 }
 
-
-_CLASSES = message_classes("kdlib.waymo.frame", _SCHEMA)
-
-
-def frame_message(name: str) -> Any:
-    """Return one of the message classes: ``Frame``, ``Context``, ``Label`` ..."""
-    return _CLASSES[name]
+FRAME_MESSAGES = message_classes("kdlib.waymo.frame", _SCHEMA)
+"""The message classes by name: ``Frame``, ``Context``, ``Label`` ..."""
 
 
 def parse_frame(payload: bytes) -> Any:
@@ -108,10 +102,8 @@ def unpack_matrix(compressed: bytes, channels: int) -> FloatArray:
     try:
         block = _parse("Matrix", raw)
         shape = tuple(block.shape.dims)
-        if len(block.data) == 4 * math.prod(shape):
-            values: NDArray[np.float32] = np.frombuffer(block.data, "<f4")
-        else:  # the values are not in one packed run, which is legal
-            values = np.array(_parse("MatrixFloat", raw).data, np.float32)
+        packed = len(block.data) == 4 * math.prod(shape)  # in one run; several are legal too
+        values = np.frombuffer(block.data, "<f4") if packed else np.array(_parse("MatrixFloat", raw).data, np.float32)
     except DecodeError as error:
         raise DataError(f"a range image holds no matrix ({error})") from error
     return as_image(values, shape, channels)
@@ -119,7 +111,7 @@ def unpack_matrix(compressed: bytes, channels: int) -> FloatArray:
 
 def pack_matrix(image: FloatArray) -> bytes:
     """Deflate an image into what :func:`unpack_matrix` reads; the bytes inside are those of an official ``MatrixFloat``."""
-    block = frame_message("Matrix")(data=np.ascontiguousarray(image, "<f4").tobytes())
+    block = FRAME_MESSAGES["Matrix"](data=np.ascontiguousarray(image, "<f4").tobytes())
     block.shape.dims.extend(image.shape)
     return zlib.compress(block.SerializeToString(), 1)
 
@@ -127,7 +119,7 @@ def pack_matrix(image: FloatArray) -> bytes:
 @lru_cache(maxsize=8)
 def pack_no_projection(height: int, width: int) -> bytes:
     """Return a camera projection (H, W, 6) of no camera, which official code wants beside every range image: varints of 0."""
-    block = frame_message("Matrix")(data=bytes(height * width * 6))
+    block = FRAME_MESSAGES["Matrix"](data=bytes(height * width * 6))
     block.shape.dims.extend((height, width, 6))
     return zlib.compress(block.SerializeToString(), 9)
 
@@ -135,7 +127,7 @@ def pack_no_projection(height: int, width: int) -> bytes:
 def _parse(name: str, raw: bytes) -> Any:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        parsed = frame_message(name).FromString(raw)
+        parsed = FRAME_MESSAGES[name].FromString(raw)
     for warning in seen:  # a stray end of a group stops protobuf 3, which only warns
         if issubclass(warning.category, RuntimeWarning):
             raise DecodeError(str(warning.message))

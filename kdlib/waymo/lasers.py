@@ -16,7 +16,12 @@ from kdlib.types import FloatArray
 from kdlib.waymo.range_image import RangeImageError, as_transform, range_image_to_points, row_inclinations
 
 TOP = 1
-LASER_NAMES = {1: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
+_NAMES = {TOP: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
+
+
+def laser_name(number: int) -> str:
+    """Return Waymo's name of a laser, or the number itself if there is no such laser."""
+    return _NAMES.get(number, str(number))
 
 
 @dataclass(frozen=True)

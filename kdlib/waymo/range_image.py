@@ -46,7 +46,7 @@ def as_transform(values: FloatArray) -> NDArray[np.float64]:
     transform = np.asarray(values, np.float64).reshape(4, 4)
     if not np.isfinite(transform).all():
         raise RangeImageError("a transform holds a number that is not finite")
-    if not np.allclose(transform[3], (0.0, 0.0, 0.0, 1.0), rtol=0, atol=1e-6):
+    if not np.allclose(transform[3], (0, 0, 0, 1), rtol=0, atol=1e-6):
         raise RangeImageError(f"the last row of a transform must be 0 0 0 1, not {transform[3].tolist()}")
     if not (np.abs(transform) < _FARTHEST).all():
         raise RangeImageError(f"a transform moves by {np.abs(transform).max():.3g} m")
@@ -149,10 +149,7 @@ def _in_vehicle(
     """Polar to Cartesian, then laser to vehicle."""
     row_sin, row_cos, column_sin, column_cos = directions
     flat = ranges * row_cos[rows]
-    laser = np.empty((len(ranges), 3), np.float32)
-    laser[:, 0] = flat * column_cos[columns]
-    laser[:, 1] = flat * column_sin[columns]
-    laser[:, 2] = ranges * row_sin[rows]
+    laser = np.stack((flat * column_cos[columns], flat * column_sin[columns], ranges * row_sin[rows]), axis=1)
     return laser @ extrinsic[:3, :3].T.astype(np.float32) + extrinsic[:3, 3].astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from kdlib.types import FloatArray, Frame, FrameLabels
 from kdlib.waymo import tfrecord
 from kdlib.waymo.annotations import frame_labels
 from kdlib.waymo.frame_proto import BOX_FIELDS, context_name, parse_frame, peek_context_name, unpack_matrix
-from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
+from kdlib.waymo.lasers import TOP, Calibration, calibration, laser_name, laser_points, naming, warn_of_uneven_timing
 from kdlib.waymo.range_image import RangeImageError, as_transform
 
 _HEAD = 4096  # bytes of a record in which its context name is looked for
@@ -90,13 +90,13 @@ def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]
     calibrations = _calibrations(proto.context)
     unseen = set(calibrations) - set(names)
     if unseen:
-        raise DataError(f"has a calibration but no range images of laser {LASER_NAMES.get(min(unseen), min(unseen))}")
+        raise DataError(f"has a calibration but no range images of laser {laser_name(min(unseen))}")
     clouds = []
     for name, laser in zip(names, lasers):
         try:
             clouds.append(_points(laser, calibrations.get(name), pose))
         except DataError as error:
-            raise type(error)(f"laser {LASER_NAMES.get(name, name)}: {error}") from error
+            raise type(error)(f"laser {laser_name(name)}: {error}") from error
     return Frame(segment, index, time, np.concatenate(clouds), pose, _labels(proto.laser_labels, time, pose)), names
 
 
@@ -108,7 +108,7 @@ def _calibrations(context: Any) -> dict[int, Calibration]:
     calibrations: dict[int, Calibration] = {}
     for row in context.laser_calibrations:
         if row.name in calibrations:
-            raise DataError(f"has two calibrations of laser {LASER_NAMES.get(row.name, row.name)}")
+            raise DataError(f"has two calibrations of laser {laser_name(row.name)}")
         beams = (row.beam_inclination_min, row.beam_inclination_max, list(row.beam_inclinations))
         calibrations[int(row.name)] = calibration(list(row.extrinsic.transform), *beams)
     return calibrations
@@ -137,7 +137,7 @@ def _labels(labels: Any, time: int, pose: NDArray[np.float64]) -> FrameLabels:
     boxes = _table(BOX_FIELDS, [label.box for label in labels], np.float64)
     speeds = _table(("speed_x", "speed_y", "speed_z"), [label.metadata for label in labels], np.float64)
     numbers = _table(("type", "detection_difficulty_level", "num_lidar_points_in_box"), labels, np.int64)
-    return frame_labels(time, pose, ids, boxes, numbers[:, 0], numbers[:, 1], numbers[:, 2], speeds)
+    return frame_labels(time, pose, ids, boxes, speeds, *numbers.T)
 
 
 def _table(fields: Sequence[str], messages: Any, dtype: type) -> NDArray[Any]:

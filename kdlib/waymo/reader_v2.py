@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from kdlib.errors import DataError
@@ -26,10 +26,9 @@ from kdlib.waymo.components import (
     iter_rows,
     read_columns,
 )
-from kdlib.waymo.lasers import LASER_NAMES, TOP, Calibration, calibration, laser_points, naming, warn_of_uneven_timing
+from kdlib.waymo.lasers import TOP, Calibration, calibration, laser_name, laser_points, naming, warn_of_uneven_timing
 from kdlib.waymo.range_image import RangeImageError, as_image, as_transform
 
-_Key = TypeVar("_Key", bound=Hashable)
 _Poses = dict[int, NDArray[np.float64]]
 
 
@@ -56,9 +55,9 @@ def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
         columns = read_columns(files[LABELS], LABEL_COLUMNS, segment)
         with naming(files[LABELS]):
             labels = labels_by_frame(columns, poses)
-    clouds = _ByKey(_clouds(files, poses, calibrations), files["lidar"])
+    take_cloud = _by_key(_clouds(files, poses, calibrations), files["lidar"])
     for index, time in enumerate(poses):
-        points = np.concatenate([clouds.take((time, laser)) for laser in lasers])
+        points = np.concatenate([take_cloud((time, laser)) for laser in lasers])
         yield Frame(segment, index, time, points, poses[time], labels.get(time, FrameLabels.empty()))
 
 
@@ -85,7 +84,7 @@ def _calibrations(path: Path, segment: str) -> dict[int, Calibration]:
     _check_unique(path, lasers, "laser {} has two rows")
     calibrations = {}
     for laser, *numbers in zip(lasers, *(columns[name] for name in CALIBRATION)):
-        with naming(path, f"laser {LASER_NAMES.get(laser, laser)}: "):
+        with naming(path, f"laser {laser_name(laser)}: "):
             calibrations[laser] = calibration(*numbers)
     return calibrations
 
@@ -99,11 +98,9 @@ def _keys(path: Path, segment: str) -> list[tuple[int, int]]:
 
 
 def _check_unique(path: Path, keys: Sequence[Hashable], said: str) -> None:
-    seen: set[Hashable] = set()
-    for key in keys:
-        if key in seen:
+    for key, count in Counter(keys).items():
+        if count > 1:
             raise DataError(f"{path}: {said.format(key)}; keys must be there once each: download the file again")
-        seen.add(key)
 
 
 def _frames_and_lasers(path: Path, segment: str, calibrations: dict[int, Calibration]) -> tuple[set[int], list[int]]:
@@ -116,8 +113,8 @@ def _frames_and_lasers(path: Path, segment: str, calibrations: dict[int, Calibra
         if present != lasers:
             raise DataError(f"{path}: frame {time} has lasers {present}, others have {lasers}; download the file again")
     for laser in sorted(set(lasers) ^ set(calibrations)):
-        name, place = LASER_NAMES.get(laser, laser), "lidar_calibration" if laser in lasers else "lidar"
-        raise DataError(f"{path}: laser {name} has no row in {place}; download both components again")
+        place = "lidar_calibration" if laser in lasers else "lidar"
+        raise DataError(f"{path}: laser {laser_name(laser)} has no row in {place}; download both components again")
     return set(by_frame), lasers
 
 
@@ -129,20 +126,19 @@ def _check_pixel_poses(path: Path, segment: str, times: set[int]) -> None:
         raise DataError(f"{path}: frame {time} is in lidar_pose, but neither in lidar nor in vehicle_pose; download them again")
 
 
-class _ByKey(Generic[_Key]):
-    """Hands out the values of a stream by key; those of other keys met on the way are kept for their turn."""
+def _by_key(stream: Iterator[tuple[Hashable, FloatArray]], path: Path) -> Callable[[Hashable], FloatArray]:
+    """Return what hands out the values of a stream by key; those of other keys met on the way are kept for their turn."""
+    early: dict[Hashable, FloatArray] = {}
 
-    def __init__(self, stream: Iterator[tuple[_Key, FloatArray]], path: Path) -> None:
-        self._stream, self._path = stream, path
-        self._early: dict[_Key, FloatArray] = {}
-
-    def take(self, key: _Key) -> FloatArray:
-        while key not in self._early:
-            met = next(self._stream, None)
+    def take(key: Hashable) -> FloatArray:
+        while key not in early:
+            met = next(stream, None)
             if met is None:
-                raise DataError(f"{self._path}: its columns have different numbers of rows; copy or download it again")
-            self._early[met[0]] = met[1]
-        return self._early.pop(key)
+                raise DataError(f"{path}: its columns have different numbers of rows; copy or download it again")
+            early.update([met])
+        return early.pop(key)
+
+    return take
 
 
 def _clouds(
@@ -150,11 +146,11 @@ def _clouds(
 ) -> Iterator[tuple[tuple[int, int], FloatArray]]:
     """Stream the points (n, 6) of each laser by (timestamp, laser), in file order; each image is converted on arrival."""
     path = files["lidar"]
-    pixel_poses = _ByKey(_pixel_poses(files["lidar_pose"]), files["lidar_pose"])
+    take_pose = _by_key(_pixel_poses(files["lidar_pose"]), files["lidar_pose"])
     for row in iter_rows(path, (TIME, LASER, *(part for name in RETURNS for part in _parts(name))), batch_size=5):
         time, laser = int(row[TIME].as_py()), int(row[LASER].as_py())
-        with naming(path, f"frame {time}, laser {LASER_NAMES.get(laser, laser)}: "):
-            pixel_pose = pixel_poses.take(time) if laser == TOP else None
+        with naming(path, f"frame {time}, laser {laser_name(laser)}: "):
+            pixel_pose = take_pose(time) if laser == TOP else None
             returns = [_image(row, name, 4) for name in RETURNS]
             points = laser_points(returns, calibrations[laser], pixel_pose, poses[time])
         yield (time, laser), points
@@ -176,13 +172,11 @@ def _parts(image: str) -> tuple[str, str]:
 
 def _image(row: dict[str, Any], name: str, channels: int) -> FloatArray | None:
     """Return one range image (H, W, C), or None if its cell is null."""
-    values_cell, shape_cell = (row[part] for part in _parts(name))
-    values: pa.Array | None = values_cell.values
-    shape = shape_cell.as_py()
+    values, shape = row[f"{name}.values"].values, row[f"{name}.shape"].as_py()
     if values is None and shape is None:
         return None
     if values is None or shape is None or None in shape:
         raise RangeImageError(f"of '{name}' only the {'values' if values is not None else 'shape'} are there, shape {shape}")
-    flat = values.to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):  # infinity is found where points are made
-        return as_image(np.asarray(flat, np.float32), tuple(map(int, shape)), channels)
+        flat = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
+    return as_image(flat, tuple(map(int, shape)), channels)

@@ -12,7 +12,7 @@ import pytest
 from kdlib.simulate import simulate
 from kdlib.tools.judge.official import run_child
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import frame_message, pack_matrix, parse_frame, unpack_matrix
+from kdlib.waymo.frame_proto import FRAME_MESSAGES, pack_matrix, parse_frame, unpack_matrix
 from kdlib.waymo.segments import read_segment
 
 CHILD = Path(__file__).with_name("convert_child.py")
@@ -138,5 +138,5 @@ def test_frames_of_ours_mean_the_same_to_the_official_package(tmp_path):
     assert [list(c.beam_inclinations) for c in theirs.context.laser_calibrations] == [
         list(c.beam_inclinations) for c in ours.context.laser_calibrations
     ]
-    again = frame_message("Frame").FromString(theirs.SerializeToString())
+    again = FRAME_MESSAGES["Frame"].FromString(theirs.SerializeToString())
     assert again == ours

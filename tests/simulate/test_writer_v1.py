@@ -14,7 +14,7 @@ from kdlib.errors import ConfigError, DataError
 from kdlib.simulate import simulate
 from kdlib.simulate import writer_v1 as module
 from kdlib.waymo import tfrecord
-from kdlib.waymo.frame_proto import frame_message, parse_frame
+from kdlib.waymo.frame_proto import FRAME_MESSAGES, parse_frame
 from kdlib.waymo.reader_v1 import frames_v1
 from kdlib.waymo.reader_v2 import frames_v2
 
@@ -113,7 +113,7 @@ def test_a_file_of_another_origin_is_no_finished_segment(tmp_path):
 
 
 def test_other_readers_pass_over_the_parameters():
-    number = frame_message("Frame").DESCRIPTOR.fields_by_name["simulation"].number
+    number = FRAME_MESSAGES["Frame"].DESCRIPTOR.fields_by_name["simulation"].number
     assert number >= 1000  # what the official Frame leaves to extensions
     assert not 19000 <= number < 20000  # protobuf's own
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from kdlib.errors import DataError
 from kdlib.waymo.frame_proto import (
+    FRAME_MESSAGES,
     context_name,
-    frame_message,
     pack_matrix,
     pack_no_projection,
     parse_frame,
@@ -122,7 +122,7 @@ def test_a_bomb_is_not_inflated():
 
 def test_unknown_fields_are_passed_over():
     camera = field(4, field(2, bytes(1000)) + b"\x08\x01")
-    label = frame_message("Label")(type=1, id=b"x").SerializeToString() + field(10, b"\x08\x05") + field(11, b"FRONT")
+    label = FRAME_MESSAGES["Label"](type=1, id=b"x").SerializeToString() + field(10, b"\x08\x05") + field(11, b"FRONT")
     frame = parse_frame(camera + field(1, field(1, NAME) + field(2, b"\x21" + bytes(8))) + camera + field(6, label) + b"\x10\x07")
     assert context_name(frame) == NAME.decode() and frame.timestamp_micros == 7
     assert [(label.type, label.id) for label in frame.laser_labels] == [(1, b"x")]
@@ -134,12 +134,12 @@ def test_numbers_may_be_packed_and_negative():
     for content in (field(1, transform), single):
         assert list(parse_frame(field(3, content)).pose.transform) == list(range(16))
     assert parse_frame(b"\x10" + varint(-5)).timestamp_micros == -5
-    assert frame_message("Label").FromString(b"\x18\x63").type == 99  # an enum value from the future
+    assert FRAME_MESSAGES["Label"].FromString(b"\x18\x63").type == 99  # an enum value from the future
 
 
 def test_what_is_absent_is_nan_or_zero():
-    label = frame_message("Label")()
-    assert math.isnan(label.box.heading) and math.isnan(frame_message("LaserCalibration")().beam_inclination_min)
+    label = FRAME_MESSAGES["Label"]()
+    assert math.isnan(label.box.heading) and math.isnan(FRAME_MESSAGES["LaserCalibration"]().beam_inclination_min)
     assert label.metadata.speed_x == 0.0 and label.type == 0 and label.detection_difficulty_level == 0
     assert not label.HasField("num_lidar_points_in_box")
 
@@ -152,7 +152,7 @@ def test_other_payloads_are_no_frames(payload):
 
 @pytest.mark.parametrize("name", [b"", b"../../etc", b"a/b", b".hidden", b"a b", b"\xff\xfe", b"x" * 300, b"name\n"])
 def test_a_name_that_could_not_be_a_file_is_an_error(name):
-    frame = frame_message("Frame")(context=frame_message("Context")(name=name))
+    frame = FRAME_MESSAGES["Frame"](context=FRAME_MESSAGES["Context"](name=name))
     with pytest.raises(DataError, match="its context name is"):
         context_name(frame)
     if len(name) > 127:  # longer than any name: left to the parser
@@ -163,9 +163,9 @@ def test_a_name_that_could_not_be_a_file_is_an_error(name):
 
 
 def test_the_name_is_found_in_the_first_bytes():
-    calibrations = [frame_message("LaserCalibration")(name=n, beam_inclinations=range(64)) for n in range(1, 6)]
-    frame = frame_message("Frame")(
-        context=frame_message("Context")(name=NAME, laser_calibrations=calibrations), timestamp_micros=1
+    calibrations = [FRAME_MESSAGES["LaserCalibration"](name=n, beam_inclinations=range(64)) for n in range(1, 6)]
+    frame = FRAME_MESSAGES["Frame"](
+        context=FRAME_MESSAGES["Context"](name=NAME, laser_calibrations=calibrations), timestamp_micros=1
     )
     payload = frame.SerializeToString()
     assert peek_context_name(payload[:4096]) == peek_context_name(payload[:50]) == NAME.decode()
@@ -193,8 +193,8 @@ def test_any_bytes_are_a_value_or_a_typed_error(some, tail):
 def test_the_messages_stay_out_of_the_shared_pool():
     code = (
         "from google.protobuf import descriptor_pool, descriptor_pb2\n"
-        "from kdlib.waymo.frame_proto import frame_message\n"
-        "frame_message('Frame')()\n"
+        "from kdlib.waymo.frame_proto import FRAME_MESSAGES\n"
+        "FRAME_MESSAGES['Frame']()\n"
         "pool = descriptor_pool.Default()\n"
         "for name in ('kdlib.waymo.frame.Frame', 'waymo.open_dataset.Frame'):\n"
         "    try:\n"
