@@ -9,6 +9,7 @@ from itertools import compress
 import numpy as np
 
 from kdlib.simulate.actors import Actor
+from kdlib.simulate.ego import pose_matrix
 from kdlib.simulate.lidar import Sweep, inside_zones
 from kdlib.simulate.mesh import BoolArray
 from kdlib.simulate.scene import PERIOD, StreetScene
@@ -29,8 +30,7 @@ class BoxLabel:
     box: FloatArray  # (7,) x, y, z, length, width, height, heading; vehicle frame
     points: int  # all lasers, both returns
     top_points: int
-    speed: FloatArray | None  # (2,) world frame, m/s; None for signs
-    acceleration: FloatArray | None
+    motion: FloatArray | None  # (6,) speed, then acceleration along x, y, z, world frame; None for signs
     hard: bool  # a person marked it LEVEL_2
 
 
@@ -47,8 +47,7 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         sweep: What the lasers saw in it.
         top_pixels: Pixels of the TOP image, to know how many points an object has in the open.
     """
-    yaw = scene.world[2]
-    turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+    turn = pose_matrix(scene.world)[:2, :2]
     order = np.argsort(sweep.points[:, 0], kind="stable")  # so that a box looks only at its surroundings
     points, top = sweep.points[order], sweep.top[order]
     density = top_pixels / (2 * np.pi * np.radians(20.0))  # rays per steradian
@@ -63,11 +62,11 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         near = slice(*np.searchsorted(points[:, 0], [box[0] - radius, box[0] + radius]))
         inside = points_in_box(points[near], box)
         count, top_count = int(inside.sum()), int((inside & top[near]).sum())
-        speed = acceleration = None
+        motion = None
         if actor.type != WAYMO_TYPES["Sign"]:
-            speed, acceleration = (turn @ vector for vector in _motion(actor, frame))
+            motion = np.concatenate([[*(turn @ vector), 0.0] for vector in _motion(actor, frame)])
         hard = 5 < count < _HARD_SHARE * density * _open_view(box)
-        labels.append(BoxLabel(actor.id, actor.type, box, count, top_count, speed, acceleration, hard))
+        labels.append(BoxLabel(actor.id, actor.type, box, count, top_count, motion, hard))
     return labels
 
 

@@ -68,6 +68,14 @@ class Street:
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         return self.x + cos * u - sin * v, sin * u + cos * v
 
+    def toward(self, forward: bool) -> float:
+        """Return the heading along it, or against it."""
+        return self.angle + (0.0 if forward else np.pi)
+
+    def count(self, rng: Rng, density: float) -> int:
+        """Return a random number of things of which there are so many per 100 m, both sides."""
+        return rng.poisson(density * self.length / 100)
+
     def somewhere(self, rng: Rng) -> float:
         """Return the u of any place, the crossing included."""
         return rng.uniform(self.start, self.end)
@@ -135,12 +143,13 @@ def random_plan(rng: Rng, reach: _Pair, depth: float, cross_x: float | None = No
     return StreetPlan(main, cross, cross_x or 0.0, reach, depth)
 
 
-def _dashes(start: float, end: float, line: float, along_x: bool, skip: _Pair) -> list[Mesh]:
+def _dashes(street: Street, line: float, skip: _Pair) -> list[Mesh]:
     marks = []
-    for place in np.arange(start, end, 6.0):
+    for place in np.arange(street.start, street.end, 6.0):
         if not (skip[0] < place + 1.5 and place < skip[1]):
-            low, high = (place, line - 0.07), (place + 3.0, line + 0.07)
-            marks.append(slab(low if along_x else low[::-1], high if along_x else high[::-1], 0.004, MARKING))
+            corners = (place, line - 0.07), (place + 3.0, line + 0.07)
+            low, high = (corner[::-1] for corner in corners) if street.angle else corners
+            marks.append(slab(low, high, 0.004, MARKING))
     return marks
 
 
@@ -161,11 +170,11 @@ def ground(plan: StreetPlan) -> Mesh:
         y0, y1 = low[1] + (main.pavement if low[1] > 0 else 0.0), high[1] - (main.pavement if high[1] < 0 else 0.0)
         if x1 - x0 > 2 and y1 - y0 > 2:
             parts += _tiles((x0, y0), (x1, y1), KERB + 0.005, GRASS)
-    for number in range(1 - main.lanes, main.lanes):
-        parts += _dashes(start, end, number * main.lane, True, plan.gap if cross else (end, end))
+    for street in plan.streets:
+        skip = street.gap if cross else (end, end)
+        for number in range(1 - street.road.lanes, street.road.lanes):
+            parts += _dashes(street, street.x + number * street.road.lane, skip)
     if cross:
-        for number in range(1 - cross.lanes, cross.lanes):
-            parts += _dashes(-depth, depth, plan.cross_x + number * cross.lane, False, (-main.half, main.half))
         for x in (plan.gap[0] - 3.2, plan.gap[1] + 0.4):  # zebra crossings
             for y in np.arange(-main.half + 0.3, main.half - 0.5, 1.0):
                 parts.append(slab((x, y), (x + 2.8, y + 0.5), 0.004, MARKING))

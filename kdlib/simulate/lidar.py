@@ -128,9 +128,8 @@ class Scanner:
 def _neighbours(sees: BoolArray) -> IntArray:
     """Return for each seeing pixel, in row-major order, the position of the next one in its row (itself at the end)."""
     rows = np.nonzero(sees)[0]
-    following = np.arange(len(rows)) + 1
     last = np.append(rows[1:] != rows[:-1], True)
-    return np.where(last, np.arange(len(rows)), following)
+    return np.arange(len(rows)) + ~last
 
 
 def _caster(mesh: Mesh) -> _Cast:

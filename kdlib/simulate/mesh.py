@@ -68,19 +68,21 @@ def _mesh(vertices: FloatArray, triangles: IntArray, material: int) -> Mesh:
     return Mesh(vertices, triangles, np.full(count, material), np.ones(count))
 
 
+def _edges(sides: int, start: int) -> tuple[IntArray, IntArray]:
+    """Return where the edges of a loop of vertices begin and end; the first vertex has this number."""
+    here = np.arange(sides)
+    return here + start, (here + 1) % sides + start
+
+
 def _strip(sides: int, low: int, high: int) -> list[IntArray]:
     """Return two triangles on every side between two loops of vertices that begin at these numbers."""
-    here, there = np.arange(sides), (np.arange(sides) + 1) % sides
-    return [
-        np.stack([here + low, there + low, there + high], 1),
-        np.stack([here + low, there + high, here + high], 1),
-    ]
+    (a, b), (d, c) = _edges(sides, low), _edges(sides, high)
+    return [np.stack([a, b, c], 1), np.stack([a, c, d], 1)]
 
 
 def _fan(sides: int, loop: int, tip: int) -> IntArray:
     """Return the triangles between a loop of vertices and one more vertex."""
-    here, there = np.arange(sides), (np.arange(sides) + 1) % sides
-    return np.stack([here + loop, there + loop, np.full(sides, tip)], 1)
+    return np.stack([*_edges(sides, loop), np.full(sides, tip)], 1)
 
 
 # Corners 0-3 go round the bottom (rear right, front right, front left, rear left), 4-7 round the top.
@@ -118,10 +120,6 @@ def _circle(sides: int) -> tuple[FloatArray, FloatArray]:
     return np.cos(angle), np.sin(angle)
 
 
-def _cross(a: FloatArray, b: FloatArray) -> FloatArray:
-    return a[[1, 2, 0]] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[[1, 2, 0]]
-
-
 def rod(
     start: Vector,
     end: Vector,
@@ -134,9 +132,9 @@ def rod(
     """Return a cylinder or a cone between two points, with lids or without."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     axis = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
-    u = _cross(axis, np.array([1.0, 0.0, 0.0] if abs(axis[0]) < 0.8 else [0.0, 1.0, 0.0]))
+    u = np.cross(axis, np.array([1.0, 0.0, 0.0] if abs(axis[0]) < 0.8 else [0.0, 1.0, 0.0]))
     u /= np.sqrt(u @ u)
-    v = _cross(axis, u)
+    v = np.cross(axis, u)
     cos, sin = _circle(sides)
     ring = cos[:, None] * u + sin[:, None] * v
     far = radius if end_radius is None else end_radius
@@ -150,8 +148,9 @@ def limb(start: Vector, end: Vector, radius: float, material: int, sides: int = 
     return rod(start, end, radius, material, sides, closed=False)
 
 
-def ring(center: Vector, radius: float, depth: float, width: float, material: int, sides: int = 10) -> Mesh:
+def ring(center: Vector, radius: float, depth: float, width: float, material: int) -> Mesh:
     """Return a wheel without spokes: a band of some width in the x-z plane with a rim on either side."""
+    sides = 10
     cos, sin = _circle(sides)
     circle = np.stack([cos, np.zeros(sides), sin], 1)
     side = np.array([0.0, width / 2, 0.0])
@@ -160,7 +159,7 @@ def ring(center: Vector, radius: float, depth: float, width: float, material: in
     return _mesh(np.concatenate(loops) + center, np.concatenate(faces), material)
 
 
-def blob(center: Vector, radii: Vector, material: int, rng: Rng, rough: float = 0.15) -> Mesh:
+def blob(center: Vector, radii: Vector, material: int, rng: Rng, rough: float) -> Mesh:
     """Return a bumpy ellipsoid: tree crowns, bushes."""
     rows, columns = 6, 9
     polar = np.linspace(0, np.pi, rows + 1)[1:-1]

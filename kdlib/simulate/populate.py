@@ -46,7 +46,7 @@ class Site:
 
     def along(self, street: Street, u: float, v: float, forward: bool, wiggle: float = 0.0) -> Course:
         """Return the straight course from a place along a street."""
-        heading = street.angle + (0.0 if forward else np.pi) + self.rng.normal(0, wiggle)
+        heading = street.toward(forward) + self.rng.normal(0, wiggle)
         return line(street.place(u, v), heading)
 
     def moving(self, course: Course, speed: float) -> Track:
@@ -95,7 +95,7 @@ def cyclists(site: Site, street: Street) -> None:
     for side in (-1, 1):
         spacing = 100.0 / (_CYCLISTS * 0.35)
         _lane(site, street, side * road.cycle_center, rng.uniform(2.5, 7.0), spacing, cyclist, 0.01)
-    for _ in range(rng.poisson(_CYCLISTS * 0.30 * street.length / 100)):
+    for _ in range(street.count(rng, _CYCLISTS * 0.30)):
         u, forward = street.somewhere(rng), rng.random() < 0.5
         v = -site.side() * (road.half + rng.uniform(-1.6, 0.8 * road.pavement))
         speed = _speed(rng, 0.4, 1.5, 4.0)
@@ -114,10 +114,9 @@ def parked(site: Site, street: Street) -> None:
             if rng.random() < share and not street.in_gap(u + length / 2, 3.0 + length / 2):
                 forward = (side < 0) != (rng.random() < 0.1)
                 xy = street.place(u + length / 2, side * (road.parking_center + rng.normal(0, 0.08)))
-                heading = street.angle + (0.0 if forward else np.pi) + rng.normal(0, 0.02)
-                site.add(figure, standing(xy, heading), margin=0.1)
+                site.add(figure, standing(xy, street.toward(forward) + rng.normal(0, 0.02)), margin=0.1)
             u += length + rng.uniform(0.6, 1.4)
-    for _ in range(rng.poisson(_YARD * street.length / 100)):
+    for _ in range(street.count(rng, _YARD)):
         u, side = street.somewhere(rng), site.side()
         xy = street.place(u, side * (road.half + road.pavement + rng.uniform(0.5, 6.0)))
         heading = street.angle + rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)]) + rng.normal(0, 0.1)
@@ -127,23 +126,23 @@ def parked(site: Site, street: Street) -> None:
 
 def pedestrians(site: Site, street: Street) -> None:
     """Fill the pavements with people who walk, stand, talk in groups and cross the road."""
-    rng, road, share = site.rng, street.road, street.length / 100
+    rng, road = site.rng, street.road
 
     def spot(inside: float = 0.3) -> tuple[float, float]:
         side = site.side()
         return street.somewhere(rng), side * (road.half + rng.uniform(inside, road.pavement + 0.5))
 
-    for _ in range(rng.poisson(_WALKERS * share)):
+    for _ in range(street.count(rng, _WALKERS)):
         course = site.along(street, *spot(), rng.random() < 0.5, 0.12)
         site.add(pedestrian(rng, True), site.moving(course, rng.uniform(0.6, 1.9)))
-    for _ in range(rng.poisson(_STANDING * share)):
+    for _ in range(street.count(rng, _STANDING)):
         site.add(pedestrian(rng, False), standing(street.place(*spot()), rng.uniform(-np.pi, np.pi)))
-    for _ in range(rng.poisson(_CROSSING * share)):
+    for _ in range(street.count(rng, _CROSSING)):
         u, side = street.somewhere(rng), site.side()
         start = street.place(u, side * rng.uniform(-road.half, road.half + 1.0))
         course = line(start, street.angle - side * np.pi / 2 + rng.normal(0, 0.15))
         site.add(pedestrian(rng, True), site.moving(course, rng.uniform(0.8, 2.2)))
-    for _ in range(rng.poisson(_GROUPS * share)):
+    for _ in range(street.count(rng, _GROUPS)):
         _group(site, street, *spot(0.8))
 
 

@@ -47,7 +47,7 @@ def _houses(site: Site, street: Street) -> None:
             clear = not street.in_gap(middle, length / 2 + 3.5)
             if clear and rng.random() < 0.85 and front + 5 < street.depth:
                 house = furniture.building(rng, length, rng.uniform(7.0, 12.0))
-                site.put(house, street.place(middle, side * front), street.angle if side > 0 else street.angle + np.pi)
+                site.put(house, street.place(middle, side * front), street.toward(side > 0))
             elif clear and rng.random() < 0.7:
                 place = street.place(middle, side * (front - min(setback, 1.5) + 0.3))
                 site.put(furniture.fence(rng, length), place, street.angle)
@@ -56,11 +56,11 @@ def _houses(site: Site, street: Street) -> None:
 
 def _signs(site: Site, street: Street) -> None:
     rng, road = site.rng, street.road
-    for _ in range(rng.poisson(7.0 * street.length / 100)):
+    for _ in range(street.count(rng, 7)):
         u, side = street.somewhere(rng), site.side()
         pole, plate = furniture.sign(rng)
         xy = street.place(u, side * (road.half + rng.uniform(0.3, 0.8)))
-        heading = street.angle + (np.pi if side < 0 else 0.0) + rng.normal(0, 0.1)
+        heading = street.toward(side > 0) + rng.normal(0, 0.1)
         if not street.in_gap(u) and site.put(pole, xy, heading, foot=0.2):
             track = standing(xy, heading)
             figure = Figure(WAYMO_TYPES["Sign"], (plate,))
@@ -68,10 +68,10 @@ def _signs(site: Site, street: Street) -> None:
 
 
 def _clutter(site: Site, street: Street) -> None:
-    rng, road, share = site.rng, street.road, street.length / 100
+    rng, road = site.rng, street.road
     edge, houses = road.half + 0.6, road.half + road.pavement
     for side in (-1, 1):
-        facing = street.angle + (0.0 if side < 0 else np.pi)
+        facing = street.toward(side < 0)
 
         def anywhere(v: float, side: int = side) -> tuple[float, float]:
             return street.place(street.somewhere(rng), side * v)
@@ -81,15 +81,15 @@ def _clutter(site: Site, street: Street) -> None:
             if not street.in_gap(u, 1.0):
                 thing = (furniture.tree if rng.random() < 0.75 else furniture.lamp)(rng)
                 site.put(thing, street.place(u + rng.normal(0, 0.5), side * edge), facing, foot=0.6)
-        for _ in range(rng.poisson(11 * share)):
+        for _ in range(street.count(rng, 11)):
             v = edge if rng.random() < 0.6 else houses - 0.4
             u, heading = street.somewhere(rng), facing + rng.choice([0, np.pi / 2])
             thing = furniture.pick(rng, furniture.SIDEWALK)
             site.put(thing, street.place(u, side * (v + rng.normal(0, 0.2))), heading)
-        for _ in range(rng.poisson(12 * share)):
+        for _ in range(street.count(rng, 12)):
             xy = anywhere(houses + rng.uniform(0.6, 7.0))
             site.put(furniture.pick(rng, furniture.GARDEN), xy, street.angle + rng.normal(0, 0.1))
-        for _ in range(rng.poisson(3 * share)):
+        for _ in range(street.count(rng, 3)):
             site.put(bicycle(), anywhere(edge + 0.3), facing + rng.uniform(-np.pi, np.pi))
         if rng.random() < 0.5:
             xy = anywhere(road.half + 1.2)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from kdlib.simulate.materials import GLASS, METAL, PAINT, RETRO, TYRE
 from kdlib.simulate.mesh import Mesh, Rng, block, hexahedron, merge, rod
 
@@ -138,8 +136,7 @@ def random_vehicle(rng: Rng, moving: bool) -> Mesh:
     elif moving and draw < _TRUCKS + _BUSES:
         mesh = bus(rng.uniform(9.5, 12.0), 2.5, rng.uniform(2.9, 3.2))
     else:
-        names = list(CARS)
-        name = names[rng.choice(len(names), p=np.array([CARS[name].share for name in names]))]
+        name = rng.choice(list(CARS), p=[body.share for body in CARS.values()])
         body = CARS[name]
         size = rng.uniform(*body.length), rng.uniform(*body.width), rng.uniform(*body.height)
         mesh = van(*size) if name == "van" else car(body, *size)

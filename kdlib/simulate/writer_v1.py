@@ -18,6 +18,8 @@ from kdlib.waymo import tfrecord
 from kdlib.waymo.frame_proto import BOX_FIELDS, FRAME_MESSAGES, pack_matrix, pack_no_projection
 from kdlib.waymo.lasers import TOP, laser_name
 
+_MOTION_FIELDS = ("speed_x", "speed_y", "speed_z", "accel_x", "accel_y", "accel_z")
+
 
 def record_file(folder: Path, segment: str) -> Path:
     """Return where a segment lies below ``<root>/<split>``."""
@@ -118,11 +120,8 @@ def _label(box: BoxLabel) -> Any:
     )
     for name, value in zip(BOX_FIELDS, box.box.tolist()):
         setattr(label.box, name, value)
-    motion = label.metadata
-    if box.speed is not None:
-        motion.speed_x, motion.speed_y, motion.speed_z = *box.speed, 0.0
-    if box.acceleration is not None:
-        motion.accel_x, motion.accel_y, motion.accel_z = *box.acceleration, 0.0
+    for name, value in zip(_MOTION_FIELDS, () if box.motion is None else box.motion.tolist()):
+        setattr(label.metadata, name, value)
     if box.hard:
         label.detection_difficulty_level = 2
     return label

@@ -132,10 +132,8 @@ def _calibration(laser: Laser) -> dict[str, Any]:
 def _label(label: BoxLabel) -> dict[str, Any]:
     row: dict[str, Any] = {OBJECT: label.id, TYPE: label.type, **dict(zip(LIDAR_BOX_NUMBERS, label.box.tolist()))}
     row.update({NUM_POINTS: label.points, _TOP_POINTS: label.top_points})
-    if label.speed is not None:
-        row.update(zip(SPEEDS, (*label.speed, 0.0)))
-    if label.acceleration is not None:
-        row.update(zip(_ACCELERATIONS, (*label.acceleration, 0.0)))
+    if label.motion is not None:
+        row.update(zip((*SPEEDS, *_ACCELERATIONS), label.motion))
     return {**row, DIFFICULTY: 2, _TRACKING: 0} if label.hard else row
 
 
