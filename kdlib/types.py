@@ -10,7 +10,7 @@ counter-clockwise from +x. Labels are 1-based positions in ``ModelConfig.class_n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -69,8 +69,8 @@ class Frame:
     segment: str  # context name
     index: int  # position in the segment, 0-based
     timestamp_micros: int
-    points: NDArray[np.float32]  # (N, 6) x, y, z, intensity (raw), elongation, no-label-zone flag (+1 inside, -1 outside)
-    pose: NDArray[np.float64]  # (4, 4) world from vehicle
+    points: Float32  # (N, 6) x, y, z, intensity (raw), elongation, no-label-zone flag (+1 inside, -1 outside)
+    pose: Float64  # (4, 4) world from vehicle
     labels: FrameLabels
 
     @property
@@ -89,9 +89,9 @@ class Sample:
     """What one frame becomes for a network: five point features, labelled boxes of the wanted classes."""
 
     frame_id: str
-    points: NDArray[np.float32]  # (N, 5) x, y, z, tanh(intensity), elongation
-    boxes: NDArray[np.float32]  # (M, 7)
-    labels: NDArray[np.int64]  # (M,) 1-based class positions
+    points: Float32  # (N, 5) x, y, z, tanh(intensity), elongation
+    boxes: Float32  # (M, 7)
+    labels: Int64  # (M,) 1-based class positions
 
     @staticmethod
     def unlabelled(frame_id: str, points: Float32) -> Sample:
@@ -104,11 +104,7 @@ class _Movable:
 
     def to(self: _T, where: device | str) -> _T:
         """Return a copy with every tensor on another device."""
-        moved = {}
-        for item in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if hasattr(value, "to"):
-                moved[item.name] = value.to(where)
+        moved = {name: value.to(where) for name, value in vars(self).items() if hasattr(value, "to")}
         return replace(self, **moved)  # type: ignore[type-var]
 
 

@@ -169,7 +169,7 @@ def _pillar_pair(
     name: str,
     teacher: ModelConfig,
     student: ModelConfig,
-    thresholds: tuple[float, ...],
+    thresholds: tuple[float, ...] = (0.6, 0.5, 0.5),
     initialisation: Initialisation = "matching",
 ) -> Pair:
     # The teacher looks at the student's range, on its own pillars (spec 1.4: 460, 468, 464 cells).
@@ -195,10 +195,10 @@ PAIRS: dict[str, Pair] = {
     pair.name: pair
     for pair in (
         _pillar_pair("cp_pillar_v0.4_sparsekd", CP_PILLAR, CP_PILLAR_V04, (0.6, 0.6, 0.6)),
-        _pillar_pair("cp_pillar_v0.48_sparsekd", CP_PILLAR, CP_PILLAR_V048, (0.6, 0.5, 0.5)),
-        _pillar_pair("cp_pillar_v0.64_sparsekd", CP_PILLAR, CP_PILLAR_V064, (0.6, 0.5, 0.5)),
-        _pillar_pair("cp_pillar_demo_v0.64_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064, (0.6, 0.5, 0.5)),
-        _pillar_pair("cp_pillar_demo_w0.5_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_W05, (0.6, 0.5, 0.5), "first"),
+        _pillar_pair("cp_pillar_v0.48_sparsekd", CP_PILLAR, CP_PILLAR_V048),
+        _pillar_pair("cp_pillar_v0.64_sparsekd", CP_PILLAR, CP_PILLAR_V064),
+        _pillar_pair("cp_pillar_demo_v0.64_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064),
+        _pillar_pair("cp_pillar_demo_w0.5_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_W05, initialisation="first"),
         _voxel_pair("cp_voxel_s_sparsekd", CP_VOXEL, CP_VOXEL_S, 10.0),
         _voxel_pair("cp_voxel_xs_sparsekd", CP_VOXEL, CP_VOXEL_XS, 15.0),
         _voxel_pair("cp_voxel_xxs_sparsekd", CP_VOXEL, CP_VOXEL_XXS, 15.0, initialise_from=CP_VOXEL_XS),  # XS trained without KD

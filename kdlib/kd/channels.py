@@ -22,13 +22,16 @@ from kdlib.errors import ConfigError
 # "legacy" is as SparseKD sees it (spec 8.2, 8.3): levels of the BEV map laid behind each other, nothing known of pillar layers,
 # a group for each layer even where maps are added. "flat" sees no composition at all.
 Wiring = Literal["true", "legacy", "flat"]
+Tensors = Mapping[str, Tensor]  # a state dict
+Chosen = Mapping[str, tuple[int, ...]]  # by group: channels of the teacher, in the student's order
+Widths = Mapping[str, int]  # by group: how many channels there are
 Axes = Mapping[int, "AxisSource"]  # axis of a tensor -> what it is made of; axes that are no channels are missing
 
 _PILLAR_LAYER = "vfe.pfn_layers.{}.linear"
 _CONV_INPUT, _CONV_OUT = "backbone_3d.conv_input.0", "backbone_3d.conv_out.0"
 _STAGES = ("conv_input", "conv1", "conv2", "conv3", "conv4", "conv_out")
 FIRST_2D = "backbone_2d.blocks.0.1.weight"
-_ANCHOR_MAPS = ("conv_cls", "conv_box", "conv_dir_cls")
+_ANCHOR_MAPS = ("dense_head.conv_cls", "dense_head.conv_box", "dense_head.conv_dir_cls")
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class AxisSource:
     levels: int = 1  # entries per channel: channel * levels + level
     flat: bool = False  # narrowed to its first entries, whatever it is made of
 
-    def width(self, widths: Mapping[str, int]) -> int:
+    def width(self, widths: Widths) -> int:
         """Return the axis' length, given the channels of every group."""
         return sum(widths[group] for group in self.groups) * self.levels
 
-    def entries(self, kept: Mapping[str, tuple[int, ...]], widths: Mapping[str, int]) -> list[int]:
+    def entries(self, kept: Chosen, widths: Widths) -> list[int]:
         """Return which entries of a wide axis are left, given the channels kept of every group and how many there were."""
         start = 0
         channels: list[int] = []
@@ -83,9 +86,9 @@ class Layer:
         """
         if self.transposed:
             return 1, 0
-        return 0, dimensions - 1 if dimensions == 5 else 1
+        return 0, 4 if dimensions == 5 else 1
 
-    def tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Axes]]:
+    def tensors(self, state: Tensors) -> Iterator[tuple[str, Axes]]:
         """Yield every tensor of the layer and of its norm with what its channel axes are made of."""
         result = FIXED if self.output is None else AxisSource((self.output,))
         outputs, inputs = self.axes(state[self.weight].dim())
@@ -96,7 +99,7 @@ class Layer:
         yield from ((name, {0: result}) for name in vectors if name in state)
 
 
-def layers(state: Mapping[str, Tensor], wiring: Wiring = "true") -> tuple[Layer, ...]:
+def layers(state: Tensors, wiring: Wiring = "true") -> tuple[Layer, ...]:
     """Return the layers of a detector's state dict in the order data passes through them.
 
     Args:
@@ -116,7 +119,7 @@ def layers(state: Mapping[str, Tensor], wiring: Wiring = "true") -> tuple[Layer,
     return (*encoder, *backbone, *_head(state, joined))
 
 
-def bev_levels(state: Mapping[str, Tensor]) -> int:
+def bev_levels(state: Tensors) -> int:
     """Return how many channels of the BEV map each channel of the encoder becomes: 1 for pillars.
 
     Raises:
@@ -130,7 +133,7 @@ def bev_levels(state: Mapping[str, Tensor]) -> int:
     return int(wide // encoder)
 
 
-def _pillars(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], AxisSource]:
+def _pillars(state: Tensors, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
     chain: list[Layer] = []
     source, bev = FIXED, FIXED
     while f"{(name := _PILLAR_LAYER.format(len(chain)))}.weight" in state:
@@ -140,7 +143,7 @@ def _pillars(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], 
     return chain, bev
 
 
-def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], AxisSource]:
+def _voxels(state: Tensors, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
     chain: list[Layer] = []
     source, group = FIXED, ""
     for prefix in _parts(state):
@@ -158,7 +161,7 @@ def _voxels(state: Mapping[str, Tensor], wiring: Wiring) -> tuple[list[Layer], A
     return chain, AxisSource((group,) * levels) if wiring == "legacy" else AxisSource((group,), levels)
 
 
-def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
+def _parts(state: Tensors) -> Iterator[str]:
     """Yield the blocks of the 3D backbone in order."""
     for stage in _STAGES:
         prefix = f"backbone_3d.{stage}"
@@ -171,30 +174,28 @@ def _parts(state: Mapping[str, Tensor]) -> Iterator[str]:
             block += 1
 
 
-def _levels(state: Mapping[str, Tensor], bev: AxisSource, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
+def _levels(state: Tensors, bev: AxisSource, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
     chain: list[Layer] = []
     joined: list[str] = []
-    while f"{(deblock := f'backbone_2d.deblocks.{len(joined)}')}.0.weight" in state:
-        block, place = f"backbone_2d.blocks.{len(joined)}", 1  # behind the padding; convolution, norm and ReLU from there on
-        while f"{block}.{place}.weight" in state:
-            group = f"blocks.{len(joined)}.{place}"
-            chain.append(Layer(f"{block}.{place}", bev, group, f"{block}.{place + 1}"))
+    while f"backbone_2d.{(deblock := f'deblocks.{len(joined)}')}.0.weight" in state:
+        block, place = f"blocks.{len(joined)}", 1  # behind the padding; convolution, norm and ReLU from there on
+        while f"backbone_2d.{(group := f'{block}.{place}')}.weight" in state:
+            chain.append(Layer(f"backbone_2d.{group}", bev, group, f"backbone_2d.{block}.{place + 1}"))
             bev, place = AxisSource((group,)), place + 3
-        chain.append(Layer(f"{deblock}.0", bev, f"deblocks.{len(joined)}", f"{deblock}.1", transposed=True))
-        joined.append(f"deblocks.{len(joined)}")
+        chain.append(Layer(f"backbone_2d.{deblock}.0", bev, deblock, f"backbone_2d.{deblock}.1", transposed=True))
+        joined.append(deblock)
     return chain, AxisSource(tuple(joined), flat=wiring == "flat")
 
 
-def _head(state: Mapping[str, Tensor], joined: AxisSource) -> Iterator[Layer]:
-    anchors = [f"dense_head.{name}" for name in _ANCHOR_MAPS if f"dense_head.{name}.weight" in state]
-    yield from (Layer(name, joined, None) for name in anchors)
-    shared = "dense_head.shared_conv"
-    if f"{shared}.0.weight" not in state:
-        return
-    yield Layer(f"{shared}.0", joined, "shared_conv", f"{shared}.1")
-    first = ".0.0.weight"
-    for name in (n for n in state if n.startswith("dense_head.heads_list.") and n.endswith(first)):
-        branch = name[: -len(first)]
-        group = branch.partition(".")[2]
-        yield Layer(f"{branch}.0.0", AxisSource(("shared_conv",)), group, f"{branch}.0.1")
-        yield Layer(f"{branch}.1", AxisSource((group,)), None)
+def _head(state: Tensors, joined: AxisSource) -> Iterator[Layer]:
+    for name in _ANCHOR_MAPS:
+        if f"{name}.weight" in state:
+            yield Layer(name, joined, None)
+    if "dense_head.shared_conv.0.weight" in state:
+        yield Layer("dense_head.shared_conv.0", joined, "shared_conv", "dense_head.shared_conv.1")
+    for name in state:
+        branch, first, rest = name.partition(".0.0.weight")
+        if branch.startswith("dense_head.heads_list.") and first and not rest:
+            group = branch.partition(".")[2]
+            yield Layer(f"{branch}.0.0", AxisSource(("shared_conv",)), group, f"{branch}.0.1")
+            yield Layer(f"{branch}.1", AxisSource((group,)), None)

@@ -7,13 +7,14 @@ places in metres (``rois``, ``affinity``), where grids do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from kdlib.config import FeatureKDConfig
 from kdlib.errors import ConfigError
@@ -28,11 +29,8 @@ from kdlib.models.precision import wide
 from kdlib.types import Detections, GroundTruth, HeadTargets
 
 # The settings a form reads, besides those that all read.
-_MEETING = {"target", "align_corners"}
-_READ: Mapping[str, set[str]] = {
-    "map": _MEETING,
-    "foreground": _MEETING,
-    "attention": _MEETING,
+_READ = {
+    **dict.fromkeys(("map", "foreground", "attention"), frozenset(("target", "align_corners"))),
     "rois": {"rois", "roi_score", "roi_grid", "relation_weight"},
     "affinity": {"rois", "roi_score", "roi_grid"},
     "local": {"samples", "neighbours"},
@@ -58,7 +56,7 @@ def check_feature(config: FeatureKDConfig, student: int, teacher: int) -> None:
         raise ConfigError(f"unknown form '{form}' of feature distillation; use one of {', '.join(_READ)}")
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.name not in _ALL_READ | _READ[form] and item.default is not MISSING and value != item.default:
+        if item.name not in _ALL_READ | _READ[form] and value != item.default:
             raise ConfigError(f"form '{form}' would ignore {item.name} {value!r}; leave it at {item.default!r}")
     if form in WITHOUT_CHANNELS and config.distance == "cosine":
         raise ConfigError(f"distance 'cosine' compares channels, form '{form}' has none left; use 'mse' or 'smooth_l1'")
@@ -152,10 +150,8 @@ def boxes_of_interest(truth: GroundTruth, teacher: Sequence[Detections], config:
         if len(teacher) != len(truth.boxes):
             raise ValueError(f"teacher boxes of {len(teacher)} frames but ground truth of {len(truth.boxes)}")
         kept = [frame.boxes[frame.scores > config.roi_score].to(truth.boxes.dtype) for frame in teacher]
-        counts = [len(rows) for rows in kept]
-        longest = max(counts, default=0)
-        boxes = torch.stack([F.pad(rows, (0, 0, 0, longest - len(rows))) for rows in kept])
-        valid = torch.arange(longest, device=boxes.device) < boxes.new_tensor(counts)[:, None]
+        boxes = pad_sequence(kept, batch_first=True)
+        valid = pad_sequence([torch.ones_like(rows[:, 0], dtype=torch.bool) for rows in kept], batch_first=True)
     return boxes, valid & (boxes[..., 3:5] > 0).all(dim=-1)
 
 
@@ -209,13 +205,12 @@ def feature_kd(context: StepContext, config: FeatureKDConfig, adapter: nn.Module
 
 
 def _in_boxes(ours: Tensor, theirs: Tensor, valid: Tensor, config: FeatureKDConfig) -> list[LossPart]:
-    parts = []
+    parts, boxes = [], valid.sum()
     if config.weight != 0:
         pair = (affinity(ours), affinity(theirs)) if config.form == "affinity" else (ours, theirs)
-        parts.append(weighed("kd_feature", config.weight, roi_distance(*pair, valid, config.distance), valid.sum()))
+        parts.append(weighed("kd_feature", config.weight, roi_distance(*pair, valid, config.distance), boxes))
     if config.relation_weight != 0:
-        value = relation_distance(ours, theirs, valid)
-        parts.append(weighed("kd_relation", config.relation_weight, value, valid.sum()))
+        parts.append(weighed("kd_relation", config.relation_weight, relation_distance(ours, theirs, valid), boxes))
     return parts
 
 

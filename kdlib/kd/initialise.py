@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
+from kdlib.kd.channels import Chosen, Tensors
 from kdlib.kd.remap import Part, Remapped, remap
 
 
@@ -38,10 +39,8 @@ class CopyRow:
         return "not asked for" if self.student == self.teacher else "shapes differ"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        shapes = {
-            side: None if shape is None else list(shape) for side, shape in (("teacher", self.teacher), ("student", self.student))
-        }
+        """Return plain values."""
+        shapes = {"teacher": self.teacher, "student": self.student}
         axes = [part.to_dict() for part in self.parts]
         return {"name": self.name, **shapes, "copied": self.copied, "axes": axes, "reason": self.reason}
 
@@ -52,7 +51,7 @@ class CopyReport:
 
     how: Initialisation
     rows: tuple[CopyRow, ...]  # student's order, then what only the teacher has
-    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # channels the student has of each group, in its order
+    groups: Chosen
 
     @property
     def copied(self) -> int:
@@ -72,8 +71,9 @@ class CopyReport:
 
     def summary(self) -> str:
         """Return the totals in one line."""
-        changed = {reason: sum(row.reason == reason for row in self.rows) for reason in ("narrowed", "channels reordered")}
-        said = "".join(f", {count} {reason}" for reason, count in changed.items() if count)
+        reasons = [row.reason for row in self.rows]
+        changed = [reason for reason in ("narrowed", "channels reordered") if reason in reasons]
+        said = "".join(f", {reasons.count(reason)} {reason}" for reason in changed)
         return f"initialisation '{self.how}': {self.copied} of {self.total} student tensors copied from the teacher{said}"
 
     def table(self) -> str:
@@ -88,12 +88,13 @@ class CopyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        groups = {name: list(kept) for name, kept in self.groups.items()}
         rows = [row.to_dict() for row in self.rows]
-        return {"how": self.how, "copied": self.copied, "total": self.total, "tensors": rows, "groups": groups}
+        values = {"how": self.how, "copied": self.copied, "total": self.total, "tensors": rows, "groups": self.groups}
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
 
 
-def initialise(student: nn.Module, teacher_state: Mapping[str, Tensor], how: Initialisation) -> CopyReport:
+def initialise(student: nn.Module, teacher_state: Tensors, how: Initialisation) -> CopyReport:
     """Write teacher tensors into a student and return what was copied.
 
     ``none`` copies nothing. ``matching`` copies each tensor that both have under one name with one shape, which for the pillar
@@ -122,7 +123,7 @@ def initialise(student: nn.Module, teacher_state: Mapping[str, Tensor], how: Ini
     ours, theirs = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, teacher_state))
     rows = [
         CopyRow(name, ours.get(name), theirs.get(name), name in given.tensors, given.parts.get(name, ()))
-        for name in (*ours, *(name for name in theirs if name not in ours))
+        for name in {**ours, **theirs}
     ]
     with torch.no_grad():
         for name, value in given.tensors.items():

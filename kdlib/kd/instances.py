@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.kd.roi_grid import Region
@@ -54,9 +55,11 @@ def instance_cells(ours: Tensor, theirs: Tensor, student: HeadOutput, teacher: H
 def cell_centres(height: int, width: int, region: Region, *, like: Tensor) -> Tensor:
     """Return the centres (H * W, 2) in metres of a map's cells, row by row."""
     low_x, low_y, high_x, high_y = region
-    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) * ((high_x - low_x) / width) + low_x
-    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) * ((high_y - low_y) / height) + low_y
-    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=-1).view(-1, 2)
+    y, x = (
+        (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) * ((high - low) / cells) + low
+        for cells, low, high in ((height, low_y, high_y), (width, low_x, high_x))
+    )
+    return torch.cartesian_prod(y, x).flip(1)
 
 
 def boxes_at(output: HeadOutput, places: Tensor, region: Region) -> Tensor:
@@ -77,7 +80,6 @@ def boxes_at(output: HeadOutput, places: Tensor, region: Region) -> Tensor:
 
 def _inside(places: Tensor, boxes: Tensor) -> Tensor:
     """Return which places (N, 2) lie in any of the boxes (M, 7), seen from above."""
-    flat = torch.cat(
-        (boxes[:, :2], torch.zeros_like(boxes[:, 2:3]), boxes[:, 3:5], torch.ones_like(boxes[:, 5:6]), boxes[:, 6:]), 1
-    )
-    return points_in_boxes(torch.cat((places, torch.zeros_like(places[:, :1])), dim=1), flat).any(dim=1)
+    flat = boxes.clone()
+    flat[:, 2], flat[:, 5] = 0, 1
+    return points_in_boxes(F.pad(places, (0, 1)), flat).any(dim=1)

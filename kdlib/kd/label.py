@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kdlib.config import LabelKDConfig
 from kdlib.errors import ConfigError
@@ -68,17 +69,13 @@ def merge_labels(teacher: Sequence[Detections], truth: GroundTruth, config: Labe
 
     Source: SparseKD section 4.3; spec section 7.4.
     """
-    frames = truth.boxes.shape[0]
+    frames = len(truth.boxes)
     if len(teacher) != frames:
         raise ValueError(f"teacher boxes of {len(teacher)} frames but ground truth of {frames}")
+    if not frames:
+        return truth
     merged = [_merge_frame(*frame, config, max_objects) for frame in zip(teacher, truth.boxes, truth.labels)]
-    longest = max((len(labels) for _, labels in merged), default=0)
-    boxes = truth.boxes.new_zeros(frames, longest, 7)
-    labels = truth.labels.new_zeros(frames, longest)
-    for frame, (own_boxes, own_labels) in enumerate(merged):
-        boxes[frame, : len(own_boxes)] = own_boxes
-        labels[frame, : len(own_labels)] = own_labels
-    return GroundTruth(boxes, labels)
+    return GroundTruth(*(pad_sequence(list(rows), batch_first=True) for rows in zip(*merged)))
 
 
 def labels_added(truth: GroundTruth, labels: GroundTruth, config: LabelKDConfig | None) -> int | None:
@@ -102,8 +99,7 @@ def _merge_frame(
     if len(teacher.labels) > room:
         teacher = _take(teacher, teacher.scores.topk(room).indices.sort().values)
     order = 1 if config.teacher_first else -1
-    rows = (teacher.boxes.to(boxes.dtype), boxes)[::order]
-    return torch.cat(rows), torch.cat((teacher.labels, labels)[::order])
+    return torch.cat((teacher.boxes.to(boxes.dtype), boxes)[::order]), torch.cat((teacher.labels, labels)[::order])
 
 
 def _without_duplicates(teacher: Detections, boxes: Tensor, labels: Tensor, limit: float) -> Detections:

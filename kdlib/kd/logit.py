@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,12 +39,11 @@ def meet(student: HeadOutput, teacher: HeadOutput, config: LogitKDConfig) -> tup
             f"student heatmap {tuple(student.heatmap.shape)} and teacher heatmap {tuple(teacher.heatmap.shape)} differ in "
             "frames or classes; give both models the same heads"
         )
-    ours = clamped_probability(student.heatmap)
-    with torch.no_grad():
-        theirs = clamped_probability(teacher.heatmap)
     height, width = (teacher if config.target == "teacher" else student).heatmap.shape[-2:]
-    ours = align_maps(ours, (height, width), align_corners=config.align_corners)
-    theirs = align_maps(theirs, (height, width), align_corners=config.align_corners)
+    ours, theirs = (
+        align_maps(clamped_probability(logits), (height, width), align_corners=config.align_corners)
+        for logits in (student.heatmap, teacher.heatmap.detach())
+    )
     return ours, theirs
 
 
@@ -152,15 +153,14 @@ def logit_kd(context: StepContext, config: LogitKDConfig, region: Region) -> lis
     """
     heads, marks = context.prediction.heads, context.answer.targets if config.target == "teacher" else context.targets
     apart = [
-        head_kd(ours, theirs, marks[number] if marks else None, config, region)
-        for number, (ours, theirs) in enumerate(zip(heads, context.answer.heads))
+        head_kd(ours, theirs, targets, config, region)
+        for ours, theirs, targets in zip(heads, context.answer.heads, marks or [None] * len(heads))
     ]
     joined = []
-    for first, *others in zip(*apart):
-        value, positions = first.value / len(heads), first.positions
-        for part in others:
-            value, positions = value + part.value / len(heads), positions + part.positions
-        joined.append(LossPart(first.name, first.weight, value, positions))
+    for parts in zip(*apart):
+        first, *others = (part.value / len(heads) for part in parts)
+        reach = sum(part.positions for part in parts)
+        joined.append(replace(parts[0], value=sum(others, first), positions=reach))
     return joined
 
 

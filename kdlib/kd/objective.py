@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -143,9 +143,7 @@ class Distillation(_Objective):
 
     def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
         config, asked = self.config, self._asked
-        answer = self.teacher(
-            batch, targets="targets" in asked, boxes="boxes" in asked, bev="bev" in asked, sites="sites" in asked
-        )
+        answer = self.teacher(batch, **{need: need in asked for need in get_args(Need)})
         labels = batch.truth
         if config.label is not None:
             labels = merge_labels(answer.boxes, batch.truth, config.label, self.student.head.targets.max_objects)

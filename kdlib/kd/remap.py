@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
-from kdlib.kd.channels import FIRST_2D, Axes, AxisSource, Layer, Wiring, bev_levels, layers
+from kdlib.kd.channels import FIRST_2D, Axes, AxisSource, Chosen, Layer, Tensors, Widths, Wiring, bev_levels, layers
 
-Score = Callable[[Mapping[str, Tensor], Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
+Score = Callable[[Tensors, Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
 _COUNTERS = ("global_step", "num_batches_tracked")
 _RUNS = 3  # of indices that are written out
 
@@ -42,31 +42,31 @@ class Part:
         return f"{spell(self.kept, self.of)} ({self.source})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; indices themselves are in the report's groups."""
+        """Return plain values; indices themselves are in the report's groups."""
         words = {"selection": spell(self.kept, self.of), "digest": digest(self.kept)}
-        return {"axis": self.axis, "groups": list(self.source.groups), "kept": len(self.kept), "of": self.of, **words}
+        return {"axis": self.axis, "groups": self.source.groups, "kept": len(self.kept), "of": self.of, **words}
 
 
 @dataclass(frozen=True)
 class Remapped:
     """A student's tensors, and where they are from."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Tensors
     parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)  # by tensor, one for every axis of channels
-    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by group: channels of the teacher, in the student's order
+    kept: Chosen = field(default_factory=dict)
 
 
-def norm_scale(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
+def norm_scale(teacher: Tensors, layer: Layer, inputs: Sequence[int] | None) -> Tensor:
     """Return the scale of the norm behind a layer: how much of its variation each channel hands on."""
     return teacher[f"{layer.norm}.weight"].double()
 
 
-def absolute_norm_scale(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
+def absolute_norm_scale(teacher: Tensors, layer: Layer, inputs: Sequence[int] | None) -> Tensor:
     """Return how large the scale of the norm behind a layer is."""
     return norm_scale(teacher, layer, inputs).abs()
 
 
-def weight_sum(teacher: Mapping[str, Tensor], layer: Layer, inputs: Sequence[int] | None) -> Tensor:
+def weight_sum(teacher: Tensors, layer: Layer, inputs: Sequence[int] | None) -> Tensor:
     """Return the sum of the absolute weights that lead to each output, from the inputs that are kept or from all (None)."""
     weight = teacher[layer.weight].double().abs()
     outputs, axis = layer.axes(weight.dim())
@@ -95,7 +95,7 @@ WAYS: Mapping[Initialisation, Way] = {
 }
 
 
-def remap(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], how: Initialisation = "first") -> Remapped:
+def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> Remapped:
     """Return, for every tensor of the student, its part of the teacher's tensor of that name; nothing is written.
 
     ``first`` keeps the first channels of every group (FNAV2), ``bn_scale`` those with the largest absolute norm scale (BN_SCALE;
@@ -124,17 +124,17 @@ def remap(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], how: Ini
         raise ConfigError(f"'{how}' narrows nothing; use one of {', '.join(WAYS)}")
     way = WAYS[how]
     _check_names(teacher, student)
-    if (ours := bev_levels(student)) != (theirs := bev_levels(teacher)):
-        raise ConfigError(f"{FIRST_2D}: the BEV map has {ours} levels in the student, {theirs} in the teacher; make grids equal")
+    student = {name: value for name, value in student.items() if name in teacher}
+    if (few := bev_levels(student)) != (many := bev_levels(teacher)):
+        raise ConfigError(f"{FIRST_2D}: the BEV map has {few} levels in the student, {many} in the teacher; make grids equal")
     order = layers(teacher, way.wiring)
     axes = {name: sources for layer in order for name, sources in layer.tensors(teacher)}
     _check_shapes(teacher, student, axes)
     wide, narrow = _widths(order, axes, teacher), _widths(order, axes, student)
     kept = _choose(order, teacher, way, wide, narrow)
-    tensors: dict[str, Tensor] = {}
-    parts: dict[str, tuple[Part, ...]] = {}
-    for name in (name for name in student if name in teacher):
-        value, shape = teacher[name], student[name].shape
+    tensors, parts = {}, {}
+    for name, ours in student.items():
+        value, shape = teacher[name], ours.shape
         # The original looks at shapes alone: a tensor that has its size already keeps its channels, whatever its neighbours do.
         sources = {} if way.wiring == "legacy" and value.shape == shape else axes.get(name, {})
         parts[name] = tuple(
@@ -168,7 +168,7 @@ def digest(kept: Sequence[int]) -> str:
     return hashlib.sha256(" ".join(map(str, kept)).encode()).hexdigest()[:6]
 
 
-def _check_names(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> None:
+def _check_names(teacher: Tensors, student: Tensors) -> None:
     odd = sorted(name for name in set(teacher) ^ set(student) if not name.endswith(_COUNTERS))
     if odd:
         side = "student" if odd[0] in teacher else "teacher"
@@ -177,22 +177,22 @@ def _check_names(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -
         )
 
 
-def _check_shapes(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], axes: Mapping[str, Axes]) -> None:
-    for name in (name for name in student if name in teacher):
-        ours, theirs = tuple(student[name].shape), tuple(teacher[name].shape)
+def _check_shapes(teacher: Tensors, student: Tensors, axes: Mapping[str, Axes]) -> None:
+    for name, narrow in student.items():
+        ours, theirs = tuple(narrow.shape), tuple(teacher[name].shape)
+        sources = axes.get(name, {})
         if len(ours) != len(theirs):
             raise ConfigError(f"{name}: student {ours}, teacher {theirs}; channels are chosen along axes, none is added")
-        if name not in axes and not name.endswith(_COUNTERS):
+        if not sources and not name.endswith(_COUNTERS):
             raise ConfigError(f"{name}: nothing says what its axes are made of; teach kdlib/kd/channels.py this layer")
         for axis, (a, b) in enumerate(zip(ours, theirs)):
-            source = axes.get(name, {}).get(axis)
-            fixed = source is None or not source.groups
+            fixed = axis not in sources or not sources[axis].groups
             if (fixed and a != b) or a > b:
                 demand = "must be equal" if fixed else "the teacher must be at least as wide"
                 raise ConfigError(f"{name}: axis {axis} has {a} in the student, {b} in the teacher; {demand}")
 
 
-def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Mapping[str, Tensor]) -> dict[str, int]:
+def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Tensors) -> dict[str, int]:
     """Return the channels of every group; what writes a group says how many, all others must agree."""
     widths: dict[str, int] = {}
     for layer in order:
@@ -201,21 +201,22 @@ def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Mapping[str
             widths.setdefault(layer.output, weight.shape[layer.axes(weight.dim())[0]])
     for name, sources in axes.items():
         for axis, source in sources.items():
-            if source.groups and source.width(widths) != state[name].shape[axis]:
-                raise ConfigError(f"{name}: axis {axis} has {state[name].shape[axis]}, {source} together {source.width(widths)}")
+            length, together = state[name].shape[axis], source.width(widths)
+            if source.groups and length != together:
+                raise ConfigError(f"{name}: axis {axis} has {length}, {source} together {together}")
     return widths
 
 
-def _choose(
-    order: Sequence[Layer], teacher: Mapping[str, Tensor], way: Way, wide: Mapping[str, int], narrow: Mapping[str, int]
-) -> dict[str, tuple[int, ...]]:
+def _choose(order: Sequence[Layer], teacher: Tensors, way: Way, wide: Widths, narrow: Widths) -> Chosen:
     """Choose the channels of every group, in the order of the data."""
     if way.score is None:
         return {group: tuple(range(narrow[group])) for group in wide}
     kept: dict[str, tuple[int, ...]] = {}
     for group in wide:
         shares = []
-        for layer in (layer for layer in order if layer.output == group):
+        for layer in order:
+            if layer.output != group:
+                continue
             # Only inputs whose own channels are chosen can count alone; the original never does so for sparse weights.
             known = bool(layer.inputs.groups) and all(name in kept for name in layer.inputs.groups)
             known &= way.wiring != "legacy" or teacher[layer.weight].dim() != 5
@@ -227,9 +228,7 @@ def _choose(
     return kept
 
 
-def _entries(
-    name: str, source: AxisSource, length: int, way: Way, kept: Mapping[str, tuple[int, ...]], wide: Mapping[str, int]
-) -> tuple[int, ...]:
+def _entries(name: str, source: AxisSource, length: int, way: Way, kept: Chosen, wide: Widths) -> tuple[int, ...]:
     """Return which entries of an axis are left for a student that has ``length`` of them."""
     if not source.flat:
         return tuple(source.entries(kept, wide))

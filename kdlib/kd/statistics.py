@@ -22,16 +22,14 @@ def hidden_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
     A BatchNorm without statistics normalises by the current batch in either mode and has nothing to update.
     """
-    stored = [(layer, [getattr(layer, name) for name in _STORED]) for layer in layers]
+    stored = [(layer, name, getattr(layer, name)) for layer in layers for name in _STORED]
     try:
-        for layer, _ in stored:
-            for name in _STORED:
-                setattr(layer, name, None)
+        for layer, name, _ in stored:
+            setattr(layer, name, None)
         yield
     finally:
-        for layer, tensors in stored:
-            for name, tensor in zip(_STORED, tensors):
-                setattr(layer, name, tensor)
+        for layer, name, tensor in stored:
+            setattr(layer, name, tensor)
 
 
 @contextmanager

@@ -40,6 +40,11 @@ def make_model(config, seed):
     return model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _on_every_device(device: object) -> None:
+    """Ask for the device, and so for the test once on each."""
+
+
 @pytest.fixture
 def pair():
     """Return ``f(heads, teacher_pillar, student_pillar) -> (student, teacher)``."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kdlib.errors import ConfigError
-from kdlib.kd.distance import channel_distance, wide
+from kdlib.kd.distance import channel_distance
+from kdlib.models.precision import wide
 
 KINDS = ("mse", "smooth_l1", "cosine")
 
