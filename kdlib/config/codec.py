@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kdlib.errors import ConfigError
@@ -40,7 +41,7 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         ConfigError: If a key is unknown or a field is missing; the message names it.
     """
     hints = get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = _settings(kind)
     unknown = sorted(set(values) - known)
     require(not unknown, f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
     try:
@@ -59,25 +60,23 @@ def _rebuild(hint: Any, value: Any, where: str) -> Any:
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         require(len(value) == len(kinds), f"{where} must have {len(kinds)} entries, not {len(value)}")
         return tuple(_rebuild(inner, v, where) for v, inner in zip(value, kinds))
-    if origin is Union or str(origin) == "<class 'types.UnionType'>":
-        options = [o for o in parts if o is not type(None)]
-        return None if value is None and len(options) < len(parts) else _rebuild(_matching_option(options, value), value, where)
+    if origin in (Union, UnionType):
+        if value is None and type(None) in parts:
+            return None
+        options = [option for option in parts if option is not type(None)]
+        fitting = (option for option in options if isinstance(value, dict) and set(value) <= _settings(option))
+        return _rebuild(next(fitting, options[0]), value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         require(isinstance(value, dict), f"{where} must be an object, not {value!r}")
         return from_dict(hint, value)
     if hint in (bool, int, float, str):
-        allowed = (int, float) if hint is float else (hint,)
-        fits = isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+        fits = type(value) is hint or (hint is float and type(value) is int)
         require(fits, f"{where} must be of type {hint.__name__}, not {value!r}")
     return value
 
 
-def _matching_option(options: list[Any], value: Any) -> Any:
-    if isinstance(value, dict):
-        for option in options:
-            if dataclasses.is_dataclass(option) and set(value) <= {f.name for f in dataclasses.fields(option)}:
-                return option
-    return options[0]
+def _settings(kind: Any) -> set[str]:
+    return {item.name for item in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from kdlib.config.codec import require, require_positive
 from kdlib.config.model import HeadConfig, ModelConfig, VoxelEncoderConfig
+from kdlib.errors import ConfigError
 
 PoolKind = Literal["local_interpolation", "voxel_random_choice"]
 """How a local voxel gets its vector: from the three points nearest to its centre, or from the first point inside."""
@@ -157,11 +158,8 @@ class TwoStageConfig(ModelConfig):
         """Check that the second stage can stand on the first."""
         super().__post_init__()
         encoder = self.encoder
-        require(
-            isinstance(encoder, VoxelEncoderConfig) and isinstance(self.head, HeadConfig),
-            f"'{self.name}': a second stage needs voxels and a centre head below it",
-        )
-        assert isinstance(encoder, VoxelEncoderConfig)
+        if not (isinstance(encoder, VoxelEncoderConfig) and isinstance(self.head, HeadConfig)):
+            raise ConfigError(f"'{self.name}': a second stage needs voxels and a centre head below it")
         config = self.second.abstraction
         widths = [("points", encoder.point_features - 3, config.raw)]
         for stride, level in zip(config.strides, config.levels):

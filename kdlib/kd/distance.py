@@ -9,6 +9,7 @@ from torch import Tensor
 from kdlib.errors import ConfigError
 
 EPSILON = 1e-6
+ELEMENTWISE = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}  # by the name of a distance
 
 
 def channel_distance(student: Tensor, teacher: Tensor, distance: str, dim: int = 1) -> Tensor:
@@ -26,10 +27,8 @@ def channel_distance(student: Tensor, teacher: Tensor, distance: str, dim: int =
     if student.shape != teacher.shape:
         raise ValueError(f"student features {tuple(student.shape)} and teacher features {tuple(teacher.shape)} differ in shape")
     teacher = teacher.detach()
-    if distance == "mse":
-        return (student - teacher).square().mean(dim)
-    if distance == "smooth_l1":
-        return F.smooth_l1_loss(student, teacher, reduction="none").mean(dim)
+    if distance in ELEMENTWISE:
+        return ELEMENTWISE[distance](student, teacher, reduction="none").mean(dim)
     if distance != "cosine":
         raise ConfigError(f"unknown distance '{distance}'; use 'mse', 'smooth_l1' or 'cosine'")
     lengths = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(teacher, dim=dim)

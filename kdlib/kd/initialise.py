@@ -65,8 +65,11 @@ class CopyReport:
 
     def __str__(self) -> str:
         """One line with the totals, then one per tensor that was not copied."""
-        left = [row for row in self.rows if not row.copied] if self.how != "none" else []
-        lines = [f"  {row.name}: {row.reason} (student {row.student}, teacher {row.teacher})" for row in left]
+        lines = [
+            f"  {row.name}: {row.reason} (student {row.student}, teacher {row.teacher})"
+            for row in self.rows
+            if not row.copied and self.how != "none"
+        ]
         return "\n".join([self.summary(), *lines])
 
     def summary(self) -> str:
@@ -82,8 +85,8 @@ class CopyReport:
         for row in self.rows:
             chosen = ", ".join(f"axis {part.axis}: {part}" for part in row.parts)
             cells.append((row.name, _spelled(row.teacher), _spelled(row.student), row.reason, chosen))
-        widths = [max(len(line[column]) for line in cells) for column in range(4)]
-        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[4]]).rstrip() for line in cells]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         return "\n".join([*lines, self.summary()])
 
     def to_dict(self) -> dict[str, Any]:

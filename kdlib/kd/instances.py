@@ -68,10 +68,10 @@ def boxes_at(output: HeadOutput, places: Tensor, region: Region) -> Tensor:
     Source: spec section 5.3 step 2.
     """
     rows, columns = output.heatmap.shape[-2:]
-    low, high = places.new_tensor(region[:2]), places.new_tensor(region[2:])
-    size = (high - low) / places.new_tensor((columns, rows))
-    last = torch.tensor((columns - 1, rows - 1), device=places.device)
-    at = torch.minimum(((places - low) / size).long(), last)
+    low, high = places.new_tensor(region).view(2, 2)
+    cells = places.new_tensor((columns, rows))
+    size = (high - low) / cells
+    at = torch.minimum(((places - low) / size).long(), cells.long() - 1)
     codes = wide(gather_codes(output, at[..., 1] * columns + at[..., 0])).to(places.dtype)
     centre = (at + codes[..., :2]) * size + low
     heading = torch.atan2(codes[..., 7], codes[..., 6])

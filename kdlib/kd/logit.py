@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.config import LogitKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
-from kdlib.kd.distance import EPSILON
+from kdlib.kd.distance import ELEMENTWISE, EPSILON
 from kdlib.kd.instances import instance_cells
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.kd.rank import rank_kd
@@ -57,20 +56,14 @@ def position_weights(
 ) -> Tensor:
     """Return the weights (B, H, W) of the positions compared.
 
-    Args:
-        ours: (B, C, H, W) the student's probabilities, of :func:`meet`.
-        theirs: (B, C, H, W) the teacher's.
-        heads: The raw maps of both, each on its own grid.
-        targets: On the grid where the maps meet.
-        config: Which positions.
-        region: Metres the maps of both span.
+    ``ours`` and ``theirs`` are probabilities (B, C, H, W) of :func:`meet`, ``heads`` the raw maps of both on their own grids,
+    ``targets`` lie where the maps meet, ``region`` is the metres they span.
 
     Raises:
         ConfigError: If what the positions need is missing.
     """
-    instances = None
-    if config.positions == "instances":
-        instances = instance_cells(ours, theirs, *heads, config.instances, region)
+    listed = config.positions == "instances"
+    instances = instance_cells(ours, theirs, *heads, config.instances, region) if listed else None
     return pivotal_mask(theirs, targets, config, instances)
 
 
@@ -86,10 +79,8 @@ def heatmap_kd(student: Tensor, teacher: Tensor, mask: Tensor, distance: str = "
     Source: spec section 7.5 step 4; focal as in Generalized Focal Loss (Li et al., NeurIPS 2020).
     """
     teacher = teacher.detach()
-    if distance == "mse":
-        apart = F.mse_loss(student, teacher, reduction="none")
-    elif distance == "smooth_l1":
-        apart = F.smooth_l1_loss(student, teacher, reduction="none")
+    if distance in ELEMENTWISE:
+        apart = ELEMENTWISE[distance](student, teacher, reduction="none")
     elif distance == "focal":
         # Not F.binary_cross_entropy: autocast refuses it.
         apart = -(teacher - student).square() * (teacher * student.log() + (1 - teacher) * (1 - student).log())
@@ -146,10 +137,7 @@ def head_kd(
 def logit_kd(context: StepContext, config: LogitKDConfig, region: Region) -> list[LossPart]:
     """Return the parts of all heads: their mean, their positions summed.
 
-    Args:
-        context: What both networks said, the teacher with what :func:`logit_needs` names.
-        config: Weights, positions, distance.
-        region: Metres the maps of both span.
+    The teacher has answered with what :func:`logit_needs` names; all maps span the metres of ``region``.
     """
     heads, marks = context.prediction.heads, context.answer.targets if config.target == "teacher" else context.targets
     apart = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -154,10 +155,10 @@ def spell(kept: Sequence[int], of: int) -> str:
     count = len(kept)
     if list(kept) == list(range(count)):
         return f"all {of}" if count == of else f"first {count} of {of}"
-    starts = [place for place in range(count) if place == 0 or kept[place] != kept[place - 1] + 1]
-    if len(starts) <= _RUNS:
-        runs = [(kept[a], kept[b - 1]) for a, b in zip(starts, [*starts[1:], count])]
-        listed = " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    # Of neighbours in a run, index and place rise together.
+    runs = [[index for _, index in run] for _, run in groupby(enumerate(kept), lambda item: item[1] - item[0])]
+    if len(runs) <= _RUNS:
+        listed = " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     else:
         listed = f"{' '.join(map(str, kept[:_RUNS]))} ... #{digest(kept)}"
     return f"{listed}, {count} of {of}"

@@ -44,7 +44,7 @@ def roi_grid_pool(maps: Tensor, boxes: Tensor, region: Region, size: int) -> Ten
     Source: Mimic (Li et al., CVPR 2017) as in SparseKD; spec section 7.7.
     """
     frames, count = boxes.shape[:2]
-    low, high = boxes.new_tensor(region[:2]), boxes.new_tensor(region[2:])
+    low, high = boxes.new_tensor(region).view(2, 2)
     # From -1 at one border of the map to +1 at the other: what grid_sample calls align_corners=False.
     places = (roi_points(boxes, size) - low) / (high - low) * 2 - 1
     read = F.grid_sample(maps, places.view(frames, count * size, size, 2).to(maps.dtype), align_corners=False)
