@@ -86,7 +86,7 @@ def draw_history(
     Args:
         runs: Rows of ``history.jsonl`` by run name.
         keys: The keys to draw.
-        colors: Colour of a run by its name; runs left out take the next free colour.
+        colors: By run name; runs left out take the next free colour.
         title: Above the chart.
         path: Also save as PNG.
 

@@ -62,7 +62,7 @@ _LIVE = """(channel, config, couple) => {
 
 
 def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = "", point_budget: int = 60_000) -> Any:
-    """Return a plotly figure of one scene, or of two side by side; click the legend to switch a layer in both.
+    """Return a ``plotly.graph_objects.Figure`` of one scene, or of two side by side; click the legend to switch a layer in both.
 
     Points are coloured by height, the axes keep their proportions, and hovering over a box shows its class, score, number of
     points and size. Maps of the panels are left out.
@@ -72,9 +72,6 @@ def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = ""
         panels: One or two.
         title: Above the scenes.
         point_budget: Points drawn; of more, a random choice that is the same every time, so that browsers stay quick.
-
-    Returns:
-        A ``plotly.graph_objects.Figure``.
 
     Raises:
         LayerError: If the points have a wrong shape or the budget is below 1.
@@ -169,11 +166,10 @@ def _boxes(layer: BoxLayer, inside: NDArray[Any]) -> dict[str, Any]:
         size = " x ".join(f"{side:.1f}" for side in layer.boxes[index, 3:6])
         text = f"<b>{html.escape(layer.class_of(index))}</b>{score}<br>{int(inside[index])} points<br>{size} m"
         texts.extend([text] * path[index, ..., 0].size)
-    width = 5 if layer.width > 2.5 else 3
     return {
         **_coordinates(path.reshape(-1, 3)),
         "mode": "lines",
-        "line": {"color": palette.on_dark(layer.color), "width": width},
+        "line": {"color": palette.on_dark(layer.color), "width": 5 if layer.width > 2.5 else 3},
         "text": texts,
         "hovertemplate": "%{text}<extra>" + html.escape(layer.name) + "</extra>",
     }
@@ -223,17 +219,21 @@ def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str
 
 
 def _axes(bounds: FloatArray) -> dict[str, Any]:
-    plain = {"showbackground": False, "zeroline": False, "showspikes": False, "gridcolor": palette.NIGHT_FAINT}
-    x, y, z = ({**plain, "color": palette.FAINT, "range": list(limits)} for limits in bounds.T.tolist())
-    named = {"xaxis": {**x, "title": {"text": "x, forward [m]"}}, "yaxis": {**y, "title": {"text": "y, left [m]"}}}
-    return {**named, "zaxis": {**z, "visible": False}}
+    plain = {"showbackground": False, "zeroline": False, "showspikes": False}
+    colors = {"gridcolor": palette.NIGHT_FAINT, "color": palette.FAINT}
+    own: dict[str, Any] = {
+        "xaxis": {"title": {"text": "x, forward [m]"}},
+        "yaxis": {"title": {"text": "y, left [m]"}},
+        "zaxis": {"visible": False},
+    }
+    return {name: {**plain, **colors, "range": limits, **axis} for (name, axis), limits in zip(own.items(), bounds.T.tolist())}
 
 
 def _bounds(points: FloatArray, layers: Sequence[BoxLayer]) -> FloatArray:
     """Return the lowest and highest corner (2, 3) of all that is shown, a little wider, never flat."""
-    shown = [points[:, :3], *(wireframe(layer.boxes)[0].reshape(-1, 3) for layer in layers), np.zeros((1, 3))]
-    everything = np.concatenate([np.asarray(part, np.float64) for part in shown])
-    return np.stack((everything.min(axis=0) - 0.5, everything.max(axis=0) + 0.5))
+    corners = [wireframe(layer.boxes)[0].reshape(-1, 3) for layer in layers]
+    shown = np.concatenate((points[:, :3].astype(np.float64), *corners, np.zeros((1, 3))))
+    return np.stack((shown.min(axis=0) - 0.5, shown.max(axis=0) + 0.5))
 
 
 def _view(camera: Camera, bounds: FloatArray) -> dict[str, Any]:

@@ -83,10 +83,7 @@ def render_scene(
 def render_views(
     views: Sequence[View], *, size: tuple[int, int], timeout: float = 300.0, worker: Sequence[str] = WORKER
 ) -> tuple[list[NDArray[np.uint8]], RenderInfo]:
-    """Render many scenes, without legends, in one child process; all are painted by matplotlib if it fails on one.
-
-    Returns:
-        The pictures (height, width, 3), and how they came to be.
+    """Return pictures (height, width, 3) without legends, of one child process; matplotlib paints all if it fails on one.
 
     Raises:
         LayerError: If the points of a view have a wrong shape.
