@@ -30,8 +30,8 @@ _Weights = Annotated[Path | None, Option(help="A .safetensors file instead of th
 _Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
 
 
-def _show(as_json: bool, values: Any, text: object) -> None:
-    typer.echo(json.dumps(values, indent=2) if as_json else text)  # colours only for a terminal
+def _show(as_json: bool, report: Any, text: str | None = None) -> None:
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else text or report)
 
 
 @app.command("doctor")
@@ -40,7 +40,8 @@ def _doctor(as_json: _Json = False) -> None:
     from kdlib.tools import doctor
 
     checks = doctor.examine()
-    _show(as_json, {"checks": [asdict(check) for check in checks]}, doctor.checks_text(checks))
+    values = {"checks": [asdict(check) for check in checks]}
+    typer.echo(json.dumps(values, indent=2) if as_json else doctor.checks_text(checks))  # colours only for a terminal
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
@@ -80,7 +81,7 @@ def _prepare(
         from kdlib.tools.server.verify import verify as check
 
         checked = check(out or source, source if out else None, workers, progress=not as_json)
-        _show(as_json, checked.to_dict(), checked)
+        _show(as_json, checked)
         raise typer.Exit(0 if checked.sound else 1)
     if out is None:
         raise typer.BadParameter("name the folder of the prepared store, too", param_hint="OUT")
@@ -89,7 +90,7 @@ def _prepare(
     splits = split or preparing.SPLITS
     if dry_run:
         expected = preparing.estimate_prepare(source, out, splits, workers, scheduler, objects)
-        _show(as_json, expected.to_dict(), expected)
+        _show(as_json, expected)
         return
     try:
         report = preparing.prepare(
@@ -98,7 +99,7 @@ def _prepare(
     except KeyboardInterrupt:
         print("kdlib: interrupted; finished segments are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
-    _show(as_json, report.to_dict(), report)
+    _show(as_json, report)
 
 
 @app.command("train")
@@ -151,7 +152,7 @@ def _profile(
 
     values = model_profile.profile_model(model, frame or [])
     if as_json:
-        _show(True, values, "")
+        print(json.dumps(values, indent=2))
     else:
         model_profile.print_profile(values)
 
@@ -201,7 +202,7 @@ def _initialise(
 
     report = initialise_file(student, teacher, weights, out, how, layout)
     what = f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count")
-    _show(as_json, report.to_dict(), f"{report.table()}\n{what}")
+    _show(as_json, report, f"{report.table()}\n{what}")
 
 
 @app.command("evaluate")
@@ -220,7 +221,7 @@ def _evaluate(
     judged = evaluate(
         predictions, ground_truth, workers=workers or os.cpu_count() or 1, official=official, python=python, export=export
     )
-    _show(as_json, judged.to_dict(), judged.text())
+    _show(as_json, judged, judged.text())
     raise typer.Exit(1 if judged.comparison and not judged.comparison.agrees else 0)
 
 
@@ -259,7 +260,7 @@ def _view(
         out=out,
         window=window,
     )
-    _show(as_json, seen.to_dict(), seen.text())
+    _show(as_json, seen)
 
 
 @app.command("export")
@@ -276,7 +277,7 @@ def _export(
     from kdlib.tools.scans.trained import find_weights
 
     written = export_detector(find_weights(model, weights, arm), out, frames)
-    _show(as_json, written.to_dict(), written.text())
+    _show(as_json, written)
 
 
 @app.command("fly")
@@ -294,7 +295,7 @@ def _fly(
     from kdlib.tools.scans.fly import fly as make
 
     made = make(run_dir, out, data=data, segment=segment, arm=arm, score=score, images=images, limit=int(1e6 * limit))
-    print(made.text())
+    print(made)
 
 
 @app.command("status")

@@ -81,15 +81,15 @@ def _move_xy(rows: Float32, drawn: Augmentation) -> None:
 def points_in_range(points: Float32, point_range: tuple[float, ...]) -> Bool:
     """Return which points (N, >=2) lie inside in x and y, limits included; z is left to the voxeliser (spec 2.5)."""
     low, high = np.array(point_range[:2], np.float32), np.array(point_range[3:5], np.float32)
-    return np.asarray(((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1), np.bool_)
+    return np.asarray(((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1))
 
 
 def boxes_in_range(boxes: Float32, point_range: tuple[float, ...]) -> Bool:
     """Return which boxes (M, 7) have at least one of their eight corners inside the range, limits included (spec 2.5)."""
     half = boxes[:, None, 3:6] * np.array(list(product((-0.5, 0.5), repeat=3)), np.float32)
     cos, sin = np.cos(boxes[:, 6:7]), np.sin(boxes[:, 6:7])
-    x, y, z = half[..., 0], half[..., 1], half[..., 2]
+    x, y, z = np.moveaxis(half, -1, 0)
     corners = np.stack((x * cos - y * sin, x * sin + y * cos, z), axis=-1) + boxes[:, None, :3]
     low, high = np.array(point_range[:3], np.float32), np.array(point_range[3:], np.float32)
     inside = np.all((corners >= low) & (corners <= high), axis=2)
-    return np.asarray(np.any(inside, axis=1), np.bool_)
+    return np.asarray(np.any(inside, axis=1))

@@ -27,9 +27,10 @@ def owner_of_points(points: Float32, boxes: Float32) -> NDArray[np.int32]:
     first = np.searchsorted(x, boxes[:, 0] - reach)
     last = np.searchsorted(x, boxes[:, 0] + reach, side="right")
     for number in range(len(boxes) - 1, -1, -1):  # backwards, so that the first box has the last word
-        close, box = slice(first[number], last[number]), boxes[number].astype(np.float64)
-        along, across = _turned(x[close] - box[0], y[close] - box[1], box[6])
-        inside = (along <= box[3] / 2) & (across <= box[4] / 2) & (np.abs(z[close] - box[2]) <= box[5] / 2)
+        close = slice(first[number], last[number])
+        centre_x, centre_y, centre_z, length, width, height, heading = boxes[number].astype(np.float64)
+        along, across = _turned(x[close] - centre_x, y[close] - centre_y, heading)
+        inside = (along <= length / 2) & (across <= width / 2) & (np.abs(z[close] - centre_z) <= height / 2)
         owner[near[close][inside]] = number
     return owner
 
@@ -42,9 +43,9 @@ def _turned(dx: Float64, dy: Float64, heading: Float64) -> tuple[Float64, Float6
 
 def _reach(boxes: Float32) -> Float64:
     """Return how far (M, 2) boxes reach from their centres along x and y, and a little more."""
-    half, heading = boxes[:, 3:5].astype(np.float64) / 2, boxes[:, 6].astype(np.float64)
+    length, width, _, heading = boxes[:, 3:].astype(np.float64).T
     cos, sin = np.abs(np.cos(heading)), np.abs(np.sin(heading))
-    return np.stack((half[:, 0] * cos + half[:, 1] * sin, half[:, 0] * sin + half[:, 1] * cos), axis=1) + _MARGIN
+    return np.stack((length * cos + width * sin, length * sin + width * cos), axis=1) / 2 + _MARGIN
 
 
 def _near_boxes(points: Float32, boxes: Float32) -> NDArray[np.intp]:
@@ -71,7 +72,7 @@ def collisions(a: Float32, b: Float32) -> NDArray[np.bool_]:
     area is computed, so none can round to a hair above zero for boxes that lie far apart.
     """
     first, second = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
-    dx, dy = second[..., 0] - first[..., 0], second[..., 1] - first[..., 1]
+    dx, dy = np.moveaxis(second[..., :2] - first[..., :2], -1, 0)
     turn = first[..., 6] - second[..., 6]
     cos, sin = np.abs(np.cos(turn)), np.abs(np.sin(turn))
     overlap = np.ones(cos.shape, np.bool_)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -56,9 +55,7 @@ class PrepareReport:
     store: str
     fingerprint: str  # of the whole store
     seconds: float
-    frames_per_second: float | None  # of those prepared in this call, all workers together, object bank left out
     workers: int
-    peak_memory: int  # bytes, of the largest process
     missing_splits: tuple[str, ...]  # asked for, but the source has no such folder
     splits: Mapping[str, SplitReport]
     object_bank: str | None  # path
@@ -81,15 +78,6 @@ class PrepareReport:
         lines += [f"  {name}: the source has no such folder" for name in self.missing_splits]
         lines += [f"  objects to paste: {self.object_bank}"] if self.object_bank else []
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a worker says of a segment."""
-
-    manifest: Manifest
-    kept: bool
-    peak_memory: int  # bytes, of its process so far
 
 
 def estimate_prepare(
@@ -144,12 +132,10 @@ def prepare(
     if not (expected.fits or force):
         raise DataError(f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force")
     with only_writer(out):
-        begun = time.monotonic()
         everything = list(chain(*tasks.values()))
         results = run_tasks(prepare_segment, everything, threads, scheduler)
         done = dict(watched(results, len(everything), "prepare", "segment", progress))
-        speed = sum(segment.manifest["frames"] for segment in done.values() if not segment.kept) / (time.monotonic() - begun)
-        fresh = {split: {task.segment: done[task].manifest for task in of_split} for split, of_split in tasks.items()}
+        fresh = {split: {task.segment: done[task][0] for task in of_split} for split, of_split in tasks.items()}
         manifests = write_index(out, fresh)
         store = Store.open(out)
         paths = [build_bank(store.split(split), progress=progress) for split in tasks if split in banks]
@@ -157,13 +143,9 @@ def prepare(
         store=str(out),
         fingerprint=store.fingerprint,
         seconds=time.monotonic() - started,
-        frames_per_second=speed or None,
         workers=threads,
-        peak_memory=max(segment.peak_memory for segment in done.values()),
         missing_splits=tuple(split for split in splits if split not in tasks),
-        splits={
-            split: _split_report(manifests[split], [done[task].kept for task in of_split]) for split, of_split in tasks.items()
-        },
+        splits={split: _split_report(manifests[split], [done[task][1] for task in tasks[split]]) for split in tasks},
         object_bank=str(paths[0]) if paths else None,
     )
 
@@ -193,8 +175,8 @@ def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
                 )
 
 
-def prepare_segment(task: SegmentTask) -> _Done:
-    """Write one segment unless it is there already.
+def prepare_segment(task: SegmentTask) -> tuple[Manifest, bool]:
+    """Write one segment unless it is there already; return its manifest, and whether it was there.
 
     Raises:
         DataError: If a file is damaged, a frame is missing, or the disk is full or read-only.
@@ -209,8 +191,7 @@ def prepare_segment(task: SegmentTask) -> _Done:
     if not kept:
         frames = read_segment(task.source, task.segment)
         manifest = write_segment(frames, task.folder, source, simulated=is_simulated(files), expected=task.frames)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _Done(manifest, kept, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return manifest, kept
 
 
 def _split_report(manifests: Sequence[Manifest], kept: Sequence[bool]) -> SplitReport:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.errors import ConfigError
 
@@ -50,19 +49,11 @@ class StepSampler(_Sampler):
         check_shares(batch_size, world)
         self._length, self._batch_size, self._epochs, self._seed = length, batch_size, epochs, seed
         self._rank, self._world = rank, world
+        self.steps_per_epoch = -(-length // batch_size)
+        self.total_steps = self.steps_per_epoch * epochs
         if not 0 <= start_step <= self.total_steps:
             raise ConfigError(f"start step {start_step} is outside the run of {self.total_steps} steps")
         self._start_step = start_step
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of one epoch."""
-        return -(-self._length // self._batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        """Batches of the whole run."""
-        return self.steps_per_epoch * self._epochs
 
     def __len__(self) -> int:
         return self.total_steps - self._start_step
@@ -70,14 +61,11 @@ class StepSampler(_Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = divmod(self._start_step, self.steps_per_epoch)
         for number in range(epoch, self._epochs):
-            order = self._order(number)
+            order = np.random.default_rng([self._seed, number, _ORDER]).permutation(self._length)
             for step in range(first, self.steps_per_epoch):
                 batch = order[step * self._batch_size : (step + 1) * self._batch_size]
                 yield [(number, int(index)) for index in batch[self._rank :: self._world]]
             first = 0
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(self._length).astype(np.int64)
 
 
 def check_shares(batch_size: int, world: int) -> None:

@@ -111,10 +111,9 @@ def _place(path: Path, layout: ScanLayout, columns: PointColumns, height: float 
     intensity, about_intensity = _intensity(layout, columns, len(xyz))
     elongation = columns.get("elongation", np.zeros(len(xyz)))
     about_elongation = "Elongation from the file." if "elongation" in columns else "No elongation: 0."
-    features = (intensity, np.where(np.isfinite(elongation), elongation, 0))
-    points = np.column_stack((xyz + (0, 0, raised), *features)).astype(np.float32)
+    points = np.column_stack((xyz + (0, 0, raised), intensity, np.where(np.isfinite(elongation), elongation, 0)))
     sentences = (*said, about_height, about_intensity, about_elongation)
-    return Scan(path.name.partition(".")[0], layout.name, points, sentences)
+    return Scan(path.name.partition(".")[0], layout.name, points.astype(np.float32), sentences)
 
 
 def _height(layout: ScanLayout, xyz: Float64, height: float | None) -> tuple[float, str]:
@@ -137,9 +136,8 @@ def ground_level(xyz: FloatArray) -> float:
     near = xyz[(distance > 2) & (distance < 30), 2]
     near = near if len(near) else xyz[:, 2]
     low = near[near <= np.median(near)]
-    cells, counts = np.unique(np.floor(low * 10), return_counts=True)
-    in_cell = low[np.floor(low * 10) == cells[counts.argmax()]]
-    return float(np.median(in_cell))
+    _, cell, counts = np.unique(np.floor(low * 10), return_inverse=True, return_counts=True)
+    return float(np.median(low[cell == counts.argmax()]))
 
 
 def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[Float64, str]:
@@ -179,19 +177,20 @@ def _guess_bin(path: Path, values: Float32) -> ScanLayout:
     """Tell KITTI's four columns from nuScenes' five by the number of values and by what the last columns can be."""
     if not values.size % 5 and _is_nuscenes(values.reshape(-1, 5)):
         return LAYOUTS["nuscenes"]
-    if not values.size % 4:
-        table = values.reshape(-1, 4)
-        if 0 <= table[:, 3].min() and table[:, 3].max() <= 1:
+    table = values.reshape(-1, 4) if not values.size % 4 else None
+    if table is not None and table[:, 3].min() >= 0:
+        if table[:, 3].max() <= 1:
             return LAYOUTS["kitti"]
-        if 0 <= table[:, 3].min() and np.abs(table[:, :3]).max() < _FARTHEST:
+        if np.abs(table[:, :3]).max() < _FARTHEST:
             return LAYOUTS["xyzi"]
     raise DataError(f"{path} looks like neither KITTI's nor nuScenes' columns; say which with --layout ({', '.join(LAYOUTS)})")
 
 
 def _is_nuscenes(table: FloatArray) -> bool:
-    ring, intensity = table[:, 4], table[:, 3]
-    whole = bool((ring == np.floor(ring)).all()) and 0 <= ring.min() and ring.max() < 128
-    return whole and 0 <= intensity.min() and intensity.max() <= 255 and float(np.abs(table[:, :3]).max()) < _FARTHEST
+    ring = table[:, 4]
+    low, high = table.min(axis=0), table.max(axis=0)
+    whole = bool((ring == np.floor(ring)).all() and low[4] >= 0 and high[4] < 128)
+    return whole and bool(low[3] >= 0 and high[3] <= 255 and np.abs(table[:, :3]).max() < _FARTHEST)
 
 
 def _read_npy(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:

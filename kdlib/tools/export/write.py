@@ -58,20 +58,15 @@ class Exported:
         compared = {"frames": self.frames, "largest difference": self.difference if self.frames else None}
         return {"file": str(self.path), "bytes": self.path.stat().st_size, "compared": compared, **self.card}
 
-    def text(self) -> str:
-        """Return a few lines for people."""
+    def __str__(self) -> str:
         lines = [f"{self.card['model']}, {self.card['part']}: {self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"]
         for kind in ("inputs", "outputs"):
             tensors = (f"{tensor['name']} {tuple(tensor['shape'])}" for tensor in self.card[kind])
             lines.append(f"  {kind}: {', '.join(tensors)}")
-        lines.append(
-            f"  {beside(self.path).name} says what they mean; boxes still overlap, suppress them at IoU "
-            f"{self.card['decode']['nms_iou']:g}."
-        )
-        if self.frames:
-            differ = f"differ by at most {self.difference:.1e}"
-            return "\n".join([*lines, f"On {self.frames} simulated frames the file and the network {differ}."])
-        return "\n".join([*lines, "Not compared with the network (--frames 0)."])
+        suppress = f"suppress them at IoU {self.card['decode']['nms_iou']:g}."
+        lines.append(f"  {beside(self.path).name} says what they mean; boxes still overlap, {suppress}")
+        compared = f"On {self.frames} simulated frames the file and the network differ by at most {self.difference:.1e}."
+        return "\n".join([*lines, compared if self.frames else "Not compared with the network (--frames 0)."])
 
 
 def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Exported:
@@ -152,15 +147,6 @@ def _shapes(part: Exportable) -> tuple[Any, ...]:
     return ({0: pillars},) * 3
 
 
-def _traced(part: Exportable, example: dict[str, Tensor]) -> torch.export.ExportedProgram:
-    with torch.no_grad():
-        program = torch.export.export(part, tuple(example.values()), dynamic_shapes=_shapes(part), strict=False)
-    for node in program.graph.nodes:
-        for name in _TRACES:  # they name folders of the machine that exported
-            node.meta.pop(name, None)
-    return program
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporters' remarks about themselves from the user."""
@@ -177,8 +163,12 @@ def _quiet() -> Iterator[None]:
 
 def _program(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    with _quiet():
-        torch.export.save(_traced(part, example), buffer, extra_files={"kdlib.json": json.dumps(facts)})
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(part, tuple(example.values()), dynamic_shapes=_shapes(part), strict=False)
+        for node in program.graph.nodes:
+            for name in _TRACES:  # they name folders of the machine that exported
+                node.meta.pop(name, None)
+        torch.export.save(program, buffer, extra_files={"kdlib.json": json.dumps(facts)})
     return buffer.getvalue()
 
 

@@ -22,6 +22,7 @@ from kdlib.viz.perspective import Camera
 MOST_POINTS = 7000  # a sweep in a small picture; more only cost bytes
 _BAND = 26  # pixels above and below the panels
 _SHRINK = 0.85
+_DURATION = 100  # milliseconds of a picture
 
 
 class FilmError(KdlibError):
@@ -68,7 +69,6 @@ def film(
     reach: float,
     images: int = 40,
     panel: tuple[int, int] = (420, 320),
-    seconds: float = 0.1,
     limit: int = 1_500_000,
     worker: Sequence[str] = scene3d.WORKER,
 ) -> Film:
@@ -81,7 +81,6 @@ def film(
         reach: How far around the vehicle the camera shows, metres.
         images: Pictures in the film.
         panel: Width and height of one panel, pixels.
-        seconds: Between two pictures.
         limit: Bytes the file may have; the pictures shrink until it fits.
         worker: Command of the renderer, a process of its own.
 
@@ -104,7 +103,7 @@ def film(
             _side_by_side(pictures[2 * number : 2 * number + 2], size, captions, f"{footer}, {shot.title}")
             for number, shot in enumerate(chosen)
         ]
-        content = _gif(frames, seconds)
+        content = _gif(frames)
         if len(content) <= limit:
             return Film(content, frames[0].size, images, info)
         share *= _SHRINK
@@ -143,12 +142,12 @@ def _write(
     draw.text(place, text, fill=color, font=font, anchor=anchor)
 
 
-def _gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
+def _gif(frames: Sequence[Image.Image]) -> bytes:
     """Return the film in one palette: a palette for each picture would flicker, dithering would double the bytes."""
     colors = _colors()
     mapped = [frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames]
-    buffer, time = io.BytesIO(), round(1000 * seconds)
-    mapped[0].save(buffer, "GIF", save_all=True, append_images=mapped[1:], duration=time, loop=0, optimize=False, disposal=1)
+    buffer = io.BytesIO()
+    mapped[0].save(buffer, "GIF", save_all=True, append_images=mapped[1:], duration=_DURATION, loop=0, optimize=False, disposal=1)
     return buffer.getvalue()
 
 

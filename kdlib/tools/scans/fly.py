@@ -32,8 +32,7 @@ class Flown:
     segment: str
     film: Film
 
-    def text(self) -> str:
-        """Return a sentence or two for people."""
+    def __str__(self) -> str:
         width, height = self.film.size
         drawn = f" {self.film.info.note}" if self.film.info.note else ""
         kilobytes = len(self.film.gif) // 1000

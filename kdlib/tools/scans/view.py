@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from kdlib.data.collate import collate
@@ -58,13 +59,9 @@ class Viewed:
         facts = {"scan": self.scan.name, "layout": self.scan.layout, "points": len(self.points), "model": self.trained.model.name}
         return {**facts, "notes": list(self.notes), "boxes": self.rows()}
 
-    def text(self) -> str:
-        """Return the assumptions, the table of boxes, and where the picture is."""
-        rows = self.rows()
-        table = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows] if rows else []
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))] if table else []
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in table]
-        return "\n".join((*(f"- {note}" for note in self.notes), "", *(lines or ["no box reaches the score"])))
+    def __str__(self) -> str:
+        table = pd.DataFrame(self.rows()).to_string(index=False) if self.classes else "no box reaches the score"
+        return "\n".join((*(f"- {note}" for note in self.notes), "", table))
 
 
 def view(

@@ -26,7 +26,7 @@ def test_a_run_is_filmed_and_left_as_it_was(smoke_run: Run, tmp_path: Path) -> N
     assert contents(smoke_run.folder) == before
     with Image.open(made.path) as movie:
         assert movie.n_frames == 2 and movie.size == (322, 172)
-    assert made.segment in made.text() and "matplotlib" in made.text()
+    assert made.segment in str(made) and "matplotlib" in str(made)
     assert any(name.startswith(made.segment) for name in smoke_run.store.split("validation").frame_ids())
     again = fly(smoke_run.folder, tmp_path / "b.gif", data=smoke_run.data, segment=made.segment[:12], arm="alone", images=1,
                 panel=(160, 120), worker=DEAD)  # fmt: skip

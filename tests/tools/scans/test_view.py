@@ -47,7 +47,7 @@ def test_boxes_and_picture_of_a_scan(scan: Path, tmp_path: Path) -> None:
     assert len(seen.boxes) and seen.scores.min() >= 0.4 and (np.diff(seen.scores) <= 0).all()
     rows = seen.rows()
     assert rows[0]["points"] > 0 and set(seen.classes) <= set(seen.trained.model.class_names)
-    text = seen.text()
+    text = str(seen)
     assert "Layout waymo" in text and "simulated streets" in text and f"Picture: {tmp_path / 'a.png'}" in text
     assert "killed by SIGSEGV" in text, "the renderer died, the caller did not"
     assert rows[0]["class"] in text and json.dumps(seen.to_dict())
@@ -59,7 +59,7 @@ def test_overlaps_and_scores(scan: Path, tmp_path: Path) -> None:
     )
     assert len(strict.boxes) < len(loose.boxes) and loose.scores.min() < 0.1
     none = view(scan, "cp_pillar_demo", score=1.0, out=tmp_path / "a.png", size=SMALL, worker=DEAD)
-    assert not len(none.boxes) and "no box reaches the score" in none.text()
+    assert not len(none.boxes) and "no box reaches the score" in str(none)
     with pytest.raises(ConfigError, match="--score is a share"):
         view(scan, "cp_pillar_demo", score=30)
 
