@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import AnchorHeadConfig, GridConfig
-from kdlib.models.anchors import anchor_boxes, class_of_anchor, decode_codes, limit_period
+from kdlib.models.anchors import anchor_boxes, anchors_per_cell, decode_codes, limit_period
 from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.geometry.nms import rotated_nms
 from kdlib.models.precision import wide
@@ -38,7 +38,7 @@ class AnchorHead(nn.Module):
         """Build and initialise the convolutions."""
         super().__init__()
         self.config, self.classes = config, classes
-        kinds = len(class_of_anchor(config))
+        kinds = anchors_per_cell(config)
         self.conv_cls = nn.Conv2d(inputs, kinds * classes, 1)
         self.conv_box = nn.Conv2d(inputs, kinds * 7, 1)
         self.conv_dir_cls = nn.Conv2d(inputs, kinds * _DIRECTIONS, 1)

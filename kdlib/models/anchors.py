@@ -38,9 +38,7 @@ def limit_period(value: Tensor, offset: float, period: float) -> Tensor:
 def anchor_boxes(head: AnchorHeadConfig, grid: GridConfig) -> Tensor:
     """Return the anchors (N, 7) of a map in the order rows, columns, classes, rotations.
 
-    Centres lie at equal distances from one border of the range to the other, both included (``align_center`` False).
-
-    Source: spec 4.5.
+    Centres lie at equal distances from one border of the range to the other, both included (``align_center`` False; spec 4.5).
     """
     columns, rows = (cells // head.stride for cells in grid.grid_size[:2])
     low, high = grid.point_range[:2], grid.point_range[3:5]
@@ -53,9 +51,9 @@ def anchor_boxes(head: AnchorHeadConfig, grid: GridConfig) -> Tensor:
     return boxes.flatten(0, 2)
 
 
-def class_of_anchor(head: AnchorHeadConfig) -> tuple[int, ...]:
-    """Return, for the anchors of one cell, the position in ``head.anchors`` of each one's class."""
-    return tuple(position for position, anchor in enumerate(head.anchors) for _ in anchor.rotations)
+def anchors_per_cell(head: AnchorHeadConfig) -> int:
+    """Return the number of anchors of one cell, of all classes and rotations."""
+    return sum(len(anchor.rotations) for anchor in head.anchors)
 
 
 def encode_codes(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -63,20 +61,21 @@ def encode_codes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
     Source: SECOND (Yan et al., 2018); ResidualCoder, spec 4.5.
     """
-    diagonal = torch.hypot(anchors[..., 3], anchors[..., 4])[..., None]
-    offset = boxes[..., :3] - anchors[..., :3]
-    scale = torch.cat((diagonal, diagonal, anchors[..., 5:6]), dim=-1)
+    offset = (boxes[..., :3] - anchors[..., :3]) / _scale(anchors)
     ratio = (boxes[..., 3:6].clamp(min=1e-5) / anchors[..., 3:6]).log()
-    return torch.cat((offset / scale, ratio, boxes[..., 6:7] - anchors[..., 6:7]), dim=-1)
+    return torch.cat((offset, ratio, boxes[..., 6:7] - anchors[..., 6:7]), dim=-1)
 
 
 def decode_codes(codes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the boxes (..., 7) of codes relative to anchors, the inverse of :func:`encode`; headings are not wrapped."""
-    diagonal = torch.hypot(anchors[..., 3], anchors[..., 4])[..., None]
-    scale = torch.cat((diagonal, diagonal, anchors[..., 5:6]), dim=-1)
-    centre = codes[..., :3] * scale + anchors[..., :3]
+    """Return the boxes (..., 7) of codes relative to anchors, the inverse of :func:`encode_codes`; headings are not wrapped."""
+    centre = codes[..., :3] * _scale(anchors) + anchors[..., :3]
     size = codes[..., 3:6].exp() * anchors[..., 3:6]
     return torch.cat((centre, size, codes[..., 6:7] + anchors[..., 6:7]), dim=-1)
+
+
+def _scale(anchors: Tensor) -> Tensor:
+    diagonal = torch.hypot(anchors[..., 3], anchors[..., 4])
+    return torch.stack((diagonal, diagonal, anchors[..., 5]), dim=-1)
 
 
 def direction_of(heading: Tensor, offset: float) -> Tensor:
@@ -99,9 +98,8 @@ def rectangle_iou(a: Tensor, b: Tensor) -> Tensor:
     width = (torch.minimum(a[:, None, 2], b[:, 2]) - torch.maximum(a[:, None, 0], b[:, 0])).clamp_(min=0)
     depth = (torch.minimum(a[:, None, 3], b[:, 3]) - torch.maximum(a[:, None, 1], b[:, 1])).clamp_(min=0)
     shared = width.mul_(depth)
-    area_a = ((a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]))[:, None]
-    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-    return shared / (area_a + area_b - shared).clamp_(min=1e-6)
+    area_a, area_b = ((corners[:, 2:] - corners[:, :2]).prod(dim=1) for corners in (a, b))
+    return shared / (area_a[:, None] + area_b - shared).clamp_(min=1e-6)
 
 
 def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tensor:
@@ -110,12 +108,7 @@ def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tenso
     An anchor takes the box it overlaps most if that reaches ``positive_iou``, or if the anchor is the best (ties included) of any
     box; it is background below ``negative_iou``. Overlap is that of the nearest axis-aligned rectangles seen from above.
 
-    Args:
-        anchors: (N, 7).
-        boxes: (M, 7), all of this class.
-        config: Its thresholds.
-
-    Source: AxisAlignedTargetAssigner; spec 4.5.
+    Boxes (M, 7) are all of this class. Source: AxisAlignedTargetAssigner; spec 4.5.
     """
     if not len(boxes):
         return torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
@@ -153,24 +146,18 @@ def assign_anchors(
     check_boxes(boxes)
     if boxes.dim() != 3 or labels.shape != boxes.shape[:2]:
         raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
-    cells = anchors.view(-1, len(class_of_anchor(head)), 7)
-    answer = AnchorTargets(
-        torch.zeros((len(boxes), *cells.shape[:2]), dtype=torch.long, device=boxes.device),
-        anchors.new_zeros((len(boxes), *cells.shape)),
-        torch.zeros((len(boxes), *cells.shape[:2]), dtype=torch.long, device=boxes.device),
-    )
+    cells = anchors.view(-1, anchors_per_cell(head), 7).split([len(config.rotations) for config in head.anchors], dim=1)
     solid = torch.isfinite(boxes).all(dim=2) & (boxes[..., 3:6] > 0).all(dim=2)
-    start = 0
-    for config in head.anchors:
-        label = label_of(config.class_name, class_names)
-        mine = slice(start, start + len(config.rotations))
-        start, own = mine.stop, cells[:, mine]
-        for frame in range(len(boxes)):
-            theirs = boxes[frame, (labels[frame] == label) & solid[frame]].to(anchors.dtype)
+    frames = []
+    for frame_boxes, frame_labels in zip(boxes, labels.where(solid, 0)):
+        answers = []
+        for config, own in zip(head.anchors, cells):
+            label = label_of(config.class_name, class_names)
+            theirs = frame_boxes[frame_labels == label].to(anchors.dtype)
             values = _answers(own.flatten(0, 1), theirs, label, config, head.direction_offset)
-            for whole, part in zip((answer.labels, answer.codes, answer.directions), values):
-                whole[frame, :, mine] = part.view(*own.shape[:2], *part.shape[1:])
-    return AnchorTargets(answer.labels.flatten(1), answer.codes.flatten(1, 2), answer.directions.flatten(1))
+            answers.append([value.unflatten(0, own.shape[:2]) for value in values])
+        frames.append([torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*answers)])
+    return AnchorTargets(*(torch.stack(parts) for parts in zip(*frames)))
 
 
 def _answers(anchors: Tensor, boxes: Tensor, label: int, config: AnchorConfig, offset: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,12 +53,8 @@ class RowNorm(nn.BatchNorm1d):
 def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return rows (R, C) or maps (B, C, H, W) normalised by the statistics of all ranks, which a layer in training remembers.
 
-    A rank may have fewer rows than others, or none. One collective forward, one backward.
-
-    Args:
-        layer: Holds scale, shift and what is remembered.
-        rows: This rank's share.
-        weight: (R,) how many equal rows a row stands for; None for one each.
+    A rank may have fewer rows than others, or none; ``weight`` (R,) says how many equal rows a row stands for. One collective
+    forward, one backward.
     """
     rows = rows.contiguous() if rows.dim() == 2 else rows
     normalised, mean, variance, count = _Joint.apply(rows, weight, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]

@@ -75,8 +75,6 @@ def _best(output: HeadOutput, grid: GridConfig, head: HeadConfig) -> tuple[Tenso
 
 def _join(heads: Sequence[Detections]) -> Detections:
     """Return the boxes of all heads of a frame as one list, best first."""
-    if len(heads) == 1:
-        return heads[0]
     scores, best = torch.cat([own.scores for own in heads]).sort(descending=True, stable=True)
     boxes, labels = torch.cat([own.boxes for own in heads]), torch.cat([own.labels for own in heads])
     return Detections(boxes[best], scores, labels[best])

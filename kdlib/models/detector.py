@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig, PillarEncoderConfig
-from kdlib.errors import ConfigError, DataError
+from kdlib.config.codec import require
+from kdlib.errors import DataError
 from kdlib.models.anchor_head import AnchorHead, AnchorOutput
 from kdlib.models.anchors import AnchorTargets, assign_anchors
 from kdlib.models.bev_backbone import BevBackbone
@@ -80,9 +80,9 @@ class Detector(nn.Module, ABC):
             ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
         """
         super().__init__()
-        if not isinstance(config.head, self.HEAD):
-            made, needed = type(config.head).__name__, self.HEAD.__name__
-            raise ConfigError(f"'{config.name}' has {made}, {type(self).__name__} needs {needed}; use build()")
+        made, needed = type(config.head).__name__, self.HEAD.__name__
+        fits = isinstance(config.head, self.HEAD)
+        require(fits, f"'{config.name}' has {made}, {type(self).__name__} needs {needed}; use build()")
         _check(config)
         self.config = config
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.long))
@@ -116,29 +116,18 @@ class Detector(nn.Module, ABC):
             raise DataError(f"'{self.config.name}' takes {taken} features a point, the batch has {given}; prepare it anew")
         return voxelize(points, self.config.grid)
 
-    def scatter(self, features: Tensor, pillars: VoxelBatch) -> Tensor:
-        """Return the BEV map (B, C, H, W) with every pillar's features (V, C) in its cell and zeros elsewhere."""
-        columns, rows, _ = self.config.grid.grid_size
-        index = (pillars.coords[:, 0] * rows + pillars.coords[:, 2]) * columns + pillars.coords[:, 3]
-        canvas = features.new_zeros((pillars.batch_size * rows * columns, features.shape[1]))
-        canvas = canvas.index_copy(0, index, features)
-        # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
-        return canvas.view(pillars.batch_size, rows, columns, features.shape[1]).permute(0, 3, 1, 2)
+    def encode(self, voxels: VoxelBatch) -> tuple[Tensor, Sites]:
+        """Return the BEV map (B, C, H, W) that enters the 2D backbone, and the sites it is made of.
 
-    def encode(self, voxels: VoxelBatch) -> Tensor:
-        """Return the BEV map (B, C, H, W) that enters the 2D backbone."""
+        These are pillars, or what the 3D backbone leaves before height compression.
+        """
         features = self._voxel_features(voxels)
-        return self.scatter(features, voxels) if self.backbone_3d is None else self.backbone_3d(features, voxels)
-
-    def encode_sites(self, voxels: VoxelBatch) -> tuple[Tensor, Sites]:
-        """Return the same map and the sites it was made of: pillars, or what the 3D backbone leaves before height compression."""
-        features = self._voxel_features(voxels)
-        if self.backbone_3d is not None:
-            active = self.backbone_3d.stages(features, voxels)[0]
-            return self.backbone_3d.compress(active), self.sites_of(active)
-        columns, rows, levels = self.config.grid.grid_size
-        pillars = SparseTensor(features, voxels.coords, (levels, rows, columns), voxels.batch_size)
-        return self.scatter(features, voxels), self.sites_of(pillars)
+        if self.backbone_3d is None:
+            columns, rows, levels = self.config.grid.grid_size
+            active = SparseTensor(features, voxels.coords, (levels, rows, columns), voxels.batch_size)
+        else:
+            active, _ = self.backbone_3d(features, voxels)
+        return active.bev(), self.sites_of(active)
 
     def sites_of(self, active: SparseTensor) -> Sites:
         """Return what an encoder left, with its place in metres."""
@@ -159,9 +148,9 @@ class Detector(nn.Module, ABC):
             truth: The labels of a training step, for detectors that choose by them what they learn from. One stage ignores both.
         """
         voxels = self.voxelize(points)
-        encoded, encoder_sites = self.encode_sites(voxels) if sites else (self.encode(voxels), None)
+        encoded, encoder_sites = self.encode(voxels)
         bev = self.backbone_2d(encoded)
-        return Prediction(self.dense_head(bev), bev, len(voxels.features), encoder_sites)
+        return Prediction(self.dense_head(bev), bev, len(voxels.features), encoder_sites if sites else None)
 
     def _voxel_features(self, voxels: VoxelBatch) -> Tensor:
         with torch.autocast(voxels.features.device.type, enabled=False):
@@ -233,24 +222,19 @@ def _check(config: ModelConfig) -> None:
     """
     columns, rows, layers = config.grid.grid_size
     pillars = isinstance(config.encoder, PillarEncoderConfig)
-    if pillars and layers != 1:
-        raise ConfigError(f"'{config.name}': pillars need one cell in z, not {layers}; make voxel_size[2] the whole range of z")
-    if not pillars and bev_depth(layers) < 1:
-        raise ConfigError(
-            f"'{config.name}': {layers} cells in z vanish in the 3D backbone, which needs 24; make voxel_size[2] less"
-        )
-    encoder = 1 if pillars else STRIDE
-    strides, ups = config.backbone.strides, config.backbone.upsample_strides
-    total = encoder * math.prod(strides)
-    inside = f"strides {strides}" + ("" if pillars else f" behind the {encoder} of the 3D backbone")
-    if columns % total or rows % total:
-        raise ConfigError(
-            f"'{config.name}': {inside} need a grid divisible by {total}, not {columns} x {rows} cells; "
-            "change point_range or voxel_size"
-        )
-    for reached, up in zip(accumulate(strides, mul), ups):
-        if encoder * reached != up * config.head.stride:
-            raise ConfigError(
-                f"'{config.name}': {inside} with upsample_strides {ups} do not bring every level to the head's stride "
-                f"of {config.head.stride}"
-            )
+    if pillars:
+        wanted = "pillars need one cell in z, not {}; make voxel_size[2] the whole range of z"
+    else:
+        wanted = "{} cells in z vanish in the 3D backbone, which needs 24; make voxel_size[2] less"
+    require(layers == 1 if pillars else bev_depth(layers) > 0, f"'{config.name}': {wanted.format(layers)}")
+    strides, ups, stride = config.backbone.strides, config.backbone.upsample_strides, config.head.stride
+    steps = f"'{config.name}': strides {strides}" + ("" if pillars else f" behind the {STRIDE} of the 3D backbone")
+    _, *levels = accumulate((1 if pillars else STRIDE, *strides), mul)
+    require(
+        columns % levels[-1] == rows % levels[-1] == 0,
+        f"{steps} need a grid divisible by {levels[-1]}, not {columns} x {rows} cells; change point_range or voxel_size",
+    )
+    require(
+        all(level == up * stride for level, up in zip(levels, ups)),
+        f"{steps} with upsample_strides {ups} do not bring every level to the head's stride of {stride}",
+    )

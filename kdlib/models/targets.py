@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig, TargetConfig
+from kdlib.config import CLASS_NAMES, GridConfig, HeadConfig
 from kdlib.types import HeadTargets
 
 _WIDEST = 1e6  # cells; what is wider is flat over any map
@@ -18,20 +18,18 @@ def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
     The three roots are divided by 2, not by 2a, as in the original; trained weights depend on it.
     """
     total, area = length + width, length * width
-    first = (total + (total**2 - 4 * (area * (1 - overlap) / (1 + overlap))).sqrt()) / 2
-    second = 2 * total
-    second = (second + (second**2 - 16 * ((1 - overlap) * area)).sqrt()) / 2
-    third = -2 * overlap * total
-    third = (third + (third**2 - 16 * overlap * ((overlap - 1) * area)).sqrt()) / 2
-    return torch.minimum(torch.minimum(first, second), third)
+    equations = (
+        (total, 4 * (area * (1 - overlap) / (1 + overlap))),
+        (2 * total, 16 * ((1 - overlap) * area)),
+        (-2 * overlap * total, 16 * overlap * ((overlap - 1) * area)),
+    )
+    return torch.stack([(b + (b**2 - c).sqrt()) / 2 for b, c in equations]).amin(dim=0)
 
 
 def gaussian(radius: int, reach: int | None = None) -> Tensor:
     """Return the bell (2 * reach + 1, 2 * reach + 1), float32, whose sigma is a sixth of its diameter and whose peak is 1.
 
-    Args:
-        radius: Cells from the centre to the bell's edge.
-        reach: Cells from the centre that are wanted, at most (and by default) the radius.
+    It ends ``radius`` cells from its centre; ``reach`` of them are wanted, at most (and by default) all.
     """
     diameter, half = 2 * radius + 1, radius if reach is None else min(radius, reach)
     offset = np.arange(-half, half + 1, dtype=np.float64)
@@ -94,8 +92,8 @@ def _one_head(boxes: Tensor, channels: Tensor, classes: int, grid: GridConfig, h
     x = _cells(box[:, 0] - grid.point_range[0], grid.voxel_size[0], head.stride).clamp(0, columns - 0.5)
     y = _cells(box[:, 1] - grid.point_range[1], grid.voxel_size[1], head.stride).clamp(0, rows - 0.5)
     ix, iy = x.long(), y.long()
-    values = torch.stack((x - ix, y - iy, box[:, 2]), dim=1)
-    values = torch.cat((values, box[:, 3:6].log(), box[:, 6:7].cos(), box[:, 6:7].sin()), dim=1)
+    heading = box[:, 6]
+    values = torch.stack((x - ix, y - iy, box[:, 2], *box[:, 3:6].log().unbind(1), heading.cos(), heading.sin()), dim=1)
     target = boxes.new_zeros((batch, slots, 8))
     indices = channels.new_zeros((batch, slots))
     mask = torch.zeros((batch, slots), dtype=torch.bool, device=boxes.device)
@@ -103,7 +101,8 @@ def _one_head(boxes: Tensor, channels: Tensor, classes: int, grid: GridConfig, h
 
     length = _cells(box[:, 3], grid.voxel_size[0], head.stride)
     width = _cells(box[:, 4], grid.voxel_size[1], head.stride)
-    radius = _radii(length, width, settings)
+    radius = gaussian_radius(length, width, settings.gaussian_overlap).nan_to_num(nan=_WIDEST, posinf=_WIDEST)
+    radius = radius.clamp(max=_WIDEST).int().clamp(min=settings.min_radius)
     heatmap = boxes.new_zeros((batch, classes, rows, columns))
     _draw(heatmap, frame * classes + channel, ix, iy, radius)
     return HeadTargets(heatmap, target, indices, mask)
@@ -111,11 +110,6 @@ def _one_head(boxes: Tensor, channels: Tensor, classes: int, grid: GridConfig, h
 
 def _cells(metres: Tensor, size: float, stride: int) -> Tensor:
     return metres / size / stride  # two divisions, in this order: float32 boundaries as in the original
-
-
-def _radii(length: Tensor, width: Tensor, settings: TargetConfig) -> Tensor:
-    radius = gaussian_radius(length, width, settings.gaussian_overlap)
-    return radius.nan_to_num(nan=_WIDEST, posinf=_WIDEST).clamp(max=_WIDEST).int().clamp(min=settings.min_radius)
 
 
 def _draw(heatmap: Tensor, plane: Tensor, ix: Tensor, iy: Tensor, radius: Tensor) -> None:

@@ -14,7 +14,7 @@ from kdlib.models.sparse import SparseConv3d, SparseTensor, SubmConv3d
 from kdlib.types import VoxelBatch
 
 STRIDE = 8  # cells of the grid per cell of the BEV map
-_BLOCKS = {2: 2, 3: 2, 4: 2}  # layers behind the strided one of each stage
+_BLOCKS = 2  # layers behind the strided one of each stage
 _PADDING = {2: (1, 1, 1), 3: (1, 1, 1), 4: (0, 1, 1)}  # z, y, x of each stage's strided layer
 
 
@@ -63,18 +63,13 @@ class ResidualBlock(nn.Module):
 
 
 def _same(inputs: int, channels: int, key: str) -> SparseLayer:
-    return SparseLayer(SubmConv3d(inputs, channels, 3, bias=False, key=key), channels)
-
-
-def _strided(inputs: int, channels: int, stage: int) -> SparseLayer:
-    convolution = SparseConv3d(inputs, channels, 3, stride=2, padding=_PADDING[stage], bias=False, key=f"down{stage}")
-    return SparseLayer(convolution, channels)
+    return SparseLayer(SubmConv3d(inputs, channels, 3, key=key), channels)
 
 
 class VoxelBackbone(nn.Module):
     """VoxelResBackBone8x, or VoxelBackBone8x without residuals (``backbone_3d`` in a state dict).
 
-    Source: spec 4.1. Tensors have the original's names; sparse kernels are stored as (Cout, kz, ky, kx, Cin).
+    Source: spec 4.1. Tensors have the original's names; sparse kernels are (Cout, kz, ky, kx, Cin).
     """
 
     def __init__(self, config: VoxelEncoderConfig, grid: GridConfig) -> None:
@@ -85,16 +80,17 @@ class VoxelBackbone(nn.Module):
         first, *stages, last = config.channels
         self.conv_input = _same(config.point_features, first, "same1")
         if config.residual:
-            self.conv1 = nn.Sequential(*(ResidualBlock(first, "same1") for _ in range(2)))
+            self.conv1 = nn.Sequential(*(ResidualBlock(first, "same1") for _ in range(_BLOCKS)))
         else:
             self.conv1 = nn.Sequential(_same(first, stages[0], "same1"))
-        for stage, inputs, channels in zip(_BLOCKS, stages, stages[1:]):
+        for (stage, padding), inputs, channels in zip(_PADDING.items(), stages, stages[1:]):
             key = f"same{stage}"
-            parts: list[nn.Module] = [_strided(inputs, channels, stage)]
-            for _ in range(_BLOCKS[stage]):
+            down = SparseConv3d(inputs, channels, 3, stride=2, padding=padding, key=f"down{stage}")
+            parts: list[nn.Module] = [SparseLayer(down, channels)]
+            for _ in range(_BLOCKS):
                 parts.append(ResidualBlock(channels, key) if config.residual else _same(channels, channels, key))
             self.add_module(f"conv{stage}", nn.Sequential(*parts))
-        out = SparseConv3d(stages[-1], last, (3, 1, 1), stride=(2, 1, 1), padding=0, bias=False, key="down_out")
+        out = SparseConv3d(stages[-1], last, (3, 1, 1), stride=(2, 1, 1), key="down_out")
         self.conv_out = SparseLayer(out, last)
         self.channels = last * bev_depth(layers)
 
@@ -102,32 +98,23 @@ class VoxelBackbone(nn.Module):
         """Return voxel features (V, C) as a sparse tensor of this grid."""
         return SparseTensor(features, voxels.coords, self.spatial_shape, voxels.batch_size)
 
-    def forward(self, features: Tensor, voxels: VoxelBatch) -> Tensor:
-        """Turn the features (V, C) of voxels into a BEV map (B, channels, H / 8, W / 8); channel = c * depth + level."""
-        return self.compress(self.stages(features, voxels)[0])
-
-    def stages(
+    def forward(
         self, features: Tensor, voxels: VoxelBatch, strides: Collection[int] = ()
     ) -> tuple[SparseTensor, dict[int, SparseTensor]]:
-        """Return the sites of the last stage, and of those stages before it whose strides (1, 2, 4 or 8) are asked for."""
+        """Return the last stage's sites for features (V, C), and those of the stages whose strides (1, 2, 4, 8) are asked for."""
         with torch.autocast(features.device.type, enabled=False):  # metres again: 16 bits place a point to half a metre
             sites = self.conv_input(self.sites(features, voxels))
-        kept = {}
-        for number, name in enumerate(("conv1", "conv2", "conv3", "conv4")):
-            sites = self.get_submodule(name)(sites)
+        levels = {}
+        for number in range(4):
+            sites = self.get_submodule(f"conv{number + 1}")(sites)
             if 2**number in strides:
-                kept[2**number] = sites
-        return self.conv_out(sites), kept
-
-    def compress(self, sites: SparseTensor) -> Tensor:
-        """Return the BEV map of the last stage's sites, their height among the channels."""
-        # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
-        return sites.dense().permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)
+                levels[2**number] = sites
+        return self.conv_out(sites), levels
 
 
 def bev_depth(layers: int) -> int:
     """Return how many levels are left of a grid with that many cells in z, at most 0 if it is too flat."""
     height = layers + 1
-    for stage in _BLOCKS:
-        height = (height + 2 * _PADDING[stage][0] - 3) // 2 + 1
+    for padding, *_ in _PADDING.values():
+        height = (height + 2 * padding - 3) // 2 + 1
     return (height - 3) // 2 + 1

@@ -55,28 +55,24 @@ def _is_counter(name: str) -> bool:
 
 def cover(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Coverage:
     """Compare a file's tensors with a model's, by name and shape."""
-    mismatched = tuple(
-        (name, tuple(own[name].shape), tuple(value.shape))
-        for name, value in tensors.items()
-        if name in own and own[name].shape != value.shape
-    )
-    bad = {name for name, _, _ in mismatched}
+    shapes = {name: (tuple(own[name].shape), tuple(value.shape)) for name, value in tensors.items() if name in own}
+    bad = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     return Coverage(
-        loaded=tuple(name for name in own if name in tensors and name not in bad),
+        loaded=tuple(name for name in own if name in shapes and name not in bad),
         missing=tuple(name for name in own if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in own),
-        mismatched=mismatched,
+        mismatched=tuple((name, *pair) for name, pair in bad.items()),
     )
 
 
 def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], *, half: bool = False) -> None:
-    """Write a model's tensors and its card to one safetensors file; the file appears whole or not at all.
+    """Write a model's ``state_dict`` and its card to one safetensors file; the file appears whole or not at all.
 
     Args:
         path: Where to.
-        model: Whose ``state_dict`` to write.
+        model: Whose tensors.
         card: JSON values that say where the numbers come from.
-        half: Store floats with 16 bits, half the size; they are widened when read.
+        half: Store floats with 16 bits; they are widened when read.
 
     Raises:
         OSError: If the disk is full or read-only; an old file is untouched and nothing new is left behind.
@@ -111,12 +107,9 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, model: nn.Module, *, strict: bool = True) -> Coverage:
-    """Copy a file's tensors into a model and say what fitted.
+    """Copy a safetensors file's tensors into a model and say what fitted.
 
-    Args:
-        path: A safetensors file.
-        model: Whose tensors are overwritten.
-        strict: Refuse anything but an exact fit, before a single tensor is touched.
+    ``strict`` refuses anything but an exact fit, before a single tensor is touched.
 
     Raises:
         DataError: If the file cannot be read, or does not fit; the message names the first tensors.

@@ -222,7 +222,7 @@ def test_asking_for_sites_changes_no_answer_and_sites_are_the_map(pair, batch, k
     model = (pair()[0] if kind == "pillar" else voxel_model(0.16, 4)).eval()
     with torch.no_grad():
         plain, asked = model(batch().points), model(batch().points, sites=True)
-        canvas, found = model.encode_sites(model.voxelize(batch().points))
+        canvas, found = model.encode(model.voxelize(batch().points))
     assert plain.sites is None and torch.equal(plain.heads[0].heatmap, asked.heads[0].heatmap)
     b, z, y, x = asked.sites.coords.unbind(1)
     depth = found.shape[0]

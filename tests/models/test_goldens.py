@@ -102,7 +102,7 @@ def test_forward_of_v064_with_the_originals_weights(goldens, shared):
     with torch.inference_mode():
         pillars = model.voxelize(batch)
         features = model.vfe(pillars)
-        spatial = model.scatter(features, pillars)
+        spatial, _ = model.encode(pillars)
         prediction = model(batch)
         boxes = {nms: model.detect(prediction, nms=nms)[0] for nms in (False, True)}
     np.testing.assert_allclose(features[:100], golden["vfe_out_first100"], atol=5e-4)
@@ -160,4 +160,4 @@ def test_forward_of_voxel_xxs_with_the_originals_weights(goldens, shared):
         same_sites(golden, "conv_out", before_relu.replace(net.conv_out[1](before_relu.features)))
         prediction = model(batch)
         boxes = {nms: model.detect(prediction, nms=nms)[0] for nms in (False, True)}
-        same_answer(golden, model.encode(voxels), prediction, boxes)
+        same_answer(golden, model.encode(voxels)[0], prediction, boxes)

@@ -97,7 +97,7 @@ def test_equals_dense_convolutions(encoder):
     voxels = model.voxelize(clouds(60, 0, 25, dtype=torch.float64))
     with torch.no_grad():
         features = model.vfe(voxels)
-        found = model.backbone_3d(features, voxels)
+        found = model.backbone_3d(features, voxels)[0].bev()
         values = torch.zeros(3, 41, 16, 32, 5, dtype=torch.float64)
         active = torch.zeros(3, 1, 41, 16, 32, dtype=torch.float64)
         b, z, y, x = voxels.coords.T
@@ -197,7 +197,7 @@ def test_voxels_may_come_in_any_order():
     order = torch.randperm(len(voxels.coords), generator=torch.Generator().manual_seed(0))
     mixed = VoxelBatch(voxels.features[order], voxels.coords[order], voxels.num_points[order], 2)
     with torch.no_grad():
-        torch.testing.assert_close(model.encode(mixed), model.encode(voxels), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(model.encode(mixed)[0], model.encode(voxels)[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

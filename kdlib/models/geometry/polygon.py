@@ -22,10 +22,6 @@ def rectangle_overlap(a: Float64, b: Float64) -> Float64:
     No polygon is ever built, so nothing can overflow or go wrong on touching, contained, collinear or identical sides. The
     error is a few float64 roundings of the larger area.
 
-    Args:
-        a: (N, 5) rectangles.
-        b: (N, 5) rectangles.
-
     Raises:
         ValueError: If the shapes are not (N, 5), twice the same N.
     """
@@ -62,12 +58,9 @@ def _edge_integral(x0: Float64, y0: Float64, x1: Float64, y1: Float64, half_x: F
     # clamp(x) is piecewise linear along the edge: it bends where x leaves and enters the slab.
     span = stop - start
     safe_span = np.where(span == 0.0, 1.0, span)
-    t_left = np.clip((-half_x - start) / safe_span, 0.0, 1.0)
-    t_right = np.clip((half_x - start) / safe_span, 0.0, 1.0)
-    first, second = np.minimum(t_left, t_right), np.maximum(t_left, t_right)
-    c0, c3 = np.clip(start, -half_x, half_x), np.clip(stop, -half_x, half_x)
-    c1 = np.clip(start + first * span, -half_x, half_x)
-    c2 = np.clip(start + second * span, -half_x, half_x)
+    first, second = np.sort([np.clip((border - start) / safe_span, 0.0, 1.0) for border in (-half_x, half_x)], axis=0)
+    bends = (start, start + first * span, start + second * span, stop)
+    c0, c1, c2, c3 = (np.clip(x, -half_x, half_x) for x in bends)
     mean = 0.5 * (first * (c0 + c1) + (second - first) * (c1 + c2) + (1.0 - second) * (c2 + c3))
     result: Float64 = (high - low) * mean
     return result

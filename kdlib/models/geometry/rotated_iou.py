@@ -25,9 +25,7 @@ def paired_overlap(a: Tensor, b: Tensor) -> Tensor:
     check_boxes(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"paired boxes need equal shapes, not {tuple(a.shape)} and {tuple(b.shape)}")
-    if len(a) > _PAIRS:
-        return torch.cat([_overlap(x, y) for x, y in zip(a.split(_PAIRS), b.split(_PAIRS))])
-    return _overlap(a, b)
+    return torch.cat([_overlap(x, y) for x, y in zip(a.split(_PAIRS), b.split(_PAIRS))])
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -39,7 +37,7 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
     x0, y0, x1, y1 = start[..., 0], start[..., 1], end[..., 0], end[..., 1]
     low, high = y0.clamp(-half_y, half_y), y1.clamp(-half_y, half_y)
     rise = y1 - y0
-    slope = (x1 - x0) / torch.where(rise == 0, torch.ones_like(rise), rise)
+    slope = (x1 - x0) / torch.where(rise == 0, 1.0, rise)
     area = _clamped_integral(x0 + slope * (low - y0), x0 + slope * (high - y0), high - low, half_x)
     return area.sum(dim=1).clamp(min=0)
 
@@ -53,7 +51,7 @@ def _clamped_integral(x0: Tensor, x1: Tensor, rise: Tensor, half: Tensor) -> Ten
     """Integrate clamp(x, -half, half) dy along straight pieces from x0 to x1 that rise by ``rise``."""
     run = x1 - x0
     flat = run.abs() < 1e-9  # metres; a difference quotient over less would be rounding noise
-    safe = torch.where(flat, torch.ones_like(run), run)
+    safe = torch.where(flat, 1.0, run)
     # The antiderivative of the clamp in x: quadratic inside, linear outside.
     inner0, inner1 = x0.clamp(-half, half), x1.clamp(-half, half)
     inside = 0.5 * (inner1 - inner0) * (inner1 + inner0)
@@ -111,4 +109,4 @@ def volume_iou(a: Tensor, b: Tensor) -> Tensor:
 def _ratio(shared: Tensor, union: Tensor) -> Tensor:
     """Divide; two boxes without size have nothing in common."""
     solid = union > 0
-    return torch.where(solid, shared / torch.where(solid, union, torch.ones_like(union)), torch.zeros_like(shared))
+    return torch.where(solid, shared / torch.where(solid, union, 1.0), 0.0)

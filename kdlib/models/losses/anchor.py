@@ -14,7 +14,7 @@ from kdlib.models.losses.loss_part import LossPart, weighed
 from kdlib.models.precision import wide
 
 _ALPHA, _GAMMA = 0.25, 2.0
-_BETA = 1 / 9  # where smooth-L1 turns from a parabola into a line
+BETA = 1 / 9  # where smooth-L1 of box codes turns from a parabola into a line
 
 
 def sigmoid_focal(logits: Tensor, target: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def code_distance(codes: Tensor, wanted: Tensor) -> Tensor:
     ours, theirs = codes[..., 6:7], wanted[..., 6:7]
     codes = torch.cat((codes[..., :6], ours.sin() * theirs.cos()), dim=-1)
     wanted = torch.cat((wanted[..., :6], ours.cos() * theirs.sin()), dim=-1)
-    return F.smooth_l1_loss(codes, wanted, reduction="none", beta=_BETA)
+    return F.smooth_l1_loss(codes, wanted, reduction="none", beta=BETA)
 
 
 def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadConfig) -> tuple[LossPart, ...]:

@@ -36,7 +36,7 @@ def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     """
     used = mask.bool().unsqueeze(2)
     # Empty slots may hold anything, NaN included: it is replaced before it meets the gradient, where NaN * 0 would stay NaN.
-    distance = (wide(codes) - torch.where(used, wanted, torch.zeros_like(wanted))).abs() * used
+    distance = (wide(codes) - torch.where(used, wanted, 0.0)).abs() * used
     return distance.sum(dim=(0, 1)) / ranks.total(mask.sum()).clamp(min=1)
 
 

@@ -33,8 +33,8 @@ def focal_loss(
     """Return the focal loss of probabilities (B, C, H, W) strictly inside (0, 1), divided by the number of positive cells.
 
     Args:
-        probability: (B, C, H, W), e.g. from :func:`clamped_probability`.
-        target: (B, C, H, W) in [0, 1].
+        probability: From :func:`clamped_probability`.
+        target: The same shape, in [0, 1].
         mask: (B, H, W) weights of the positions; None weighs all alike.
         positive: Cells with ``target >= positive`` are positives; without any, the sum is not divided.
         alpha: Exponent of the focusing factor.
@@ -51,12 +51,12 @@ def focal_loss(
     miss = 1 - probability
     # One logarithm serves both kinds of cell: ln p at positives, ln(1 - p) elsewhere.
     loss = -torch.where(hit, probability, miss).log() * torch.where(hit, miss, probability).pow(alpha)
-    loss = loss * torch.where(hit, torch.ones_like(target), (1 - target).pow(beta))
+    loss = loss * torch.where(hit, 1.0, (1 - target).pow(beta))
     count = hit
     if mask is not None:
         loss, count = loss * mask.unsqueeze(1), hit * mask.unsqueeze(1)
     positives = ranks.total(count.sum())
-    return loss.sum() / torch.where(positives > 0, positives, torch.ones_like(positives))
+    return loss.sum() / torch.where(positives > 0, positives, 1)
 
 
 def heatmap_focal_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -12,12 +12,10 @@ from kdlib.config import SecondStageConfig
 from kdlib.models import ranks
 from kdlib.models.anchors import IGNORED
 from kdlib.models.geometry.boxes import corners_3d
-from kdlib.models.losses.anchor import sigmoid_focal
+from kdlib.models.losses.anchor import BETA, sigmoid_focal
 from kdlib.models.losses.loss_part import LossPart, weighed
 from kdlib.models.pvrcnn.rois import decode_roi, encode_roi
 from kdlib.models.pvrcnn.two_stage import Refinement
-
-_BETA = 1 / 9  # where smooth-L1 of box codes turns from a parabola into a line
 
 
 def point_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -33,16 +31,12 @@ def confidence_loss(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def refinement_loss(codes: Tensor, rois: Tensor, boxes: Tensor, positive: Tensor) -> Tensor:
-    """Return the smooth-L1 distance of box codes, summed over the seven numbers, mean over the RoIs on objects.
+    """Return the smooth-L1 distance of box codes (R, 7) of RoIs (R, 7) to those of the boxes wanted (R, 7).
 
-    Args:
-        codes: (R, 7).
-        rois: (R, 7).
-        boxes: (R, 7) wanted.
-        positive: (R,) bool.
+    It is summed over the seven numbers and averaged over the RoIs on objects, ``positive`` (R,).
     """
     wanted = encode_roi(boxes[positive], rois[positive])
-    apart = F.smooth_l1_loss(codes[positive], wanted, reduction="sum", beta=_BETA)
+    apart = F.smooth_l1_loss(codes[positive], wanted, reduction="sum", beta=BETA)
     return apart / ranks.total(positive.sum()).clamp(min=1)
 
 
@@ -56,7 +50,7 @@ def corner_loss(codes: Tensor, rois: Tensor, boxes: Tensor, positive: Tensor) ->
     refined, wanted = corners_3d(decode_roi(codes[positive], rois[positive])), boxes[positive]
     turned = torch.cat((wanted[:, :6], wanted[:, 6:] + math.pi), dim=1)
     apart = torch.minimum(_distance(refined, corners_3d(wanted)), _distance(refined, corners_3d(turned)))
-    near = F.smooth_l1_loss(apart, torch.zeros_like(apart), reduction="sum", beta=1.0)
+    near = F.smooth_l1_loss(apart, torch.zeros_like(apart), reduction="sum")
     return near / (apart.shape[1] * ranks.total(positive.sum()).clamp(min=1))
 
 
@@ -64,7 +58,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Return distances (R, 8) of corners (R, 8, 3); where they coincide the gradient is 0, not undefined."""
     squared = (a - b).square().sum(dim=2)
     apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, torch.ones_like(squared)).sqrt(), torch.zeros_like(squared))
+    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
 
 
 def second_stage_loss(answer: Refinement, config: SecondStageConfig) -> tuple[LossPart, ...]:

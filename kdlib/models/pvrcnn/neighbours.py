@@ -23,6 +23,10 @@ class Cloud:
     xyz: Tensor  # (N, 3) metres
     frame: Tensor  # (N,) int64
 
+    def at(self, rows: Tensor) -> Cloud:
+        """Return the points of these rows."""
+        return Cloud(self.xyz.index_select(0, rows), self.frame.index_select(0, rows))
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -38,11 +42,9 @@ class Neighbours:
 
 
 def cube_query(support: Cloud, queries: Cloud, radius: float, limit: int | None = None) -> Neighbours:
-    """Find the points in a cube around each query: none of the three differences is larger than the radius.
+    """Find the points in a cube around each query: no difference along an axis is larger than the radius.
 
-    Memory: some 200 bytes for each of 2^18 tested pairs (2^22 on an accelerator; or one query's, if it alone has more), 16 bytes
-    for each neighbour found, 500 for each query, 100 for each point. Time grows with the points in the 27 cells, one radius wide,
-    around every query.
+    Time grows with the points in the 27 cells, one radius wide, around every query; memory with points, queries and neighbours.
 
     Args:
         support: N points.
@@ -54,7 +56,7 @@ def cube_query(support: Cloud, queries: Cloud, radius: float, limit: int | None 
     counts, rows = queries.frame.new_zeros(centres), []
     for query, row in near_pairs(support, queries, radius):
         key = (query * points + row).sort().values  # by query, then by row: pairs come in no order
-        query, row = key.div(points, rounding_mode="floor"), key % points
+        query, row = key // points, key % points
         count = query.bincount(minlength=centres)
         if limit is not None:
             rank = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count).index_select(0, query)
@@ -90,15 +92,9 @@ def near_pairs(support: Cloud, queries: Cloud, radius: float) -> Iterator[tuple[
 
 
 def _runs(support: Cloud, queries: Cloud, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort the support by cell and return that order (N,) and where in it the 9 rows of 3 cells around each query begin and end.
+    """Sort the support by cell and return that order (N,) and where in it the rows of 3 cells around each query begin and end.
 
-    Args:
-        support: N > 0 points.
-        queries: M centres.
-        radius: Side of a cell, unless there were too many to number.
-
-    Returns:
-        (N,), (M, 9), (M, 9).
+    There are 9 such rows, so both are (M, 9). A cell is one radius wide, unless there were too many to number.
     """
     low, high = support.xyz.detach().double().aminmax(dim=0)
     side = ((high - low) / _CELLS).clamp(min=radius * _SLACK)
@@ -141,7 +137,7 @@ def three_nearest(
     """Find the three neighbours nearest to each of the local centres around every query.
 
     The centres of a query lie on a grid of their own: query + (a step in x, one in y, one in z). Of equally near points the first
-    in the support counts. Memory: 2^18 distances at once (2^22 on an accelerator), or those of one query.
+    in the support counts.
 
     Args:
         support: (N, 3) points.
@@ -194,16 +190,15 @@ def _blocks(lengths: list[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def _three_smallest(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return places and values (..., 3) of the smallest along the last axis, first places first; overwrites its input."""
-    places: list[Tensor] = []
-    smallest: list[Tensor] = []
-    for number in range(3):
-        place = values.argmin(dim=-1, keepdim=True)
-        value = values.gather(-1, place)
-        if number:  # infinite: none is left
-            place, value = torch.where(value < math.inf, place, places[0]), torch.where(value < math.inf, value, smallest[0])
-        places.append(place)
-        smallest.append(value)
-        if number < 2:
-            values.scatter_(-1, place, math.inf)
-    return torch.cat(places, dim=-1), torch.cat(smallest, dim=-1)
+    """Return places and values (..., 3) of the smallest along the last axis, first places first; overwrites its input.
+
+    The smallest stands in for those that are not there, which are infinite.
+    """
+    places, smallest = [], []
+    for _ in range(3):
+        places.append(values.argmin(dim=-1, keepdim=True))
+        smallest.append(values.gather(-1, places[-1]))
+        values.scatter_(-1, places[-1], math.inf)
+    place, value = torch.cat(places, dim=-1), torch.cat(smallest, dim=-1)
+    there = value < math.inf  # else none was left
+    return torch.where(there, place, place[..., :1]), torch.where(there, value, value[..., :1])

@@ -32,13 +32,9 @@ class PointHead(nn.Module):
 
 @torch.no_grad()
 def point_labels(xyz: Tensor, frame: Tensor, truth: GroundTruth, margin: float) -> Tensor:
-    """Return what key points should answer (K,) int64: 1 in a box, -1 around one, else 0.
+    """Return what key points (K, 3) of frames (K,) should answer (K,) int64: 1 in a box, -1 around one, else 0.
 
-    Args:
-        xyz: (K, 3) metres.
-        frame: (K,) of each point.
-        truth: Boxes of all frames.
-        margin: Metres that a box is longer, wider and higher, its surroundings included.
+    With its surroundings a box is ``margin`` metres longer, wider and higher.
     """
     labels = torch.zeros_like(frame)
     for number, (boxes, kinds) in enumerate(zip(truth.boxes, truth.labels)):

@@ -25,12 +25,8 @@ class RoiHead(nn.Module):
         super().__init__()
         self.config = config
         self.roi_grid_pool_layer = VectorPool(config.pool)
-        self.shared_fc_layer = row_layers(
-            config.pool.channels[-1] * config.grid**3,
-            config.shared,
-            dropout=config.dropout,
-            dropped=range(len(config.shared) - 1),
-        )
+        pooled, dropped = config.pool.channels[-1] * config.grid**3, range(len(config.shared) - 1)
+        self.shared_fc_layer = row_layers(pooled, config.shared, dropout=config.dropout, dropped=dropped)
         self.cls_layers = self._branch(1)
         self.reg_layers = self._branch(_CODES)
         for module in self.modules():
@@ -65,8 +61,7 @@ class RoiHead(nn.Module):
         alone = not any(norm.training or norm.running_mean is None for norm in norms)
         step = _ROIS if alone else max(len(queries), 1)
         parts = []
-        for begin in range(0, max(len(queries), 1), step):
-            grid, frame = queries[begin : begin + step], rois.frame[begin : begin + step]
+        for grid, frame in zip(queries.split(step), rois.frame.split(step)):
             places = Cloud(grid.flatten(0, 1), frame.repeat_interleave(cells))
             pooled = self.roi_grid_pool_layer(points, weighed, places).unflatten(0, (len(grid), cells))
             parts.append(pooled.transpose(1, 2).flatten(1))

@@ -33,11 +33,7 @@ def sample_rois(
     Frames with proposals give ``config.rois`` each: foreground without repetition as far as it goes, background with. A frame
     without proposals gives none; the original gives copies of a box of no size instead.
 
-    Args:
-        proposals: One entry per frame.
-        truth: Boxes of the same frames.
-        config: Numbers and thresholds.
-        generator: Of random numbers, on the host: the choice is the same on every device.
+    The generator is one of the host: the choice is the same on every device.
 
     Source: ProposalTargetLayer of OpenPCDet; spec 4.6.
     """
@@ -59,11 +55,10 @@ def match_proposals(proposed: Detections, boxes: Tensor, labels: Tensor) -> tupl
     """Return for each detection the largest IoU (M,) with a box (K, 7) of its class, and that box (M, 7), else its own."""
     if not len(boxes):
         return torch.zeros_like(proposed.scores), proposed.boxes
-    overlap = volume_iou(proposed.boxes, boxes.to(proposed.boxes.dtype))
-    same = proposed.labels[:, None] == labels
-    best, index = torch.where(same, overlap, torch.full_like(overlap, -1)).max(dim=1)
-    known = best >= 0
-    return best.clamp(min=0), torch.where(known[:, None], boxes.to(proposed.boxes.dtype)[index], proposed.boxes)
+    boxes = boxes.to(proposed.boxes.dtype)
+    other = proposed.labels[:, None] != labels
+    best, index = volume_iou(proposed.boxes, boxes).masked_fill(other, -1).max(dim=1)
+    return best.clamp(min=0), torch.where(best[:, None] >= 0, boxes[index], proposed.boxes)
 
 
 def choose_proposals(overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator) -> Tensor:
@@ -85,6 +80,6 @@ def choose_proposals(overlap: Tensor, config: RoiSamplingConfig, generator: torc
 
 def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw rows with repetition."""
-    if not count:
+    if not count:  # nothing may be drawn from no rows
         return rows[:0]
     return rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]

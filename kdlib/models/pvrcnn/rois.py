@@ -27,9 +27,10 @@ class Rois:
     @staticmethod
     def of(detections: Sequence[Detections]) -> Rois:
         """Return the boxes of every frame as RoIs."""
-        frame = torch.cat([torch.full_like(frame_boxes.labels, number) for number, frame_boxes in enumerate(detections)])
-        boxes = torch.cat([frame_boxes.boxes for frame_boxes in detections]).detach()
-        return Rois(boxes, torch.cat([frame_boxes.labels for frame_boxes in detections]), frame, len(detections))
+        labels = [frame.labels for frame in detections]
+        boxes = torch.cat([frame.boxes for frame in detections]).detach()
+        numbers = [torch.full_like(own, number) for number, own in enumerate(labels)]
+        return Rois(boxes, torch.cat(labels), torch.cat(numbers), len(detections))
 
     @property
     def per_frame(self) -> list[Tensor]:
@@ -85,19 +86,13 @@ def decode_roi(codes: Tensor, rois: Tensor) -> Tensor:
 def refined(rois: Rois, logits: Tensor, codes: Tensor, config: RefinedConfig, nms: bool = True) -> list[Detections]:
     """Return the refined boxes of every frame, best first, under the classes of their RoIs.
 
-    Args:
-        rois: What was refined.
-        logits: (R,) confidences.
-        codes: (R, 7) relative to the RoIs.
-        config: Thresholds.
-        nms: Whether to suppress overlapping boxes, across classes.
+    Confidences are logits (R,), codes (R, 7) relative to the RoIs; ``nms`` suppresses overlapping boxes across classes.
     """
     scores, boxes = logits.detach().sigmoid(), decode_roi(codes.detach(), rois.boxes)
     frames = []
     for number in range(rois.batch_size):
         own = ((rois.frame == number) & (scores >= config.score_threshold)).nonzero()[:, 0]
-        limit = config.nms_iou if nms else 1.0
-        count = (config.nms_pre, config.nms_post) if nms else (len(own), len(own))
-        best = own[rotated_nms(boxes[own], scores[own], limit, *count)]
+        limits = (config.nms_iou, config.nms_pre, config.nms_post) if nms else (1.0, len(own), len(own))
+        best = own[rotated_nms(boxes[own], scores[own], *limits)]
         frames.append(Detections(boxes[best], scores[best], rois.labels[best]))
     return frames

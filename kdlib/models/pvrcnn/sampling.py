@@ -11,10 +11,9 @@ _PAIRS = 1 << 18  # distances held at once: they and their like stay in a proces
 
 
 def farthest_points(points: Tensor, count: int) -> Tensor:
-    """Pick points that lie as far from each other as a greedy search finds, beginning with the first one.
+    """Pick points far from each other: each is the farthest from all picks before it, beginning with the first point.
 
-    Each pick is the point farthest from all picks before it, the first in order where several are; none is picked twice. Another
-    order of the points therefore gives the same picks, unless distances tie.
+    The first in order counts where several are equally far; none is picked twice.
 
     Args:
         points: (N, 3) metres.
@@ -49,43 +48,31 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
 
 
 def nearest_roi(points: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the box whose centre is nearest to each point.
-
-    Args:
-        points: (N, 3) metres.
-        rois: (M, 7) boxes.
+    """Find for each point (N, 3) the box (M, 7) with the nearest centre, the first of several equally near ones.
 
     Returns:
-        Distance to the centre (N,), infinite if there is no box, and half the diagonal of that box (N,), of the first of several
-        equally near ones. Beside these, ``2^18`` distances are held, whatever N and M.
+        Distance to the centre (N,), infinite if there is no box, and half the diagonal of that box (N,).
     """
     points, rois = points.detach(), rois.detach().to(points.dtype)
-    distance, reach = points.new_full((len(points),), math.inf), points.new_zeros(len(points))
     if not len(rois):
-        return distance, reach
+        return points.new_full((len(points),), math.inf), points.new_zeros(len(points))
     half = (rois[:, 3:6] / 2).norm(dim=1)
-    rows = max(_PAIRS // len(rois), 1)
-    for first in range(0, len(points), rows):
-        part = points[first : first + rows]
+    distances, reaches = [], []
+    for part in points.split(max(_PAIRS // len(rois), 1)):
         squared = (part[:, 0, None] - rois[:, 0]).square_()
-        squared += (part[:, 1, None] - rois[:, 1]).square_()
-        squared += (part[:, 2, None] - rois[:, 2]).square_()
+        for axis in (1, 2):
+            squared += (part[:, axis, None] - rois[:, axis]).square_()
         nearest = squared.argmin(dim=1)
-        distance[first : first + rows] = squared.gather(1, nearest[:, None])[:, 0].sqrt()
-        reach[first : first + rows] = half.index_select(0, nearest)
-    return distance, reach
+        distances.append(squared.gather(1, nearest[:, None])[:, 0].sqrt())
+        reaches.append(half.index_select(0, nearest))
+    return torch.cat(distances), torch.cat(reaches)
 
 
 def near_rois(points: Tensor, rois: Tensor, margin: float) -> Tensor:
-    """Tell which points lie in the ball around the nearest RoI, enlarged by a margin.
+    """Tell which points (N, 3) lie in the ball around the nearest of RoIs (M, 7), as bool (N,).
 
-    Args:
-        points: (N, 3) metres.
-        rois: (M, 7) boxes; a point near a large box but nearer to the centre of a small one is measured by the small one.
-        margin: Metres beyond half the diagonal.
-
-    Returns:
-        (N,) bool, all False without boxes.
+    A ball reaches ``margin`` metres beyond half the diagonal. A point near a large box but nearer to the centre of a small one is
+    measured by the small one.
     """
     distance, reach = nearest_roi(points, rois)
     return distance < reach + margin

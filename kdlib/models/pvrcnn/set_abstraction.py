@@ -64,30 +64,27 @@ class VoxelSetAbstraction(nn.Module):
 
     def sample(self, points: PointBatch, rois: Sequence[Tensor]) -> tuple[Cloud, Cloud, Tensor]:
         """Return the key points, then the raw points that lie near RoIs and their features (N, 2)."""
-        config, picks, kept = self.config, [], []
+        config, picks, around = self.config, [], []
+        cloud = Cloud(points.points[:, :3], points.batch_index)
         begin = 0
-        for length, boxes in zip(points.batch_index.bincount(minlength=points.batch_size).tolist(), rois):
-            xyz = points.points[begin : begin + length, :3]
+        for xyz, boxes in zip(cloud.xyz.split(cloud.frame.bincount(minlength=points.batch_size).tolist()), rois):
             distance, reach = nearest_roi(xyz, boxes)
             near = distance < reach + config.keypoint_margin
             picks.append(begin + sector_keypoints(xyz, near, config.keypoints, config.sectors))
-            kept.append(begin + (distance < reach + config.margins[0]).nonzero()[:, 0])
-            begin += length
-        keys, around = (
-            (points.points.index_select(0, rows), points.batch_index.index_select(0, rows))
-            for rows in (torch.cat(picks), torch.cat(kept))
-        )
-        return Cloud(keys[0][:, :3], keys[1]), Cloud(around[0][:, :3], around[1]), around[0][:, 3:]
+            around.append(begin + (distance < reach + config.margins[0]).nonzero()[:, 0])
+            begin += len(xyz)
+        rows = torch.cat(around)
+        return cloud.at(torch.cat(picks)), cloud.at(rows), points.points[:, 3:].index_select(0, rows)
 
     def support(self, sites: SparseTensor, stride: int, margin: float, rois: Sequence[Tensor]) -> tuple[Cloud, Tensor]:
         """Return the sites of a stage that lie near RoIs, as points in the middle of their cells, and their features."""
-        xyz, frame = self.centres(sites.coords, stride), sites.coords[:, 0]
-        near = torch.zeros_like(frame, dtype=torch.bool)
+        cloud = Cloud(self.centres(sites.coords, stride), sites.coords[:, 0])
+        near = torch.zeros_like(cloud.frame, dtype=torch.bool)
         for number, boxes in enumerate(rois):
-            rows = (frame == number).nonzero()[:, 0]
-            near[rows] = near_rois(xyz.index_select(0, rows), boxes, margin)
-        kept = near.nonzero()[:, 0]
-        return Cloud(xyz.index_select(0, kept), frame.index_select(0, kept)), sites.features.index_select(0, kept)
+            rows = (cloud.frame == number).nonzero()[:, 0]
+            near[rows] = near_rois(cloud.xyz.index_select(0, rows), boxes, margin)
+        rows = near.nonzero()[:, 0]
+        return cloud.at(rows), sites.features.index_select(0, rows)
 
     def centres(self, coords: Tensor, stride: int) -> Tensor:
         """Return the middles (V, 3) x, y, z of cells (V, 4) batch, z, y, x, metres."""

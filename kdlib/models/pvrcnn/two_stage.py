@@ -100,8 +100,8 @@ class PVRCNN(CenterPoint):
         """
         voxels = self.voxelize(points)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_heads):
-            last, levels = self.backbone_3d.stages(self._voxel_features(voxels), voxels, self.second.abstraction.strides)
-            encoded = self.backbone_3d.compress(last)
+            last, levels = self.backbone_3d(self._voxel_features(voxels), voxels, self.second.abstraction.strides)
+            encoded = last.bev()
             bev = self.backbone_2d(encoded)
             heads = self.dense_head(bev)
         first = TwoStagePrediction(heads, bev, len(voxels.features), self.sites_of(last) if sites else None)

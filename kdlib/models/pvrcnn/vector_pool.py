@@ -37,7 +37,7 @@ class RowConv(nn.Conv1d):
 def row_layers(
     inputs: int, channels: Sequence[int], groups: int = 1, dropout: float = 0.0, dropped: Collection[int] = ()
 ) -> nn.Sequential:
-    """Return convolution, BatchNorm and ReLU for each of some widths, and Dropout behind those whose numbers are ``dropped``."""
+    """Return convolution, BatchNorm, ReLU for each width, and Dropout behind those whose numbers are ``dropped``."""
     layers: list[nn.Module] = []
     for number, outputs in enumerate(channels):
         layers += [RowConv(inputs, outputs, groups), RowNorm(outputs), nn.ReLU(inplace=True)]
@@ -85,12 +85,9 @@ class VectorPoolGroup(nn.Module):
         if not len(support.xyz):
             return F.pad(mixed, (0, 9))
         # Where the voxel's centre lies, seen from each of its three points; zeros where there is none.
-        offsets = []
-        for axis, grid in enumerate(torch.meshgrid(*steps, indexing="ij")):
-            centre = queries.xyz[:, axis, None] + grid.flatten()
-            point = support.xyz[:, axis].index_select(0, rows.clamp(min=0).flatten()).view_as(rows)
-            offsets.append(centre[:, :, None] - point)
-        offset = torch.stack(offsets, dim=-1).flatten(2).masked_fill_(rows[:, :, :1] < 0, 0)
+        centres = queries.xyz[:, None] + torch.cartesian_prod(*steps)
+        points = support.xyz.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, 3)
+        offset = (centres[:, :, None] - points).flatten(2).masked_fill_(rows[:, :, :1] < 0, 0)
         return torch.cat((mixed, offset), dim=2)
 
     def first_found(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
@@ -111,13 +108,11 @@ class VectorPoolGroup(nn.Module):
         first = torch.full((len(queries.xyz) * count,), none, dtype=torch.int64, device=queries.xyz.device)
         for query, row in near_pairs(support, queries, self.radius):
             # The number of a point's local voxel: its cell along x, y, z in a cube that begins one radius below the query.
-            voxel = query * count
-            stride = count
+            voxel = query
             for axis, number in enumerate(self.voxels):
                 offset = support.xyz[:, axis].index_select(0, row) - queries.xyz[:, axis].index_select(0, query)
                 cell = ((offset + self.radius) / (2 * self.radius / number)).floor_().clamp_(0, number - 1)
-                stride //= number
-                voxel += cell.long() * stride
+                voxel = voxel * number + cell.long()
             first.scatter_reduce_(0, voxel, row, "amin")  # the lowest row wins, whatever order pairs come in
         first = first.view(len(queries.xyz), count)
         if count > self.config.limit:

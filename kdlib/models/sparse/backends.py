@@ -34,12 +34,11 @@ def choose_backend(features: Tensor, asked: str | None = None) -> Backend:
     """
     named = asked or os.environ.get(ENVIRONMENT) or None
     if named is not None:
-        known: dict[str, Backend] = {name: name for name in BACKENDS}
-        if named not in known:
+        if named not in BACKENDS:
             raise ConfigError(f"unknown sparse backend '{named}'; there are: {', '.join(BACKENDS)}")
         if named != "torch":
             load_backend(named)
-        chosen, reason = known[named], "as asked"
+        chosen, reason = named, "as asked"
     elif features.device.type == "cpu" or features.dtype == torch.float64:
         chosen, reason = "torch", "the one for processors and float64"
     else:
@@ -78,12 +77,9 @@ def _works_on_accelerators(backend: str) -> bool:
 
 
 def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> Any:
-    """Return a backend's own tensor of the same sites.
+    """Return a backend's own tensor of the same sites, with the indices of the key ``reuse`` if they are known.
 
-    Args:
-        sites: Features and sites.
-        backend: Whose tensor.
-        reuse: Key of the indices to bring along, if they are known; a strided layer of spconv refuses to see its own again.
+    A strided layer of spconv refuses to see its own again.
     """
     coords = sites.books.narrow(sites.coords)
     tensor = load_backend(backend).SparseConvTensor(
@@ -95,13 +91,9 @@ def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> 
 
 
 def our_tensor(answer: Any, sites: SparseTensor, backend: Backend, moved: bool) -> SparseTensor:
-    """Return a backend's answer as a tensor of ours and keep its indices for the next layer.
+    """Return a backend's answer as a tensor of ours, rows in its order, and keep its indices for the next layer.
 
-    Args:
-        answer: The backend's tensor; its rows are in the backend's order.
-        sites: What went in.
-        backend: Whose answer.
-        moved: Whether the sites are others than those that went in.
+    ``moved`` says whether the sites are others than those that went in.
     """
     sites.books.foreign.setdefault(backend, {}).update(answer.indice_dict)
     features: Tensor = answer.features

@@ -24,13 +24,7 @@ _WIDE = 32  # channels from which on shares pay
 
 
 def convolve(features: Tensor, weight: Tensor, book: Rulebook) -> Tensor:
-    """Return the convolved features (V_out, Cout); under autocast in its dtype.
-
-    Args:
-        features: (V_in, Cin).
-        weight: (Cout, K, Cin), weights of the kernel in the rulebook's order.
-        book: Which rows meet.
-    """
+    """Return the features (V_in, Cin) convolved with weights (Cout, K, Cin), as (V_out, Cout); under autocast in its dtype."""
     device = features.device.type
     if torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
@@ -54,7 +48,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Return the gradients of features and weights."""
         features, weight = ctx.saved_tensors
-        book: Rulebook = ctx.book
+        book = ctx.book
         gradient = gradient.contiguous()
         to_features = to_weight = None
         if ctx.needs_input_grad[0] and book.mirrored:

@@ -31,8 +31,8 @@ class Geometry:
     @property
     def offsets(self) -> tuple[Triple, ...]:
         """Position of every weight in the kernel, in the order of its memory."""
-        depth, height, width = self.kernel
-        return tuple(itertools.product(range(depth), range(height), range(width)))
+        depth, height, width = map(range, self.kernel)
+        return tuple(itertools.product(depth, height, width))
 
     def output_shape(self, shape: Triple) -> Triple:
         """Return the grid behind a strided convolution: floor((in + 2 p - k) / s) + 1.
@@ -94,10 +94,8 @@ class Rulebook:
         met = self.table.view(sites, self.planes, -1).amin(dim=2) < self.sites
         first, last = met.byte().argmax(dim=1), everything - met.flip(1).byte().argmax(dim=1)
         kind = first * self.planes + last
-        counts = kind.bincount(minlength=self.planes**2).tolist()
-        for number, count in enumerate(counts):
-            if number != everything and 0 < count <= _FEW:
-                kind[kind == number] = everything
+        few = kind.bincount() <= _FEW
+        kind[few[kind]] = everything
         plane, shares = weights // self.planes, []
         for number in kind.unique().tolist():
             low, high = divmod(number, self.planes)
@@ -119,7 +117,7 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
         coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
         shape: Cells along z, y, x.
         batch_size: Number of frames.
-        geometry: Kernel with odd sizes; stride must be 1, padding is always half of the kernel.
+        geometry: Odd sizes, stride 1; padding is always half of the kernel.
 
     Raises:
         ConfigError: If the kernel has an even size or a stride, or the grid has too many cells.
@@ -147,13 +145,8 @@ def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometr
 def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Rulebook:
     """Return the meetings of an ordinary sparse convolution: a site is active where its receptive field holds an active input.
 
-    Output sites ascend in batch, z, y, x, whatever the order of the inputs.
-
-    Args:
-        coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
-        shape: Cells along z, y, x.
-        batch_size: Number of frames.
-        geometry: Kernel, stride, padding.
+    Output sites ascend in batch, z, y, x, whatever the order of the inputs; arguments as in :func:`submanifold_rulebook`, but for
+    any geometry.
 
     Raises:
         ConfigError: If the grid is smaller than the kernel or has too many cells.
@@ -162,7 +155,7 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
     reached = geometry.output_shape(shape)
     grid = _PaddedGrid(shape, geometry.padding, batch_size)
     keys, order = _sorted_keys(coords, grid)
-    outputs = _reached(coords, shape, reached, geometry)
+    outputs = _reached(coords, shape, batch_size, geometry)
     corner = outputs[:, 1:] * outputs.new_tensor(geometry.stride)  # where the receptive field begins, on the padded grid
     starts = grid.keys(outputs[:, 0], corner)
     table = _search(keys, starts, grid, geometry.offsets).t().contiguous()
@@ -223,11 +216,7 @@ def _rows(order: Tensor) -> Tensor:
 def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, offsets: tuple[Triple, ...]) -> Tensor:
     """Return (weights, V_out) int32: the place among the keys of the cell under each weight, len(keys) if empty.
 
-    Args:
-        keys: (V_in,) ascending.
-        starts: (V_out,) ascending numbers of the first cells of the receptive fields.
-        grid: Their numbering.
-        offsets: Where in the kernel the weights lie, row by row.
+    Keys (V_in,) ascend, as do ``starts`` (V_out,), the receptive fields' first cells; offsets of weights go row by row.
     """
     columns = torch.empty((len(offsets), len(starts)), dtype=torch.int32, device=keys.device)
     known = torch.cat((keys, keys.new_full((1,), torch.iinfo(keys.dtype).max)))  # place len(keys) can be looked at
@@ -244,24 +233,22 @@ def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, offsets: tuple[Trip
     return columns
 
 
-def _reached(coords: Tensor, shape: Triple, reached: Triple, geometry: Geometry) -> Tensor:
+def _reached(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Tensor:
     """Return the output sites, ascending: those whose receptive field holds an input, one axis after the other."""
-    sizes = [*shape]
+    sizes, reached = [*shape], geometry.output_shape(shape)
     batch, z, y, x = coords.unbind(1)
     keys = ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
     # One axis at a time: after each, sites are fewer by far than all meetings of a whole kernel would be.
     for axis in (2, 1, 0):
         behind = math.prod(sizes[axis + 1 :])
-        rest, inner = keys.div(behind, rounding_mode="floor"), keys % behind
-        outer, place = rest.div(sizes[axis], rounding_mode="floor"), rest % sizes[axis]
+        rest, inner = keys // behind, keys % behind
+        outer, place = rest // sizes[axis], rest % sizes[axis]
         targets = []
         for offset in range(geometry.kernel[axis]):
             scaled = place + (geometry.padding[axis] - offset)
-            target = scaled.div(geometry.stride[axis], rounding_mode="floor")
+            target = scaled // geometry.stride[axis]
             meets = (target * geometry.stride[axis] == scaled) & (target >= 0) & (target < reached[axis])
             targets.append(((outer * reached[axis] + target) * behind + inner)[meets])
         keys = torch.cat(targets).unique()
         sizes[axis] = reached[axis]
-    x, rest = keys % reached[2], keys.div(reached[2], rounding_mode="floor")
-    y, rest = rest % reached[1], rest.div(reached[1], rounding_mode="floor")
-    return torch.stack((rest.div(reached[0], rounding_mode="floor"), rest % reached[0], y, x), dim=1)
+    return torch.stack(torch.unravel_index(keys, (batch_size, *reached)), dim=1)

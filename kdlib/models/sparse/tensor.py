@@ -25,12 +25,7 @@ class Rulebooks:
         self.built = 0
 
     def claim(self, key: str, layer: object, coords: Tensor) -> None:
-        """Note what a key stands for.
-
-        Args:
-            key: Name of the rulebook.
-            layer: Everything but the sites that a rulebook depends on.
-            coords: The input sites.
+        """Note what a key stands for: input sites, and all else of a layer that its rulebook depends on.
 
         Raises:
             ConfigError: If the key was used for another kernel or for other sites.
@@ -77,3 +72,8 @@ class SparseTensor:
         grid = self.features.new_zeros((self.batch_size * levels * rows * columns, self.features.shape[1]))
         grid = grid.index_copy(0, index, self.features)
         return grid.view(self.batch_size, levels, rows, columns, self.features.shape[1]).permute(0, 4, 1, 2, 3)
+
+    def bev(self) -> Tensor:
+        """Return the BEV map (B, C * Z, Y, X), heights among the channels: channel = c * Z + z."""
+        # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
+        return self.dense().permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)

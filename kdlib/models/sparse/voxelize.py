@@ -36,9 +36,7 @@ def voxelize(batch: PointBatch, grid: GridConfig) -> VoxelBatch:
     points = batch.points
     features = points.new_zeros((len(keys), grid.max_points, points.shape[1]))
     features.view(-1, points.shape[1]).index_copy_(0, place, points.index_select(0, row))
-    x, rest = keys % nx, keys // nx
-    y, rest = rest % ny, rest // ny
-    coords = torch.stack((rest // nz, rest % nz, y, x), dim=1)
+    coords = torch.stack(torch.unravel_index(keys, (batch.batch_size, nz, ny, nx)), dim=1)
     return VoxelBatch(features, coords, counts.clamp(max=grid.max_points), batch.batch_size)
 
 
@@ -55,16 +53,15 @@ def _check_finite(batch: PointBatch) -> None:
 def _keys(batch: PointBatch, grid: GridConfig) -> tuple[Tensor, Tensor]:
     """Return the rows of the points inside the grid, and the number of the cell that each of them lies in, frame by frame."""
     points = batch.points
-    inside, key = None, batch.batch_index
+    key = batch.batch_index
+    inside = torch.ones_like(key, dtype=torch.bool)
     # Column by column, z first: a reduction over three numbers takes ten times as long.
     for axis in (2, 1, 0):
         low, size = points.new_tensor(grid.point_range[axis]), points.new_tensor(grid.voxel_size[axis])
         cells = grid.grid_size[axis]
         cell = ((points[:, axis] - low) / size).floor_()
-        fits = (cell >= 0) & (cell < cells)
-        inside = fits if inside is None else inside & fits
+        inside &= (cell >= 0) & (cell < cells)
         key = key * cells + cell.long()
-    assert inside is not None
     row = inside.nonzero()[:, 0]
     return row, key.index_select(0, row)
 
@@ -91,12 +88,9 @@ def _cap_voxels(keys: Tensor, voxel: Tensor, cells: int, cap: int) -> tuple[Tens
     if len(keys) <= cap:
         return keys, voxel, None
     frame = keys // cells
-    start = torch.searchsorted(frame.contiguous(), frame.contiguous())  # frames follow each other
+    start = torch.searchsorted(frame, frame)  # frames follow each other
     allowed = torch.arange(len(keys), device=keys.device) - start < cap
-    if bool(allowed.all()):
-        return keys, voxel, None
-    number, kept = allowed.cumsum(0) - 1, allowed[voxel]
-    return keys[allowed], number.gather(0, voxel), kept
+    return keys[allowed], (allowed.cumsum(0) - 1).gather(0, voxel), allowed[voxel]
 
 
 def _slots(voxel: Tensor, count: int) -> tuple[Tensor, Tensor]:

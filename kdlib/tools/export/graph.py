@@ -149,4 +149,4 @@ def graph_inputs(detector: CenterPoint | AnchorDetector, voxels: VoxelBatch) -> 
         raise ValueError(f"exported detectors take one frame at a time, not {voxels.batch_size}")
     if isinstance(detector.vfe, PillarEncoder):
         return {"pillars": voxels.features, "num_points": voxels.num_points, "coords": voxels.coords}
-    return {"bev": detector.encode(voxels).contiguous()}
+    return {"bev": detector.encode(voxels)[0].contiguous()}
