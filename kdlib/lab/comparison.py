@@ -82,11 +82,7 @@ _WISHES = {
 
 @dataclass(frozen=True)
 class Gain(Difference):
-    """What came of a contrast, in points of LEVEL_2 mAPH; the arms go by their titles.
-
-    Raises:
-        ValueError: If the limits are no interval.
-    """
+    """What came of a contrast, in points of LEVEL_2 mAPH; the arms go by their titles, the limits are checked."""
 
     seeds: tuple[float, ...] = ()  # the difference, seed by seed
 
@@ -243,7 +239,7 @@ class Comparison:
 
 
 def compare_arms(
-    profile: Profile, titles: Mapping[str, str], results: Mapping[str, Mapping[int, EvalResult]], resamples: int = 1000
+    profile: Profile, titles: Mapping[str, str], results: Mapping[str, Mapping[int, EvalResult]], resamples: int
 ) -> Comparison:
     """Compare arms by paired bootstrap over segments and seeds, from arm -> seed -> result, all on the same frames.
 
@@ -256,7 +252,7 @@ def compare_arms(
     return Comparison(profile, titles, results, replace(report, arms=tuple(arms)))
 
 
-def compare_run(run: Run, resamples: int = 1000) -> Comparison:
+def compare_run(run: Run, resamples: int) -> Comparison:
     """Score the teacher and every student of notebooks 01 and 02 on the same frames and compare them.
 
     Raises:

@@ -58,13 +58,15 @@ def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: in
     network = build(trained.model).eval()
     load_weights(trained.weights, network)
     costs = [measure_cost(network, frame) for frame in frames]
+    names = ("macs", "published_macs", "acts")
+    macs, published_macs, acts = (float(np.mean([getattr(cost, name) for cost in costs])) for name in names)
     latency = measure_latency(network, frames, warmup=3, repeats=repeats)
     return {
         "model": trained.model.name,
         "parameters": costs[0].parameters,
-        "G MACs": float(np.mean([c.macs for c in costs])) / 1e9,
-        "G MACs (published convention)": float(np.mean([c.published_macs for c in costs])) / 1e9,
-        "M acts": float(np.mean([c.acts for c in costs])) / 1e6,
+        "G MACs": macs / 1e9,
+        "G MACs (published convention)": published_macs / 1e9,
+        "M acts": acts / 1e6,
         "latency p50 ms": latency["total"]["p50_ms"],
         "latency p95 ms": latency["total"]["p95_ms"],
         **{f"{stage} ms": times["p50_ms"] for stage, times in latency["stages"].items()},
@@ -73,10 +75,8 @@ def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: in
 
 def measure_roles(run: Run, models: Mapping[str, TrainedWeights], repeats: int) -> pd.DataFrame:
     """Return a row of costs for each role's model, on the run's own frames and this machine."""
-    rows = []
-    for role, trained in models.items():
-        rows.append({"role": role, **measure_model(trained, frames_for(run, trained.model, repeats), repeats)})
-    return pd.DataFrame(rows).round(3)
+    costs = {role: measure_model(model, frames_for(run, model.model, repeats), repeats) for role, model in models.items()}
+    return pd.DataFrame([{"role": role, **cost} for role, cost in costs.items()]).round(3)
 
 
 def measure_run(run: Run, repeats: int) -> pd.DataFrame:
@@ -113,13 +113,13 @@ def family_table() -> pd.DataFrame:
 def ratio_row(score: float, teacher_score: float, costs: pd.DataFrame, role: str) -> dict[str, float]:
     """Return the share of the teacher's score that a student keeps, and its cost-performance ratio by each of ``COSTS``."""
     own, whole = (costs.set_index("role").loc[name] for name in (role, "teacher"))
-    by_cost = {f"CPR, {cost}": cpr(score, teacher_score, float(own[cost]), float(whole[cost])) for cost in COSTS}
+    by_cost = {f"CPR, {cost}": cpr(score, teacher_score, own[cost], whole[cost]) for cost in COSTS}
     return {"share of mAPH kept": score / teacher_score, **by_cost}
 
 
 def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
     """Return the cost-performance ratio of every student arm of a run, by each cost that was measured."""
-    scores = {row["arm"]: float(row["LEVEL_2 mAPH"]) for row in run.result("03_evaluate")["arms"]}
+    scores = {row["arm"]: row["LEVEL_2 mAPH"] for row in run.result("03_evaluate")["arms"]}
     full = scores.pop("teacher")
     return pd.DataFrame([{"arm": arm, **ratio_row(score, full, costs, "student")} for arm, score in scores.items()]).round(3)
 
@@ -128,7 +128,7 @@ def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
     """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm: one model, one cost."""
     cost = {row["role"]: row["G MACs"] for row in records.table_rows(costs)}
     arms = {row["arm"]: row for row in run.result("03_evaluate")["arms"]}
-    students = sorted((arm for arm in arms if arm != "teacher"), key=lambda arm: float(arms[arm]["LEVEL_2 mAPH"]))
+    students = sorted((arm for arm in arms if arm != "teacher"), key=lambda arm: arms[arm]["LEVEL_2 mAPH"])
     points = []
     for arm in dict.fromkeys(("teacher", students[0], students[-1])):
         role, row = "teacher" if arm == "teacher" else "student", arms[arm]

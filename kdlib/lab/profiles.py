@@ -32,12 +32,7 @@ class SimulatedData:
 
 
 MAIN_LINE = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
-ABLATIONS = (
-    "11_ablate_signals",
-    "12_ablate_initialisation",
-    "13_ablate_teacher_batchnorm",
-    "14_compress_by_width_or_resolution",
-)
+ABLATIONS = ("11_ablate_signals", "12_ablate_initialisation", "13_ablate_teacher_batchnorm", "14_compress_by_width_or_resolution")
 
 CROSS_STAGE = ("07_cross_stage",)
 
@@ -191,10 +186,7 @@ STUDY_SMOKE = replace(
     data="smoke",
     chain=ABLATIONS,
     seeds=(1,),
-    study=replace(
-        _STUDY,
-        arms=("base", "full", "full_running", "narrow_none", "narrow", "narrow_full"),
-    ),
+    study=replace(_STUDY, arms=("base", "full", "full_running", "narrow_none", "narrow", "narrow_full")),
 )
 
 _PUBLISHED = TrainConfig(epochs=30, batch_size=2, interval=5, workers=4, augment=AugmentConfig(objects=ObjectSamplingConfig()))

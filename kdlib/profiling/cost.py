@@ -9,9 +9,10 @@ nothing else: to compare models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,15 +94,12 @@ def _counted(name: str, module: nn.Module, published: bool = True) -> Iterator[t
 def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Iterator[None]:
     """Add every call of every counted layer to ``rows``."""
 
-    def hook(where: str, count: Rule) -> Callable[..., None]:
-        def add(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
-            before = rows[where].cost if where in rows else LayerCost()
-            rows[where] = _row(where, layer, before + count(layer, given, answer))
-
-        return add
+    def add(where: str, count: Rule, layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+        before = rows[where].cost if where in rows else LayerCost()
+        rows[where] = _row(where, layer, before + count(layer, given, answer))
 
     layers = list(_counted(name, model))
-    handles = [layer.register_forward_hook(hook(where, count)) for where, layer, count in layers]
+    handles = [layer.register_forward_hook(partial(add, where, count)) for where, layer, count in layers]
     try:
         yield
     finally:

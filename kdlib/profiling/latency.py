@@ -35,44 +35,30 @@ class LatencyError(KdlibError):
 
 
 class Clock:
-    """Marks moments and says how far apart they were; this one is the processor's: right where a call returns when it is done."""
+    """Marks moments and says how far apart they were: events in an accelerator's own queue, where calls return too early.
 
-    def mark(self) -> Any:
-        """Return a token of this moment."""
-        return time.perf_counter()
-
-    def settle(self) -> None:
-        """Wait until every marked moment has passed; here nothing runs behind the caller's back."""
-
-    def milliseconds(self, start: Any, end: Any) -> float:
-        """Return the time between two marks."""
-        return 1000.0 * (end - start)
-
-
-class DeviceClock(Clock):
-    """Events in the device's own queue: right where calls return before their work is done."""
+    On a CPU a call returns when it is done, so there the host's clock tells the truth.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._backend: Any = getattr(torch, device.type)
+        self._backend: Any = None if device.type == "cpu" else getattr(torch, device.type)
 
     def mark(self) -> Any:
-        """Put an event into the current stream."""
+        """Return a token of this moment in the device's work."""
+        if self._backend is None:
+            return time.perf_counter()
         event = self._backend.Event(enable_timing=True)
         event.record()
         return event
 
     def settle(self) -> None:
-        """Wait for the queue to run empty."""
-        self._backend.synchronize()
+        """Wait until every marked moment has passed."""
+        if self._backend is not None:
+            self._backend.synchronize()
 
     def milliseconds(self, start: Any, end: Any) -> float:
-        """Return the time between two events."""
-        return float(start.elapsed_time(end))
-
-
-def clock_for(device: torch.device) -> Clock:
-    """Return the clock that tells the truth about work on ``device``."""
-    return Clock() if device.type == "cpu" else DeviceClock(device)
+        """Return the time between two marks."""
+        return 1000.0 * (end - start) if self._backend is None else float(start.elapsed_time(end))
 
 
 @contextmanager
@@ -106,12 +92,7 @@ def _once(model: Any, points: PointBatch, clock: Clock, marks: list[Any], stages
 
 
 def measure_latency(
-    model: nn.Module,
-    batches: Sequence[PointBatch],
-    *,
-    warmup: int = 5,
-    repeats: int = 20,
-    clock: Clock | None = None,
+    model: nn.Module, batches: Sequence[PointBatch], *, warmup: int = 5, repeats: int = 20, clock: Clock | None = None
 ) -> dict[str, Any]:
     """Time a detector in evaluation mode, from points that are already on its device to boxes.
 
@@ -136,7 +117,7 @@ def measure_latency(
         )
     stages = (*LATENCY_STAGES[:-1], *(SECOND_STAGES if hasattr(model, SECOND_STAGE[0]) else ()), LATENCY_STAGES[-1])
     device = next(model.parameters()).device
-    clock = clock or clock_for(device)
+    clock = clock or Clock(device)
     marks: list[Any] = []
     with torch.inference_mode(), evaluating(model), _marking(model, clock, marks):
         turns = range(warmup + repeats)

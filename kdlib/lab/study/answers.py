@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,6 @@ from kdlib.lab.study.pictures import ScheduleLine
 from kdlib.lab.study.trainings import Chapter, arm_teacher, term_table, training_table
 from kdlib.metric.waymo_metrics import EvalResult
 from kdlib.training.launch import RunResult
-from kdlib.viz import palette
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ class ChapterComparison(Comparison):
         for line in ARM_LINES[name]:
             arms = [self.report.arm(arm) for arm in line.arms if arm in self.results]
             samples = [self.students[arm.name, self.chapter.seeds[0]].values["samples"] for arm in arms]
-            color = palette.role(line.color).color if line.color else palette.SERIES[0]
-            spans = [in_percent(arm) for arm in arms]
             if arms:
-                drawn.append(ScheduleLine(line.title, tuple(samples), tuple(spans), color, line.dashed))
+                drawn.append(replace(line, samples=tuple(samples), scores=tuple(map(in_percent, arms))))
         return drawn
 
     def result(self, parts: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
@@ -88,7 +85,7 @@ def study_result(
     }
 
 
-def compare_chapter(chapter: Chapter, students: Mapping[Student, RunResult], resamples: int = 1000) -> ChapterComparison:
+def compare_chapter(chapter: Chapter, students: Mapping[Student, RunResult], resamples: int) -> ChapterComparison:
     """Score a notebook's students and teachers and compare the arms by paired bootstrap over segments and seeds.
 
     Raises:

@@ -9,7 +9,9 @@ from kdlib import zoo
 from kdlib.config import FeatureKDConfig, KDConfig, ModelConfig, lookup
 from kdlib.errors import ConfigError
 from kdlib.lab.comparison import Contrast, Group, contrasts_among
-from kdlib.lab.profiles import ABLATIONS, Arm, Profile, StudySettings
+from kdlib.lab.profiles import Arm, Profile, StudySettings
+from kdlib.lab.study.pictures import ScheduleLine
+from kdlib.viz import palette
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _against(base: str, group: Group, *firsts: str) -> tuple[Contrast, ...]:
     return tuple(Contrast(first, base, group) for first in firsts)
 
 
-_SHORT_AND_LONG = (*_against("base", "recipe", "full"), *_against("base_long", "recipe", "full_long"))
+_SHORT_AND_LONG = (Contrast("full", "base"), Contrast("full_long", "base_long"))
 _LOGITS = tuple(f"logits_{name}" for name in ("all", "confidence", "rank", "center", "gaussian", "instances"))
 _FEATURES = tuple(f"features_{name}" for name in ("map", "foreground", "rois", "relations", "local"))
 QUESTIONS: dict[str, tuple[Question, ...]] = {
@@ -123,26 +125,22 @@ QUESTIONS: dict[str, tuple[Question, ...]] = {
             "What each signal adds to initialisation",
             (
                 *_against("base", "logits", *_LOGITS),
-                *_against("base", "labels", "labels"),
-                *_against("base", "recipe", "full"),
+                Contrast("labels", "base", "labels"),
+                Contrast("full", "base"),
                 *_against("base", "features", *_FEATURES),
             ),
         ),
         Question(
             "schedule",
             "Where distillation starts to pay",
-            (
-                *_SHORT_AND_LONG,
-                *_against("base_weak", "recipe", "full_weak"),
-                *_against("base_weak_long", "recipe", "full_weak_long"),
-            ),
+            (*_SHORT_AND_LONG, Contrast("full_weak", "base_weak"), Contrast("full_weak_long", "base_weak_long")),
         ),
     ),
     "12_ablate_initialisation": (
         Question(
             "start",
             "What initialisation adds, and what distillation adds to it",
-            (*_against("none", "start", "base"), *_against("none_long", "start", "base_long"), *_SHORT_AND_LONG),
+            (Contrast("base", "none", "start"), Contrast("base_long", "none_long", "start"), *_SHORT_AND_LONG),
         ),
         Question(
             "channels",
@@ -154,23 +152,22 @@ QUESTIONS: dict[str, tuple[Question, ...]] = {
         Question(
             "norm",
             "The teacher's statistics: running, or of the batch",
-            (*_against("full", "recipe", "full_running"), *_against("base", "recipe", "full_running")),
+            (Contrast("full_running", "full"), Contrast("full_running", "base")),
         ),
     ),
     "14_compress_by_width_or_resolution": (
         Question(
             "narrow",
             "What distillation adds to a narrow student",
-            (*_against("narrow", "recipe", "narrow_full"), *_against("narrow_full", "recipe", "narrow_boxes")),
+            (Contrast("narrow_full", "narrow"), Contrast("narrow_boxes", "narrow_full")),
         ),
         Question(
             "shape",
             "A narrow student against a coarse one",
-            (*_against("base", "student", "narrow"), *_against("full", "student", "narrow_full")),
+            (Contrast("narrow", "base", "student"), Contrast("narrow_full", "full", "student")),
         ),
     ),
 }
-assert tuple(QUESTIONS) == ABLATIONS
 
 # Where arms need other titles than their own, to be told apart from what they stand beside.
 RETITLED: dict[str, dict[str, str]] = {
@@ -182,28 +179,13 @@ RETITLED: dict[str, dict[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class ArmLine:
-    """Arms that differ in the length of their schedule alone."""
-
-    title: str
-    arms: tuple[str, ...]
-    color: str  # a role of kdlib.viz.palette, or "" for the neutral one
-    dashed: bool = False
-
-
-_NONE = ArmLine("fresh weights", ("none", "none_long"), "")
-_BASE = ArmLine("initialised", ("base", "base_long"), "teacher")
-_FULL = ArmLine("full SparseKD", ("full", "full_long"), "student")
-ARM_LINES: dict[str, tuple[ArmLine, ...]] = {
-    "schedule": (
-        _BASE,
-        _FULL,
-        ArmLine("initialised, weak teacher", ("base_weak", "base_weak_long"), "teacher", dashed=True),
-        ArmLine("full SparseKD, weak teacher", ("full_weak", "full_weak_long"), "student", dashed=True),
-    ),
-    "start": (_NONE, _BASE, _FULL),
-}
+_TEACHER, _STUDENT = (palette.role(name).color for name in ("teacher", "student"))
+_NONE = ScheduleLine("fresh weights", ("none", "none_long"))
+_BASE = ScheduleLine("initialised", ("base", "base_long"), _TEACHER)
+_FULL = ScheduleLine("full SparseKD", ("full", "full_long"), _STUDENT)
+_BASE_WEAK = ScheduleLine("initialised, weak teacher", ("base_weak", "base_weak_long"), _TEACHER, dashed=True)
+_FULL_WEAK = ScheduleLine("full SparseKD, weak teacher", ("full_weak", "full_weak_long"), _STUDENT, dashed=True)
+ARM_LINES = {"schedule": (_BASE, _FULL, _BASE_WEAK, _FULL_WEAK), "start": (_NONE, _BASE, _FULL)}
 
 
 def questions_of(notebook: str, names: Collection[str]) -> tuple[Question, ...]:

@@ -38,9 +38,9 @@ def shape_ratios(compared: ChapterComparison, costs: pd.DataFrame) -> pd.DataFra
     return pd.DataFrame(rows).round(3)
 
 
-def shape_points(compared: ChapterComparison, costs: pd.DataFrame, cost: str = "latency p50 ms") -> list[CostPoint]:
-    """Return score over cost of the teacher and of both shapes, initialised and distilled."""
-    own = {row["role"]: float(row[cost]) for row in records.table_rows(costs)}
+def shape_points(compared: ChapterComparison, costs: pd.DataFrame) -> list[CostPoint]:
+    """Return score over latency of the teacher and of both shapes, initialised and distilled."""
+    own = {row["role"]: row["latency p50 ms"] for row in records.table_rows(costs)}
     teacher = palette.role("teacher").color
     points = [CostPoint("teacher", own["teacher"], 100 * compared.teachers["strong"].metrics[METRIC], color=teacher)]
     shown = compared.chapter.question("shape").arms

@@ -15,16 +15,7 @@ from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, co
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
-from kdlib.lab.pipeline import (
-    Run,
-    Student,
-    TrainedWeights,
-    given_weights,
-    launch_all,
-    plain_job,
-    student_name,
-    teacher_job,
-)
+from kdlib.lab.pipeline import Run, Student, TrainedWeights, given_weights, launch_all, plain_job, student_name, teacher_job
 from kdlib.lab.profiles import CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all, truth
 from kdlib.lab.study.answers import study_result
@@ -49,9 +40,7 @@ def _settings(run: Run) -> CrossStageSettings:
 def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
     """Return the first stage that the second is put on, trained if need be; None where both are trained at once.
 
-    Args:
-        run: The run.
-        source: ``auto`` is the teacher of the profile's donor where there is one, else as ``scratch``; or a safetensors file.
+    ``source`` is ``auto`` (the teacher of the profile's donor where there is one), ``scratch`` or a safetensors file.
 
     Raises:
         ConfigError: If the profile has no teacher of two stages, or the file is missing.
@@ -73,15 +62,13 @@ def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
 
 def train_teachers(run: Run, first: TrainedWeights | None, epochs: int = 0) -> dict[int, RunResult]:
     """Train the detector of two stages with every seed (``epochs`` above 0 replaces the profile's length)."""
-    settings = _settings(run)
-    folders, jobs = {}, {}
+    settings, jobs = _settings(run), {}
+    start = str(first.weights) if first else None
     for seed in settings.seeds:
         schedule = replace(settings.teacher, seed=seed, epochs=epochs or settings.teacher.epochs)
-        job = replace(teacher_job(run, name=f"two-stage teacher, seed {seed}"), train=schedule)
-        folders[seed] = run.folder / "teacher" / f"seed{seed}"
-        jobs[folders[seed]] = replace(job, init_weights=None if first is None else str(first.weights))
-    results = launch_all(run, jobs)
-    return {seed: results[folder] for seed, folder in folders.items()}
+        job = teacher_job(run, name=f"two-stage teacher, seed {seed}")
+        jobs[run.folder / "teacher" / f"seed{seed}"] = replace(job, train=schedule, init_weights=start)
+    return dict(zip(settings.seeds, launch_all(run, jobs).values()))
 
 
 def leading_teacher(run: Run, teachers: Mapping[int, RunResult]) -> TrainedWeights:
@@ -136,7 +123,7 @@ def compare_stages(
     first: TrainedWeights | None,
     teachers: Mapping[int, RunResult],
     students: Mapping[Student, RunResult],
-    resamples: int = 1000,
+    resamples: int,
 ) -> CrossStageComparison:
     """Score everything that was trained and compare it by paired bootstrap over segments and seeds.
 

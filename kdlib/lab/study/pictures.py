@@ -15,13 +15,14 @@ from kdlib.viz.canvas import ChartError
 
 @dataclass(frozen=True)
 class ScheduleLine:
-    """One recipe at several lengths of its schedule."""
+    """One recipe at several lengths of its schedule, which its arms differ in alone."""
 
     name: str
-    samples: tuple[int, ...]
-    scores: tuple[tuple[float, float, float], ...]  # mean, low, high, percent
+    arms: tuple[str, ...]
     color: str = palette.SERIES[0]
     dashed: bool = False
+    samples: tuple[int, ...] = ()
+    scores: tuple[tuple[float, float, float], ...] = ()  # mean, low, high, percent
 
 
 def draw_schedule(lines: Sequence[ScheduleLine], *, title: str = "", path: str | Path | None = None) -> Figure:

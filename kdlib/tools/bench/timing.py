@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kdlib.profiling.latency import Clock, clock_for
+from kdlib.profiling.latency import Clock
 from kdlib.tools.bench.measurements import Measurement, times_faster
 
 Work = Callable[[], Any]
@@ -26,7 +26,7 @@ def median_times(
         device: Where the work is done; default the host.
         clock: Default: the one of the device.
     """
-    watch = clock or clock_for(device or torch.device("cpu"))
+    watch = clock or Clock(device or torch.device("cpu"))
     times: dict[str, list[float]] = {title: [] for title in works}
     for turn in range(warmup + rounds):
         for title, work in works.items():

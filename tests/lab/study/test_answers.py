@@ -73,7 +73,7 @@ def test_breakdown_and_classes(scores_of: Made) -> None:
 
 def test_lines_of_schedules(scores_of: Made) -> None:
     lines = scores_of("11_ablate_signals").lines("schedule")
-    assert [line.name for line in lines] == [line.title for line in ARM_LINES["schedule"]]
+    assert [line.name for line in lines] == [line.name for line in ARM_LINES["schedule"]]
     assert all(line.samples == (1200, 3000) for line in lines)
     assert all(low - 0.01 <= mean <= high + 0.01 for line in lines for mean, low, high in line.scores)
     assert len({(line.color, line.dashed) for line in lines}) == len(lines)
@@ -96,7 +96,7 @@ def test_pictures_show_something(scores_of: Made, notebook: str, tmp_path: Path)
 
 def test_lines_without_points_are_refused() -> None:
     with pytest.raises(ChartError, match="as many scores as lengths"):
-        draw_schedule([ScheduleLine("a", (), ())])
+        draw_schedule([ScheduleLine("a", ())])
     with pytest.raises(ChartError):
         draw_schedule([])
 

@@ -37,6 +37,7 @@ def test_arms_that_are_compared_differ_in_one_thing(one: Contrast) -> None:
 
 
 def test_every_arm_is_asked_about_and_titles_tell_arms_apart() -> None:
+    assert tuple(QUESTIONS) == profiles.ABLATIONS
     assert {name for one in CONTRASTS for name in (one.first, one.second)} == set(ARMS)
     titles = Counter(arm.title for arm in ARMS.values())
     assert max(titles.values()) == 1
