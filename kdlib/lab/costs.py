@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdlib import records, zoo
+from kdlib import zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
@@ -30,9 +30,8 @@ COSTS = ("G MACs", "M acts", "parameters", "latency p50 ms")
 def cpr(score: float, teacher_score: float, cost: float, teacher_cost: float) -> float:
     """Return the cost-performance ratio of a student: the share of the teacher's score kept over the share of its cost kept.
 
-    1 for the teacher itself; 2 keeps twice as much of the score as of the cost. The specification does not say how the paper
-    computes its ratio of that name: this definition is ours. Scores and costs in any unit, a cost may be multiply-accumulates,
-    activations or milliseconds.
+    1 for the teacher itself; 2 keeps twice as much of the score as of the cost, in any unit. The specification does not say how
+    the paper computes its ratio of that name: this definition is ours.
 
     Raises:
         ConfigError: If a cost or the teacher's score is not positive.
@@ -126,12 +125,12 @@ def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
     """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm: one model, one cost."""
-    cost = {row["role"]: row["G MACs"] for row in records.table_rows(costs)}
+    cost = costs.set_index("role")["G MACs"]
     arms = {row["arm"]: row for row in run.result("03_evaluate")["arms"]}
     students = sorted((arm for arm in arms if arm != "teacher"), key=lambda arm: arms[arm]["LEVEL_2 mAPH"])
     points = []
     for arm in dict.fromkeys(("teacher", students[0], students[-1])):
         role, row = "teacher" if arm == "teacher" else "student", arms[arm]
-        interval = (row["95 % low"], row["95 % high"])
-        points.append(CostPoint(arm, cost[role], row["LEVEL_2 mAPH"], *interval, palette.role(role).color))
+        color = palette.role(role).color
+        points.append(CostPoint(arm, cost[role], row["LEVEL_2 mAPH"], row["95 % low"], row["95 % high"], color))
     return points

@@ -129,6 +129,12 @@ def launch_all(run: Run, jobs: Mapping[Path, TrainJob], every: float = 5.0) -> d
     return dict(zip(jobs, results))
 
 
+def train_one(run: Run, where: str, job: TrainJob) -> RunResult:
+    """Train one job in a folder of the run, or return what is trained already."""
+    (result,) = launch_all(run, {run.folder / where: job}).values()
+    return result
+
+
 def plain_job(run: Run, model: ModelConfig, schedule: TrainConfig, name: str) -> TrainJob:
     """Return the training of a model on the run's data, from nothing and without distillation."""
     return TrainJob(model, schedule, str(run.data / "store"), name=name)
@@ -148,8 +154,7 @@ def exercise_training(run: Run, teacher: TrainedWeights) -> RunResult:
     job = teacher_job(run, name="teacher, continued")
     slow = replace(job.train, learning_rate=job.train.learning_rate / 100)
     job = replace(job, train=slow, init_weights=str(teacher.weights), max_steps=run.profile.continue_steps)
-    folder = run.folder / "teacher" / "continued"
-    return launch_all(run, {folder: job})[folder]
+    return train_one(run, "teacher/continued", job)
 
 
 def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
@@ -162,8 +167,7 @@ def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
     if teacher == "auto":
         teacher = "shipped" if shipped else "scratch"
     if teacher == "scratch":
-        folder = run.folder / "teacher" / "scratch"
-        return TrainedWeights(model, launch_all(run, {folder: teacher_job(run, epochs)})[folder].weights, "scratch")
+        return TrainedWeights(model, train_one(run, "teacher/scratch", teacher_job(run, epochs)).weights, "scratch")
     if teacher == "shipped":
         if not shipped:
             raise ConfigError(
@@ -201,8 +205,8 @@ def starting_weights(run: Run, teacher: TrainedWeights, schedule: TrainConfig) -
     source = run.profile.zoo_pair.initialise_from
     if source is None or run.profile.kd.initialisation == "none":
         return teacher.weights
-    folder = run.folder / "students" / f"start_{source.name}"
-    return launch_all(run, {folder: plain_job(run, source, schedule, f"{source.name}, to start from")})[folder].weights
+    job = plain_job(run, source, schedule, f"{source.name}, to start from")
+    return train_one(run, f"students/start_{source.name}", job).weights
 
 
 def student_folder(run: Run, arm: str, seed: int) -> Path:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from kdlib import records
 from kdlib.lab.comparison import METRIC, in_percent
 from kdlib.lab.costs import COSTS, measure_roles, ratio_row
 from kdlib.lab.parts import part
@@ -31,16 +30,14 @@ def shape_ratios(compared: ChapterComparison, costs: pd.DataFrame) -> pd.DataFra
     """Return the cost-performance ratio of every arm, by each cost."""
     full, rows = compared.teachers["strong"].metrics[METRIC], []
     for name, arm in compared.chapter.arms.items():
-        shape = arm.student.name
-        rows.append(
-            {"arm": compared.titles[name], "student": shape, **ratio_row(compared.mean(name, METRIC), full, costs, shape)}
-        )
+        ratios = ratio_row(compared.mean(name, METRIC), full, costs, arm.student.name)
+        rows.append({"arm": compared.titles[name], "student": arm.student.name, **ratios})
     return pd.DataFrame(rows).round(3)
 
 
 def shape_points(compared: ChapterComparison, costs: pd.DataFrame) -> list[CostPoint]:
     """Return score over latency of the teacher and of both shapes, initialised and distilled."""
-    own = {row["role"]: row["latency p50 ms"] for row in records.table_rows(costs)}
+    own = costs.set_index("role")["latency p50 ms"]
     teacher = palette.role("teacher").color
     points = [CostPoint("teacher", own["teacher"], 100 * compared.teachers["strong"].metrics[METRIC], color=teacher)]
     shown = compared.chapter.question("shape").arms

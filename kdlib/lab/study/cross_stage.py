@@ -15,7 +15,17 @@ from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, co
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
-from kdlib.lab.pipeline import Run, Student, TrainedWeights, given_weights, launch_all, plain_job, student_name, teacher_job
+from kdlib.lab.pipeline import (
+    Run,
+    Student,
+    TrainedWeights,
+    given_weights,
+    launch_all,
+    plain_job,
+    student_name,
+    teacher_job,
+    train_one,
+)
 from kdlib.lab.profiles import CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all, truth
 from kdlib.lab.study.answers import study_result
@@ -54,9 +64,8 @@ def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
             check_store(run, [lent])
             return TrainedWeights(model, lent, settings.borrow)
     if source in ("auto", "scratch"):
-        folder = run.folder / "teacher" / "first_stage"
         job = plain_job(run, model, run.profile.teacher, "first stage")
-        return TrainedWeights(model, launch_all(run, {folder: job})[folder].weights, "scratch")
+        return TrainedWeights(model, train_one(run, "teacher/first_stage", job).weights, "scratch")
     return given_weights(model, source, "FIRST_STAGE", "'auto', 'scratch'")
 
 
@@ -87,9 +96,11 @@ class CrossStageComparison(Comparison):
 
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, and its classes, in percent."""
-        classes = {f"{kind} APH": f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2/APH" for kind in CLASS_NAMES}
-        shares = {title: [100 * self.mean(arm, form) for arm in self.results] for title, form in classes.items()}
-        return super().table().assign(**shares).round(2)
+        table = super().table()
+        for kind in CLASS_NAMES:
+            form = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2/APH"
+            table[f"{kind} APH"] = [100 * self.mean(arm, form) for arm in self.results]
+        return table.round(2)
 
     def answer(self) -> Finding:
         """Return what came of the paired differences that answer the question."""
@@ -131,10 +142,8 @@ def compare_stages(
         DataError: If the store is not the one the students were trained on.
     """
     trained = {**{(TEACHER, seed): result for seed, result in teachers.items()}, **students}
-    models = {
-        (arm, seed): TrainedWeights(run.profile.teacher_model if arm == TEACHER else run.profile.student_model, result.weights)
-        for (arm, seed), result in trained.items()
-    }
+    teacher, student = run.profile.teacher_model, run.profile.student_model
+    models = {key: TrainedWeights(teacher if key[0] == TEACHER else student, result.weights) for key, result in trained.items()}
     results = score_all(run, models, {} if first is None else {FIRST: first})
     compared = compare_arms(run.profile, _TITLES, results, resamples)
     return CrossStageComparison(**vars(compared), run=run, first=first, models=models, trained=trained)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -42,12 +41,11 @@ def draw_schedule(lines: Sequence[ScheduleLine], *, title: str = "", path: str |
             shift = nudge * (number - (len(lines) - 1) / 2)
             places = [length + shift for length in line.samples]
             means = [mean for mean, _, _ in line.scores]
-            style = "dashed" if line.dashed else "solid"
             for place, (_, low, high) in zip(places, line.scores):
                 ax.plot([place, place], [low, high], color=line.color, linewidth=4, alpha=0.35, solid_capstyle="round")
-            face = "white" if line.dashed else line.color
-            look: dict[str, Any] = {"linestyle": style, "linewidth": 1.8, "markersize": 6.5, "markerfacecolor": face}
-            ax.plot(places, means, marker="o", color=line.color, label=line.name, **look)
+            style, face = ("dashed", "white") if line.dashed else ("solid", line.color)
+            (curve,) = ax.plot(places, means, linestyle=style, linewidth=1.8, color=line.color, label=line.name)
+            curve.set(marker="o", markersize=6.5, markerfacecolor=face)
         ax.set(xlabel="training samples", ylabel="LEVEL_2 mAPH", xticks=lengths, xticklabels=[f"{n:,}" for n in lengths])
         ax.margins(x=0.08, y=0.1)
         return canvas.arrange(figure, title, path, ax)
