@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +35,6 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full or read-only; the old file is untouched and the temporary one removed.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,7 +55,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove what :func:`replacing` leaves in a folder when its process is killed; only processes that are gone count."""
     left = []
-    for path in Path(folder).glob(".*.tmp"):
+    for path in folder.glob(".*.tmp"):
         writer = path.name.split(".")[-2]
         if path.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
             path.unlink(missing_ok=True)
@@ -79,7 +79,6 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If the file is missing or holds no JSON object.
     """
-    path = Path(path)
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -97,31 +96,28 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: If a line before the last one is damaged.
     """
-    path = Path(path)
     if not path.is_file():
         return []
     lines = path.read_text(errors="replace").split("\n")
-    found = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+    values = []
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            if line.strip():
+                values.append(json.loads(line))
         except ValueError as error:
-            if number == len(lines) - 1:
-                break
-            raise DataError(f"{path}, line {number + 1} is not JSON ({error})") from error
-    return found
+            if number < len(lines):
+                raise DataError(f"{path}, line {number} is not JSON ({error})") from error
+    return values
 
 
 def mark_complete(folder: Path, key: str) -> None:
     """Say that everything in a folder was made under this key; to be called last."""
-    write_json(Path(folder) / COMPLETE, {"key": key})
+    write_json(folder / COMPLETE, {"key": key})
 
 
 def is_complete(folder: Path, key: str) -> bool:
     """Return whether a folder was finished under exactly this key."""
-    mark = Path(folder) / COMPLETE
+    mark = folder / COMPLETE
     return mark.is_file() and read_json(mark).get("key") == key
 
 
@@ -150,7 +146,7 @@ def living_process(path: Path) -> dict[str, Any] | None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -158,58 +154,45 @@ def sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that shape a result; those not installed are left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
+
+
+def _output(*command: str, cwd: Path | None = None) -> str:
+    """Return what a command prints; nothing where it fails, hangs or is not installed."""
+    try:
+        return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def commit() -> str:
     """Return the git commit of the checkout kdlib runs from, with '+' where it has changes; empty outside a checkout."""
     where = Path(__file__).resolve().parents[1]
-    if not (where / ".git").exists():
-        return ""
-    options: dict[str, Any] = {"cwd": where, "capture_output": True, "text": True, "timeout": 10}
-    try:
-        head = subprocess.run(("git", "rev-parse", "HEAD"), check=False, **options)
-        dirty = subprocess.run(("git", "status", "--porcelain", "-uno"), check=False, **options)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+    head = _output("git", "rev-parse", "HEAD", cwd=where) if (where / ".git").exists() else ""
+    changed = head and _output("git", "status", "--porcelain", "-uno", cwd=where)
+    return f"{head}+" if changed else head
 
 
 def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return model[1].strip() if model else platform.machine()
 
 
 @lru_cache(maxsize=1)
 def _accelerators() -> tuple[str, ...]:
-    try:
-        query = subprocess.run(
-            ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"),
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return tuple(line.strip() for line in query.stdout.splitlines() if line.strip()) if query.returncode == 0 else ()
+    query = "--query-gpu=name,memory.total,driver_version"
+    return tuple(_output("nvidia-smi", query, "--format=csv,noheader").splitlines())
 
 
 def hardware() -> dict[str, Any]:
     """Return CPU model, cores this process may use, RAM and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "cpu": _cpu_model(),
-        "cores": cores,
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": list(_accelerators()),
         "system": f"{platform.system()} {platform.release()}",
@@ -233,13 +216,10 @@ def write_result(run_dir: Path, values: Mapping[str, Any], *, config_hash: str =
         ValueError: If a value is NaN or infinite.
         OSError: If the disk refuses; an earlier result is untouched.
     """
-    path = Path(run_dir) / "result.json"
-    card = {
-        **({"config_hash": config_hash} if config_hash else {}),
-        **({} if seed is None else {"seed": seed}),
-        **provenance(),
-    }
-    write_json(path, {**values, "card": card})
+    path = run_dir / "result.json"
+    origin = {"config_hash": config_hash or None, "seed": seed}
+    card = {name: value for name, value in origin.items() if value is not None}
+    write_json(path, {**values, "card": {**card, **provenance()}})
     return path
 
 
@@ -249,11 +229,6 @@ def table_rows(frame: Any) -> list[dict[str, Any]]:
     return [{key: None if value != value else value for key, value in row.items()} for row in rows]
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run folder's (or file's) history; a half-written last line is left out.
-
-    Raises:
-        DataError: If a line before the last one is damaged.
-    """
-    path = Path(path)
-    return read_json_lines(path / "history.jsonl" if path.is_dir() else path)
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of a training's history, see :func:`read_json_lines`."""
+    return read_json_lines(run_dir / "history.jsonl")

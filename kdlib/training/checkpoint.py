@@ -46,7 +46,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, oldest first."""
-    return sorted(Path(folder).glob("step_*.safetensors"))
+    return sorted(folder.glob("step_*.safetensors"))
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -57,7 +57,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()}
     head = {"step": checkpoint.step, "job": checkpoint.job, "notes": checkpoint.notes, "digest": _digest(tensors)}
-    path = Path(folder) / f"step_{checkpoint.step:07d}.safetensors"
+    path = folder / f"step_{checkpoint.step:07d}.safetensors"
     try:
         records.write_bytes(path, safetensors.torch.save(tensors, {"kdlib": json.dumps(head)}))
     except OSError as error:
@@ -81,13 +81,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with safe_open(str(path), framework="pt") as stream:
             head = json.loads((stream.metadata() or {})["kdlib"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-        if head["digest"] != _digest(tensors):
-            raise CheckpointError(f"{path} is damaged: its contents do not match their digest")
-        return Checkpoint(int(head["step"]), str(head["job"]), tensors, head["notes"])
+        digest, checkpoint = head["digest"], Checkpoint(head["step"], head["job"], tensors, head["notes"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is not a whole kdlib checkpoint ({error})") from error
+    if digest != _digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its contents do not match their digest")
+    return checkpoint
 
 
 def latest(folder: Path, job: str) -> Checkpoint | None:

@@ -95,8 +95,6 @@ def here() -> Processes:
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
         devices = world // nodes if world % nodes == 0 else 0
     else:
-        world = 1
-    if world == 1:
         return ONE_PROCESS
     try:
         if devices < 1 or world % devices:

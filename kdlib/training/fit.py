@@ -32,9 +32,6 @@ from kdlib.training.module import TrainingModule
 
 _LINES = 400  # in a whole history, about
 
-LoaderFactory = Callable[[int], Iterable[Any]]
-"""First batch, counted over all epochs, to the batches from there on."""
-
 
 @dataclass
 class Session:
@@ -66,22 +63,15 @@ def schedule_length(batches: int, config: TrainConfig, max_steps: int | None) ->
     return min(steps, max_steps) if max_steps is not None else steps
 
 
-def _accelerator(where: torch.device) -> Any:
-    """Return torch's module for a device that has generators and memory of its own, else None."""
-    return None if where.type == "cpu" else getattr(torch, where.type, None)
-
-
 def _random_state(where: torch.device) -> dict[str, Tensor]:
-    state = {"random/host": torch.get_rng_state()}
-    if _accelerator(where) is not None:
-        state["random/device"] = _accelerator(where).get_rng_state(where)
-    return state
+    device = {"random/device": torch.cuda.get_rng_state(where)} if where.type == "cuda" else {}
+    return {"random/host": torch.get_rng_state(), **device}
 
 
 def _set_random_state(tensors: Mapping[str, Tensor], where: torch.device) -> None:
     torch.set_rng_state(tensors["random/host"])
-    if _accelerator(where) is not None and "random/device" in tensors:
-        _accelerator(where).set_rng_state(tensors["random/device"], where)
+    if where.type == "cuda" and "random/device" in tensors:
+        torch.cuda.set_rng_state(tensors["random/device"], where)
 
 
 def seed_everything(seed: int) -> None:
@@ -103,11 +93,10 @@ class _Recorder(pl.Callback):
     resumed: Checkpoint | None
     processes: Processes
     session: Session
-
-    def __post_init__(self) -> None:
-        self.seconds_before = self.session.seconds
-        self.begun = self.mark = time.monotonic()
-        self.marked_samples = self.fresh = 0  # of all ranks since the last line; of this rank since the last step
+    begun: float = 0.0  # when the first step would have begun in one session
+    mark: float = 0.0  # when the last line was written
+    marked_samples: int = 0  # of all ranks since then
+    fresh: int = 0  # samples of this rank since the last step
 
     def _terminate(self, number: int, frame: Any) -> None:
         self.session.terminated = True
@@ -119,8 +108,9 @@ class _Recorder(pl.Callback):
             signal.signal(signal.SIGTERM, self._terminate)  # Lightning puts the earlier handler back when it ends
             let_termination_in()
         if self.resumed is not None:
-            trainer.precision_plugin.load_state_dict(dict(self.resumed.notes.get("precision", {})))
-        self.begun = self.mark = time.monotonic()
+            trainer.precision_plugin.load_state_dict(self.resumed.notes["precision"])
+        self.mark = time.monotonic()
+        self.begun = self.mark - self.session.seconds
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         # Here and not earlier: starting the loader may have drawn from the generators.
@@ -138,23 +128,22 @@ class _Recorder(pl.Callback):
         # SIGTERM to one rank stops all at one step
         terminated, samples = self.processes.sums(session.terminated, self.fresh)
         session.step, session.terminated = step, bool(terminated)
-        session.seconds = self.seconds_before + time.monotonic() - self.begun
+        session.seconds = time.monotonic() - self.begun
         session.samples += int(samples)
         self.marked_samples += int(samples)
         self.fresh = 0
+        first = self.processes.first
         if session.done or step % max(1, session.total // _LINES) == 0:
-            self._line(pl_module, step)
+            if first:
+                self._line(pl_module, step)
+            pl_module.meter = Meter()
         stop = session.terminated or (self.stop_after is not None and step >= self.stop_after)
-        if session.done or stop or step % self.config.checkpoint_steps == 0:
+        if first and (session.done or stop or step % self.config.checkpoint_steps == 0):
             self._checkpoint(trainer, pl_module, step)
         if stop and not session.done:
             trainer.should_stop = True
 
     def _line(self, module: TrainingModule, step: int) -> None:
-        if not self.processes.first:
-            module.meter = Meter()
-            return
-        assert module.grad_norm is not None  # a step was made
         now, norm = time.monotonic(), float(module.grad_norm)
         self.session.last = {
             "step": step,
@@ -168,12 +157,9 @@ class _Recorder(pl.Callback):
             "memory_mb": round(_memory_mb(module.device), 1),
         }
         history.append(self.run.history, self.session.last)
-        module.meter = Meter()
         self.mark, self.marked_samples = now, 0
 
     def _checkpoint(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if not self.processes.first:
-            return
         notes = {
             "meter": module.meter.state(),  # raises where the loss is no number, so no checkpoint holds broken weights
             "seconds": self.session.seconds,
@@ -187,9 +173,9 @@ class _Recorder(pl.Callback):
 
 
 def _memory_mb(where: torch.device) -> float:
-    # the peak of this process: the device's where it has memory of its own, else the resident set's
-    if _accelerator(where) is not None:
-        return float(_accelerator(where).max_memory_allocated(where)) / 2**20
+    # the peak of this process: the GPU's, or else the resident set's
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -210,8 +196,7 @@ def _deterministic(where: torch.device) -> Iterator[None]:
 
 def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder, processes: Processes) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
     return pl.Trainer(
         accelerator="auto",
         **processes.trainer_options(),
@@ -232,7 +217,7 @@ def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder, 
 
 def fit_objective(
     objective: nn.Module,
-    loader: LoaderFactory,
+    loader: Callable[[int], Iterable[Any]],
     run: RunDir,
     config: TrainConfig,
     job: str,
@@ -246,7 +231,7 @@ def fit_objective(
 
     Args:
         objective: Module with ``student``; called with a batch it returns LossTerms.
-        loader: Makes the batches from a given one on; they must be a function of seed and position alone.
+        loader: Makes the batches from a given one on, counted over all epochs; each must follow from seed and position alone.
         run: Folder for history and checkpoints.
         config: Optimisation settings.
         job: Hash that checkpoints must carry.
@@ -265,7 +250,7 @@ def fit_objective(
     start = resumed.step if resumed else 0
     if start != processes.from_first(start):
         raise CheckpointError(f"{run.checkpoints} differs between the ranks; put the run folder on a file system they share")
-    module = TrainingModule(objective.train(), config, total, start, Meter(resumed.notes["meter"]) if resumed else None)
+    module = TrainingModule(objective.train(), config, total, start, Meter(**resumed.notes["meter"]) if resumed else None)
     session = Session(total, start)
     if resumed is not None:
         module.load_state(resumed.tensors)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdlib import records
 from kdlib.errors import KdlibError
 from kdlib.types import LossTerms
@@ -22,16 +20,15 @@ class Diverged(KdlibError):
 class Meter:
     """Means of a loss and its parts since the last line; sums stay on the device, so no step waits for them."""
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        before = state or {"sums": {}, "batches": 0}
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in before["sums"].items()}
-        self.batches = int(before["batches"])
+    def __init__(self, sums: Mapping[str, float] | None = None, batches: int = 0) -> None:
+        """Go on from what :meth:`state` returned, or from nothing."""
+        self._sums: dict[str, Any] = dict(sums or {})
+        self.batches = batches
 
     def add(self, terms: LossTerms) -> None:
         """Count one batch."""
         for name, value in {"loss": terms.loss, **{f"parts/{k}": v for k, v in terms.parts.items()}}.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
         self.batches += 1
 
     def state(self) -> dict[str, Any]:
@@ -53,8 +50,8 @@ class Meter:
             Diverged: If one is NaN or infinite.
         """
         means = {name: value / self.batches for name, value in self.state()["sums"].items()}
-        parts = {name.partition("/")[2]: value for name, value in means.items() if name.startswith("parts/")}
-        return {"loss": means["loss"], "parts": parts}
+        loss = means.pop("loss")
+        return {"loss": loss, "parts": {name.removeprefix("parts/"): value for name, value in means.items()}}
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:

@@ -51,11 +51,6 @@ class _Watched:
     shown: float = -math.inf  # when its last progress line was printed
     shown_step: int = -1
 
-    @staticmethod
-    def open(run_dir: Path) -> _Watched:
-        job = TrainJob.read(run_dir)
-        return _Watched(RunDir(run_dir), job.hash(), job.name or run_dir.name)
-
     def begin(self, where: Places, command: Sequence[str]) -> str:
         """Find a process at work or start one, and say which; "" where there is no room for it now."""
         if worker(self.run) is not None:
@@ -68,11 +63,10 @@ class _Watched:
 
     def running(self) -> bool:
         """Return whether a process is at work, ours or another one."""
-        if self.child is not None:
-            if self.child.poll() is None:
-                return True
-            if self.child.lost:  # it may go on where nobody sees it: only the next call can tell
-                return False
+        if self.child is not None and self.child.poll() is None:
+            return True
+        if self.child is not None and self.child.lost:  # it may go on where nobody sees it: only the next call can tell
+            return False
         return worker(self.run) is not None
 
     def show(self, every: float, began: float, echo: Callable[[str], None]) -> None:
@@ -132,11 +126,11 @@ def _failure(failed: Sequence[_Watched], count: int) -> TrainingFailed:
 
 
 def _follow(
-    waiting: Sequence[_Watched], where: Places, command: Sequence[str], every: float, echo: Callable[[str], None]
+    queue: list[_Watched], where: Places, command: Sequence[str], every: float, echo: Callable[[str], None]
 ) -> list[_Watched]:
     """Bring all runs to their end and return those that failed, which keeps no other from finishing."""
     began = time.monotonic()
-    queue, active, failed = list(waiting), list[_Watched](), list[_Watched]()
+    active, failed = list[_Watched](), list[_Watched]()
     while queue or active:
         while queue and len(active) < where.limit:
             begun = queue[0].begin(where, command)
@@ -144,6 +138,7 @@ def _follow(
                 break
             echo(f"{queue[0].label}: {begun}")
             active.append(queue.pop(0))
+        time.sleep(_POLL_SECONDS)
         for watched in list(active):
             running = watched.running()  # asked before complete(): the mark is the last thing a child writes
             watched.show(every, began, echo)
@@ -155,8 +150,6 @@ def _follow(
             else:
                 echo(f"{watched.label}: {watched.ending()}")
                 failed.append(watched)
-        if queue or active:
-            time.sleep(_POLL_SECONDS)
     return failed
 
 
@@ -167,7 +160,7 @@ def launch(
     *,
     every: float = 5.0,
     command: Sequence[str] = _COMMAND,
-    echo: Callable[[str], None] | None = None,
+    echo: Callable[[str], None] = functools.partial(print, flush=True),
 ) -> list[RunResult]:
     """Train in every run folder, in child processes that outlive the caller; finished runs are not repeated.
 
@@ -179,26 +172,28 @@ def launch(
         threads: torch and OpenMP threads of each child; 0 leaves them all.
         every: Seconds between two progress lines of a run, at least.
         command: Child's command line, to which the folder is added.
-        echo: Receives progress lines; default prints.
+        echo: Receives progress lines.
 
     Raises:
         ConfigError: If a job, store or weight file is missing or wrong; nothing was started then.
         TrainingFailed: If a child ended without finishing, once all others have ended; the message ends with its log.
     """
-    say = echo or functools.partial(print, flush=True)
     folders = [Path(folder).resolve() for folder in run_dirs]
     if parallel < 1 or threads < 0:
         raise ConfigError(f"parallel must be at least 1 and threads at least 0, not {parallel} and {threads}")
     if len(set(folders)) != len(folders):
         raise ConfigError("a run folder is named twice")
-    runs = [_Watched.open(folder) for folder in folders]
-    waiting = [watched for watched in runs if not watched.complete()]
+    jobs = [TrainJob.read(folder) for folder in folders]
+    runs = [_Watched(RunDir(folder), job.hash(), job.name or folder.name) for folder, job in zip(folders, jobs)]
+    waiting = []
     for watched in runs:
-        if watched not in waiting:
-            say(f"{watched.label}: finished earlier, kept")
+        if watched.complete():
+            echo(f"{watched.label}: finished earlier, kept")
+        else:
+            waiting.append(watched)
     if waiting:
         with places(parallel, threads) as where:
-            failed = _follow(waiting, where, command, every, say)
+            failed = _follow(waiting, where, command, every, echo)
         if failed:
             raise _failure(failed, len(runs))
     return [watched.result() for watched in runs]

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,8 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
         teacher = build(job.teacher.model)
         load_weights(Path(job.teacher.weights), teacher)
     if job.init_weights is not None:
-        report = initialise(student, read_weights(Path(job.init_weights)), job.initialisation)
-        print(f"starting from {job.init_weights}: {report}", flush=True)
+        taken = initialise(student, read_weights(Path(job.init_weights)), job.initialisation)
+        print(f"starting from {job.init_weights}: {taken}", flush=True)
     elif job.kd is not None and teacher is not None:
         print(initialise(student, teacher.state_dict(), job.kd.initialisation), flush=True)
     if job.kd is None or teacher is None:
@@ -129,8 +129,7 @@ def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None =
         stop_after: Save and return after this step, for tests.
 
     Raises:
-        ConfigError: If a setting, the store or a weight file is missing or does not fit, or if the processes cannot share the
-            batch, are more than the GPUs, or contradict the launcher.
+        ConfigError: If a setting, the store, a weight file or the number of processes is missing or does not fit.
         DataError: If the store is damaged or has nothing to learn from.
         RunBusy: If another process trains in this folder.
         SystemExit: With code 143 after SIGTERM; with the code of the rank that failed.
@@ -149,44 +148,34 @@ def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None =
     processes = here()
     with joined(processes), contextlib.ExitStack() as claimed:
         # The first rank looks before the others begin: what is wrong is said once.
-        training = _begin(run, claimed) if processes.first else None
-        if processes.from_first(training is not None):
-            _train(training or _Training.open(run), processes, stop_after)
+        opened = _begin(run, claimed) if processes.first else None
+        if processes.from_first(opened is not None):
+            _train(run, *(opened or _open(run)), processes, stop_after)
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A job with the frames it learns from, opened once for all that follows."""
-
-    run: RunDir
-    job: TrainJob
-    split: StoreSplit
-    key: str  # of exactly these settings, frames and weight files
-
-    @staticmethod
-    def open(run: RunDir) -> _Training:
-        job = TrainJob.read(run.path)
-        job.check_inputs()
-        split = Store.open(Path(job.store)).split(job.split)
-        return _Training(run, job, split, job.hash(split.fingerprint))
+def _open(run: RunDir) -> tuple[TrainJob, StoreSplit, str]:
+    """Return a job, the frames it learns from, and the hash of exactly these settings, frames and weight files."""
+    job = TrainJob.read(run.path)
+    job.check_inputs()
+    split = Store.open(Path(job.store)).split(job.split)
+    return job, split, job.hash(split.fingerprint)
 
 
-def _begin(run: RunDir, claimed: contextlib.ExitStack) -> _Training | None:
+def _begin(run: RunDir, claimed: contextlib.ExitStack) -> tuple[TrainJob, StoreSplit, str] | None:
     """Open a training, claim its folder and check what it needs; None where it is complete."""
-    training = _Training.open(run)
-    if records.is_complete(run.path, training.key):
+    job, split, key = _open(run)
+    if records.is_complete(run.path, key):
         print(f"{run.path} is complete, nothing to do", flush=True)
         return None
     claimed.enter_context(claim(run))
-    for line in check_split(training.job, training.split):
+    for line in check_split(job, split):
         print(f"warning: {line}", flush=True)
-    return training
+    return job, split, key
 
 
-def _train(training: _Training, processes: Processes, stop_after: int | None) -> None:
-    job = training.job
+def _train(run: RunDir, job: TrainJob, split: StoreSplit, key: str, processes: Processes, stop_after: int | None) -> None:
     check_shares(job.train.batch_size, processes.world)
-    dataset = open_dataset(job, training.split)
+    dataset = open_dataset(job, split)
     per_epoch = -(-len(dataset) // job.train.batch_size)
     total = schedule_length(per_epoch * job.train.epochs, job.train, job.max_steps)
     seed_everything(job.train.seed)
@@ -199,9 +188,9 @@ def _train(training: _Training, processes: Processes, stop_after: int | None) ->
     session = fit_objective(
         objective,
         lambda first: _loader(dataset, job, first, processes),
-        training.run,
+        run,
         job.train,
-        training.key,
+        key,
         total=total,
         per_epoch=per_epoch,
         stop_after=stop_after,
@@ -211,15 +200,14 @@ def _train(training: _Training, processes: Processes, stop_after: int | None) ->
         print(f"stopped at step {session.step} of {total}; start again to go on from there", flush=True)
         raise SystemExit(TERMINATED)
     if session.done and processes.first:
-        facts = {"dataset": training.split.fingerprint, "frames": len(dataset), "terms": terms}
-        _finish(training, objective.student, session, facts)
+        facts = {"dataset": split.fingerprint, "frames": len(dataset), "terms": terms}
+        _finish(run, job, key, objective.student, session, facts)
         print(f"done: {session.step} steps in {session.seconds:.0f} s", flush=True)
 
 
-def _finish(training: _Training, student: nn.Module, session: Session, facts: dict[str, Any]) -> None:
+def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, session: Session, facts: dict[str, Any]) -> None:
     """Write weights, result and, last, the completion mark."""
-    run, job = training.run, training.job
-    made = {"model": job.model.name, "job": training.key, "seed": job.train.seed, "steps": session.step}
+    made = {"model": job.model.name, "job": key, "seed": job.train.seed, "steps": session.step}
     provenance = records.provenance()
     save_weights(run.weights, student, {**made, "dataset": facts["dataset"], **provenance})
     values = {
@@ -240,4 +228,4 @@ def _finish(training: _Training, student: nn.Module, session: Session, facts: di
         "card": provenance,
     }
     records.write_json(run.result, values)
-    records.mark_complete(run.path, training.key)
+    records.mark_complete(run.path, key)

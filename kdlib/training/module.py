@@ -37,7 +37,7 @@ class TrainingModule(pl.LightningModule):
         self.total = total
         self.start = start
         self.meter = meter or Meter()
-        self.grad_norm: Tensor | None = None
+        self.grad_norm = torch.zeros(())  # of the newest step, before clipping
         self.optimiser = OneCycleAdam(
             self.trainable().values(), highest=config.learning_rate, weight_decay=config.weight_decay, total=total
         )

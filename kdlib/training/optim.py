@@ -64,9 +64,8 @@ class OneCycleAdam(torch.optim.Adam):
 
     def set_step(self, step: int) -> None:
         """Set learning rate and beta1 to those of a 0-based global step."""
-        for group in self.param_groups:
-            group["lr"] = learning_rate(step, self.total, self.highest)
-            group["betas"] = (beta1(step, self.total), BETA2)
+        rate = learning_rate(step, self.total, self.highest)
+        self.param_groups[0].update(lr=rate, betas=(beta1(step, self.total), BETA2))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Run the closure (forward and backward) if there is one, decay, then update."""
@@ -74,9 +73,9 @@ class OneCycleAdam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        group = self.param_groups[0]
         with torch.no_grad():
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    parameter.mul_(1 - self.decay * group["lr"])
+            for parameter in group["params"]:
+                parameter.mul_(1 - self.decay * group["lr"])
         super().step()
         return loss

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +31,15 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 # glibc hands large blocks back to the kernel and gets them zeroed again at every step, a tenth of a step's time on a CPU.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
-_LOOK = 2.0  # seconds between two looks at a cluster's workers
 
 
+@dataclass(eq=False)
 class Child:
     """A training that was started, as a process of this machine."""
 
-    lost = False  # whether nobody can say any more what became of it
-
-    def __init__(self, process: subprocess.Popen[bytes], place: str = "") -> None:
-        """Keep a process and the name of its place, which is shown; "" where there is only one."""
-        self.process, self.place = process, place
+    process: subprocess.Popen[bytes]
+    place: str = ""  # what is shown of where it runs, "" where there is only one place
+    lost: bool = False  # whether nobody can say any more what became of it
 
     def poll(self) -> int | None:
         """Return its exit code, None while it runs."""
@@ -56,8 +54,7 @@ class Child:
 
 def _environment(threads: int) -> dict[str, str]:
     """Return a child's environment: this package, unbuffered output, at most so many threads (0 sets no limit)."""
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH", "")) if part)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))))
     limits = {name: str(threads) for name in ("KDLIB_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {}
     return {**_MALLOC, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **limits}
 
@@ -77,15 +74,16 @@ def _spawn(
         )
 
 
+@dataclass(frozen=True)
 class Processor:
     """This machine's processor, or whatever accelerator a training finds by itself."""
 
-    def __init__(self, limit: int, threads: int) -> None:
-        self.limit, self._threads = limit, threads
+    limit: int  # trainings at a time
+    threads: int  # of each, 0 leaves it to them
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child:
         """Start a command, to which the folder is added; who keeps to the limit is never refused."""
-        return Child(_spawn(run, command, _environment(self._threads)))
+        return Child(_spawn(run, command, _environment(self.threads)))
 
 
 class Gpus:
@@ -155,17 +153,13 @@ class Cluster:
     def __init__(self, client: Client, threads: int) -> None:
         self._client, self._threads = client, threads
         self._started: list[RemoteChild] = []
-        self._known: frozenset[str] = frozenset()
-        self._looked = -1e9
 
-    def workers(self) -> frozenset[str]:
+    def workers(self) -> set[str]:
         """Return the addresses of the workers there are."""
-        if time.monotonic() - self._looked > _LOOK:
-            try:
-                self._known, self._looked = frozenset(self._client.ncores()), time.monotonic()
-            except (OSError, asyncio.TimeoutError, CancelledError, AttributeError) as error:
-                raise DataError("the Dask scheduler was lost; trainings go on, and the same command finds them") from error
-        return self._known
+        try:
+            return set(self._client.ncores())
+        except (OSError, asyncio.TimeoutError, CancelledError, AttributeError) as error:
+            raise DataError("the Dask scheduler was lost; trainings go on, and the same command finds them") from error
 
     @property
     def limit(self) -> int:
@@ -175,13 +169,13 @@ class Cluster:
     def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
         """Start a command, to which the folder is added, on a free worker; None if all are at work."""
         busy = {child.place for child in self._started if child.poll() is None}
-        for worker in sorted(self.workers() - busy):
-            task: tuple[Any, ...] = (train_here, str(run.path), tuple(command[1:]), self._threads)
-            future = self._client.submit(*task, workers=[worker], allow_other_workers=False, pure=False)
-            child = RemoteChild(self, worker, future)
-            self._started.append(child)
-            return child
-        return None
+        free = sorted(self.workers() - busy)
+        if not free:
+            return None
+        task: tuple[Any, ...] = (train_here, str(run.path), tuple(command[1:]), self._threads)
+        future = self._client.submit(*task, workers=free[:1], allow_other_workers=False, pure=False)
+        self._started.append(RemoteChild(self, free[0], future))
+        return self._started[-1]
 
 
 Places = Processor | Gpus | Cluster

@@ -29,14 +29,14 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
         raise ConfigError(f"interval {job.train.interval} leaves one of the {len(split)} frames in {place}; lower it")
     chosen = _boxes_of(job, split)
     if chosen.any() and not (split.num_points[chosen] > 0).any():
-        levels = "nor a difficulty" if not (split.difficulty[chosen] > 0).any() else "although some have a difficulty"
+        levels = "although some have a difficulty" if (split.difficulty[chosen] > 0).any() else "nor a difficulty"
         raise DataError(
             f"none of the {int(chosen.sum())} boxes in {place} has a number of points, {levels}; such boxes are dropped before "
             "training, so prepare labels of Waymo v1.2 or later (or v2)"
         )
     counts = count_boxes(job, split)
-    total = sum(boxes for boxes, _ in counts.values())
-    if total and not any(inside for _, inside in counts.values()):
+    total, within = map(sum, zip(*counts.values()))
+    if total and not within:
         raise ConfigError(
             f"none of the {total} boxes in {place} lies in the range {job.model.grid.point_range} of {job.model.name}; "
             "choose a model of another range"
@@ -46,8 +46,8 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
         if boxes == 0:
             warnings.append(f"no box of class {name} in the {len(frames)} frames: the model will not learn it")
         elif inside < FEW_IN_RANGE * boxes:
-            share = f"{inside} of {boxes} boxes of class {name}"
-            warnings.append(f"only {share} lie in the model's range {job.model.grid.point_range}")
+            reach = f"the model's range {job.model.grid.point_range}"
+            warnings.append(f"only {inside} of {boxes} boxes of class {name} lie in {reach}")
     unseen = len(split.segments) - len(np.unique(split.segment_of[frames]))
     if unseen:
         warnings.append(f"interval {job.train.interval} skips {unseen} of {len(split.segments)} segments altogether")

@@ -31,7 +31,7 @@ def test_state_goes_on_exactly():
     for pair in values:
         whole.add(terms(*pair))
     first.add(terms(*values[0]))
-    rest = Meter(first.state())
+    rest = Meter(**first.state())
     for pair in values[1:]:
         rest.add(terms(*pair))
     assert rest.state() == whole.state()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import sys
 import threading
@@ -96,17 +95,15 @@ def _run_drivers(
     folders: Mapping[str, Path], words: Sequence[str], where: Mapping[str, str], gpus: Sequence[str]
 ) -> dict[str, str]:
     """Run a driver for each profile, as many at a time as there are GPUs ("" is none); return why which failed."""
-    free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for gpu in gpus:
-        free.put(gpu)
+    free = list(gpus)  # never empty where a driver begins: the pool has as many threads
 
     def run(name: str) -> str:
-        gpu = free.get()
+        gpu = free.pop(0)
         try:
             # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of the GPUs.
             return _drive(name, ("--out", str(folders[name]), *words), {**where, **({VISIBLE: gpu} if gpu else {})})
         finally:
-            free.put(gpu)
+            free.append(gpu)
 
     with ThreadPoolExecutor(len(gpus)) as pool:
         reasons = dict(zip(folders, pool.map(run, folders)))

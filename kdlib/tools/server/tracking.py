@@ -22,30 +22,25 @@ _TAGS = {
 }
 
 
-def histories(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the history of every training below a run folder, or of the one training it is, by folder name.
-
-    Raises:
-        ConfigError: If there is none.
-        DataError: If a line before the last one is damaged.
-    """
-    paths = sorted(path for pattern in ("", "*/", "*/*/") for path in folder.glob(pattern + HISTORY))
-    lines = {
-        str(path.parent.relative_to(folder)) if path.parent != folder else folder.resolve().name: records.read_json_lines(path)
-        for path in paths
-    }
-    if not lines:
+def _histories(folder: Path) -> dict[str, Path]:
+    """Return the history file of every training below a run folder, or of the one training it is, by folder name."""
+    if (folder / HISTORY).is_file():
+        return {folder.resolve().name: folder / HISTORY}
+    paths = sorted(path for pattern in ("*/", "*/*/") for path in folder.glob(pattern + HISTORY))
+    if not paths:
         raise ConfigError(f"{folder} holds no {HISTORY}; name the folder of a run or of a training that has begun")
-    return lines
+    return {str(path.parent.relative_to(folder)): path for path in paths}
 
 
 def write_csv(folder: Path, out: Path) -> int:
     """Write all histories as one table, a row for each line, and return how many rows; a value that is missing stays empty.
 
     Raises:
-        ConfigError: See :func:`histories`.
+        ConfigError: If the folder has no history.
+        DataError: If a line before the last one of a history is damaged.
     """
-    lines = [{"training": name, **line} for name, history in histories(folder).items() for line in history]
+    files = _histories(folder)
+    lines = [{"training": name, **line} for name, path in files.items() for line in records.read_json_lines(path)]
     table = pd.json_normalize(lines, sep="/").rename(columns=lambda name: name.replace("parts/", "loss/"))
     table = table.reindex(columns=[*_FIRST, *sorted(set(table.columns) - set(_FIRST))])
     records.write_bytes(out, table.to_csv(index=False).encode())
@@ -53,8 +48,8 @@ def write_csv(folder: Path, out: Path) -> int:
 
 
 def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    parts = {f"loss/{name}": value for name, value in line.get("parts", {}).items()}
-    others = {tag: line[name] for name, tag in _TAGS.items() if line.get(name) is not None}
+    parts = {f"loss/{name}": value for name, value in line["parts"].items()}
+    others = {tag: line[name] for name, tag in _TAGS.items() if line[name] is not None}
     return {"loss/total": line["loss"], **parts, **others}
 
 
@@ -62,23 +57,22 @@ def write_tensorboard(folder: Path, out: Path) -> int:
     """Write a TensorBoard log of every training into ``out/TRAINING`` and return how many scalars; earlier ones are replaced.
 
     Raises:
-        ConfigError: If TensorBoard is not installed, or see :func:`histories`.
+        ConfigError: If TensorBoard is not installed, or see :func:`write_csv`.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(f"TensorBoard's writer cannot be used ({error}); pip install tensorboard, or take --csv") from error
     written = 0
-    for name, lines in histories(folder).items():
-        home = out / name
+    for name, path in _histories(folder).items():
         # A second call must not add to the first one's curves.
-        for old in home.glob("events.out.tfevents.*"):
+        for old in (out / name).glob("events.out.tfevents.*"):
             old.unlink()
-        with SummaryWriter(str(home)) as writer:
-            began = (folder / name / HISTORY if (folder / name / HISTORY).is_file() else folder / HISTORY).stat().st_mtime
-            began -= lines[-1].get("seconds", 0.0) if lines else 0.0
+        lines, ended = records.read_json_lines(path), path.stat().st_mtime
+        with SummaryWriter(str(out / name)) as writer:
             for line in lines:
+                when = ended - lines[-1]["seconds"] + line["seconds"]
                 for tag, value in _scalars(line).items():
-                    writer.add_scalar(tag, value, line["step"], walltime=began + line.get("seconds", 0.0))
+                    writer.add_scalar(tag, value, line["step"], walltime=when)
                     written += 1
     return written

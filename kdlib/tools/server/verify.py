@@ -24,15 +24,11 @@ INTERVAL = 5
 PUBLISHED: Mapping[str, tuple[int, int]] = {"training": (798, 158_081), "validation": (202, 39_987)}
 """Segments and frames of the Waymo Open Dataset, Perception (spec section 0)."""
 
-_POINTS_A_SECOND = 2_000_000
-"""What one core prepares, roughly; to say how long a remedy takes."""
-
 _KINDS: Mapping[str, str] = {
     "full": "the full split of the Waymo Open Dataset",
     "part": "a part of the Waymo Open Dataset's split",
     "simulated": "SIMULATED data, not the Waymo Open Dataset",
     "uncounted": "a split whose published number of frames is not known",
-    "unknown": "of an older kdlib, which did not note whether they are simulated",
     "other": "NOT the split of the published numbers, it has other counts",
 }
 
@@ -44,7 +40,6 @@ class SplitCheck:
     segments: int
     frames: int
     frames_at_5: int  # of every fifth one
-    simulated: bool
     kind: str  # a key of _KINDS
     shortest: tuple[str, int]  # segment and its frames; a whole one has 198 to 200
 
@@ -62,12 +57,11 @@ class VerifyReport:
     bytes_read: int
     splits: Mapping[str, SplitCheck]
     damaged: tuple[str, ...]  # sentences; none for a sound store
-    outdated: str = ""  # a sentence, if an older kdlib left too few checksums to tell
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged or missing, and checksums cover everything."""
-        return not (self.damaged or self.outdated)
+        """Whether nothing is damaged or missing."""
+        return not self.damaged
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -77,7 +71,6 @@ class VerifyReport:
         lines = [f"{self.store} (fingerprint {self.fingerprint})"]
         lines += [f"  {name}: {check}" for name, check in self.splits.items()]
         lines += [f"damaged: {sentence}" for sentence in self.damaged]
-        lines += [f"outdated: {self.outdated}"] if self.outdated else []
         if self.sound:
             lines.append(f"sound: every checksum was computed again, over {self.bytes_read / 1e9:,.2f} GB")
         return "\n".join(lines)
@@ -95,7 +88,6 @@ def verify(path: Path, source: Path | None = None, workers: int = 0, progress: b
     Raises:
         DataError: If there is no store, or none of this version.
     """
-    path = Path(path)
     contents = read_index(path)  # not Store.open: a damaged segment must not hide the others
     names = [(split, segment) for split, segments in contents.items() for segment in segments]
     manifests: dict[str, dict[str, Manifest]] = {split: {} for split in contents}
@@ -114,16 +106,7 @@ def verify(path: Path, source: Path | None = None, workers: int = 0, progress: b
     if not damaged:
         damaged += [f"{path / name}: {check}" for name, check in checks.items() if check.kind == "other"]
     size = sum(file.stat().st_size for name in names for file in path.joinpath(*name).glob("*"))
-    outdated = [manifest["points"] for read in manifests.values() for manifest in read.values() if _is_outdated(manifest)]
-    about = ""
-    if outdated:
-        seconds = max(1, round(sum(outdated) / len(outdated) / _POINTS_A_SECOND))
-        about = (
-            f"{len(outdated)} of {len(names)} segments were prepared by an older kdlib, without a checksum of their manifests; "
-            f"run 'python -m kdlib prepare {source or 'SRC'} {path}' once more: it prepares them anew, "
-            f"about {seconds} s a segment and core"
-        )
-    return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged), about)
+    return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged))
 
 
 def _read_segment(folder: Path, content: str) -> tuple[Manifest | None, list[str]]:
@@ -133,18 +116,13 @@ def _read_segment(folder: Path, content: str) -> tuple[Manifest | None, list[str
     except DataError as error:
         return None, [str(error)]
     remedy = f"delete {folder} and prepare again"
-    if manifest["content"] != content or ("checksum" not in manifest and not _is_outdated(manifest)):
+    if manifest["content"] != content or "checksum" not in manifest:
         return manifest, [f"{folder / MANIFEST} is not what was written; {remedy}"]
     try:
         changed = [name for name, record in manifest["files"].items() if records.sha256(folder / name) != record["sha256"]]
     except OSError as error:
         return manifest, [f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}"]
     return manifest, [f"{folder / name} is not what was written; {remedy}" for name in changed]
-
-
-def _is_outdated(manifest: Manifest) -> bool:
-    """Return whether a manifest is of the time before manifests had a checksum; one that lost it still has what came with it."""
-    return "checksum" not in manifest and "simulated" not in manifest
 
 
 def _beyond_segments(store: Store) -> Iterator[str]:
@@ -158,8 +136,8 @@ def _beyond_segments(store: Store) -> Iterator[str]:
 
 def _absent(source: Path, contents: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     for split, segments in contents.items():
-        if (Path(source) / split).is_dir():
-            lacking = sorted(set(list_segments(Path(source) / split)) - set(segments))
+        if (source / split).is_dir():
+            lacking = sorted(set(list_segments(source / split)) - set(segments))
             if lacking:
                 yield f"split {split} lacks {len(lacking)} segments of {source} (the first: {lacking[0]}); prepare again"
 
@@ -168,11 +146,8 @@ def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> Spli
     """Count from the manifests; segments whose manifest is damaged have been named, and count as no frames."""
     frames = {name: manifest["frames"] for name, manifest in sorted(manifests.items())}
     total, published = sum(frames.values()), PUBLISHED.get(split)
-    simulated = any(manifest.get("simulated") for manifest in manifests.values())
-    if simulated:
+    if any(manifest.get("simulated") for manifest in manifests.values()):
         kind = "simulated"
-    elif any(map(_is_outdated, manifests.values())):
-        kind = "unknown"
     elif published is None:
         kind = "uncounted"
     elif segments < published[0]:
@@ -180,4 +155,4 @@ def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> Spli
     else:
         kind = "full" if (segments, total) == published else "other"
     shortest = min(frames.items(), key=lambda item: item[1], default=("none", 0))
-    return SplitCheck(segments, total, -(-total // INTERVAL), simulated, kind, shortest)
+    return SplitCheck(segments, total, -(-total // INTERVAL), kind, shortest)

@@ -64,7 +64,6 @@ class RunStatus:
     stages: tuple[StageStatus, ...]
     trainings: tuple[Training, ...]
     says: str  # last line of the driver's log
-    report: bool  # report.html is there
 
 
 def scan_runs(root: Path) -> list[RunStatus]:
@@ -102,21 +101,19 @@ def _run_status(folder: Path) -> RunStatus:
         stages=stages,
         trainings=tuple(trainings),
         says=_last_line(folder / runlog.LOG),
-        report=(folder / "report.html").is_file(),
     )
 
 
 def _noted_stages(folder: Path) -> tuple[str, dict[str, Mapping[str, Any]]]:
-    """Return a run's profile, and of each stage what its driver noted last: nothing in a run of before such notes."""
+    """Return a run's profile, and of each stage what its driver noted last: nothing where notebooks ran without a driver."""
     if (folder / RUN).is_file():
         note = records.read_json(folder / RUN)
-        stages = note.get("stages", ())
-        return str(note.get("profile", "")), stages if isinstance(stages, dict) else {name: {} for name in stages}
+        return note["profile"], note["stages"]
     if (folder / "job.json").is_file():  # one training, no run
         return folder.name, {}
     there = sorted({path.stem for path in folder.iterdir() if path.stem in _NOTEBOOKS})
-    results = (records.read_json(folder / name / "result.json") for name in there if (folder / name / "result.json").is_file())
-    profile = str(next(results, {}).get("profile", folder.name))
+    results = [records.read_json(path) for path in sorted(folder.glob("*/result.json")) if path.parent.name in there]
+    profile = str(results[0].get("profile", folder.name)) if results else folder.name
     return profile, {name: {} for name in (PROFILES[profile].chain if profile in PROFILES else there)}
 
 
@@ -160,7 +157,7 @@ def _training(folder: Path, top: Path) -> Training:
         state=state,
         step=step,
         steps=steps,
-        losses=tuple(line["loss"] for line in lines if "loss" in line),
+        losses=tuple(line["loss"] for line in lines),
         speed=newest.get("samples_per_second"),
         seconds=seconds,
         left=seconds / step * (steps - step) if step and state == "running" else None,

@@ -22,7 +22,7 @@ from kdlib.tools.server.status.scan import RunStatus, Training, scan_runs
 
 SIGNS = {"done": "✓", "running": "▶", "failed": "✗", "stopped": "■", "waiting": "·"}  # the words stand beside them
 FEW = 6  # trainings that are done and still worth a line each
-_NAME, _SAYS = 34, 90  # characters
+_COLUMNS = "    {:1} {:8}{:34.34} {:>11} {:>8} {:>8} {:>8} {} {:.90}"
 _WIDTH, _HEIGHT, _MARGIN, _POINTS = 110, 26, 3, 80  # of a sparkline, in pixels
 
 
@@ -67,7 +67,7 @@ def status_table(runs: Sequence[RunStatus]) -> str:
         if run.says and run.state != "done":
             lines.append(f"    {run.says[:160]}")
         if run.trainings:
-            lines.append(f"      {'state':8}{'training':{_NAME}} {'step':>11} {'loss':>8} {'frames':>8} {'left':>8}")
+            lines.append(_COLUMNS.format("", "state", "training", "step", "loss", "frames", "left", "", "").rstrip())
             done = [training for training in run.trainings if training.state == "done"]
             lines += [_row(training) for training in run.trainings if training not in done[FEW:]]
             if len(done) > FEW:
@@ -81,12 +81,9 @@ def _row(training: Training) -> str:
     speed = f"{training.speed:.1f}/s" if training.speed is not None else "–"
     steps = f"{training.step}/{training.steps}" if training.steps else "–"
     who = f"process {training.process}" if training.process else ""
-    says = training.says[:_SAYS] if training.state in ("failed", "stopped") else ""
-    cells = (
-        f"    {SIGNS[training.state]} {training.state:8}{training.name[:_NAME]:{_NAME}} {steps:>11} {loss:>8} "
-        f"{speed:>8} {duration(training.left):>8} {who} {says}"
-    )
-    return cells.rstrip()
+    says = training.says if training.state in ("failed", "stopped") else ""
+    state, left = training.state, duration(training.left)
+    return _COLUMNS.format(SIGNS[state], state, training.name, steps, loss, speed, left, who, says).rstrip()
 
 
 def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
