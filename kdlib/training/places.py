@@ -52,16 +52,12 @@ class Child:
         return f"{how} without finishing"
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Return a child's environment: this package, unbuffered output, at most so many threads (0 sets no limit)."""
+def _spawn(
+    run: RunDir, command: Sequence[str], threads: int, keep_open: tuple[int, ...] = (), **variables: str
+) -> subprocess.Popen[bytes]:
+    """Start a child with this package, unbuffered output, and at most so many threads (0 sets no limit)."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))))
     limits = {name: str(threads) for name in ("KDLIB_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {}
-    return {**_MALLOC, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **limits}
-
-
-def _spawn(
-    run: RunDir, command: Sequence[str], variables: dict[str, str], keep_open: tuple[int, ...] = ()
-) -> subprocess.Popen[bytes]:
     with run.log.open("ab") as log:
         return subprocess.Popen(
             (*command, str(run.path)),
@@ -69,7 +65,7 @@ def _spawn(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that the end of a notebook or terminal does not reach it
-            env=variables,
+            env={**_MALLOC, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **limits, **variables},
             pass_fds=keep_open,
         )
 
@@ -83,7 +79,7 @@ class Processor:
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child:
         """Start a command, to which the folder is added; who keeps to the limit is never refused."""
-        return Child(_spawn(run, command, _environment(self.threads)))
+        return Child(_spawn(run, command, self.threads))
 
 
 class Gpus:
@@ -107,8 +103,8 @@ class Gpus:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                variables = {**_environment(self._threads), VISIBLE: name}
-                return Child(_spawn(run, command, variables, (lock.fileno(),)), f"GPU {name}")
+                process = _spawn(run, command, self._threads, (lock.fileno(),), **{VISIBLE: name})
+                return Child(process, f"GPU {name}")
         return None
 
 
@@ -138,7 +134,7 @@ class RemoteChild(Child):
 def train_here(run_dir: str, arguments: Sequence[str], threads: int) -> int:
     """Train in a run folder from a Dask worker, with the worker's own Python, and return the exit code."""
     run = RunDir(Path(run_dir))
-    child = _spawn(run, (sys.executable, *arguments), _environment(threads))
+    child = _spawn(run, (sys.executable, *arguments), threads)
     code = child.wait()
     # Another machine cannot see that the process is gone: where it was killed, its claim is taken back here.
     with contextlib.suppress(DataError):

@@ -81,8 +81,7 @@ def scan_runs(root: Path) -> list[RunStatus]:
 
 
 def _is_run(folder: Path) -> bool:
-    noted = (folder / RUN).is_file() or (folder / "job.json").is_file()
-    return noted or any(path.stem in _NOTEBOOKS for path in folder.iterdir())
+    return any(path.name in (RUN, "job.json") or path.stem in _NOTEBOOKS for path in folder.iterdir())
 
 
 def _run_status(folder: Path) -> RunStatus:
