@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from kdlib import records
 from kdlib.config import CLASS_NAMES
 from kdlib.data.containment import owner_of_points
 from kdlib.data.points import POINT, StoredPoints, decode_points
@@ -138,14 +139,8 @@ def build_bank(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES, prog
     types, path = class_types(class_names), bank_path(split)
     if is_current(split, class_names):
         return path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with writing(path):
-            with temporary.open("wb") as stream:
-                _write(stream, split, types, class_names, progress)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path), records.replacing(path) as temporary, temporary.open("wb") as stream:
+        _write(stream, split, types, class_names, progress)
     return path
 
 

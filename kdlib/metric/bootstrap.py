@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -69,9 +70,7 @@ class BootstrapReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        plain = asdict(self)
-        plain["arms"] = [{**arm, "values": list(arm["values"])} for arm in plain["arms"]]
-        plain["differences"] = list(plain["differences"])
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
 
@@ -154,10 +153,10 @@ def _resampled(frames: FrameCounts, group: Int64, weight: Float64, metric: str) 
     rows = [frames.breakdowns.index(type_breakdown(name)) for name in MEAN_TYPES]
     counts = frames.counts
     shape = (len(rows), counts.tp.shape[2])
-    sums = []  # of every unit's frames, (units, T * C)
-    for column in (counts.tp, counts.fp, counts.fn(level), counts.sum_ha):
-        sums.append(np.zeros((weight.shape[1], shape[0] * shape[1])))
-        np.add.at(sums[-1], group, column[:, rows].reshape(len(column), -1).astype(np.float64))
+    columns = [column[:, rows].reshape(len(group), -1) for column in (counts.tp, counts.fp, counts.fn(level), counts.sum_ha)]
+    sums = np.zeros((len(columns), weight.shape[1], shape[0] * shape[1]))  # of every unit's frames
+    for total, column in zip(sums, columns):
+        np.add.at(total, group, column.astype(np.float64))
     scores = []
     for start in range(0, len(weight), _BLOCK):
         block = weight[start : start + _BLOCK]

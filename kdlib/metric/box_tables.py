@@ -156,30 +156,11 @@ def stated(schema: pa.Schema, key: str) -> list[Any]:
     return values
 
 
-def numbers_of(table: pa.Table, column: str, name: str) -> Float64:
-    """Return a column of numbers.
-
-    Raises:
-        DataError: If one is missing.
-    """
+def _values_of(table: pa.Table, column: str, kind: pa.DataType, name: str) -> Any:
     values = table.column(column)
     if values.null_count:
-        raise DataError(f"{name}: {values.null_count} rows have no '{column}'; every box needs seven numbers and its score")
-    numbers: Float64 = values.cast(pa.float64()).to_numpy()
-    return numbers
-
-
-def integers_of(table: pa.Table, column: str, name: str, null: int | None = None) -> Int64:
-    """Return a column of integers, ``null`` where they are missing.
-
-    Raises:
-        DataError: If one is missing and there is nothing to stand for it.
-    """
-    values = table.column(column)
-    if values.null_count and null is None:
         raise DataError(f"{name}: {values.null_count} rows have no '{column}'; every box needs one")
-    integers: Int64 = values.cast(pa.int64()).fill_null(null or 0).to_numpy()
-    return integers
+    return values.cast(kind).to_numpy()
 
 
 def boxes_of(table: pa.Table, name: str) -> Float64:
@@ -188,7 +169,7 @@ def boxes_of(table: pa.Table, name: str) -> Float64:
     Raises:
         DataError: If a number is missing or not finite as float32; the message names its frame.
     """
-    box = np.stack([numbers_of(table, column, name) for column in BOX_NUMBERS], axis=1)
+    box = np.stack([_values_of(table, column, pa.float64(), name) for column in BOX_NUMBERS], axis=1)
     with np.errstate(over="ignore"):
         bad = np.argwhere(~np.isfinite(box.astype(np.float32)))
     if len(bad):
@@ -206,7 +187,7 @@ def types_of(table: pa.Table, name: str) -> Int64:
     Raises:
         DataError: If one is missing or none of Waymo's.
     """
-    kind = integers_of(table, "type", name)
+    kind: Int64 = _values_of(table, "type", pa.int64(), name)
     unknown = np.setdiff1d(kind, np.arange(5))
     if len(unknown):
         raise DataError(
@@ -222,7 +203,7 @@ def scores_of(table: pa.Table, name: str) -> Float64:
     Raises:
         DataError: If one is missing, NaN or outside [0, 1].
     """
-    score = numbers_of(table, "score", name)
+    score: Float64 = _values_of(table, "score", pa.float64(), name)
     # One float32 rounding above 1 is let pass: a sigmoid or a product of scores may end there.
     bad = np.flatnonzero(~((score >= 0.0) & (score <= 1.0 + 2e-7)))
     if len(bad):

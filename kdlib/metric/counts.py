@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,12 +10,13 @@ from kdlib.metric.iou import Candidates, find_candidates
 from kdlib.metric.matching import match_boxes
 from kdlib.metric.objects import EvalBoxes, Predictions, Rows, Truth
 from kdlib.metric.shards import LEVELS, Generator
-from kdlib.types import Float32, Float64, FloatArray, Int64, IntArray
+from kdlib.types import Bool, Float32, Float64, FloatArray, Int64, IntArray
 
 # IoU a pair must reach, by Waymo's type number (UNKNOWN, VEHICLE, PEDESTRIAN, SIGN, CYCLIST).
 IOU_THRESHOLDS = np.array((0.0, 0.7, 0.5, 0.5, 0.5), np.float32)
 # 0.00, 0.01, ..., 0.99, 1.00, each rounded to float32 as the scores are: comparing in float64 would move scores on the grid.
 CUTOFFS = np.append(np.arange(100) * 0.01, 1.0).astype(np.float32)
+COUNTED = ("tp", "fp", "fn1", "fn2")  # fields of Counts that are integers
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,9 @@ class Counts(Rows):
     def narrow(self) -> Counts:
         """Return the same with counts in 16 bits where they fit: kept for thousands of frames, the size matters."""
         columns = vars(self)
-        if max(int(columns[name].max(initial=0)) for name in ("tp", "fp", "fn1", "fn2")) >= 2**15:
+        if max(int(columns[name].max(initial=0)) for name in COUNTED) >= 2**15:
             return self
-        return Counts(
-            **{name: values.astype(np.int16) for name, values in columns.items() if name != "sum_ha"}, sum_ha=self.sum_ha
-        )
+        return replace(self, **{name: columns[name].astype(np.int16) for name in COUNTED})
 
 
 def count_frames(boxes: EvalBoxes, generators: tuple[Generator, ...]) -> Counts:
@@ -74,48 +73,43 @@ def _count_generator(
     # In prediction order: sums of float32 depend on it.
     matches = matches.take(np.argsort(matches.prediction, kind="stable"))
     p, g, low, high = matches.prediction, matches.truth, matches.low, matches.high
-    grid = _Grid(frames * shards)
+    rows = frames * shards
+
+    def matched(row: Int64, which: Bool) -> Int64:
+        return _count_intervals(rows, row[which], low[which], high[which])
 
     seen = ~predictions.overlap_nlz
-    tp = grid.count(row_p[p], low, high)
-    hits = seen[p]
-    fp = grid.count(row_p[seen], np.zeros(seen.sum(), np.int64), level[seen]) - grid.count(row_p[p[hits]], low[hits], high[hits])
+    tp = _count_intervals(rows, row_p[p], low, high)
+    claims = _count_intervals(rows, row_p[seen], np.zeros(seen.sum(), np.int64), level[seen])
+    fp = claims - matched(row_p[p], seen[p])
     misses = []
     for hardest in LEVELS:
         counted = truth.difficulty <= hardest
-        hits = counted[g]
-        total = np.bincount(row_g[counted], minlength=frames * shards)[:, None]
-        misses.append(total - grid.count(row_g[g[hits]], low[hits], high[hits]))
+        total = np.bincount(row_g[counted], minlength=rows)[:, None]
+        misses.append(total - matched(row_g[g], counted[g]))
     accuracy = heading_accuracy(predictions.box[p, 6], truth.box[g, 6])
-    sum_ha = grid.add(row_p[p], low, high, accuracy)
+    sum_ha = _add_intervals(rows, row_p[p], low, high, accuracy)
     shape = (frames, shards, len(CUTOFFS))
-    counts = [column.reshape(shape).astype(np.int32) for column in (tp, fp, *misses)]
-    return Counts(counts[0], counts[1], counts[2], counts[3], sum_ha.reshape(shape))
+    counts = (column.reshape(shape).astype(np.int32) for column in (tp, fp, *misses))
+    return Counts(sum_ha=sum_ha.reshape(shape), **dict(zip(COUNTED, counts)))
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Sums over intervals of cutoffs, one row per frame and shard."""
+def _count_intervals(rows: int, row: Int64, low: Int64, high: Int64) -> Int64:
+    """Return how many intervals ``low <= c < high`` of each row (a frame and shard) cover each cutoff, (rows, C)."""
+    width = len(CUTOFFS) + 1
+    size = rows * width
+    edges = np.bincount(row * width + low, minlength=size) - np.bincount(row * width + high, minlength=size)
+    result: Int64 = np.cumsum(edges.reshape(rows, width), axis=1)[:, :-1]
+    return result
 
-    rows: int
 
-    def count(self, row: Int64, low: Int64, high: Int64) -> Int64:
-        """Return how many intervals ``low <= c < high`` of each row cover each cutoff, (rows, C)."""
-        width = len(CUTOFFS) + 1
-        size = self.rows * width
-        edges = np.bincount(row * width + low, minlength=size) - np.bincount(row * width + high, minlength=size)
-        result: Int64 = np.cumsum(edges.reshape(self.rows, width), axis=1)[:, :-1]
-        return result
-
-    def add(self, row: Int64, low: Int64, high: Int64, value: Float32) -> Float32:
-        """Return the float32 sums (rows, C) of the intervals' values, added one after the other in the given order."""
-        length = high - low
-        total = int(length.sum())
-        within = np.arange(total) - np.repeat(np.cumsum(length) - length, length)
-        cell = np.repeat(row * len(CUTOFFS) + low, length) + within
-        sums = np.zeros(self.rows * len(CUTOFFS), np.float32)
-        np.add.at(sums, cell, np.repeat(value, length))
-        return sums.reshape(self.rows, len(CUTOFFS))
+def _add_intervals(rows: int, row: Int64, low: Int64, high: Int64, value: Float32) -> Float32:
+    """Return the float32 sums (rows, C) of the intervals' values, added one after the other in the given order."""
+    length = high - low
+    within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    sums = np.zeros(rows * len(CUTOFFS), np.float32)
+    np.add.at(sums, np.repeat(row * len(CUTOFFS) + low, length) + within, np.repeat(value, length))
+    return sums.reshape(rows, len(CUTOFFS))
 
 
 def heading_accuracy(prediction: FloatArray, truth: FloatArray) -> Float32:

@@ -87,7 +87,7 @@ def _same_group(prediction_group: Int64, truth_group: Int64) -> tuple[Int64, Int
 def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> Int64:
     """Return the positions of the pairs whose circumscribed circles meet."""
     reach = (0.5 + _SLACK) * (np.hypot(a[:, 3], a[:, 4])[p] + np.hypot(b[:, 3], b[:, 4])[g])
-    dx = np.ascontiguousarray(a[:, 0])[p] - np.ascontiguousarray(b[:, 0])[g]
+    dx = a[p, 0] - b[g, 0]
     near = np.flatnonzero(np.abs(dx) <= reach)
     dy = a[p[near], 1] - b[g[near], 1]
     return near[dx[near] ** 2 + dy**2 <= reach[near] ** 2]

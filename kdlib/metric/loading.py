@@ -94,12 +94,17 @@ def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arr
         box, kind = box_tables.boxes_of(table, name), box_tables.types_of(table, name)
         part: _Arrays = {"frame": frame, "box": box.astype(np.float32), "kind": kind.astype(np.int8)}
         if labels:
-            part |= _label_columns(table, name)
+            difficulty, points = (
+                table.column(column).cast(pa.int64()).fill_null(0).to_numpy() for column in ("difficulty", "num_points")
+            )
+            unknown = np.setdiff1d(difficulty, np.arange(3))
+            if len(unknown):
+                raise DataError(f"{name}: difficulty {int(unknown[0])} is none of 0 (unset), 1 (LEVEL_1), 2 (LEVEL_2)")
+            part["difficulty"] = difficulty.astype(np.int8)
+            part["num_points"] = np.clip(points, -1, 2**31 - 1).astype(np.int32)
         else:
-            part |= {
-                "score": box_tables.scores_of(table, name).astype(np.float32),
-                "overlap_nlz": box_tables.flags_of(table, name),
-            }
+            part["score"] = box_tables.scores_of(table, name).astype(np.float32)
+            part["overlap_nlz"] = box_tables.flags_of(table, name)
         parts.append(part)
     return list(place), {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
 
@@ -117,15 +122,6 @@ def _codes(column: pa.ChunkedArray, place: dict[Any, int], name: str) -> NDArray
         values = encoded.dictionary.take(pa.array(used)).to_pylist()
         codes.append(np.array([place.setdefault(value, len(place)) for value in values], np.int32)[compact])
     return np.concatenate(codes)
-
-
-def _label_columns(table: pa.Table, name: str) -> _Arrays:
-    difficulty = box_tables.integers_of(table, "difficulty", name, null=0)
-    unknown = np.setdiff1d(difficulty, np.arange(3))
-    if len(unknown):
-        raise DataError(f"{name}: difficulty {int(unknown[0])} is none of 0 (unset), 1 (LEVEL_1), 2 (LEVEL_2)")
-    points = np.clip(box_tables.integers_of(table, "num_points", name, null=0), -1, 2**31 - 1)
-    return {"difficulty": difficulty.astype(np.int8), "num_points": points.astype(np.int32)}
 
 
 def _placed(boxes: _Boxes, own_ids: Sequence[Any], ids: Sequence[Any]) -> _Boxes:

@@ -88,21 +88,18 @@ def _sorted_edges(candidates: Candidates, level: Int64) -> _Edges:
 
 def _match_stars(edges: _Edges, ties: _Ties) -> Matches:
     """In a star the heaviest admitted pair wins: a running maximum along each component."""
-    count = len(edges.weight)
-    position = np.arange(count)
-    first = np.ones(count, np.bool_)
-    first[1:] = edges.component[1:] != edges.component[:-1]
-    group = np.cumsum(first) - 1
+    position = np.arange(len(edges.weight))
+    first = np.diff(edges.component, prepend=-1) > 0
     # One maximum.accumulate serves all components: a later component beats everything before it.
-    best = np.maximum.accumulate((group << _BITS) | edges.weight)
-    before = np.concatenate((np.array([-1]), best[:-1])) if count else best
+    rank = (np.cumsum(first) << _BITS) | edges.weight
+    best = np.maximum.accumulate(rank)
+    before = np.append(0, best)[:-1]
     rises = first | (best > before)
     winner = np.maximum.accumulate(np.where(rises, position, 0))
-    equal = ~rises & (((group << _BITS) | edges.weight) == before)
+    equal = ~rises & (rank == before)
     tied = np.maximum.accumulate(np.where(equal, position, -1)) > winner
     # The state after edge i holds until the next edge is admitted; the last one's until the loosest cutoff.
-    low = np.zeros(count, np.int64)
-    low[:-1] = np.where(first[1:], 0, edges.level[1:])
+    low = np.append(np.where(first, 0, edges.level), 0)[1:]
     holds = low < edges.level
     for i in np.flatnonzero(holds & tied):
         members = edges.prediction[winner[i] : i + 1] if edges.truth[winner[i]] == edges.truth[i] else edges.prediction[i : i + 1]

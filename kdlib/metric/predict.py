@@ -15,7 +15,7 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError
 from kdlib.metric.box_tables import TIMESTAMPS, predictions_table
 from kdlib.models.detector import Detector
-from kdlib.types import WAYMO_TYPES, Detections, Int64, Sample
+from kdlib.types import WAYMO_TYPES, Detections, Sample
 
 
 def predict(
@@ -61,19 +61,15 @@ def predict(
     finally:
         model.train(was_training)
     types = np.array([0, *(WAYMO_TYPES[name] for name in class_names)])  # label 0 is padding
-    table = _table(parts, types)
+    frame_ids = [name for name, frame in parts for _ in frame.scores]
+    none = Detections(torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    boxes, scores, labels = (
+        torch.cat([getattr(frame, column) for frame in (none, *(frame for _, frame in parts))]).numpy()
+        for column in ("boxes", "scores", "labels")
+    )
+    table = predictions_table(frame_ids, boxes, types[labels], scores, frames=[name for name, _ in parts])
     facts = {"class_names": json.dumps(list(class_names))}
     if isinstance(dataset, FrameDataset):
         facts["dataset"] = dataset.split.fingerprint
         facts[TIMESTAMPS] = json.dumps(dataset.split.timestamps[dataset.split.frames(dataset.interval)].tolist())
     return table.replace_schema_metadata({**table.schema.metadata, **facts})
-
-
-def _table(parts: list[tuple[str, Detections]], types: Int64) -> pa.Table:
-    if not parts:
-        return predictions_table([], np.zeros((0, 7)), types[:0], np.zeros(0), frames=[])
-    names = [name for name, frame in parts for _ in frame.scores]
-    boxes = torch.cat([frame.boxes for _, frame in parts]).float().numpy()
-    scores = torch.cat([frame.scores for _, frame in parts]).float().numpy()
-    labels = torch.cat([frame.labels for _, frame in parts]).numpy()
-    return predictions_table(names, boxes, types[labels], scores, frames=[name for name, _ in parts])

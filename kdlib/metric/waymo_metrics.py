@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kdlib.metric.ap import Curve, average_precision, precision_recall
 from kdlib.metric.box_tables import BoxTable
-from kdlib.metric.counts import CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
-from kdlib.metric.loading import TABLE_NAMES, Loaded, load_boxes
+from kdlib.metric.counts import COUNTED, CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
+from kdlib.metric.loading import Loaded, load_boxes
 from kdlib.metric.objects import EvalBoxes, Truth
 from kdlib.metric.shards import LEVELS, MEAN_TYPES, OBJECT_TYPE, RANGE, TYPE_NAMES, Generator, type_breakdown
 
@@ -63,7 +63,6 @@ def evaluate_tables(
     workers: int = 1,
     strict: bool = True,
     keep_frames: bool = True,
-    names: tuple[str, str] = TABLE_NAMES,
 ) -> EvalResult:
     """Return Waymo's detection metrics of a predictions table; see :func:`~kdlib.metric.loading.load_boxes` for the columns.
 
@@ -74,12 +73,11 @@ def evaluate_tables(
         workers: Processes; one does some thousand frames a second, so more only pay for very many.
         strict: Refuse an empty ground truth and predictions for frames it does not have.
         keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with ranges).
-        names: What to call the two tables in messages.
 
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    loaded = load_boxes(predictions, truth, strict=strict, names=names)
+    loaded = load_boxes(predictions, truth, strict=strict)
     return evaluate_loaded(loaded, ranges=ranges, workers=workers, keep_frames=keep_frames)
 
 
@@ -103,11 +101,12 @@ def evaluate_boxes(
     """
     generators = (OBJECT_TYPE, RANGE) if ranges else (OBJECT_TYPE,)
     breakdowns = tuple(name for generator in generators for name in generator.names)
-    total = _Total(len(breakdowns))
+    shape = (len(breakdowns), len(CUTOFFS))
+    total = Counts(sum_ha=np.zeros(shape, np.float32), **{name: np.zeros(shape, np.int64) for name in COUNTED})
     nothing = EvalBoxes(boxes.predictions.take(slice(0)), boxes.truth.take(slice(0)), 0)
     kept = [count_frames(nothing, generators).narrow()]  # so that there are counts of no frame too
     for counts in _count(boxes, generators, workers):
-        total.add(counts)
+        _add(total, counts)
         if keep_frames:
             kept.append(counts.narrow())
     curves, metrics = _score(total, breakdowns)
@@ -131,28 +130,23 @@ def _count(boxes: EvalBoxes, generators: tuple[Generator, ...], workers: int) ->
         yield from (future.result() for future in waiting)
 
 
-class _Total:
-    """Counts summed over frames; heading accuracies frame by frame in float32, as the official tool does."""
-
-    def __init__(self, breakdowns: int) -> None:
-        self.tp, self.fp, self.fn1, self.fn2 = np.zeros((4, breakdowns, len(CUTOFFS)), np.int64)
-        self.sum_ha = np.zeros((breakdowns, len(CUTOFFS)), np.float32)
-
-    def add(self, counts: Counts) -> None:
-        for total, more in ((self.tp, counts.tp), (self.fp, counts.fp), (self.fn1, counts.fn1), (self.fn2, counts.fn2)):
-            total += more.sum(axis=0, dtype=np.int64)
-        for frame in counts.sum_ha:
-            self.sum_ha += frame
+def _add(total: Counts, counts: Counts) -> None:
+    """Add the counts of some frames (F, S, C) to those of all (S, C)."""
+    for name in COUNTED:
+        column = vars(total)[name]
+        column += vars(counts)[name].sum(axis=0, dtype=np.int64)
+    sum_ha = total.sum_ha
+    for frame in counts.sum_ha:  # one after the other in float32, as the official tool does
+        sum_ha += frame
 
 
-def _score(total: _Total, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve], dict[str, float]]:
+def _score(total: Counts, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve], dict[str, float]]:
     curves: dict[str, Curve] = {}
     metrics: dict[str, float] = {}
     for i, breakdown in enumerate(breakdowns):
-        for level, misses in zip(LEVELS, (total.fn1, total.fn2)):
+        for level in LEVELS:
             name = f"{breakdown}_LEVEL_{level}"
-            curve = precision_recall(total.tp[i], total.fp[i], misses[i], total.sum_ha[i])
-            curves[name] = curve
+            curve = curves[name] = precision_recall(total.tp[i], total.fp[i], total.fn(level)[i], total.sum_ha[i])
             metrics[f"{name}/AP"] = float(average_precision(curve.precision, curve.recall))
             metrics[f"{name}/APH"] = float(average_precision(curve.precision_heading, curve.recall))
     for level in LEVELS:

@@ -47,8 +47,3 @@ def peak_bytes() -> int:
     if status.exists():  # ru_maxrss of a fresh process may be that of the parent it was forked from
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def children_peak_bytes() -> int:
-    """Return the most memory the largest of this process's children has held."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

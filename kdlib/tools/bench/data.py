@@ -6,8 +6,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,8 @@ def bench_data(
     lines: list[Measurement] = []
     notes: list[str] = []
     effort = Effort(rounds, seconds)
-    with _folder(keep) as root:
-        segments = []
+    with tempfile.TemporaryDirectory(prefix="kdlib-bench-") as temporary:
+        root, segments = Path(keep or temporary), []
         for form in ("v1", "v2"):
             # Objects return to where they were seen: only those of another street find free places there.
             count = 1 if form == "v1" else SEGMENTS
@@ -92,15 +91,6 @@ def bench_data(
         lines += _loader_lines(root / "store", effort)
     facts = {"frames": frames, "rounds": rounds, "scale": scale, "simulated": True}
     return Benchmark("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card())
-
-
-@contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    if keep is not None:
-        yield Path(keep)
-        return
-    with tempfile.TemporaryDirectory(prefix="kdlib-bench-") as folder:
-        yield Path(folder)
 
 
 def _conversion(segment: _Segment, effort: Effort, python: str | Path | None, notes: list[str]) -> list[Measurement]:
@@ -115,11 +105,11 @@ def _conversion(segment: _Segment, effort: Effort, python: str | Path | None, no
     lines: list[Measurement] = []
     for name in ("read", "convert") if segment.form == "v2" else ("read",):
         key, title = f"{segment.form}_{name}", f"{segment.form} {'file' if name == 'read' else 'range images'} to points"
-        mine, processor = (_ms_of_frame(ours, name, clock, segment) for clock in (0, 1))
+        mine, processor = _ms_of_frame(ours, name, segment)
         theirs, ratio, processor_ratio = None, None, None
         if official is not None:
-            theirs = _ms_of_frame(official["seconds"], name, 0, segment)
-            ratio, processor_ratio = theirs / mine, _ms_of_frame(official["seconds"], name, 1, segment) / processor
+            theirs, their_processor = _ms_of_frame(official["seconds"], name, segment)
+            ratio, processor_ratio = theirs / mine, their_processor / processor
         target = FASTER if key in CONVERSIONS else None
         lines += [
             Measurement(f"{key}_official_ms", f"{title}, official", theirs, "ms/frame"),
@@ -133,10 +123,12 @@ def _conversion(segment: _Segment, effort: Effort, python: str | Path | None, no
     return lines
 
 
-def _ms_of_frame(rounds: Sequence[Mapping[str, Sequence[float]]], name: str, clock: int, segment: _Segment) -> float:
-    """Return the median of the rounds on the wall clock (0) or of all processors (1); reading includes converting."""
+def _ms_of_frame(rounds: Sequence[Mapping[str, Sequence[float]]], name: str, segment: _Segment) -> list[float]:
+    """Return the medians of the rounds on the wall clock and of all processors; reading includes converting."""
     parts = ("read", "convert") if name == "read" else ("convert",)
-    return 1000 * statistics.median(sum(spent[part][clock] for part in parts) for spent in rounds) / segment.frames
+    spent = np.sum([[spent[part] for part in parts] for spent in rounds], axis=1)
+    milliseconds: list[float] = (1000 * np.median(spent, axis=0) / segment.frames).tolist()
+    return milliseconds
 
 
 def _official(segment: _Segment, rounds: int, python: str | Path | None, notes: list[str]) -> _Answer | None:
@@ -292,5 +284,6 @@ def measure_loading(store: Path, objects: Sequence[int], effort: Effort) -> _Ans
         epoch += 1
 
     seconds, peak = _median_seconds(work, effort), peak_bytes()
-    pasted = sum(len(data[(0, index)].labels) - len(plain[(0, index)].labels) for index in range(len(data))) / len(data)
+    with_objects, without = (sum(len(frames[(0, i)].labels) for i in range(len(frames))) for frames in (data, plain))
+    pasted = (with_objects - without) / len(data)
     return {"seconds": seconds, "frames": len(data), "pasted": pasted, "peak_bytes": peak}

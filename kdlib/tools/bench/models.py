@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,10 @@ from kdlib.profiling import hardware, model_profile, published
 from kdlib.profiling.latency import SECOND_STAGES, measure_latency
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.bench.steps import compile_dense, find_device
+from kdlib.tools.bench.timing import device_peak
 from kdlib.types import PointBatch
 
-REFERENCE = "pointpillar"
-"""Speeds are given as multiples of this model's."""
-
+REFERENCE = "pointpillar"  # speeds are given as multiples of this model's
 HALF = {"cpu": torch.bfloat16}  # a processor's 16 bits; accelerators take float16, as published students would
 _PUBLISHED = {**published.PUBLISHED_MODELS, **published.PUBLISHED_CROSS_STAGE}
 _WHY = {**published.WHY, **published.CROSS_STAGE_WHY}
@@ -74,26 +74,21 @@ def _latencies(
     network: Any, batches: Sequence[PointBatch], where: torch.device, repeats: int, warmup: int, mixed: bool, compiled: bool
 ) -> tuple[dict[str, Any], int | None]:
     """Return latencies by "fp32", "mixed", "bf16" where that is not mixed, and "compiled"; and fp32's peak memory in bytes."""
-    backend: Any = getattr(torch, where.type, None)
-    counted = hasattr(backend, "max_memory_allocated")
-    if counted:
-        backend.reset_peak_memory_stats(where)
+    latency: dict[str, Any] = {}
 
-    def measure() -> dict[str, Any]:
-        report = measure_latency(network, batches, warmup=warmup, repeats=repeats)
-        del report["hardware"]
-        return report
+    def measure(name: str) -> None:
+        latency[name] = measure_latency(network, batches, warmup=warmup, repeats=repeats)
+        del latency[name]["hardware"]
 
-    latency = {"fp32": measure()}
-    peak = int(backend.max_memory_allocated(where)) if counted else None
+    peak = device_peak(partial(measure, "fp32"), where)
     half = HALF.get(where.type, torch.float16)
     for name, precision in (("mixed", half), ("bf16", torch.bfloat16)) if mixed else ():
         if name == "mixed" or precision != half:
             with torch.autocast(where.type, dtype=precision):
-                latency[name] = measure()
+                measure(name)
     if compiled:  # last: it cannot be undone
         compile_dense(network)
-        latency["compiled"] = measure()
+        measure("compiled")
     return latency, peak
 
 

@@ -16,15 +16,14 @@ from kdlib.models.sparse.voxelize import voxelize
 from kdlib.models.targets import assign_targets
 from kdlib.tools.bench.crowd import crowded_boxes
 from kdlib.tools.bench.measurements import Measurement
-from kdlib.tools.bench.references import WheelVoxels, loop_targets, matrix_nms, shapely_nms
+from kdlib.tools.bench.references import loop_targets, matrix_nms, shapely_nms, wheel_voxels
 from kdlib.tools.bench.timing import compare_ways
 from kdlib.types import PointBatch
 
 TIMES_FASTER = 20.0  # than a loop
 GRIDS = ("cp_pillar", "cp_pillar_v0.64", "cp_voxel")
 
-Measured = tuple[list[Measurement], list[str]]
-"""Numbers, and a sentence for each thing that could not be measured."""
+Measured = tuple[list[Measurement], list[str]]  # numbers, and a sentence for each thing that could not be measured
 
 
 class Disagreement(KdlibError):
@@ -81,7 +80,7 @@ def bench_voxels(points: PointBatch, rounds: int, grids: Sequence[str] = GRIDS) 
         grid = zoo.model(name).grid
         work = None
         try:
-            wheel = WheelVoxels(grid, points.points.shape[1])
+            wheel = wheel_voxels(grid, points.points.shape[1])
         except ConfigError as error:
             notes = [f"not compared with spconv's wheel: {error}"]
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -54,23 +54,18 @@ def matrix_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -
     order = scores.argsort(descending=True, stable=True)[:pre]
     ranked = boxes[order]
     count = len(ranked)
-    rows = []
-    for block in ranked.split(_ROWS):
-        pairs = paired_overlap(block.repeat_interleave(count, dim=0), ranked.repeat(len(block), 1))
-        rows.append(pairs.view(len(block), count))
-    overlap = torch.cat(rows) if rows else boxes.new_zeros((0, 0), dtype=torch.float64)
+    rows = [paired_overlap(block.repeat_interleave(count, dim=0), ranked.repeat(len(block), 1)) for block in ranked.split(_ROWS)]
+    overlap = torch.cat(rows).view(count, count)
     area = ranked[:, 3].double() * ranked[:, 4].double()
     conflict = overlap > iou * (area[:, None] + area - overlap)
-    alive = torch.ones(count, dtype=torch.bool, device=boxes.device)
+    alive = torch.ones(count, dtype=torch.bool)
     for row in range(count):
         if alive[row]:
             alive[row + 1 :] &= ~conflict[row, row + 1 :]
     return order[alive][:post]
 
 
-def loop_targets(
-    boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig, class_names: tuple[str, ...] = CLASS_NAMES
-) -> tuple[HeadTargets, ...]:
+def loop_targets(boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig) -> tuple[HeadTargets, ...]:
     """Return what :func:`kdlib.models.targets.assign_targets` does, box by box: a cell, a bell, a slot at a time."""
     columns, rows = (n // head.stride for n in grid.grid_size[:2])
     slots = (len(boxes), head.targets.max_objects)
@@ -80,9 +75,9 @@ def loop_targets(
         targets = HeadTargets(
             heatmap, boxes.new_zeros((*slots, 8)), labels.new_zeros(slots), torch.zeros(slots, dtype=torch.bool)
         )
-        channel_of = {label_of(name, class_names): channel for channel, name in enumerate(names)}
-        for frame in range(len(boxes)):
-            known = [(b, channel_of[n]) for b, n in zip(boxes[frame], labels[frame].tolist()) if n in channel_of]
+        channel_of = {label_of(name, CLASS_NAMES): channel for channel, name in enumerate(names)}
+        for frame, kinds in enumerate(labels.tolist()):
+            known = [(box, channel_of[kind]) for box, kind in zip(boxes[frame], kinds) if kind in channel_of]
             for slot, (box, channel) in enumerate(known[: slots[1]]):
                 if torch.isfinite(box).all() and (box[3:6] > 0).all():
                     _assign(box, heatmap[frame, channel], targets, (frame, slot), grid, head)
@@ -111,33 +106,31 @@ def _assign(box: Tensor, plane: Tensor, targets: HeadTargets, place: tuple[int, 
     targets.indices[place], targets.mask[place] = iy * columns + ix, True
 
 
-class WheelVoxels:
-    """The voxeliser of spconv's wheel for processors, frame by frame, on one grid."""
+def wheel_voxels(grid: GridConfig, features: int) -> Callable[[PointBatch], VoxelBatch]:
+    """Return the voxeliser of spconv's wheel for processors, frame by frame, for points of so many features on a grid.
 
-    def __init__(self, grid: GridConfig, features: int) -> None:
-        """Prepare it for points of so many features.
+    Raises:
+        ConfigError: If the wheel is not installed.
+    """
+    try:
+        from spconv.pytorch.utils import PointToVoxel
+    except ImportError as error:
+        raise ConfigError("spconv's wheel is not installed: pip install spconv==2.3.8") from error
+    make = PointToVoxel(
+        vsize_xyz=list(grid.voxel_size),
+        coors_range_xyz=list(grid.point_range),
+        num_point_features=features,
+        max_num_voxels=grid.max_voxels,
+        max_num_points_per_voxel=grid.max_points,
+    )
 
-        Raises:
-            ConfigError: If the wheel is not installed.
-        """
-        try:
-            from spconv.pytorch.utils import PointToVoxel
-        except ImportError as error:
-            raise ConfigError("spconv's wheel is not installed: pip install spconv==2.3.8") from error
-        self._make: Any = PointToVoxel(
-            vsize_xyz=list(grid.voxel_size),
-            coors_range_xyz=list(grid.point_range),
-            num_point_features=features,
-            max_num_voxels=grid.max_voxels,
-            max_num_points_per_voxel=grid.max_points,
-        )
-
-    def __call__(self, batch: PointBatch) -> VoxelBatch:
-        """Return the voxels of a batch; the wheel's buffers are copied, as its users have to."""
+    def voxels_of(batch: PointBatch) -> VoxelBatch:
         values, coords, counts = [], [], []
         for frame in range(batch.batch_size):
-            voxels, cell, count = self._make(batch.points[batch.batch_index == frame])
-            values.append(voxels.clone())
+            voxels, cell, count = make(batch.points[batch.batch_index == frame])
+            values.append(voxels.clone())  # the wheel's buffers are copied, as its users have to
             coords.append(torch.nn.functional.pad(cell.long(), (1, 0), value=frame))
             counts.append(count.long())
         return VoxelBatch(torch.cat(values), torch.cat(coords), torch.cat(counts), batch.batch_size)
+
+    return voxels_of

@@ -68,14 +68,12 @@ def bench_settings(
             key, title = f"{setting.key}_{name.replace(' ', '_')}", f"{name}: {setting.title}"
             on, off = (Measurement(f"{key}_{s}_ms", f"{title} {s}", times[f"{name} {s}"], "ms") for s in ("on", "off"))
             lines += times_faster(key, on, off)
-            notes.append(verdict(title, lines[-1].value))
+            notes.append(verdict(title, times[f"{name} off"] / times[f"{name} on"]))
     return lines, notes
 
 
-def verdict(title: str, ratio: float | None) -> str:
+def verdict(title: str, ratio: float) -> str:
     """Say whether a setting that makes something ``ratio`` times faster is worth having here."""
-    if ratio is None:
-        return f"{title}: not measured"
     word = "wins" if ratio >= WINS else "makes no difference" if ratio > 1 / WINS else "loses"
     return f"{title}: {word}, {ratio:.2f} times faster"
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdlib import zoo
 from kdlib.data.collate import collate
@@ -72,20 +71,7 @@ def wheel(sites: SparseTensor, twins: list[Any]) -> Any:
     return tensor
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Give torch a number of threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _timed(work: Callable[[], Any], warm_up: bool = False) -> tuple[float, Any]:
-    if warm_up:  # whoever ran before had another number of threads and other things in the caches
-        work()
+def _milliseconds(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     answer = work()
     return 1000 * (time.perf_counter() - start), answer
@@ -95,7 +81,7 @@ def _training(sites: SparseTensor, layers: list[SparseConvolution]) -> tuple[flo
     """Return the milliseconds of the backward pass alone and the memory both passes add, in MB."""
     before = peak_bytes()
     answer = ours(sites, layers).features.square().mean()
-    backward, _ = _timed(answer.backward)
+    backward, _ = _milliseconds(answer.backward)
     for layer in layers:
         layer.zero_grad()
     return backward, (peak_bytes() - before) / 1e6
@@ -113,49 +99,43 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
     from kdlib.profiling.hardware import hardware_card
 
     sites, layers = encoder_input(model)
-    backward, memory = _training(sites, layers)
-    backward = min([backward, *(_training(sites, layers)[0] for _ in range(rounds - 1))])
-    twins, notes = _twins(layers)
-    many, one, theirs = [], [], []
+    training = [_training(sites, layers) for _ in range(rounds)]
+    threads, notes = torch.get_num_threads(), list[str]()
+    works = {"torch": (threads, partial(ours, sites, layers)), "one thread": (1, partial(ours, sites, layers))}
+    try:
+        works["wheel"] = (1, partial(wheel, sites, [layer.twin("spconv") for layer in layers]))
+    except ConfigError as error:
+        notes.append(f"not compared with the wheel: {error}")
+    times: dict[str, float] = {}
+    answers: dict[str, Any] = {}
     same = 0
-    with torch.inference_mode():
-        first = ours(sites, layers)
-        for _ in range(rounds):
-            taken, answer = _timed(lambda: ours(sites, layers), warm_up=True)
-            many.append(taken)
-            same += int(torch.equal(answer.features, first.features))
-            with threads(1):
-                one.append(_timed(lambda: ours(sites, layers), warm_up=True)[0])
-                if twins:
-                    taken, reference = _timed(lambda: wheel(sites, twins), warm_up=True)
-                    theirs.append(taken)
-    difference = _difference(first, reference) if twins else None
-    them = min(theirs) if theirs else None
+    try:
+        with torch.inference_mode():
+            first = ours(sites, layers)
+            for _ in range(rounds):
+                for name, (count, work) in works.items():
+                    torch.set_num_threads(count)
+                    work()  # whoever ran before had another number of threads and other things in the caches
+                    taken, answers[name] = _milliseconds(work)
+                    times[name] = min(taken, times.get(name, taken))
+                same += int(torch.equal(answers["torch"].features, first.features))
+    finally:
+        torch.set_num_threads(threads)
+    difference = float((first.dense() - answers["wheel"].dense()).abs().max()) if "wheel" in works else None
+    many, one, them = times["torch"], times["one thread"], times.get("wheel")
     lines = (
         Measurement("wheel_ms", "spconv's wheel, one thread", them, "ms"),
-        Measurement("torch_ms", "torch backend", min(many), "ms"),
-        Measurement("ratio", "times faster", them / min(many) if them else None, "x", at_least=2.0),
-        Measurement("torch_one_thread_ms", "torch backend, one thread", min(one), "ms"),
-        Measurement("ratio_one_thread", "times faster, one thread", them / min(one) if them else None, "x"),
-        Measurement("backward_ms", "torch backend, backward pass", backward, "ms"),
-        Measurement("training_mb", "memory a forward and a backward pass add", memory, "MB"),
+        Measurement("torch_ms", "torch backend", many, "ms"),
+        Measurement("ratio", "times faster", them and them / many, "x", at_least=2.0),
+        Measurement("torch_one_thread_ms", "torch backend, one thread", one, "ms"),
+        Measurement("ratio_one_thread", "times faster, one thread", them and them / one, "x"),
+        Measurement("backward_ms", "torch backend, backward pass", min(taken for taken, _ in training), "ms"),
+        Measurement("training_mb", "memory a forward and a backward pass add", training[0][1], "MB"),
         Measurement("difference", "largest difference of an output", difference, "", at_most=SPARSE_AGREEMENT),
         Measurement("same_bits", "repeats with the same bits", same, f"of {rounds}", at_least=rounds),
     )
     facts = {
         **{"model": model, "voxels": len(sites.coords), "layers": len(layers), "rounds": rounds},
-        **{"threads": torch.get_num_threads(), "largest output": round(float(first.features.abs().max()), 2)},
+        **{"threads": threads, "largest output": round(float(first.features.abs().max()), 2)},
     }
-    return Benchmark("sparse", lines, facts, notes, hardware_card())
-
-
-def _twins(layers: list[SparseConvolution]) -> tuple[list[Any], tuple[str, ...]]:
-    try:
-        return [layer.twin("spconv") for layer in layers], ()
-    except ConfigError as error:
-        return [], (f"not compared with the wheel: {error}",)
-
-
-def _difference(answer: SparseTensor, reference: Any) -> float:
-    dense: Tensor = answer.dense()
-    return float((dense - reference.dense()).abs().max())
+    return Benchmark("sparse", lines, facts, tuple(notes), hardware_card())

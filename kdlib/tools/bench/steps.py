@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling.hardware import hardware_card
 from kdlib.tools.bench.measurements import Benchmark, Measurement
-from kdlib.tools.bench.timing import Work, median_times
+from kdlib.tools.bench.timing import Work, device_peak, median_times
 from kdlib.training.optim import OneCycleAdam
 from kdlib.types import Batch
 
@@ -34,8 +33,9 @@ _CLIP = 10.0
 _RATE = 1e-5  # so low that the weights of a measurement stay where they are, about
 
 
-def demo_teacher(weights: Path = Path("data/weights/cp_pillar_demo.safetensors")) -> Path | None:
+def demo_teacher() -> Path | None:
     """Return the demo teacher's weights if they are there: the working folder is the repository's."""
+    weights = Path("data/weights/cp_pillar_demo.safetensors")
     return weights if weights.is_file() else None
 
 
@@ -101,9 +101,9 @@ def training_step(objective: nn.Module, data: Sequence[Batch], precision: torch.
     return step
 
 
-def mixed_precision(device: torch.device, precision: torch.dtype | None) -> Any:
-    """Return the context of automatic mixed precision, or one that does nothing."""
-    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
+def mixed_precision(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
+    """Return the context of automatic mixed precision, switched off without a precision."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision is not None)
 
 
 def teacher_pass(objective: Distillation, data: Sequence[Batch], precision: torch.dtype | None = None) -> Work:
@@ -155,13 +155,10 @@ def measure_steps(
     }
     times = median_times(works, rounds, warmup=len(moved), device=where)
     lines = step_lines(times["plain_step"], times["distillation_step"], times["teacher"], moved[0].points.batch_size, overhead)
-    backend: Any = getattr(torch, where.type, None)
-    if hasattr(backend, "max_memory_allocated"):  # the host does not count
-        for name in ("plain_step", "distillation_step"):
-            backend.reset_peak_memory_stats(where)
-            works[name]()
-            peak = backend.max_memory_allocated(where) / 1e6
-            lines.append(Measurement(f"{name}_peak_mb", f"peak memory, {name.replace('_', ' ')}", peak, "MB"))
+    for name in ("plain_step", "distillation_step"):
+        peak = device_peak(works[name], where)
+        if peak is not None:
+            lines.append(Measurement(f"{name}_peak_mb", f"peak memory, {name.replace('_', ' ')}", peak / 1e6, "MB"))
     if not how:
         return lines
     return [replace(line, key=f"{how}_{line.key}", title=f"{how}: {line.title}") for line in lines]

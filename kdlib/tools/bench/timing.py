@@ -14,9 +14,7 @@ from kdlib.tools.bench.measurements import Measurement, times_faster
 Work = Callable[[], Any]
 
 
-def median_times(
-    works: Mapping[str, Work], rounds: int, warmup: int = 1, device: torch.device | None = None, clock: Clock | None = None
-) -> dict[str, float]:
+def median_times(works: Mapping[str, Work], rounds: int, warmup: int = 1, device: torch.device | None = None) -> dict[str, float]:
     """Time each piece of work in turns, so that whatever else the machine does meets all of them alike; return medians in ms.
 
     Args:
@@ -24,9 +22,8 @@ def median_times(
         rounds: Timed turns.
         warmup: Turns before, of each.
         device: Where the work is done; default the host.
-        clock: Default: the one of the device.
     """
-    watch = clock or Clock(device or torch.device("cpu"))
+    watch = Clock(device or torch.device("cpu"))
     times: dict[str, list[float]] = {title: [] for title in works}
     for turn in range(warmup + rounds):
         for title, work in works.items():
@@ -47,3 +44,13 @@ def compare_ways(
     times = median_times({title: work for title, work in (ours, theirs) if work is not None}, rounds)
     first = Measurement(f"{key}_ms", ours[0], times[ours[0]], "ms")
     return times_faster(key, first, Measurement(f"{key}_reference_ms", theirs[0], times.get(theirs[0]), "ms"), at_least)
+
+
+def device_peak(work: Work, device: torch.device) -> int | None:
+    """Do some work and return the most memory (bytes) its device held; None for the host, which does not count."""
+    backend: Any = getattr(torch, device.type, None)
+    counts = hasattr(backend, "max_memory_allocated")
+    if counts:
+        backend.reset_peak_memory_stats(device)
+    work()
+    return int(backend.max_memory_allocated(device)) if counts else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdlib.errors import KdlibError
 from kdlib.metric.objects import EvalBoxes
@@ -68,21 +69,18 @@ def find_python(named: str | Path | None = None) -> Path:
     )
 
 
-def official_scores(
-    sets: Sequence[EvalBoxes], *, ranges: bool = True, python: str | Path | None = None, timeout: float = LONGEST
-) -> list[MetricRun]:
-    """Return the official op's scores of each set of boxes, all from one child process.
+def official_scores(sets: Sequence[EvalBoxes], *, python: str | Path | None = None, timeout: float = LONGEST) -> list[MetricRun]:
+    """Return the official op's scores of each set of boxes, by class and by distance, all from one child process.
 
     Args:
         sets: Boxes by frame; frame numbers are the op's frame ids.
-        ranges: Also break every class down by distance.
         python: See :func:`find_python`.
         timeout: Seconds until the child is killed.
 
     Raises:
         OfficialError: If there is no such Python, or the op fails, crashes or takes too long.
     """
-    values: dict[str, Any] = {"ranges": ranges, "sets": len(sets)}
+    values: dict[str, Any] = {"sets": len(sets)}
     for number, boxes in enumerate(sets):
         for side in (boxes.predictions, boxes.truth):
             if len(side.kind) and not 0 <= side.kind.min() <= side.kind.max() <= _MOST_TYPE:
@@ -100,15 +98,13 @@ def official_scores(
     return runs
 
 
-def _columns(boxes: EvalBoxes) -> dict[str, Any]:
+def _columns(boxes: EvalBoxes) -> dict[str, NDArray[Any]]:
     """Return the op's arguments in the op's types."""
-    columns: dict[str, Any] = {
-        "prediction_overlap_nlz": boxes.predictions.overlap_nlz,
-        "prediction_score": boxes.predictions.score,
-    }
+    columns = {"prediction_overlap_nlz": boxes.predictions.overlap_nlz, "prediction_score": boxes.predictions.score}
     columns["ground_truth_difficulty"] = boxes.truth.difficulty.astype(np.uint8)
     for name, side in (("prediction", boxes.predictions), ("ground_truth", boxes.truth)):
-        columns |= {f"{name}_frame_id": side.frame.astype(np.int64), f"{name}_type": side.kind.astype(np.uint8)}
+        columns[f"{name}_frame_id"] = side.frame.astype(np.int64)
+        columns[f"{name}_type"] = side.kind.astype(np.uint8)
         columns[f"{name}_bbox"] = side.box
     return columns
 

@@ -43,7 +43,7 @@ def _metric(values: dict[str, Any]) -> dict[str, Any]:
     from waymo_open_dataset.metrics.ops import py_metrics_ops
     from waymo_open_dataset.metrics.python import config_util_py
 
-    config = _config(ranges=bool(values["ranges"]))
+    config = _config()
     names = config_util_py.get_breakdown_names_from_config(config)
     sets = []
     for number in range(int(values["sets"])):
@@ -56,13 +56,13 @@ def _metric(values: dict[str, Any]) -> dict[str, Any]:
     return {"sets": sets}
 
 
-def _config(ranges: bool) -> Any:
-    """Return the settings people report, and the leaderboard's distances if asked for (metric spec section 0)."""
+def _config() -> Any:
+    """Return the settings people report, and the leaderboard's distances (metric spec section 0)."""
     from waymo_open_dataset import label_pb2
     from waymo_open_dataset.protos import breakdown_pb2, metrics_pb2
 
     config = metrics_pb2.Config()
-    for name in ("OBJECT_TYPE", "RANGE") if ranges else ("OBJECT_TYPE",):
+    for name in ("OBJECT_TYPE", "RANGE"):
         config.breakdown_generator_ids.append(breakdown_pb2.Breakdown.GeneratorId.Value(name))
         config.difficulties.add().levels.extend([label_pb2.Label.LEVEL_1, label_pb2.Label.LEVEL_2])
     config.matcher_type = metrics_pb2.MatcherProto.TYPE_HUNGARIAN

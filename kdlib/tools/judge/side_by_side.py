@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from kdlib.metric.objects import EvalBoxes
 from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.judge.official import MetricRun, official_scores
-from kdlib.tools.own_process import children_peak_bytes, in_own_process, peak_bytes
+from kdlib.tools.own_process import in_own_process, peak_bytes
 
 METRIC_AGREEMENT = 1e-6  # the two must not differ by more, in AP and APH between 0 and 1
 
@@ -84,28 +85,27 @@ def _plain(run: MetricRun) -> dict[str, Any]:
     return {"metrics": dict(run.metrics), "seconds": run.seconds, "peak_bytes": run.peak_bytes}
 
 
-def compare_with_official(
-    boxes: EvalBoxes, *, ranges: bool = True, workers: int = 1, python: str | Path | None = None
-) -> SideBySide:
+def compare_with_official(boxes: EvalBoxes, *, workers: int = 1, python: str | Path | None = None) -> SideBySide:
     """Return kdlib's and Waymo's scores of the same boxes, one after the other, each in a fresh process.
 
     Args:
         boxes: Boxes by frame, as both metrics take them: nothing more is checked or dropped.
-        ranges: Also break every class down by distance.
         workers: Processes of kdlib's metric; the official one uses all cores.
         python: A Python with the official package; see :func:`kdlib.tools.judge.official.find_python`.
 
     Raises:
         OfficialError: If there is no such Python, or the official tool fails.
     """
-    (official,) = official_scores([boxes], ranges=ranges, python=python)
-    ours = in_own_process(_run_ours, boxes, ranges, workers)
+    (official,) = official_scores([boxes], python=python)
+    ours = in_own_process(_run_ours, boxes, workers)
     return SideBySide(boxes.frames, len(boxes.predictions.frame), len(boxes.truth.frame), ours, official)
 
 
-def _run_ours(boxes: EvalBoxes, ranges: bool, workers: int) -> MetricRun:
+def _run_ours(boxes: EvalBoxes, workers: int) -> MetricRun:
     start = time.perf_counter()
-    result = evaluate_boxes(boxes, tuple(range(boxes.frames)), ranges=ranges, workers=workers, keep_frames=False)
+    result = evaluate_boxes(boxes, tuple(range(boxes.frames)), workers=workers, keep_frames=False)
     seconds = time.perf_counter() - start
-    peak = peak_bytes() + (workers * children_peak_bytes() if workers > 1 else 0)
+    peak = peak_bytes()
+    if workers > 1:  # as if each of them had held as much as the largest
+        peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return MetricRun(result.to_dict(), seconds, peak, "kdlib")

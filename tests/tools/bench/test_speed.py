@@ -15,11 +15,11 @@ from kdlib.models.build import build
 from kdlib.models.geometry.nms import rotated_nms
 from kdlib.models.sparse.voxelize import voxelize
 from kdlib.models.targets import assign_targets
-from kdlib.tools.bench import operators, speed
+from kdlib.tools.bench import operators, speed, timing
 from kdlib.tools.bench.crowd import crowded_boxes
 from kdlib.tools.bench.measurements import Measurement, times_faster
 from kdlib.tools.bench.operators import Disagreement, bench_nms, bench_targets, bench_voxels
-from kdlib.tools.bench.references import WheelVoxels, loop_targets, matrix_nms, shapely_nms
+from kdlib.tools.bench.references import loop_targets, matrix_nms, shapely_nms, wheel_voxels
 from kdlib.tools.bench.settings import Setting, bench_settings, contiguous, verdict
 from kdlib.tools.bench.speed import OVERHEAD, bench_speed
 from kdlib.tools.bench.steps import PAIR, bench_steps, demo_store, step_lines, training_batches, training_frames
@@ -60,9 +60,10 @@ def test_distillation_is_compared_with_its_parts():
     assert rows["distilled_samples_per_s"].value == pytest.approx(4000 / 220)
 
 
-def test_work_is_taken_in_turns_after_a_warm_up():
+def test_work_is_taken_in_turns_after_a_warm_up(monkeypatch):
     seen = []
-    times = median_times({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, warmup=1, clock=Ticks())
+    monkeypatch.setattr(timing, "Clock", lambda device: Ticks())
+    times = median_times({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, rounds=2, warmup=1)
     assert seen == ["a", "b"] * 3
     assert times == {"a": 1000.0, "b": 1000.0}
 
@@ -92,7 +93,7 @@ def test_a_loop_over_boxes_assigns_the_same_targets(heads):
 def test_the_wheel_makes_the_same_voxels():
     pytest.importorskip("spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8")
     points = _points()
-    ours, theirs = voxelize(points, GRID), WheelVoxels(GRID, 5)(points)
+    ours, theirs = voxelize(points, GRID), wheel_voxels(GRID, 5)(points)
     for name in ("features", "coords", "num_points"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
@@ -109,7 +110,7 @@ def test_what_is_not_installed_is_left_out_with_a_sentence(monkeypatch):
     def no_wheel(*_, **__):
         raise ConfigError("spconv's wheel is not installed")
 
-    monkeypatch.setattr(operators, "WheelVoxels", no_wheel)
+    monkeypatch.setattr(operators, "wheel_voxels", no_wheel)
     (ours, _, times), notes = bench_voxels(_points(), 1, ["cp_pillar_demo_v0.64"])
     assert ours.value and times.value is None
     assert notes == ["not compared with spconv's wheel: spconv's wheel is not installed"]
