@@ -28,8 +28,7 @@ from kdlib.config.model import (
     TargetConfig,
     VoxelEncoderConfig,
 )
-from kdlib.config.training import AugmentConfig, EvalConfig, ObjectSamplingConfig, TrainConfig
-from kdlib.config.two_stage import (
+from kdlib.config.pvrcnn import (
     FirstStage,
     PointHeadConfig,
     PoolKind,
@@ -41,3 +40,4 @@ from kdlib.config.two_stage import (
     TwoStageConfig,
     VectorPoolConfig,
 )
+from kdlib.config.training import AugmentConfig, EvalConfig, ObjectSamplingConfig, TrainConfig

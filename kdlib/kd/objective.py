@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -29,15 +30,15 @@ from kdlib.models.losses.loss_part import LossPart, loss_terms
 from kdlib.types import Batch, GroundTruth, LossTerms
 
 
-class _Objective(nn.Module):
+class _Objective(nn.Module, ABC):
     """A student and the parts of the loss that a batch makes."""
 
     student: Detector
     label: LabelKDConfig | None = None
 
+    @abstractmethod
     def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
         """Return the parts at their full weights, and the labels they learn from."""
-        raise NotImplementedError
 
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
         """Return the active terms with their full values on one batch; student and teacher stay as they are."""

@@ -193,7 +193,8 @@ class Comparison:
     def last_step(self) -> tuple[str, str]:
         """Return the arm that the recipe's last part led to, and the one it came from: full and initialised, where both are."""
         arms = [arm for arm in ARMS if arm in self.results]
-        return arms[-1], arms[-2:][0]
+        before = arms[-2] if len(arms) > 1 else arms[-1]
+        return arms[-1], before
 
     def precision_recall(self) -> list[PRCurve]:
         """Return the LEVEL_2 curves of each arm's first seed."""

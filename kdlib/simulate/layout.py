@@ -74,7 +74,7 @@ class Street:
 
     def count(self, rng: Rng, density: float) -> int:
         """Return a random number of things of which there are so many per 100 m, both sides."""
-        return rng.poisson(density * self.length / 100)
+        return rng.poisson(density * (self.length / 100))
 
     def somewhere(self, rng: Rng) -> float:
         """Return the u of any place, the crossing included."""

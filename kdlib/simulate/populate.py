@@ -95,7 +95,7 @@ def cyclists(site: Site, street: Street) -> None:
     for side in (-1, 1):
         spacing = 100.0 / (_CYCLISTS * 0.35)
         _lane(site, street, side * road.cycle_center, rng.uniform(2.5, 7.0), spacing, cyclist, 0.01)
-    for _ in range(street.count(rng, _CYCLISTS * 0.30)):
+    for _ in range(rng.poisson(_CYCLISTS * 0.30 * street.length / 100)):
         u, forward = street.somewhere(rng), rng.random() < 0.5
         v = -site.side() * (road.half + rng.uniform(-1.6, 0.8 * road.pavement))
         speed = _speed(rng, 0.4, 1.5, 4.0)
@@ -116,7 +116,7 @@ def parked(site: Site, street: Street) -> None:
                 xy = street.place(u + length / 2, side * (road.parking_center + rng.normal(0, 0.08)))
                 site.add(figure, standing(xy, street.toward(forward) + rng.normal(0, 0.02)), margin=0.1)
             u += length + rng.uniform(0.6, 1.4)
-    for _ in range(street.count(rng, _YARD)):
+    for _ in range(rng.poisson(_YARD * street.length / 100)):
         u, side = street.somewhere(rng), site.side()
         xy = street.place(u, side * (road.half + road.pavement + rng.uniform(0.5, 6.0)))
         heading = street.angle + rng.choice([np.pi / 2, -np.pi / 2, rng.uniform(-np.pi, np.pi)]) + rng.normal(0, 0.1)

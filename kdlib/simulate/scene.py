@@ -56,7 +56,7 @@ def _houses(site: Site, street: Street) -> None:
 
 def _signs(site: Site, street: Street) -> None:
     rng, road = site.rng, street.road
-    for _ in range(street.count(rng, 7)):
+    for _ in range(rng.poisson(7 * street.length / 100)):
         u, side = street.somewhere(rng), site.side()
         pole, plate = furniture.sign(rng)
         xy = street.place(u, side * (road.half + rng.uniform(0.3, 0.8)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import GridConfig
-from kdlib.config.two_stage import SetAbstractionConfig
+from kdlib.config.pvrcnn import SetAbstractionConfig
 from kdlib.models.batch_norm import RowNorm
 from kdlib.models.pvrcnn.interpolate import bilinear
 from kdlib.models.pvrcnn.neighbours import Cloud

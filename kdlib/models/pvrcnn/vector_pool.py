@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib.config.two_stage import VectorPoolConfig
+from kdlib.config.pvrcnn import VectorPoolConfig
 from kdlib.models.batch_norm import RowNorm
 from kdlib.models.pvrcnn.interpolate import three_point
 from kdlib.models.pvrcnn.neighbours import Cloud, cube_query, near_pairs, three_nearest

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main(task: str, request: str, answer: str) -> None:
+def _run(task: str, request: str, answer: str) -> None:
     """Do a task with the values of an .npz and write what it returns as JSON, with the memory it took."""
     import numpy as np
     import tensorflow as tf
@@ -147,4 +147,4 @@ def _clouds_v2(folder: Path, segment: str) -> Iterator[tuple[tuple[float, float]
 if __name__ == "__main__":
     if sys.path and sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
         del sys.path[0]  # modules beside this one are not meant when a package imports such a name
-    main(*sys.argv[1:])
+    _run(*sys.argv[1:])

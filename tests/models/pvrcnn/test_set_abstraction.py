@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdlib.config import GridConfig
-from kdlib.config.two_stage import SetAbstractionConfig
+from kdlib.config.pvrcnn import SetAbstractionConfig
 from kdlib.models.pvrcnn.interpolate import bilinear
 from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.sampling import near_rois, sector_keypoints

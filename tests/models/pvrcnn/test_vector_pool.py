@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kdlib.config import from_dict, to_dict
-from kdlib.config.two_stage import SetAbstractionConfig, VectorPoolConfig
+from kdlib.config.pvrcnn import SetAbstractionConfig, VectorPoolConfig
 from kdlib.errors import ConfigError
 from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.vector_pool import RowConv, VectorPool, VectorPoolGroup
