@@ -21,7 +21,7 @@ from kdlib import records
 from kdlib.lab.folders import NOTEBOOKS
 from kdlib.lab.pipeline import Run
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.timeout(900)]
 NAME = "04_visualize_3d.ipynb"
 
 

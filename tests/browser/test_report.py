@@ -18,7 +18,7 @@ from kdlib.lab.pipeline import Run
 from kdlib.viz import interactive
 from kdlib.viz.layers import Panel
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

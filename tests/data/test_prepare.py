@@ -320,7 +320,8 @@ def test_a_segment_somebody_else_just_wrote_is_left_alone(source, out):
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()} and not _litter(out)
 
 
-def test_the_progress_bar_writes_lines_into_a_log(source, out, capsys):
+def test_the_progress_bar_writes_lines_into_a_log(source, out, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # which another test may have loaded
     prepare(source, out, objects=False)
     lines = capsys.readouterr().err.split("\n")
     assert lines[0].startswith("source: training 2 segments, 7 frames; validation 1 segments, 3 frames")

@@ -191,6 +191,7 @@ def ended(child: subprocess.Popen[bytes], run_dir: Path) -> int:
         print((run_dir / "train.log").read_text())
 
 
+@pytest.mark.long
 def test_termination_and_resume_through_the_command_line(tmp_path, job, one_thread):
     job.write(tmp_path)
     child = start(tmp_path, "-m", "kdlib", "train", str(tmp_path), "--devices", "2")

@@ -12,15 +12,17 @@ import torch
 from kdlib.errors import ConfigError
 from kdlib.models.sparse import SparseConv3d, SparseTensor, SubmConv3d, backends, use_backend
 from kdlib.models.sparse.backends import choose_backend
-from kdlib.tools.bench.sparse import encoder_input, ours, threads, wheel
+from kdlib.tools.bench.sparse import encoder_input, ours, wheel
 
 
 @pytest.fixture
 def spconv():
     """Its module on one thread: with more, the wheel loses rows."""
     module = pytest.importorskip("spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8")
-    with threads(1):
-        yield module
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield module
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
