@@ -224,7 +224,8 @@ def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: s
     values = 100 * np.asarray(table.values, np.float64)
     top = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)) or 1.0
     with canvas.styled():
-        figure = canvas.new_figure(1.7 + 1.15 * len(table.columns), 0.95 + 0.46 * len(table.rows) + (0.3 if title else 0))
+        width = max(1.7 + 1.15 * len(table.columns), 0.11 * max(len(title), len(label)))  # the words must fit as well
+        figure = canvas.new_figure(width, 0.95 + 0.46 * len(table.rows) + (0.3 if title else 0))
         ax = figure.add_subplot()
         ax.imshow(np.nan_to_num(values), _CHANGE_MAP, vmin=-top, vmax=top, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
