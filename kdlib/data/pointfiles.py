@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdlib.errors import DataError
 from kdlib.types import Float64
@@ -29,7 +29,7 @@ _PLY_KINDS = {
 }
 _LZF_REACH = 132  # one LZF instruction of two or three bytes gives at most 264
 
-_Rows = np.ndarray[Any, np.dtype[np.void]]
+_Rows = NDArray[np.void]
 
 
 def read_pcd(path: Path) -> PointColumns:
