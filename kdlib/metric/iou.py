@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kdlib.metric.objects import Rows
-from kdlib.models.geometry.polygon import rectangle_overlap
+from kdlib.models.geometry.rotated_iou import paired_overlap
 from kdlib.types import Bool, Float32, Float64, Int64
 
 MAX_SIZE = 1e6  # a side this long or longer makes the IoU 0
@@ -41,7 +42,7 @@ def metric_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float32:
     valid &= height >= 0.0
     iou = np.zeros(len(a), np.float32)
     first, second, height = first[valid], second[valid], height[valid]
-    area = rectangle_overlap(first[:, [0, 1, 3, 4, 6]], second[:, [0, 1, 3, 4, 6]])
+    area = paired_overlap(torch.from_numpy(first), torch.from_numpy(second)).numpy()
     inter = np.where(2.0 * area > MIN_DOUBLE_AREA, area, 0.0) * height
     union = first[:, 3] * first[:, 4] * first[:, 5] + second[:, 3] * second[:, 4] * second[:, 5] - inter
     with np.errstate(divide="ignore", invalid="ignore"):

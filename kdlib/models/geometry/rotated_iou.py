@@ -9,6 +9,7 @@ from kdlib.models.geometry.boxes import check_boxes, corners_bev
 
 _PAIRS = 2**15  # pairs worked on at once: their float64 intermediates stay in a CPU's cache
 _ROWS = 256  # rows of the distance matrix held at once
+_LEVEL = 1e-200  # metres; a quotient by less could overflow, and so short a rise holds no area
 _MARGIN = 1 + 1e-5  # circles are taken a little too large, so that rounding loses no pair
 
 
@@ -37,7 +38,7 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
     x0, y0, x1, y1 = start[..., 0], start[..., 1], end[..., 0], end[..., 1]
     low, high = y0.clamp(-half_y, half_y), y1.clamp(-half_y, half_y)
     rise = y1 - y0
-    slope = (x1 - x0) / torch.where(rise == 0, 1.0, rise)
+    slope = (x1 - x0) / torch.where(rise.abs() < _LEVEL, 1.0, rise)
     area = _clamped_integral(x0 + slope * (low - y0), x0 + slope * (high - y0), high - low, half_x)
     return area.sum(dim=1).clamp(min=0)
 
