@@ -11,9 +11,8 @@ import numpy as np
 from kdlib.simulate.actors import Actor
 from kdlib.simulate.ego import pose_matrix
 from kdlib.simulate.lidar import Sweep, inside_zones
-from kdlib.simulate.mesh import BoolArray
 from kdlib.simulate.scene import PERIOD, StreetScene
-from kdlib.types import WAYMO_TYPES, FloatArray
+from kdlib.types import WAYMO_TYPES, Bool, FloatArray
 
 _MAX_DISTANCE = 75.0
 """Objects farther away get no box, metres."""
@@ -41,11 +40,7 @@ LabelledFrame = tuple[int, Sweep, list[BoxLabel]]
 def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -> list[BoxLabel]:
     """Return the boxes of one frame, those without points included.
 
-    Args:
-        scene: The street.
-        frame: Number of the frame.
-        sweep: What the lasers saw in it.
-        top_pixels: Pixels of the TOP image, to know how many points an object has in the open.
+    From ``top_pixels``, those of the TOP image, follows how many points an object has in the open.
     """
     turn = pose_matrix(scene.world)[:2, :2]
     order = np.argsort(sweep.points[:, 0], kind="stable")  # so that a box looks only at its surroundings
@@ -100,7 +95,7 @@ def _open_view(box: FloatArray) -> float:
     return silhouette / max(box[0] ** 2 + box[1] ** 2, 4.0)
 
 
-def points_in_box(points: FloatArray, box: FloatArray) -> BoolArray:
+def points_in_box(points: FloatArray, box: FloatArray) -> Bool:
     """Tell which points (N, 3) lie in a box (7,), borders included."""
     cos, sin = np.cos(box[6]), np.sin(box[6])
     x, y, z = (points - box[:3]).T

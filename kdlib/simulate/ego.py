@@ -9,7 +9,7 @@ import numpy as np
 from kdlib.simulate.layout import StreetPlan
 from kdlib.simulate.mesh import Rng
 from kdlib.simulate.tracks import Course, Track, curve, distance, follow, line
-from kdlib.types import FloatArray
+from kdlib.types import Float64, FloatArray
 
 EGO_FOOTPRINT = 4.9, 2.0, (1.45, 0.0)
 """Length, width and centre of the measuring vehicle; its origin lies on the ground below the rear axle."""
@@ -29,13 +29,12 @@ class Ego:
     """A vehicle on a course, with a slight sway of the body; local metres, seconds since the first frame began."""
 
     course: Course
-    speed: float
-    acceleration: float
+    manoeuvre: Manoeuvre
     sway: tuple[float, float, float]  # radians of roll, radians of pitch, phase
 
     def track(self, times: FloatArray) -> Track:
         """Return where the rear axle is."""
-        return follow(self.course, *distance(times, self.speed, self.acceleration))
+        return follow(self.course, *distance(times, self.manoeuvre.speed, self.manoeuvre.acceleration))
 
     def pose(self, times: FloatArray) -> FloatArray:
         """Return roll, pitch, yaw, x, y, z of local_from_vehicle at times, (n, 6); the order of Waymo's pixel poses."""
@@ -57,7 +56,7 @@ def rotation(angles: FloatArray) -> FloatArray:
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
-def pose_matrix(pose: FloatArray) -> FloatArray:
+def pose_matrix(pose: FloatArray) -> Float64:
     """Return the 4 x 4 transform of one pose (6,)."""
     result = np.eye(4)
     result[:3, :3] = rotation(pose[:3])
@@ -89,4 +88,4 @@ def random_ego(rng: Rng, plan: StreetPlan, manoeuvre: Manoeuvre, duration: float
         shift = plan.cross_x + manoeuvre.turn * plan.cross.lane_center(goal) - course.xy[-1, 0]
         course = replace(course, xy=course.xy + np.array([shift, 0.0]))
     sway = (rng.uniform(0, 0.002), rng.uniform(0, 0.002), rng.uniform(0, 6.28))
-    return Ego(course, manoeuvre.speed, manoeuvre.acceleration, sway)
+    return Ego(course, manoeuvre, sway)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdlib.simulate.materials import BARK, FACADE, FOLIAGE, GLASS, METAL, PAINT, RETRO
-from kdlib.simulate.mesh import Mesh, Rng, blob, block, hexahedron, merge, rod
+from kdlib.simulate.mesh import Mesh, Pair, Rng, blob, block, hexahedron, merge, rod
 
 Maker = Callable[[Rng], Mesh]
-_Limits = tuple[float, float]
 
 
 def _pole(height: float, radius: float, material: int, x: float = 0.0, sides: int = 6, end_radius: float | None = None) -> Mesh:
@@ -52,15 +51,14 @@ def sign(rng: Rng) -> tuple[Mesh, Mesh]:
 def shelter(rng: Rng) -> Mesh:
     """Return a bus shelter that opens to +y."""
     length = rng.uniform(2.8, 4.2)
-    return merge(
-        [
-            block((length, 0.06, 2.1), (0, -0.6, 1.15), GLASS),
-            block((0.06, 1.1, 2.1), (-length / 2, 0, 1.15), GLASS),
-            block((length + 0.2, 1.4, 0.1), (0, 0, 2.35), METAL),
-            block((length * 0.6, 0.4, 0.08), (0, -0.35, 0.5), METAL),
-            rod((length / 2, 0.5, 0), (length / 2, 0.5, 2.3), 0.04, METAL),
-        ]
-    )
+    parts = [
+        block((length, 0.06, 2.1), (0, -0.6, 1.15), GLASS),
+        block((0.06, 1.1, 2.1), (-length / 2, 0, 1.15), GLASS),
+        block((length + 0.2, 1.4, 0.1), (0, 0, 2.35), METAL),
+        block((length * 0.6, 0.4, 0.08), (0, -0.35, 0.5), METAL),
+        rod((length / 2, 0.5, 0), (length / 2, 0.5, 2.3), 0.04, METAL),
+    ]
+    return merge(parts)
 
 
 def building(rng: Rng, length: float, depth: float) -> Mesh:
@@ -119,15 +117,15 @@ def _board(rng: Rng) -> Mesh:
     return hexahedron((-0.28, 0.28, 0.32, 0), (-0.03, 0.03, 0.32, height), FACADE)
 
 
-def _box(length: _Limits, width: _Limits, height: _Limits, material: int) -> Maker:
+def _box(length: Pair, width: Pair, height: Pair, material: int) -> Maker:
     def make(rng: Rng) -> Mesh:
-        size = rng.uniform(*length), rng.uniform(*width), rng.uniform(*height)
+        size = [rng.uniform(*limits) for limits in (length, width, height)]
         return block(size, (0, 0, size[2] / 2), material)
 
     return make
 
 
-def _post(height: _Limits, radius: _Limits, material: int, sides: int) -> Maker:
+def _post(height: Pair, radius: Pair, material: int, sides: int) -> Maker:
     return lambda rng: _pole(rng.uniform(*height), rng.uniform(*radius), material, sides=sides)
 
 

@@ -111,13 +111,9 @@ def simulate(
     # mininterval keeps logs short where the bar is not on a terminal.
     options = {"unit": "segment", "mininterval": 2.0, "disable": not progress}
     with tqdm(total=segments, initial=segments - len(missing), desc=f"simulate {split}", **options) as bar:
-        for _ in _simulate_all(folder, missing, format, min(workers or _cores(), len(missing))):
+        for _ in _simulate_all(folder, missing, format, min(workers or len(os.sched_getaffinity(0)), len(missing))):
             bar.update()
     return [job.name for job in jobs]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_written(folder: Path, job: SegmentJob, format: str) -> bool:
@@ -167,7 +163,5 @@ def _simulate_segment(folder: Path, job: SegmentJob, format: str) -> None:
     try:
         _WRITERS[format](folder, job.name, lasers, job.parameters, frames(), surroundings)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"cannot write segment {job.name} below {folder}: {reason}; make room or choose another folder"
-        ) from error
+        words = f"cannot write segment {job.name} below {folder}: {error.strerror or error}; make room or choose another folder"
+        raise DataError(words) from error

@@ -8,10 +8,9 @@ from itertools import pairwise
 import numpy as np
 
 from kdlib.simulate.materials import ASPHALT, GRASS, MARKING, PAVEMENT
-from kdlib.simulate.mesh import Mesh, Rng, merge, slab
+from kdlib.simulate.mesh import Mesh, Pair, Rng, merge, slab
 from kdlib.types import FloatArray
 
-_Pair = tuple[float, float]
 KERB = 0.14
 """Height of the pavement over the road, metres."""
 
@@ -55,7 +54,7 @@ class Street:
     angle: float  # of u in the plan
     start: float
     end: float
-    gap: _Pair  # u from, u to; empty where from > to
+    gap: Pair  # u from, u to; empty where from > to
     depth: float  # |v| up to which there is anything
 
     @property
@@ -63,7 +62,7 @@ class Street:
         """How long it is without the crossing."""
         return self.end - self.start - max(self.gap[1] - self.gap[0], 0.0)
 
-    def place(self, u: float, v: float) -> _Pair:
+    def place(self, u: float, v: float) -> Pair:
         """Return the plan's x, y of a place."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         return self.x + cos * u - sin * v, sin * u + cos * v
@@ -92,16 +91,16 @@ class StreetPlan:
     main: Road
     cross: Road | None
     cross_x: float
-    reach: _Pair  # x from, x to
+    reach: Pair  # x from, x to
     depth: float  # |y| up to which there is anything
 
     @property
-    def gap(self) -> _Pair:
+    def gap(self) -> Pair:
         """From where to where the crossing street cuts the main one; empty where from > to."""
         return (self.cross_x - self.cross.half, self.cross_x + self.cross.half) if self.cross else (1.0, -1.0)
 
     @property
-    def blocks(self) -> list[tuple[_Pair, _Pair]]:
+    def blocks(self) -> list[tuple[Pair, Pair]]:
         """The raised rectangles of pavement with yards and houses in them: lowest and highest x, y."""
         (start, end), (low, high), half, depth = self.reach, self.gap, self.main.half, self.depth
         edges = [(start, low), (high, end)] if self.cross else [(start, end)]
@@ -134,7 +133,7 @@ def _random_road(rng: Rng) -> Road:
     )
 
 
-def random_plan(rng: Rng, reach: _Pair, depth: float, cross_x: float | None = None) -> StreetPlan:
+def random_plan(rng: Rng, reach: Pair, depth: float, cross_x: float | None = None) -> StreetPlan:
     """Return a street with a crossing at ``cross_x``; without it, one in three of five cases in the street's middle half."""
     main, cross, quarter = _random_road(rng), None, 0.25 * (reach[1] - reach[0])
     if cross_x is not None or rng.random() < 0.6:
@@ -143,7 +142,7 @@ def random_plan(rng: Rng, reach: _Pair, depth: float, cross_x: float | None = No
     return StreetPlan(main, cross, cross_x or 0.0, reach, depth)
 
 
-def _dashes(street: Street, line: float, skip: _Pair) -> list[Mesh]:
+def _dashes(street: Street, line: float, skip: Pair) -> list[Mesh]:
     marks = []
     for place in np.arange(street.start, street.end, 6.0):
         if not (skip[0] < place + 1.5 and place < skip[1]):
@@ -153,7 +152,7 @@ def _dashes(street: Street, line: float, skip: _Pair) -> list[Mesh]:
     return marks
 
 
-def _tiles(low: _Pair, high: _Pair, z: float, material: int, thickness: float = 0.0) -> list[Mesh]:
+def _tiles(low: Pair, high: Pair, z: float, material: int, thickness: float = 0.0) -> list[Mesh]:
     # Small tiles: long thin triangles make a slow bounding volume hierarchy.
     xs = np.linspace(low[0], high[0], max(1, int((high[0] - low[0]) / 25)) + 1)
     return [slab((a, low[1]), (b, high[1]), z, material, thickness) for a, b in pairwise(xs)]

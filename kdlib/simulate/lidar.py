@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kdlib.simulate.echoes import SEPARATION, Hits, first_echoes, second_candidates, second_echoes
 from kdlib.simulate.ego import pose_matrix, rotation
-from kdlib.simulate.mesh import BoolArray, Mesh, Rng
+from kdlib.simulate.mesh import Mesh, Rng
 from kdlib.simulate.scene import PERIOD, StreetScene
 from kdlib.simulate.sensors import Laser
-from kdlib.types import FloatArray, IntArray
+from kdlib.types import Bool, FloatArray, IntArray
 from kdlib.waymo.lasers import TOP
 
 _Cast = Callable[[FloatArray, FloatArray], Hits]
@@ -26,7 +26,7 @@ class Sweep:
     pixel_pose: FloatArray  # (H, W, 6) float32, the TOP laser's
     pose: FloatArray  # (4, 4) world from vehicle in the middle of the frame
     points: FloatArray  # (N, 3) all returns, vehicle frame
-    top: BoolArray  # (N,) bool, which of them the TOP laser saw
+    top: Bool  # (N,) bool, which of them the TOP laser saw
 
 
 class Scanner:
@@ -66,15 +66,14 @@ class Scanner:
         for laser, rays, sees in zip(self.lasers, self._directions, self._sees):
             place = laser.extrinsic[:3, 3]
             if laser.name == TOP:
-                turns = rotation(columns[:, :3].astype(np.float64))
-                starts = turns @ place + columns[:, 3:].astype(np.float64)
-                turned = np.matmul(turns[None], rays[..., None])[..., 0]
-                origins.append(np.broadcast_to(starts, rays.shape)[sees])
-                directions.append(turned[sees])
+                turns = rotation(columns[:, :3])
+                starts = np.broadcast_to(turns @ place + columns[:, 3:].astype(np.float64), rays.shape)[sees]
+                turned = np.matmul(turns[None], rays[..., None])[..., 0][sees]
             else:
                 turned = rays[sees] @ frame_pose[:3, :3].T
-                origins.append(np.broadcast_to(frame_pose[:3, :3] @ place + frame_pose[:3, 3], turned.shape))
-                directions.append(turned)
+                starts = np.broadcast_to(frame_pose[:3, :3] @ place + frame_pose[:3, 3], turned.shape)
+            origins.append(starts)
+            directions.append(turned)
         return np.concatenate(origins), np.concatenate(directions)
 
     def sweep(self, frame: int, rng: Rng) -> Sweep:
@@ -87,18 +86,18 @@ class Scanner:
         hits = cast(local, aims)
         first = first_echoes(rng, hits, self._max_range)
         second = self._second(rng, cast, local, aims, hits, first)
-        values, points, tops = [], [], []
+        images, points, tops = [], [], []
         top = np.arange(len(first)) < self._borders[1]
         for echo in (first, second):
             measured = echo[:, 0].astype(np.float32)  # as a file holds it
             seen = measured > 0
             world = origins + directions * measured[:, None].astype(np.float64)
             zone = np.where(inside_zones(self.scene.zones, self._to_local(world)), 1.0, -1.0)
-            values.append(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0).astype(np.float32))
+            images.append(self._images(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0)))
             points.append((world[seen] - pose[:3, 3]) @ pose[:3, :3])
             tops.append(top[seen])
         return Sweep(
-            tuple((self._image(i, values[0]), self._image(i, values[1])) for i in range(len(self.lasers))),
+            tuple(zip(*images)),
             np.broadcast_to(columns, (self.lasers[0].height, *columns.shape)),
             pose,
             np.concatenate(points),
@@ -118,14 +117,15 @@ class Scanner:
         echoes[rays] = second_echoes(rng, behind, first[rays, 0], self._max_range[rays])
         return echoes
 
-    def _image(self, number: int, values: FloatArray) -> FloatArray:
-        sees = self._sees[number]
-        image = np.full((*sees.shape, 4), -1.0, np.float32)
-        image[sees] = values[self._borders[number] : self._borders[number + 1]]
-        return image
+    def _images(self, values: FloatArray) -> Iterator[FloatArray]:
+        """Yield the image (H, W, 4) of each laser, float32, from the values (N, 4) of all seeing pixels."""
+        for sees, start in zip(self._sees, self._borders):
+            image = np.full((*sees.shape, 4), -1.0, np.float32)
+            image[sees] = values[start : start + sees.sum()]
+            yield image
 
 
-def _neighbours(sees: BoolArray) -> IntArray:
+def _neighbours(sees: Bool) -> IntArray:
     """Return for each seeing pixel, in row-major order, the position of the next one in its row (itself at the end)."""
     rows = np.nonzero(sees)[0]
     last = np.append(rows[1:] != rows[:-1], True)
@@ -154,7 +154,7 @@ def _caster(mesh: Mesh) -> _Cast:
     return cast
 
 
-def inside_zones(zones: tuple[FloatArray, ...], points: FloatArray) -> BoolArray:
+def inside_zones(zones: tuple[FloatArray, ...], points: FloatArray) -> Bool:
     """Tell which points lie in any of the polygons, seen from above (even-odd rule)."""
     inside = np.zeros(len(points), bool)
     x, y = points[:, 0], points[:, 1]

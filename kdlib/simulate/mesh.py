@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.types import FloatArray, IntArray
 
+Pair = tuple[float, float]
 Vector = Sequence[float] | FloatArray
-BoolArray = NDArray[np.bool_]
 Rng = np.random.Generator
 
 
@@ -44,7 +44,7 @@ class Mesh:
         return self.vertices.min(0), self.vertices.max(0)
 
 
-def ground_needed(meshes: Sequence[Mesh]) -> tuple[float, float, tuple[float, float]]:
+def ground_needed(meshes: Sequence[Mesh]) -> tuple[float, float, Pair]:
     """Return length, width and centre of the ground that something needs in any of its shapes."""
     low = np.min([mesh.bounds[0] for mesh in meshes], axis=0)
     high = np.max([mesh.bounds[1] for mesh in meshes], axis=0)
@@ -121,31 +121,24 @@ def _circle(sides: int) -> tuple[FloatArray, FloatArray]:
 
 
 def rod(
-    start: Vector,
-    end: Vector,
-    radius: float,
-    material: int,
-    sides: int = 6,
-    end_radius: float | None = None,
-    closed: bool = True,
+    start: Vector, end: Vector, radius: float, material: int, sides: int = 6, end_radius: float | None = None, closed: bool = True
 ) -> Mesh:
     """Return a cylinder or a cone between two points, with lids or without."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     axis = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
-    u = np.cross(axis, np.array([1.0, 0.0, 0.0] if abs(axis[0]) < 0.8 else [0.0, 1.0, 0.0]))
+    u = np.cross(axis, (1.0, 0.0, 0.0) if abs(axis[0]) < 0.8 else (0.0, 1.0, 0.0))
     u /= np.sqrt(u @ u)
     v = np.cross(axis, u)
     cos, sin = _circle(sides)
     ring = cos[:, None] * u + sin[:, None] * v
     far = radius if end_radius is None else end_radius
-    vertices = np.concatenate([start + radius * ring, end + far * ring, start[None], end[None]])
+    vertices = np.concatenate([start + radius * ring, end + far * ring, [start, end]])
     lids = [_fan(sides, 0, 2 * sides), _fan(sides, sides, 2 * sides + 1)] if closed else []
     return _mesh(vertices, np.concatenate(_strip(sides, 0, sides) + lids), material)
 
 
-def limb(start: Vector, end: Vector, radius: float, material: int, sides: int = 5) -> Mesh:
-    """Return a cylinder without lids, for parts that end inside others."""
-    return rod(start, end, radius, material, sides, closed=False)
+limb = partial(rod, sides=5, closed=False)
+"""Returns a cylinder without lids, for parts that end inside others."""
 
 
 def ring(center: Vector, radius: float, depth: float, width: float, material: int) -> Mesh:
@@ -153,7 +146,7 @@ def ring(center: Vector, radius: float, depth: float, width: float, material: in
     sides = 10
     cos, sin = _circle(sides)
     circle = np.stack([cos, np.zeros(sides), sin], 1)
-    side = np.array([0.0, width / 2, 0.0])
+    side = (0.0, width / 2, 0.0)
     loops = (radius * circle - side, radius * circle + side, (radius - depth) * circle)
     faces = [face for a, b in ((0, 1), (0, 2), (1, 2)) for face in _strip(sides, a * sides, b * sides)]
     return _mesh(np.concatenate(loops) + center, np.concatenate(faces), material)
@@ -181,5 +174,5 @@ def slab(low: Vector, high: Vector, z: float, material: int, thickness: float = 
     faces = [np.array([[0, 1, 2], [0, 2, 3]])]
     if thickness:
         faces += _strip(4, 0, 4)
-        vertices = np.concatenate([vertices, vertices - np.array([0.0, 0.0, thickness])])
+        vertices = np.concatenate([vertices, vertices - (0.0, 0.0, thickness)])
     return _mesh(vertices, np.concatenate(faces), material)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdlib.simulate.actors import Actor, Figure, cyclist, pedestrian, random_id, vehicle
 from kdlib.simulate.layout import Street, StreetPlan
-from kdlib.simulate.mesh import Mesh, Rng, ground_needed
+from kdlib.simulate.mesh import Mesh, Pair, Rng, ground_needed
 from kdlib.simulate.tracks import Course, Occupancy, Track, distance, follow, line, standing
 from kdlib.types import FloatArray
 
@@ -31,7 +31,7 @@ class Site:
             name = random_id(self.rng)
             self.actors.append(Actor(figure, name, track, self.plan.height(track.xy), self.rng.random()))
 
-    def put(self, mesh: Mesh, xy: tuple[float, float], heading: float, foot: float = 0.0) -> bool:
+    def put(self, mesh: Mesh, xy: Pair, heading: float, foot: float = 0.0) -> bool:
         """Add what only stands if the ground under it, or under its square foot, is free, and tell so."""
         ground = (foot, foot, (0.0, 0.0)) if foot else ground_needed([mesh])
         track = standing(xy, heading)
@@ -46,8 +46,7 @@ class Site:
 
     def along(self, street: Street, u: float, v: float, forward: bool, wiggle: float = 0.0) -> Course:
         """Return the straight course from a place along a street."""
-        heading = street.toward(forward) + self.rng.normal(0, wiggle)
-        return line(street.place(u, v), heading)
+        return line(street.place(u, v), street.toward(forward) + self.rng.normal(0, wiggle))
 
     def moving(self, course: Course, speed: float) -> Track:
         """Return a track along a course, or a standing one for speed 0."""
@@ -58,13 +57,7 @@ class Site:
 
 
 def _lane(
-    site: Site,
-    street: Street,
-    v: float,
-    speed: float,
-    spacing: float,
-    make: Callable[[Rng, bool], Figure],
-    wiggle: float = 0.0,
+    site: Site, street: Street, v: float, speed: float, spacing: float, make: Callable[[Rng, bool], Figure], wiggle: float = 0.0
 ) -> None:
     """Fill one lane; those left of the middle go backward."""
     rng = site.rng
@@ -128,7 +121,7 @@ def pedestrians(site: Site, street: Street) -> None:
     """Fill the pavements with people who walk, stand, talk in groups and cross the road."""
     rng, road = site.rng, street.road
 
-    def spot(inside: float = 0.3) -> tuple[float, float]:
+    def spot(inside: float = 0.3) -> Pair:
         side = site.side()
         return street.somewhere(rng), side * (road.half + rng.uniform(inside, road.pavement + 0.5))
 

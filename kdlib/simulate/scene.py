@@ -10,7 +10,7 @@ from kdlib.simulate import furniture, populate
 from kdlib.simulate.actors import Actor, Figure, random_id
 from kdlib.simulate.ego import EGO_FOOTPRINT, Ego, random_ego, random_manoeuvre
 from kdlib.simulate.layout import Street, StreetPlan, ground, random_plan
-from kdlib.simulate.mesh import Mesh, Rng, merge
+from kdlib.simulate.mesh import Mesh, Pair, Rng, merge
 from kdlib.simulate.people import bicycle
 from kdlib.simulate.populate import Site
 from kdlib.simulate.tracks import standing
@@ -73,7 +73,7 @@ def _clutter(site: Site, street: Street) -> None:
     for side in (-1, 1):
         facing = street.toward(side < 0)
 
-        def anywhere(v: float, side: int = side) -> tuple[float, float]:
+        def anywhere(v: float, side: int = side) -> Pair:
             return street.place(street.somewhere(rng), side * v)
 
         step = rng.uniform(7, 16)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdlib.simulate.ego import pose_matrix
-from kdlib.simulate.mesh import BoolArray, Rng
-from kdlib.types import FloatArray
-from kdlib.waymo.lasers import TOP
+from kdlib.simulate.mesh import Rng
+from kdlib.types import Bool, Float64, FloatArray
+from kdlib.waymo.lasers import TOP, Calibration
 from kdlib.waymo.range_image import column_azimuths, row_inclinations
 
 _PLACES = {  # by Waymo's number, yaw in degrees, x, y, z: one real car, spec section 3
@@ -25,21 +25,17 @@ _SIDE_VIEW = np.radians([75.0, -40.0, 15.0])
 
 
 @dataclass(frozen=True)
-class Laser:
-    """One laser: the geometry of its range image."""
+class Laser(Calibration):
+    """One laser: the geometry of its range image; its table has as many entries as the image has rows."""
 
     name: int  # Waymo's enum, 1..5
     height: int
     width: int
-    extrinsic: FloatArray  # (4, 4) vehicle from laser
-    table: FloatArray | None  # (height,) ascending beam inclinations, None where they are even between low and high
-    low: float
-    high: float
     max_range: float
 
     def inclinations(self) -> FloatArray:
         """Return the inclination of each image row, the highest beam first."""
-        return row_inclinations(self.table, self.low, self.high, self.height)
+        return row_inclinations(self.table, self.lowest, self.highest, self.height)
 
     def directions(self) -> FloatArray:
         """Return the unit vectors of all pixels in the vehicle frame, (height, width, 3)."""
@@ -48,7 +44,7 @@ class Laser:
         rays = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(inclination) + 0 * azimuth], -1)
         return rays @ self.extrinsic[:3, :3].T
 
-    def sees(self) -> BoolArray:
+    def sees(self) -> Bool:
         """Return which pixels can have an echo at all, (height, width) bool: the car's own body hides the rest."""
         if self.name == TOP:
             return np.ones((self.height, self.width), bool)
@@ -57,7 +53,7 @@ class Laser:
         return ((inclination > _SIDE_VIEW[1]) & (inclination < _SIDE_VIEW[2]))[:, None] & ahead
 
 
-def _top_table(height: int) -> FloatArray:
+def _top_table(height: int) -> Float64:
     """Return inclinations from -17.6 to 2.4 degrees, three times as dense at the horizon as at the bottom."""
     steps = np.linspace(1.5, 0.5, height - 1)
     shares = np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
@@ -77,5 +73,5 @@ def mount_lasers(scale: str, rng: Rng) -> tuple[Laser, ...]:
         if name == TOP:
             table, max_range = _top_table(height) + rng.normal(0, 2e-4), 75.0
             low, high = float(table[0]) - 0.003, float(table[-1]) + 0.003
-        lasers.append(Laser(name, height, width, pose_matrix(pose), table, low, high, max_range))
+        lasers.append(Laser(pose_matrix(pose), low, high, table, name, height, width, max_range))
     return tuple(lasers)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdlib.simulate.mesh import Pair
 from kdlib.types import FloatArray
 
 
@@ -31,13 +32,13 @@ def _direction(heading: float | FloatArray) -> FloatArray:
     return np.stack([np.cos(heading), np.sin(heading)], -1)
 
 
-def line(start: tuple[float, float], heading: float) -> Course:
+def line(start: Pair, heading: float) -> Course:
     """Return a straight course."""
     end = np.array(start) + _direction(heading)
     return Course(np.array([0.0, 1.0]), np.array([start, end]), np.array([heading, heading]))
 
 
-def curve(start: tuple[float, float], heading: float, ahead: float, radius: float, angle: float) -> Course:
+def curve(start: Pair, heading: float, ahead: float, radius: float, angle: float) -> Course:
     """Return a course that goes straight ahead for some metres, then turns by an angle (left positive), then straight on."""
     arc = np.linspace(0.0, abs(angle) * radius, 40)
     # The curvature fades in and out as a hand on a wheel does it, so that the yaw rate has no jumps.
@@ -73,7 +74,7 @@ class Track:
         return index if len(self.xy) > 1 else 0
 
 
-def standing(xy: tuple[float, float] | FloatArray, heading: float) -> Track:
+def standing(xy: Pair | FloatArray, heading: float) -> Track:
     """Return the track of something that stays."""
     zero = np.zeros(1)
     return Track(np.array([xy]), np.array([heading]), zero, zero)
@@ -96,25 +97,18 @@ class Occupancy:
     """Collects the footprints taken so far, at every frame; the only thing here that changes, while a scene is filled."""
 
     def __init__(self, frames: int) -> None:
-        self._frames = frames
-        self._count = 0
-        self._taken = np.zeros((64, frames, 5))
+        self._taken = np.zeros((0, frames, 5))
 
-    def claim(
-        self, track: Track, length: float, width: float, offset: tuple[float, float] = (0.0, 0.0), margin: float = 0.15
-    ) -> bool:
+    def claim(self, track: Track, length: float, width: float, offset: Pair = (0.0, 0.0), margin: float = 0.15) -> bool:
         """Take the footprint of a track if it is free at every frame and tell so; offset is the box centre in the body."""
         cos, sin = np.cos(track.heading), np.sin(track.heading)
         centers = track.xy + np.stack([cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1]], -1)
         half = np.broadcast_to([length / 2 + margin, width / 2 + margin], (len(centers), 2))
-        mine = np.broadcast_to(np.concatenate([centers, track.heading[:, None], half], 1), (self._frames, 5))
-        if self._count and overlaps(mine, self._taken[: self._count]):
-            return False
-        if self._count == len(self._taken):
-            self._taken = np.concatenate([self._taken, np.zeros_like(self._taken)])
-        self._taken[self._count] = mine
-        self._count += 1
-        return True
+        mine = np.broadcast_to(np.column_stack([centers, track.heading, half]), self._taken.shape[1:])
+        free = not overlaps(mine, self._taken)
+        if free:
+            self._taken = np.concatenate([self._taken, mine[None]])
+        return free
 
 
 def overlaps(mine: FloatArray, others: FloatArray) -> bool:

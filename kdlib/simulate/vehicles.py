@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kdlib.simulate.materials import GLASS, METAL, PAINT, RETRO, TYRE
-from kdlib.simulate.mesh import Mesh, Rng, block, hexahedron, merge, rod
+from kdlib.simulate.mesh import Mesh, Pair, Rng, block, hexahedron, merge, rod
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,11 @@ class Body:
     """Proportions of a car: fractions of its length (from the rear) and of its height."""
 
     share: float  # how often it is met
-    length: tuple[float, float]
-    width: tuple[float, float]
-    height: tuple[float, float]
-    cabin: tuple[float, float]  # foot of the rear and of the front window
-    roof: tuple[float, float]  # rear and front end of the roof
+    length: Pair
+    width: Pair
+    height: Pair
+    cabin: Pair  # foot of the rear and of the front window
+    roof: Pair  # rear and front end of the roof
     bonnet: float  # height of the bonnet's front edge
     boot: float  # height of the boot
 
@@ -36,24 +36,20 @@ _TRUCKS, _BUSES = 0.05, 0.02  # their shares of all
 
 def _finished(parts: list[Mesh], length: float, width: float, radius: float, axles: Sequence[float]) -> Mesh:
     """Return the parts on wheels."""
-    inner, outer = width / 2 - 0.22, width / 2 - 0.01
-    wheels = [
-        rod((x * length, side * inner, radius), (x * length, side * outer, radius), radius, TYRE, sides=10)
-        for x in axles
-        for side in (-1, 1)
-    ]
-    return merge(parts + wheels)
+    for x in axles:
+        for side in (-1, 1):
+            inner, outer = ((x * length, side * (width / 2 - inset), radius) for inset in (0.22, 0.01))
+            parts.append(rod(inner, outer, radius, TYRE, sides=10))
+    return merge(parts)
 
 
-def _stack(levels: Sequence[Sequence[float]], windows: int) -> list[Mesh]:
-    """Return painted blocks between level rectangles, one upon the other; the walls of one are of glass."""
-    return [
-        hexahedron(low, high, PAINT, GLASS if number == windows else None) for number, (low, high) in enumerate(pairwise(levels))
-    ]
+def _stack(*levels: Sequence[float]) -> list[Mesh]:
+    """Return painted blocks between level rectangles, one upon the other; the walls of the second are of glass."""
+    return [hexahedron(*pair, PAINT, GLASS if number == 1 else None) for number, pair in enumerate(pairwise(levels))]
 
 
-def _plate(x: float, z: float, y: float = 0.0) -> Mesh:
-    return block((0.03, 0.52, 0.11), (x, y, z), RETRO)
+def _plate(*center: float) -> Mesh:
+    return block((0.03, 0.52, 0.11), center, RETRO)
 
 
 def car(body: Body, length: float, width: float, height: float) -> Mesh:
@@ -69,8 +65,8 @@ def car(body: Body, length: float, width: float, height: float) -> Mesh:
         hexahedron((screen, front - 0.02, half, sill), (screen, front - 0.08, half * 0.93, cowl, nose), PAINT),
         hexahedron((rear, screen, half, sill), (rear + 0.04, screen, half * 0.95, tail, cowl), PAINT),
         hexahedron((max(back, rear + 0.02), screen, half * 0.94, waist), (*roof, half * 0.76, height), PAINT, GLASS),
-        _plate(rear + 0.005, 0.6 * sill + 0.2),
-        _plate(front - 0.03, 0.5 * sill + 0.1),
+        _plate(rear + 0.005, 0.0, 0.6 * sill + 0.2),
+        _plate(front - 0.03, 0.0, 0.5 * sill + 0.1),
     ]
     return _finished(parts, length, width, 0.19 * height + 0.02, (-0.30, 0.31))
 
@@ -83,13 +79,10 @@ def van(length: float, width: float, height: float) -> Mesh:
         hexahedron((rear, front - 0.05, half * 0.97, 0.2), (rear, front, half, belt, 0.42 * height), PAINT),
         hexahedron((rear, cab, half, belt), (rear + 0.06, cab, half * 0.88, height), PAINT),
         hexahedron(
-            (cab, front - 0.55, half * 0.98, belt),
-            (cab, front - 0.24 * length, half * 0.86, height, 0.97 * height),
-            PAINT,
-            GLASS,
+            (cab, front - 0.55, half * 0.98, belt), (cab, front - 0.24 * length, half * 0.86, height, 0.97 * height), PAINT, GLASS
         ),
         hexahedron((bonnet, front, half, 0.4), (bonnet, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height), PAINT),
-        _plate(rear + 0.005, 0.7, y=0.3),
+        _plate(rear + 0.005, 0.3, 0.7),
     ]
     return _finished(parts, length, width, 0.34, (-0.30, 0.33))
 
@@ -102,14 +95,7 @@ def truck(length: float, width: float, height: float) -> Mesh:
     parts = [
         block((cargo, width, height - 1.0), (rear + cargo / 2, 0.0, (height + 1.0) / 2), PAINT),
         block((length - 0.3, 0.9, 0.25), (-0.1, 0.0, 0.85), METAL),
-        *_stack(
-            [
-                (cab, front, half * 0.95, 0.45),
-                (cab, front - 0.03, half * 0.95, middle),
-                (cab, front - 0.35, half * 0.9, roof),
-            ],
-            windows=1,
-        ),
+        *_stack((cab, front, half * 0.95, 0.45), (cab, front - 0.03, half * 0.95, middle), (cab, front - 0.35, half * 0.9, roof)),
         block((0.04, 1.8, 0.12), (rear + 0.02, 0.0, 1.1), RETRO),
     ]
     return _finished(parts, length, width, 0.48, (-0.33, -0.18, 0.36))
@@ -119,13 +105,13 @@ def bus(length: float, width: float, height: float) -> Mesh:
     """Return a city bus: painted below, a band of windows, a front that leans back."""
     rear, front, half = -length / 2, length / 2, width / 2
     belt, eaves = 0.42 * height, 0.85 * height
-    levels = [
+    parts = _stack(
         (rear, front, half, 0.3),
         (rear, front, half, belt),
         (rear + 0.1, front - 0.45, half * 0.97, eaves),
         (rear + 0.3, front - 0.6, half * 0.9, height),
-    ]
-    return _finished(_stack(levels, windows=1), length, width, 0.48, (-0.28, 0.30))
+    )
+    return _finished(parts, length, width, 0.48, (-0.28, 0.30))
 
 
 def random_vehicle(rng: Rng, moving: bool) -> Mesh:

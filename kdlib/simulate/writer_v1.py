@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from kdlib import records
 from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
@@ -24,28 +22,6 @@ _MOTION_FIELDS = ("speed_x", "speed_y", "speed_z", "accel_x", "accel_y", "accel_
 def record_file(folder: Path, segment: str) -> Path:
     """Return where a segment lies below ``<root>/<split>``."""
     return folder / f"segment-{segment}_with_camera_labels.tfrecord"
-
-
-@contextmanager
-def put_in_place(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Give temporary names beside some files; leaving the ``with`` block without an error puts all in place, else none.
-
-    Raises:
-        OSError: If a file cannot be put there; nothing is left behind.
-    """
-    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
-    try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed
-                left.unlink()
-        yield parts
-        for part, path in zip(parts, paths):
-            os.replace(part, path)
-    finally:
-        for part in parts:
-            if part.exists():
-                part.unlink()
 
 
 def write_v1(
@@ -75,7 +51,8 @@ def write_v1(
     path = record_file(folder, segment)
     lengths: list[int] = []
     labels: list[list[BoxLabel]] = []
-    with put_in_place([path]) as (part,), tempfile.TemporaryFile(dir=path.parent) as waiting:
+    records.remove_leftovers(path.parent)
+    with records.replacing(path) as part, tempfile.TemporaryFile(dir=path.parent) as waiting:
         for timestamp, sweep, boxes in frames:
             lengths.append(waiting.write(_images(lasers, timestamp, sweep)))
             labels.append(boxes)
@@ -104,12 +81,14 @@ def _images(lasers: Sequence[Laser], timestamp: int, sweep: Sweep) -> bytes:
 def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], surroundings: tuple[str, str, str]) -> Any:
     context = FRAME_MESSAGES["Context"](name=segment.encode())
     for laser in sorted(lasers, key=lambda laser: laser_name(laser.name)):  # alphabetical, as in real files
-        entry = context.laser_calibrations.add(name=laser.name, beam_inclination_min=laser.low, beam_inclination_max=laser.high)
+        entry = context.laser_calibrations.add(
+            name=laser.name, beam_inclination_min=laser.lowest, beam_inclination_max=laser.highest
+        )
         entry.beam_inclinations.extend([] if laser.table is None else laser.table.tolist())
         entry.extrinsic.transform.extend(laser.extrinsic.ravel().tolist())
     stats = context.stats
-    for kind, count in zip(*np.unique([box.type for box in boxes], return_counts=True)):
-        stats.laser_object_counts.add(type=int(kind), count=int(count))
+    for kind, count in sorted(Counter(box.type for box in boxes).items()):
+        stats.laser_object_counts.add(type=kind, count=count)
     stats.time_of_day, stats.location, stats.weather = (word.encode() for word in surroundings)
     return context
 

@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdlib import records
 from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
-from kdlib.simulate.writer_v1 import put_in_place
 from kdlib.types import FloatArray
 from kdlib.waymo.annotations import DIFFICULTY, LIDAR_BOX_NUMBERS, NUM_POINTS, SPEEDS, TYPE
 from kdlib.waymo.components import CALIBRATION, LASER, OBJECT, PIXEL_POSE, POSE, RETURNS, SEGMENT, TIME, component_file
 from kdlib.waymo.lasers import TOP
 from kdlib.waymo.simulated import PARAMETERS
 
+Row = dict[str, Any]
 _BATCH_BYTES = 48 << 20
 
 _TEXT, _BYTE, _LONG, _REAL, _MATRIX = pa.string(), pa.int8(), pa.int64(), pa.float64(), pa.list_(pa.float64(), 16)
@@ -42,21 +43,15 @@ _TALLY = {_TYPES: pa.list_(_BYTE), _COUNTS: pa.list_(pa.int32())}
 _FIELDS: Mapping[str, dict[str, pa.DataType]] = {
     "lidar": {**_FRAME, LASER: _BYTE, **_image_fields(*RETURNS)},
     "lidar_pose": {**_FRAME, LASER: _BYTE, **_image_fields(PIXEL_POSE)},
-    "lidar_calibration": {
-        SEGMENT: _TEXT,
-        LASER: _BYTE,
-        **dict(zip(CALIBRATION, (_MATRIX, _REAL, _REAL, pa.list_(_REAL)))),
-    },
+    "lidar_calibration": {SEGMENT: _TEXT, LASER: _BYTE, **dict(zip(CALIBRATION, (_MATRIX, _REAL, _REAL, pa.list_(_REAL))))},
     "lidar_box": {
         **_FRAME,
         OBJECT: _TEXT,
         **dict.fromkeys(LIDAR_BOX_NUMBERS, _REAL),
         TYPE: _BYTE,
-        NUM_POINTS: _LONG,
-        _TOP_POINTS: _LONG,
+        **dict.fromkeys((NUM_POINTS, _TOP_POINTS), _LONG),
         **dict.fromkeys((*SPEEDS, *_ACCELERATIONS), _REAL),
-        DIFFICULTY: _BYTE,
-        _TRACKING: _BYTE,
+        **dict.fromkeys((DIFFICULTY, _TRACKING), _BYTE),
     },
     "vehicle_pose": {**_FRAME, POSE: _MATRIX},
     "stats": {
@@ -84,7 +79,10 @@ def write_v2(
         OSError: If a file cannot be written; nothing is left behind.
     """
     paths = [component_file(folder, component, segment) for component in SCHEMAS]
-    with put_in_place(paths) as parts, ExitStack() as stack:
+    for path in paths:
+        records.remove_leftovers(path.parent)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(records.replacing(path)) for path in paths]
         schemas = {component: schema.with_metadata({PARAMETERS: parameters}) for component, schema in SCHEMAS.items()}
         # Floats with noise have no repeated values: dictionaries would cost time and save nothing.
         options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "write_statistics": False}
@@ -94,11 +92,11 @@ def write_v2(
             for part, (component, schema) in zip(parts, schemas.items())
         }
 
-        def write(component: str, rows: list[dict[str, Any]]) -> None:
+        def write(component: str, rows: list[Row]) -> None:
             writers[component].write_table(pa.Table.from_pylist(rows, schemas[component]))
 
         batch = max(1, _BATCH_BYTES // (48 * sum(laser.height * laser.width for laser in lasers)))
-        keys: list[dict[str, Any]] = []
+        keys: list[Row] = []
         labels: list[list[BoxLabel]] = []
         stream = iter(frames)
         while chunk := list(islice(stream, batch)):
@@ -109,34 +107,31 @@ def write_v2(
             write("lidar", [{**key, **row} for key, sweep in sweeps for row in _images(lasers, sweep)])
             write("lidar_pose", [{**key, LASER: TOP, **_image(PIXEL_POSE, sweep.pixel_pose)} for key, sweep in sweeps])
             write("vehicle_pose", [{**key, POSE: sweep.pose.ravel()} for key, sweep in sweeps])
-        write("lidar_calibration", [{SEGMENT: segment, **_calibration(laser)} for laser in lasers])
+        mounted = [(laser.name, laser.extrinsic.ravel(), laser.lowest, laser.highest, laser.table) for laser in lasers]
+        write("lidar_calibration", [{SEGMENT: segment, **dict(zip((LASER, *CALIBRATION), values))} for values in mounted])
         rows = list(zip(keys, seen_once(labels)))
         write("lidar_box", [{**key, **_label(label)} for key, boxes in rows for label in boxes])
         words = dict(zip(_SURROUNDINGS, surroundings))
         write("stats", [{**key, **words, **_tally(boxes)} for key, boxes in rows])
 
 
-def _image(name: str, image: FloatArray) -> dict[str, Any]:
+def _image(name: str, image: FloatArray) -> Row:
     return {f"{name}.values": np.ravel(image), f"{name}.shape": image.shape}
 
 
-def _images(lasers: Sequence[Laser], sweep: Sweep) -> Iterator[dict[str, Any]]:
+def _images(lasers: Sequence[Laser], sweep: Sweep) -> Iterator[Row]:
     for laser, (first, second) in zip(lasers, sweep.images):
         yield {LASER: laser.name, **_image(RETURNS[0], first), **_image(RETURNS[1], second)}
 
 
-def _calibration(laser: Laser) -> dict[str, Any]:
-    return {LASER: laser.name, **dict(zip(CALIBRATION, (laser.extrinsic.ravel(), laser.low, laser.high, laser.table)))}
-
-
-def _label(label: BoxLabel) -> dict[str, Any]:
-    row: dict[str, Any] = {OBJECT: label.id, TYPE: label.type, **dict(zip(LIDAR_BOX_NUMBERS, label.box.tolist()))}
-    row.update({NUM_POINTS: label.points, _TOP_POINTS: label.top_points})
+def _label(label: BoxLabel) -> Row:
+    row: Row = {OBJECT: label.id, TYPE: label.type, NUM_POINTS: label.points, _TOP_POINTS: label.top_points}
+    row |= zip(LIDAR_BOX_NUMBERS, label.box.tolist())
     if label.motion is not None:
-        row.update(zip((*SPEEDS, *_ACCELERATIONS), label.motion))
+        row |= zip((*SPEEDS, *_ACCELERATIONS), label.motion)
     return {**row, DIFFICULTY: 2, _TRACKING: 0} if label.hard else row
 
 
-def _tally(boxes: Sequence[BoxLabel]) -> dict[str, Any]:
+def _tally(boxes: Sequence[BoxLabel]) -> Row:
     types, counts = np.unique([label.type for label in boxes], return_counts=True)
     return {_TYPES: types, _COUNTS: counts} if boxes else {}

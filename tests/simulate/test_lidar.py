@@ -112,13 +112,13 @@ def test_kdlib_reads_the_same_points(segments):
 
 def test_pixel_poses_follow_the_ego_motion():
     rng = np.random.default_rng(8)
-    while (scene := build_scene(rng, 2, 45.0)).ego.speed < 5:
+    while (scene := build_scene(rng, 2, 45.0)).ego.manoeuvre.speed < 5:
         pass
     scanner = Scanner(scene, mount_lasers("demo", rng))
     columns, pose = scanner.pixel_pose(0).astype(np.float64), scanner.frame_pose(0)
     assert columns.shape == (800, 6)
     assert columns.dtype == np.float64
-    np.testing.assert_allclose(np.linalg.norm(columns[-1, 3:] - columns[0, 3:]), 0.1 * scene.ego.speed, rtol=0.1)
+    np.testing.assert_allclose(np.linalg.norm(columns[-1, 3:] - columns[0, 3:]), 0.1 * scene.ego.manoeuvre.speed, rtol=0.1)
     middle = (pose_matrix(columns[399]) + pose_matrix(columns[400])) / 2
     np.testing.assert_allclose(middle, pose, atol=2e-3)
     # The next frame begins where this one ends.
@@ -129,7 +129,7 @@ def test_pixel_poses_follow_the_ego_motion():
 def test_still_things_stay_put_while_the_car_drives():
     """Points of walls seen in two frames agree in the world, which they only do if the pixel poses are right."""
     rng = np.random.default_rng(8)
-    while (scene := build_scene(rng, 5, 45.0)).ego.speed < 8:
+    while (scene := build_scene(rng, 5, 45.0)).ego.manoeuvre.speed < 8:
         pass
     scanner = Scanner(scene, mount_lasers("demo", rng))
     for number in (0, 4):

@@ -85,7 +85,7 @@ def test_finished_segments_are_kept_and_damaged_ones_made_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == times
     damaged = folder / "lidar" / f"{name}.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    (folder / "stats" / f".{name}.parquet.123.part").write_bytes(b"left by a killed process")
+    (folder / "stats" / f".{name}.parquet.999999999.tmp").write_bytes(b"left by a killed process")
     small(tmp_path, segments=1)
     assert contents(folder) == before
     small(tmp_path, segments=1, frames=2)

@@ -90,7 +90,7 @@ def test_finished_segments_are_kept_and_others_made_again(tmp_path):
     os.utime(path, ns=(1, 1))
     small(tmp_path, segments=1)
     assert path.stat().st_mtime_ns == 1
-    (path.parent / f".{path.name}.123.part").write_bytes(b"left by a killed process")
+    (path.parent / f".{path.name}.999999999.tmp").write_bytes(b"left by a killed process")
     for damage in (before[:-100], before[: tfrecord.index(path)[1].start], b"", b"other", bytes(50) + before[50:]):
         path.write_bytes(damage)
         small(tmp_path, segments=1)
