@@ -25,6 +25,7 @@ _Scheduler = Annotated[
 ]
 _Kernels = Annotated[str | None, Option(help="Layout of sparse kernels: spconv2, spconv1 or native; found from the shapes.")]
 _Model = Annotated[str, Argument(help="A model of the zoo.")]
+_TRAINED = "Folder of a run or training, .safetensors file, or model of the zoo."
 _Score = Annotated[float, Option(help="Boxes at or above it are shown.")]
 _Weights = Annotated[Path | None, Option(help="A .safetensors file instead of the model's own.")]
 _Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
@@ -89,8 +90,7 @@ def _prepare(
 
     splits = split or preparing.SPLITS
     if dry_run:
-        expected = preparing.estimate_prepare(source, out, splits, workers, scheduler, objects)
-        _show(as_json, expected)
+        _show(as_json, preparing.estimate_prepare(source, out, splits, workers, scheduler, objects))
         return
     try:
         report = preparing.prepare(
@@ -228,7 +228,7 @@ def _evaluate(
 @app.command("view")
 def _view(
     scan: Annotated[Path, Argument(help="A scan: .bin (KITTI, nuScenes, Waymo), .npy, .pcd or .ply.")],
-    model: Annotated[str, Option(help="Folder of a run or training, .safetensors file, or model of the zoo.")] = "cp_pillar_demo",
+    model: Annotated[str, Option(help=_TRAINED)] = "cp_pillar_demo",
     weights: _Weights = None,
     arm: _Arm = None,
     layout: Annotated[
@@ -247,25 +247,13 @@ def _view(
     """Detect in a scan of your own; print the boxes and what was assumed, show both in a window or a picture."""
     from kdlib.tools.scans.view import view as look
 
-    seen = look(
-        scan,
-        model,
-        weights=weights,
-        arm=arm,
-        layout=layout,
-        height=height,
-        scale=scale,
-        score=score,
-        overlap=overlap,
-        out=out,
-        window=window,
-    )
-    _show(as_json, seen)
+    where: dict[str, Any] = {"weights": weights, "arm": arm, "layout": layout, "height": height, "scale": scale}
+    _show(as_json, look(scan, model, **where, score=score, overlap=overlap, out=out, window=window))
 
 
 @app.command("export")
 def _export(
-    model: Annotated[str, Argument(help="Folder of a run or training, .safetensors file, or model of the zoo.")],
+    model: Annotated[str, Argument(help=_TRAINED)],
     out: Annotated[Path, Option(help="The file to write: .onnx, or .pt2 of torch.export; its .json goes beside.")],
     weights: _Weights = None,
     arm: _Arm = None,
@@ -276,8 +264,7 @@ def _export(
     from kdlib.tools.export.write import export_detector
     from kdlib.tools.scans.trained import find_weights
 
-    written = export_detector(find_weights(model, weights, arm), out, frames)
-    _show(as_json, written)
+    _show(as_json, export_detector(find_weights(model, weights, arm), out, frames))
 
 
 @app.command("fly")
@@ -294,8 +281,7 @@ def _fly(
     """Film a validation segment of a run: teacher left, student right, ground truth in both, the camera moving."""
     from kdlib.tools.scans.fly import fly as make
 
-    made = make(run_dir, out, data=data, segment=segment, arm=arm, score=score, images=images, limit=int(1e6 * limit))
-    print(made)
+    print(make(run_dir, out, data=data, segment=segment, arm=arm, score=score, images=images, limit=int(1e6 * limit)))
 
 
 @app.command("status")

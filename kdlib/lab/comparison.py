@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 
 from kdlib import records
 from kdlib.config import CLASS_NAMES
-from kdlib.lab.parts import part
-from kdlib.lab.pipeline import Run, chosen_teacher, student_name, trained_students
+from kdlib.lab.parts import Json, part
+from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
 from kdlib.lab.profiles import ARMS, Profile
-from kdlib.lab.scoring import check_store, evaluate_weights
+from kdlib.lab.scoring import Scores, score_all
 from kdlib.metric.bootstrap import ArmScore, BootstrapReport, Difference, bootstrap
-from kdlib.metric.waymo_metrics import EvalResult
 from kdlib.types import Float64
 from kdlib.viz import curves, palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
@@ -133,7 +132,7 @@ class Comparison:
 
     profile: Profile
     titles: Mapping[str, str]  # of the arms, for people
-    results: Mapping[str, Mapping[int, EvalResult]]  # arm -> seed -> result
+    results: Scores
     report: BootstrapReport
 
     def mean(self, arm: str, metric: str) -> float:
@@ -142,18 +141,13 @@ class Comparison:
 
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, in percent."""
-        rows = [
-            {
-                "arm": self.titles[arm.name],
-                "LEVEL_2 mAPH": 100 * arm.mean,
-                "std over seeds": 100 * arm.std if len(arm.values) > 1 else np.nan,
-                "95 % low": 100 * arm.low,
-                "95 % high": 100 * arm.high,
-                "seeds": len(arm.values),
-            }
-            for arm in self.report.arms
-        ]
-        return pd.DataFrame(rows).round(2)
+        rows = []
+        for arm in self.report.arms:
+            mean, low, high = in_percent(arm)
+            std = 100 * arm.std if len(arm.values) > 1 else np.nan
+            rows.append((self.titles[arm.name], mean, std, low, high, len(arm.values)))
+        columns = ["arm", "LEVEL_2 mAPH", "std over seeds", "95 % low", "95 % high", "seeds"]
+        return pd.DataFrame(rows, columns=columns).round(2)
 
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
@@ -175,7 +169,7 @@ class Comparison:
         rows = [{"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0} for gain in gains]
         return pd.DataFrame(rows).round(2)
 
-    def verdicts(self) -> list[dict[str, Any]]:
+    def verdicts(self) -> list[Json]:
         """Return every wish about these arms with what came of it, in plain words."""
         verdicts = []
         for wish in contrasts_among(_WISHES, self.results):
@@ -193,8 +187,7 @@ class Comparison:
     def last_step(self) -> tuple[str, str]:
         """Return the arm that the recipe's last part led to, and the one it came from: full and initialised, where both are."""
         arms = [arm for arm in ARMS if arm in self.results]
-        before = arms[-2] if len(arms) > 1 else arms[-1]
-        return arms[-1], before
+        return arms[-1], arms[-2:][0]
 
     def precision_recall(self) -> list[PRCurve]:
         """Return the LEVEL_2 curves of each arm's first seed."""
@@ -222,11 +215,9 @@ class Comparison:
         change = [ours - theirs for ours, theirs in columns.values()]
         return ScoreTable(np.stack(change, axis=1), tuple(f"{kind} LEVEL_{level}" for kind, level in kinds), tuple(columns))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return everything the report of the main line and the tests need."""
-        metrics = {
-            arm: {str(seed): result.to_dict() for seed, result in results.items()} for arm, results in self.results.items()
-        }
+        metrics = {arm: {str(seed): result.to_dict() for seed, result in own.items()} for arm, own in self.results.items()}
         teacher = next(iter(self.results["teacher"].values()))
         return {
             "metric": METRIC,
@@ -239,10 +230,8 @@ class Comparison:
         }
 
 
-def compare_arms(
-    profile: Profile, titles: Mapping[str, str], results: Mapping[str, Mapping[int, EvalResult]], resamples: int
-) -> Comparison:
-    """Compare arms by paired bootstrap over segments and seeds, from arm -> seed -> result, all on the same frames.
+def compare_arms(profile: Profile, titles: Mapping[str, str], results: Scores, resamples: int) -> Comparison:
+    """Compare arms that were scored on the same frames, by paired bootstrap over segments and seeds.
 
     An arm with a single seed, as a given teacher has, stands beside every seed of the others.
     """
@@ -256,17 +245,9 @@ def compare_arms(
 def compare_run(run: Run, resamples: int) -> Comparison:
     """Score the teacher and every student of notebooks 01 and 02 on the same frames and compare them.
 
-    Raises:
-        ConfigError: If one of these notebooks has not finished.
-        DataError: If the store is not the one the students were trained on.
+    ConfigError if one of these notebooks has not finished, DataError if the students were trained on another store.
     """
-    students = trained_students(run)
-    check_store(run, [student.weights for student in students.values()])
-    results = {"teacher": {0: evaluate_weights(run, "teacher", chosen_teacher(run))}}
-    for (arm, seed), student in students.items():
-        name = student_name(arm, seed)
-        print(f"scoring {name}", flush=True)
-        results.setdefault(arm, {})[seed] = evaluate_weights(run, name, student)
+    results = score_all(run, trained_students(run), {"teacher": chosen_teacher(run)})
     return compare_arms(run.profile, {"teacher": "teacher", **ARMS}, results, resamples)
 
 
@@ -321,7 +302,7 @@ class Finding:
         values = np.stack([change.values[:, 1] for change in changes])  # the column of APH
         return ScoreTable(values, tuple(self.labels(minus="\n− ")), columns)
 
-    def part(self, pictures: Mapping[str, str]) -> dict[str, Any]:
+    def part(self, pictures: Mapping[str, str]) -> Json:
         """Return a chapter of the report: sentences, table and pictures (file name to caption)."""
         tables = {f"Paired differences, {UNIT}": self.table()}
         return part(self.title, summary(self.gains), sentences=self.sentences(), tables=tables, pictures=pictures)

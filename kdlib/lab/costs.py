@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +10,8 @@ import pandas as pd
 from kdlib import zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
-from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError
+from kdlib.lab.parts import Json
 from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
@@ -31,10 +30,7 @@ def cpr(score: float, teacher_score: float, cost: float, teacher_cost: float) ->
     """Return the cost-performance ratio of a student: the share of the teacher's score kept over the share of its cost kept.
 
     1 for the teacher itself; 2 keeps twice as much of the score as of the cost, in any unit. The specification does not say how
-    the paper computes its ratio of that name: this definition is ours.
-
-    Raises:
-        ConfigError: If a cost or the teacher's score is not positive.
+    the paper computes its ratio of that name: this definition is ours. ConfigError if costs or teacher's score are not positive.
     """
     if min(teacher_score, cost, teacher_cost) <= 0:
         raise ConfigError(f"a ratio needs positive costs and a teacher that scores: {teacher_score=}, {cost=}, {teacher_cost=}")
@@ -43,13 +39,12 @@ def cpr(score: float, teacher_score: float, cost: float, teacher_cost: float) ->
 
 def frames_for(run: Run, model: ModelConfig, count: int) -> list[PointBatch]:
     """Return validation frames, spread over the split, one to a batch."""
-    split = run.store.split("validation")
-    data = FrameDataset(split, model.class_names, run.profile.evaluation.interval, point_range=model.grid.point_range)
+    data = run.frames(model)
     chosen = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
     return [collate([data[int(index)]]).points for index in chosen]
 
 
-def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: int) -> dict[str, Any]:
+def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: int) -> Json:
     """Return one row: parameters, cost per frame averaged over the frames, latency on this machine.
 
     Latency depends on the weights through the number of boxes that suppression sees, so they are loaded.

@@ -15,6 +15,7 @@ from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.lab import occupancy, profiles, runlog
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
+from kdlib.lab.parts import Json
 from kdlib.lab.runlog import RunLog
 
 SOURCES = PROJECT / "kdlib"
@@ -36,11 +37,11 @@ class Stage:
     """One notebook with the parameters it takes and the key that says whether its result is still valid."""
 
     name: str
-    parameters: dict[str, Any]
+    parameters: Json
     key: str
 
 
-def declared_parameters(notebook: Path) -> dict[str, Any]:
+def declared_parameters(notebook: Path) -> Json:
     """Return name and default of every parameter of a notebook.
 
     Raises:
@@ -64,11 +65,7 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
 
 
 def parse_overrides(texts: list[str]) -> dict[str, str]:
-    """Split ``NAME=VALUE`` texts.
-
-    Raises:
-        ConfigError: If one has no equals sign or comes twice.
-    """
+    """Split ``NAME=VALUE`` texts; ConfigError if one has no equals sign or comes twice."""
     overrides: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -106,11 +103,7 @@ def source_hash(package: Path = SOURCES) -> str:
 
 
 def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
-    """Return the chain's stages with typed parameters; nothing is executed.
-
-    Raises:
-        ConfigError: If the profile or a parameter is unknown, or a value has the wrong type.
-    """
+    """Return the chain's stages with typed parameters, none executed; ConfigError if a name is unknown or a type is wrong."""
     chosen = profiles.profile(profile)
     declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in chosen.chain}
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
@@ -185,7 +178,7 @@ def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, s
     folder = run_folder(profile, out)
     stages = plan_stages(profile, folder, overrides or {})
     with occupancy.hold(folder), runlog.opened(folder) as log:
-        states: dict[str, dict[str, Any]] = {stage.name: {"state": "waiting"} for stage in stages}
+        states: dict[str, Json] = {stage.name: {"state": "waiting"} for stage in stages}
 
         def note(stage: Stage, state: str, words: str, **facts: Any) -> None:
             states[stage.name] = {"state": state, **facts}

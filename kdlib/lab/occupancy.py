@@ -6,13 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from kdlib import records
 from kdlib.errors import KdlibError
+from kdlib.lab.parts import Json
 
 LOCK = ".lock"
 DRIVER = "driver.json"  # who holds the folder, while somebody does
@@ -56,7 +56,7 @@ def hold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def driver(folder: Path) -> dict[str, Any] | None:
+def driver(folder: Path) -> Json | None:
     """Return pid and host of the living driver of a folder, None if there is none.
 
     To look does not touch the lock, which would refuse a driver that starts at the same moment.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdlib import records
 from kdlib.errors import KdlibError
-from kdlib.lab.parts import cell_text
+from kdlib.lab.parts import Json, cell_text
 from kdlib.viz import canvas
 from kdlib.viz.interactive import CONTENT_POLICY, figure_html, plotly_script
 
@@ -51,46 +51,31 @@ def _rich(words: Any) -> Markup:
     return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(words))))
 
 
-def write_report(
-    path: Path,
-    parts: Sequence[Mapping[str, Any]],
-    *,
-    title: str = "Distilling a LiDAR detector",
-    subtitle: str = "",
-    simulated: bool = False,
-    tiles: Sequence[Mapping[str, str]] = (),
-    verdicts: Sequence[Mapping[str, Any]] = (),
-    card: Mapping[str, Any] | None = None,
-) -> Path:
+def write_report(path: Path, parts: Sequence[Json], *, simulated: bool = False, **cover: Any) -> Path:
     """Write one self-contained ``report.html``: no network, pictures inside, plotly.js once where a scene needs it.
 
     Args:
         path: The file to write; an earlier one is replaced only when the new one is complete.
         parts: Chapters in order, as :func:`kdlib.lab.parts.part` makes them, but pictures with their whole path.
-        title: Of the page.
-        subtitle: Below it.
         simulated: Whether the banner says so.
-        tiles: Headline numbers: ``value``, ``label``, and ``role`` ('teacher', 'student' or nothing), which colours it.
-        verdicts: What was wanted (``wish``) and what came of it: ``result`` and ``met``, None where it was not measured.
-        card: Hardware, seeds, frames, hashes: what the numbers hold for.
+        cover: ``title`` and ``subtitle``; ``tiles``, headline numbers: ``value``, ``label`` and ``role`` ('teacher', 'student' or
+            nothing), which colours it; ``verdicts``, what was wanted (``wish``) and what came of it: ``result``, and ``met``,
+            None where it was not measured; ``card``, what the numbers hold for.
 
     Raises:
         ReportError: If a picture cannot be read, or the page grows past 15 MB.
     """
+    cover = {"title": "Distilling a LiDAR detector", **cover}
     scenes = any(picture["file"].endswith(".json") for part in parts for picture in part["pictures"])
     for colors in (None, 256):  # pictures lose colours only where the page would be too large
         page = render_page(
             "lab/page.html",
             policy=CONTENT_POLICY,
-            title=title,
             script=Markup(plotly_script()) if scenes else "",
             banner=_BANNER if simulated else "",
-            subtitle=subtitle,
-            tiles=tiles,
-            verdicts=verdicts,
             parts=parts,
             figure=partial(_figure, colors=colors),
-            card=card or {},
+            **cover,
         ).encode()
         if len(page) <= MAX_BYTES:
             records.write_bytes(path, page)
@@ -102,7 +87,7 @@ def _paragraphs(text: str) -> list[str]:
     return [paragraph for paragraph in re.split(r"\n\s*\n", text.strip()) if paragraph]
 
 
-def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _kinds(rows: Sequence[Json]) -> dict[str, str]:
     """Return the class of each column: those of numbers are set right."""
     return {name: "number" if all(_is_number(row[name]) for row in rows) else "" for name in rows[0]}
 
@@ -111,7 +96,7 @@ def _is_number(cell: Any) -> bool:
     return isinstance(cell, (int, float, type(None))) and not isinstance(cell, bool)
 
 
-def _figure(picture: Mapping[str, str], colors: int | None) -> dict[str, Any]:
+def _figure(picture: Mapping[str, str], colors: int | None) -> Json:
     path = Path(picture["file"])
     if path.suffix == ".json":
         import plotly.io
@@ -122,11 +107,7 @@ def _figure(picture: Mapping[str, str], colors: int | None) -> dict[str, Any]:
 
 
 def packed_png(path: Path, colors: int | None = None, widest: int | None = None) -> tuple[bytes, int]:
-    """Return a picture packed tightly, with fewer colours or pixels where wanted, and the pixels of its width.
-
-    Raises:
-        ReportError: If it cannot be read.
-    """
+    """Return a picture packed tightly, with fewer colours or pixels where wanted, and its width; ReportError if it is no PNG."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             picture = image.convert("RGB")

@@ -9,6 +9,9 @@ import pandas as pd
 
 from kdlib import records
 
+Json = dict[str, Any]
+"""A JSON object: a row, a part of the report, a notebook's result."""
+
 
 def part(
     title: str,
@@ -17,15 +20,11 @@ def part(
     sentences: Sequence[str] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
     pictures: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Return one chapter of a run's report, as plain JSON values for a notebook's result.
 
-    Args:
-        title: Of the chapter.
-        text: Plain words: a blank line begins a paragraph, backticks mark code.
-        sentences: What was found, one sentence each.
-        tables: By caption.
-        pictures: Captions by file in the notebook's folder: a .png, or the .json of a plotly figure.
+    In ``text`` a blank line begins a paragraph and backticks mark code; tables go by their caption; pictures are captions by file
+    in the notebook's folder: a .png, or the .json of a plotly figure.
     """
     return {
         "title": title,

@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kdlib import records, zoo
 from kdlib.config import ModelConfig, TrainConfig
+from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
 from kdlib.data.store import INDEX, Store
 from kdlib.errors import ConfigError
 from kdlib.lab import occupancy, profiles
 from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
+from kdlib.lab.parts import Json
 from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
 from kdlib.training import places
@@ -22,6 +23,7 @@ from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
 
 Student = tuple[str, int]  # arm, seed
+Students = Mapping[Student, RunResult]  # what came of their trainings
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,18 @@ class Run:
 
     @property
     def store(self) -> Store:
-        """The prepared store.
-
-        Raises:
-            DataError: If it is missing or damaged; the message says to run notebook 00.
-        """
+        """The prepared store; DataError if it is missing or damaged; the message says to run notebook 00."""
         return Store.open(self.data / "store")
+
+    @property
+    def frame_count(self) -> int:
+        """The number of evaluated frames."""
+        return len(self.store.split("validation").frames(self.profile.evaluation.interval))
+
+    def frames(self, model: ModelConfig) -> FrameDataset:
+        """Return the evaluated frames as a model sees them."""
+        interval, reach = self.profile.evaluation.interval, model.grid.point_range
+        return FrameDataset(self.store.split("validation"), model.class_names, interval, point_range=reach)
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage, made if missing."""
@@ -47,12 +55,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def result(self, name: str) -> dict[str, Any]:
-        """Return what an earlier notebook handed over.
-
-        Raises:
-            ConfigError: If that notebook has not finished.
-        """
+    def result(self, name: str) -> Json:
+        """Return what an earlier notebook handed over; ConfigError if it has not finished."""
         path = self.folder / name / "result.json"
         if not path.is_file():
             raise ConfigError(f"{path} is missing; run notebook {name} first")
@@ -60,45 +64,35 @@ class Run:
 
 
 def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
-    """Open a run by profile name; empty paths mean the profile's own folders.
-
-    Raises:
-        ConfigError: If the profile is unknown.
-    """
+    """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the profile is unknown."""
     chosen = profiles.profile(profile)
     folder = run_folder(profile, Path(run_dir) if run_dir else None)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / (chosen.data or profile))
+    return Run(chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / chosen.folder)
 
 
-def save_result(run: Run, stage: str, values: dict[str, Any]) -> Path:
+def save_result(run: Run, stage: str, values: Json) -> Path:
     """Hand a stage's results over to later notebooks, the report and the tests."""
     facts = {"profile": run.profile.name, "simulated": run.profile.simulated is not None}
     return records.write_result(run.stage(stage), {**facts, **values})
 
 
 def prepare_data(run: Run) -> Store:
-    """Simulate the profile's dataset if it has one, then prepare the store; both continue where they stopped.
-
-    Raises:
-        DataError: If real Waymo files are wanted and not there.
-    """
+    """Simulate the profile's dataset if it has one, prepare the store; both continue. ConfigError if real files are missing."""
     source = run.data / "waymo"
     if run.profile.simulated is None and not source.is_dir():
         if (run.data / "store" / INDEX).is_file():
             return run.store  # frames of another dataset, or the licensed files are on another machine
         raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
     pasted = any(schedule.augment.objects is not None for schedule in (run.profile.teacher, run.profile.student))
-    made = run.profile.simulated
-    # Starting a process costs more than a smoke run's few frames.
-    workers = 1 if made is not None and made.training_segments < 10 else os.cpu_count() or 1
-    scheduler = os.environ.get(places.SCHEDULER) or None
+    made, workers = run.profile.simulated, 0
     with occupancy.take_turn(run.data):
         if made is not None:
-            counts = {"training": made.training_segments, "validation": made.validation_segments}
-            for offset, (split, count) in enumerate(counts.items()):
-                simulate(source, count, made.frames, made.seed + offset, made.scale, split=split, workers=workers)
-        prepare(source, run.data / "store", workers=workers, objects=pasted, scheduler=scheduler)
+            # Starting a process costs more than a smoke run's few frames.
+            workers = 1 if made.training_segments < 10 else 0
+            for split, count, seed in (("training", made.training_segments, 1), ("validation", made.validation_segments, 2)):
+                simulate(source, count, made.frames, seed, "demo", split=split, workers=workers)
+        prepare(source, run.data / "store", workers=workers, objects=pasted, scheduler=os.environ.get(places.SCHEDULER) or None)
     return run.store
 
 
@@ -180,22 +174,14 @@ def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
 
 
 def given_weights(model: ModelConfig, file: str, parameter: str, words: str) -> TrainedWeights:
-    """Return the weights in a file that a notebook's parameter names, where it is none of the parameter's words.
-
-    Raises:
-        ConfigError: If there is no such file.
-    """
+    """Return the weights in the file a notebook's parameter names; ConfigError if it is none of the parameter's words either."""
     if not Path(file).is_file():
         raise ConfigError(f"{parameter}={file} is neither {words} nor a safetensors file")
     return TrainedWeights(model, Path(file).resolve(), file)
 
 
 def chosen_teacher(run: Run) -> TrainedWeights:
-    """Return the teacher notebook 01 settled on.
-
-    Raises:
-        ConfigError: If notebook 01 has not finished.
-    """
+    """Return the teacher notebook 01 settled on; ConfigError if it has not finished."""
     values = run.result("01_train_teacher")
     return TrainedWeights(run.profile.teacher_model, located(values["weights"]), values["origin"])
 
@@ -245,17 +231,8 @@ def longest_first(run: Run, arms: Iterable[Arm], seeds: Sequence[int]) -> list[t
     return [(arm, seed) for arm in ordered for seed in seeds]
 
 
-def train_students(
-    run: Run, teacher: TrainedWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0
-) -> dict[Student, RunResult]:
-    """Train every arm of the main line with every seed under one schedule; finished runs are kept.
-
-    Returns:
-        The outcome of every (arm, seed).
-
-    Raises:
-        ConfigError: If an arm is unknown.
-    """
+def train_students(run: Run, teacher: TrainedWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0) -> Students:
+    """Train every arm with every seed under one schedule; finished runs are kept; ConfigError if an arm is unknown."""
     chosen = [replace(run.profile.arm(name), epochs=epochs) for name in arms]
     schedule = replace(run.profile.student, epochs=epochs or run.profile.student.epochs)
     starts = any(arm.initialisation != "none" for arm in chosen)
@@ -269,17 +246,13 @@ def train_students(
 
 
 def trained_students(run: Run) -> dict[Student, TrainedWeights]:
-    """Return the students notebook 02 trained, by arm and seed.
-
-    Raises:
-        ConfigError: If notebook 02 has not finished.
-    """
+    """Return the students notebook 02 trained, by arm and seed; ConfigError if it has not finished."""
     rows = run.result("02_distill_student")["students"]
     model = run.profile.student_model
     return {(row["arm"], row["seed"]): TrainedWeights(model, located(row["weights"])) for row in rows}
 
 
-def students_result(run: Run, students: Mapping[Student, RunResult], epochs: int = 0) -> dict[str, Any]:
+def students_result(run: Run, students: Students, epochs: int = 0) -> Json:
     """Return what notebook 02 hands over: the budget all arms share, and every student's weights."""
     rows = [
         {

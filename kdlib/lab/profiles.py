@@ -22,13 +22,11 @@ TeacherQuality = Literal["strong", "weak"]
 
 @dataclass(frozen=True)
 class SimulatedData:
-    """What the simulator makes for a profile."""
+    """What the simulator makes for a profile, at its demo scale."""
 
     training_segments: int
     validation_segments: int
     frames: int  # per segment, at 10 Hz
-    scale: str = "demo"  # resolution of the lasers and size of the street
-    seed: int = 1
 
 
 MAIN_LINE = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
@@ -103,6 +101,11 @@ class Profile:
     cross: CrossStageSettings | None = None  # where the teacher has two stages
 
     @property
+    def folder(self) -> str:
+        """Where its data lie below ``data/``; runs of profiles that share it share their store."""
+        return self.data or self.name
+
+    @property
     def zoo_pair(self) -> zoo.Pair:
         """The teacher, the student and the recipe."""
         return zoo.pair(self.pair)
@@ -123,11 +126,7 @@ class Profile:
         return self.zoo_pair.teacher
 
     def arm(self, name: str) -> Arm:
-        """Return one of the main line's ways of training the student.
-
-        Raises:
-            ConfigError: If there is none of that name; the message lists those there are.
-        """
+        """Return one of the main line's ways of training the student; ConfigError lists them if there is none of that name."""
         title = lookup(ARMS, name, "arm")
         start: Initialisation = "none" if name == "alone" else self.kd.initialisation
         return Arm(name, title, self.student_model, self.kd if name == "full" else None, start)
@@ -272,9 +271,5 @@ PROFILES: dict[str, Profile] = {
 
 
 def profile(name: str) -> Profile:
-    """Return a profile by name.
-
-    Raises:
-        ConfigError: If there is none of that name; the message lists those there are.
-    """
+    """Return a profile by name; ConfigError if there is none of that name; the message lists those there are."""
     return lookup(PROFILES, name, "profile")

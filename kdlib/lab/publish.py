@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
 from kdlib.lab.folders import PROJECT
 from kdlib.lab.page import packed_png, render_page
-from kdlib.lab.parts import markdown_table
+from kdlib.lab.parts import Json, markdown_table
 from kdlib.lab.report import STUDY_SUBJECT, run_results
 
 BEGIN, END = "<!-- results of reports/{profile}/result.json, written by python -m kdlib publish -->", "<!-- end of results -->"
@@ -64,7 +62,7 @@ def picture_name(stage: str, file: str) -> str:
     return f"{stage[:2]}_{file}"
 
 
-def results_table(results: Mapping[str, Any]) -> str:
+def results_table(results: Json) -> str:
     """Return the headline table and the verdicts of a run of the main line as Markdown."""
     evaluation = results["03_evaluate"]
     costs = {row["role"]: row for row in results["05_measure_cost"]["costs"]}
@@ -89,11 +87,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 
 def with_results(text: str, table: str, profile: str, name: str) -> str:
-    """Return a document with the table between the two marks of its profile.
-
-    Raises:
-        ConfigError: If a mark is missing.
-    """
+    """Return a document with the table between the two marks of its profile; ConfigError if a mark is missing."""
     opening = BEGIN.format(profile=profile)
     head, begin, rest = text.partition(opening)
     _, end, tail = rest.partition(END)
@@ -102,12 +96,8 @@ def with_results(text: str, table: str, profile: str, name: str) -> str:
     return f"{head}{opening}\n{table}\n{END}{tail}"
 
 
-def study_page(results: Mapping[str, Any]) -> str:
-    """Return the page of a study: what was run, then each notebook's sentences, tables and pictures.
-
-    Args:
-        results: ``profile`` and the result of every notebook by name, as in the run's ``result.json``.
-    """
+def study_page(results: Json) -> str:
+    """Return the page of a study from a run's ``result.json``: what was run, then each notebook's sentences, tables, pictures."""
     stages = {name: values for name, values in results.items() if name != "profile"}
     page = render_page(
         "lab/study.md.jinja",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kdlib import records
 from kdlib.lab import profiles
 from kdlib.lab.page import write_report
+from kdlib.lab.parts import Json
 
 _SUBJECT = "distilling a LiDAR detector"
 STUDY_SUBJECT = "what helps a small student"
@@ -22,28 +21,16 @@ _TILES = {  # arm -> role
     "initialisation alone": "",
     "full SparseKD": "student",
 }
-_EVERY_ARM = {
-    "scores": "Scores, percent",
-    "students": "Trainings",
-    "terms": "Startup report: active terms on the first batch",
-}
+_EVERY_ARM = {"scores": "Scores, percent", "students": "Trainings", "terms": "Startup report: active terms on the first batch"}
 
 
-def run_results(folder: Path, profile: str) -> dict[str, Any]:
-    """Return the results of a run's notebooks by name.
-
-    Raises:
-        DataError: If a notebook's result is missing or damaged.
-    """
+def run_results(folder: Path, profile: str) -> Json:
+    """Return the results of a run's notebooks by name; DataError if a notebook's result is missing or damaged."""
     return {stage: records.read_json(folder / stage / "result.json") for stage in profiles.profile(profile).chain}
 
 
 def write_run_report(folder: Path, profile: str) -> Path:
-    """Write ``result.json`` and ``report.html`` of a finished run.
-
-    Raises:
-        DataError: If a notebook's result is missing or damaged.
-    """
+    """Write ``result.json`` and ``report.html`` of a finished run; DataError if a notebook's result is missing or damaged."""
     stages = run_results(folder, profile)
     records.write_json(folder / "result.json", {"profile": profile, **stages})
     study = profiles.profile(profile).study is not None
@@ -69,18 +56,18 @@ def write_run_report(folder: Path, profile: str) -> Path:
     )
 
 
-def _located(part: Mapping[str, Any], home: Path) -> dict[str, Any]:
+def _located(part: Json, home: Path) -> Json:
     pictures = [{**picture, "file": str(home / picture["file"])} for picture in part["pictures"]]
     return {**part, "title": f"{home.name[:2]} · {part['title']}", "pictures": pictures}
 
 
-def _every_arm(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _every_arm(stage: str, values: Json) -> Json:
     tables = [{"caption": caption, "rows": values[name]} for name, caption in _EVERY_ARM.items()]
     text = f"Everything `{stage}` trained."
     return {"title": f"{stage[:2]} · Arms", "text": text, "sentences": [], "tables": tables, "pictures": []}
 
 
-def _card(profile: str, stages: Mapping[str, Any], compared: Mapping[str, Any]) -> dict[str, Any]:
+def _card(profile: str, stages: Json, compared: Json) -> Json:
     """Return what the numbers hold for."""
     made = compared["card"]
     card = {

@@ -14,7 +14,6 @@ import torch
 
 from kdlib import records
 from kdlib.config import CLASS_NAMES, config_hash
-from kdlib.data.dataset import FrameDataset
 from kdlib.data.store import fingerprint, ground_truth_table, limit_table
 from kdlib.lab.pipeline import Run, Student, TrainedWeights, chosen_teacher, student_name, trained_students
 from kdlib.metric.box_tables import read_table, write_predictions
@@ -24,6 +23,7 @@ from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card
 
+Scores = dict[str, dict[int, EvalResult]]  # by arm and seed
 _WORTH_A_PROCESS = 2000  # frames to predict: a process takes some seconds to start
 
 
@@ -37,14 +37,12 @@ def truth(run: Run) -> pa.Table:
 def predict_weights(run: Run, name: str, trained: TrainedWeights) -> pa.Table:
     """Return a model's boxes on the validation frames, from ``predictions/<name>.parquet`` if nothing changed since."""
     path, settings, model = run.folder / "predictions" / f"{name}.parquet", run.profile.evaluation, trained.model
-    split = run.store.split("validation")
-    key = config_hash(model, settings, records.sha256(trained.weights), split.fingerprint)
+    key = config_hash(model, settings, records.sha256(trained.weights), run.store.split("validation").fingerprint)
     mark = path.with_suffix(".json")
     if not (mark.is_file() and path.is_file() and records.read_json(mark).get("key") == key):
-        dataset = FrameDataset(split, model.class_names, settings.interval, point_range=model.grid.point_range)
         detector = build(model)
         load_weights(trained.weights, detector)
-        table = predict(detector, dataset, batch_size=settings.batch_size, device=_device(), progress=False)
+        table = predict(detector, run.frames(model), batch_size=settings.batch_size, device=_device(), progress=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, table)
         records.write_json(mark, {"key": key, "model": model.name})
@@ -62,9 +60,7 @@ def evaluate_weights(run: Run, name: str, trained: TrainedWeights) -> EvalResult
     return evaluate_tables(predict_weights(run, name, trained), truth(run))
 
 
-def score_all(
-    run: Run, students: Mapping[Student, TrainedWeights], others: Mapping[str, TrainedWeights]
-) -> dict[str, dict[int, EvalResult]]:
+def score_all(run: Run, students: Mapping[Student, TrainedWeights], others: Mapping[str, TrainedWeights]) -> Scores:
     """Return name -> seed -> result of other models (their seed is 0) and of students, detected side by side.
 
     Raises:
@@ -75,18 +71,14 @@ def score_all(
     models |= {key: (student_name(*key), trained) for key, trained in students.items()}
     _predict_side_by_side(run, dict(models.values()))
     boxes = truth(run)
-    results: dict[str, dict[int, EvalResult]] = {}
+    results: Scores = {}
     for (arm, seed), (name, trained) in models.items():
         results.setdefault(arm, {})[seed] = evaluate_tables(predict_weights(run, name, trained), boxes)
     return results
 
 
 def check_store(run: Run, weights: Iterable[Path]) -> None:
-    """Check that students were trained on the store of the run.
-
-    Raises:
-        DataError: Naming the first that was not.
-    """
+    """Check that students were trained on the store of the run; DataError names the first that was not."""
     contents = run.store.contents
     present = fingerprint({"training": contents["training"]}) if "training" in contents else ""
     for path in weights:
@@ -95,8 +87,7 @@ def check_store(run: Run, weights: Iterable[Path]) -> None:
 
 def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> None:
     missing = {name: model for name, model in models.items() if not (run.folder / "predictions" / f"{name}.json").is_file()}
-    frames = len(run.store.split("validation").frames(run.profile.evaluation.interval))
-    if run.profile.parallel < 2 or frames * len(missing) < _WORTH_A_PROCESS:
+    if run.profile.parallel < 2 or run.frame_count * len(missing) < _WORTH_A_PROCESS:
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
     threads = (run.profile.threads or torch.get_num_threads(),)

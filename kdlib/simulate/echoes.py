@@ -55,11 +55,7 @@ def first_echoes(rng: Rng, hits: Hits, max_range: FloatArray) -> FloatArray:
 def second_candidates(rng: Rng, hits: Hits, first: FloatArray, ahead: IntArray) -> IntArray:
     """Return the rays, by index, part of whose light goes on: through leaves and panes, and past edges.
 
-    Args:
-        rng: Random generator.
-        hits: Where the rays end.
-        first: (N, 3) their first return.
-        ahead: (N,) index of the neighbouring ray in the same beam row.
+    ``first`` are their first returns (N, 3), ``ahead`` the indices (N,) of the neighbouring rays in the same beam row.
     """
     edge = hits.distance[ahead] > hits.distance + SEPARATION
     share = np.where(hits.material == FOLIAGE, 0.35, np.where(hits.material == GLASS, 0.25, 0.0))

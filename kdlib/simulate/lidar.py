@@ -67,7 +67,7 @@ class Scanner:
             place = laser.extrinsic[:3, 3]
             if laser.name == TOP:
                 turns = rotation(columns[:, :3])
-                starts = np.broadcast_to(turns @ place + columns[:, 3:].astype(np.float64), rays.shape)[sees]
+                starts = np.broadcast_to(turns @ place + columns[:, 3:], rays.shape)[sees]
                 turned = np.matmul(turns[None], rays[..., None])[..., 0][sees]
             else:
                 turned = rays[sees] @ frame_pose[:3, :3].T
@@ -91,7 +91,7 @@ class Scanner:
         for echo in (first, second):
             measured = echo[:, 0].astype(np.float32)  # as a file holds it
             seen = measured > 0
-            world = origins + directions * measured[:, None].astype(np.float64)
+            world = origins + directions * measured[:, None]
             zone = np.where(inside_zones(self.scene.zones, self._to_local(world)), 1.0, -1.0)
             images.append(self._images(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0)))
             points.append((world[seen] - pose[:3, 3]) @ pose[:3, :3])

@@ -13,6 +13,7 @@ from kdlib.types import FloatArray, IntArray
 Pair = tuple[float, float]
 Vector = Sequence[float] | FloatArray
 Rng = np.random.Generator
+SIDES = (-1, 1)  # right and left
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,9 @@ _WALLS = slice(4, 12)
 
 
 def hexahedron(bottom: Sequence[float], top: Sequence[float], material: int, sides: int | None = None) -> Mesh:
-    """Return a block between two rectangles.
+    """Return a block between two rectangles, each of them x rear, x front, half width, z (or z rear, z front).
 
-    Args:
-        bottom: x rear, x front, half width, z (or z rear, z front) of the lower rectangle.
-        top: The same numbers of the upper rectangle.
-        material: Of the whole block.
-        sides: Of its four walls where they differ, as in a car's cabin.
+    ``sides`` is the material of the four walls where they differ, as in a car's cabin.
     """
     corners = []
     for rear, front, half, *z in (bottom, top):

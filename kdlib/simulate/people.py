@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from kdlib.simulate.materials import CLOTH, METAL, PAINT, SKIN, TYRE
-from kdlib.simulate.mesh import Mesh, block, hexahedron, limb, merge, ring, rod
+from kdlib.simulate.mesh import SIDES, Mesh, block, hexahedron, limb, merge, ring, rod
 
 PHASES = 8
 """Steps of a gait or a pedal turn that have a mesh of their own."""
@@ -40,10 +40,8 @@ def _arm(side: int, angle: float, bend: float, shoulder_width: float) -> list[Me
 def pedestrian_mesh(build: int, phase: int, walking: bool) -> Mesh:
     """Return a person of 1.75 m: wider than deep, leaning forward, elbows bent and feet pointing to the front.
 
-    Args:
-        build: 0..BUILDS-1: shoulder width, how far the elbows are bent, a rucksack or none.
-        phase: 0..PHASES-1 of the gait; arms swing against the legs.
-        walking: Someone standing keeps the legs together and has the forearms raised (a telephone, a bag).
+    The build (0..BUILDS-1) is the width of the shoulders, how far the elbows are bent, a rucksack or none; arms swing against the
+    legs by the phase (0..PHASES-1). Someone standing keeps the legs together and has the forearms raised (a telephone, a bag).
     """
     rng = np.random.default_rng([77, build])
     shoulders, elbow = 0.57 + 0.05 * rng.random(), 0.8 + 0.4 * rng.random()
@@ -55,7 +53,7 @@ def pedestrian_mesh(build: int, phase: int, walking: bool) -> Mesh:
         rod((lean + 0.05, 0, 1.50), (lean + 0.06, 0, 1.75), 0.095, SKIN, sides=8),
         block((0.06, 0.06, 0.08), (lean + 0.16, 0.0, 1.60), SKIN),
     ]
-    for side in (-1, 1):
+    for side in SIDES:
         swing = side * stride
         parts += _leg(side, swing, bend=0.10 + (0.15 if swing < -0.05 else 0.0))
         parts += _arm(side, -swing, elbow if walking else elbow + 0.2, shoulders)
@@ -82,20 +80,18 @@ def bicycle() -> Mesh:
 def cyclist_mesh(build: int, phase: int) -> Mesh:
     """Return a bicycle with a rider who leans forward, hands on the handlebar, feet on turning pedals.
 
-    Args:
-        build: 0..BUILDS-1: how far the rider leans, a basket or none.
-        phase: 0..PHASES-1 of the pedals' turn.
+    The build (0..BUILDS-1) is how far the rider leans, a basket or none; the phase (0..PHASES-1) is that of the pedals.
     """
     rng = np.random.default_rng([78, build])
     lean = 0.16 + 0.18 * rng.random()
     hip, neck = np.array([-0.22, 0.0, 0.98]), np.array([-0.22 + lean, 0.0, 1.50 - 0.3 * lean])
     parts = [
         bicycle(),
-        *(rod(hip + [0, side * 0.06, 0], neck + [0, side * 0.13, 0], 0.10, CLOTH, end_radius=0.11) for side in (-1, 1)),
+        *(rod(hip + [0, side * 0.06, 0], neck + [0, side * 0.13, 0], 0.10, CLOTH, end_radius=0.11) for side in SIDES),
         rod(neck, neck + [0.09, 0, 0.10], 0.06, SKIN),
         rod(neck + [0.08, 0, 0.07], neck + [0.11, 0, 0.33], 0.11, PAINT, sides=8),
     ]
-    for side in (-1, 1):
+    for side in SIDES:
         turn = 2 * np.pi * phase / PHASES + (np.pi if side > 0 else 0.0)
         pedal = np.array([-0.06 + 0.17 * np.cos(turn), side * 0.13, 0.30 - 0.17 * np.sin(turn)])
         knee = (hip + pedal) / 2 + [0.22, side * 0.07, 0.12]

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdlib.simulate.actors import Actor, Figure, cyclist, pedestrian, random_id, vehicle
 from kdlib.simulate.layout import Street, StreetPlan
-from kdlib.simulate.mesh import Mesh, Pair, Rng, ground_needed
+from kdlib.simulate.mesh import SIDES, Mesh, Pair, Rng, ground_needed
 from kdlib.simulate.tracks import Course, Occupancy, Track, distance, follow, line, standing
 from kdlib.types import FloatArray
 
@@ -76,7 +76,7 @@ def _speed(rng: Rng, stop: float, low: float, high: float) -> float:
 def traffic(site: Site, street: Street) -> None:
     """Fill the lanes: one speed per lane, and sometimes a jam."""
     for number in range(street.road.lanes):
-        for side in (-1, 1):
+        for side in SIDES:
             spacing = 100.0 / (_DRIVING / 2) * site.rng.uniform(0.6, 1.6)
             speed = _speed(site.rng, 0.35, 2.0, 14.0)
             _lane(site, street, side * street.road.lane_center(number), speed, spacing, vehicle)
@@ -85,7 +85,7 @@ def traffic(site: Site, street: Street) -> None:
 def cyclists(site: Site, street: Street) -> None:
     """Fill the cycle lanes, or the edge of the road where there are none; a third of the riders waits or uses the pavement."""
     rng, road = site.rng, street.road
-    for side in (-1, 1):
+    for side in SIDES:
         spacing = 100.0 / (_CYCLISTS * 0.35)
         _lane(site, street, side * road.cycle_center, rng.uniform(2.5, 7.0), spacing, cyclist, 0.01)
     for _ in range(rng.poisson(_CYCLISTS * 0.30 * street.length / 100)):
@@ -98,7 +98,7 @@ def cyclists(site: Site, street: Street) -> None:
 def parked(site: Site, street: Street) -> None:
     """Fill the parking lanes, mostly in driving direction, and some yards with vehicles at any angle."""
     rng, road = site.rng, street.road
-    for side in (-1, 1):
+    for side in SIDES:
         share = _PARKED * rng.uniform(0.4, 1.6) if road.parking else 0.0
         u = street.start + 3.0
         while u < street.end - 3.0:

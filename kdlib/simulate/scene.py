@@ -10,7 +10,7 @@ from kdlib.simulate import furniture, populate
 from kdlib.simulate.actors import Actor, Figure, random_id
 from kdlib.simulate.ego import EGO_FOOTPRINT, Ego, random_ego, random_manoeuvre
 from kdlib.simulate.layout import Street, StreetPlan, ground, random_plan
-from kdlib.simulate.mesh import Mesh, Pair, Rng, merge
+from kdlib.simulate.mesh import SIDES, Mesh, Pair, Rng, merge
 from kdlib.simulate.people import bicycle
 from kdlib.simulate.populate import Site
 from kdlib.simulate.tracks import standing
@@ -38,7 +38,7 @@ class StreetScene:
 
 def _houses(site: Site, street: Street) -> None:
     rng, road = site.rng, street.road
-    for side in (-1, 1):
+    for side in SIDES:
         setback = rng.uniform(0.3, 7.0) if rng.random() < 0.7 else rng.uniform(7.0, 14.0)
         u = street.start + rng.uniform(0, 6)
         while u < street.end - 4:
@@ -70,7 +70,7 @@ def _signs(site: Site, street: Street) -> None:
 def _clutter(site: Site, street: Street) -> None:
     rng, road = site.rng, street.road
     edge, houses = road.half + 0.6, road.half + road.pavement
-    for side in (-1, 1):
+    for side in SIDES:
         facing = street.toward(side < 0)
 
         def anywhere(v: float, side: int = side) -> Pair:
@@ -96,7 +96,7 @@ def _clutter(site: Site, street: Street) -> None:
             site.put(furniture.shelter(rng), xy, facing + np.pi)
     if street.gap[0] < street.gap[1]:
         for u, outside in zip(street.gap, (-1, 1)):
-            for side in (-1, 1):
+            for side in SIDES:
                 site.put(furniture.signal(rng), street.place(u + outside, side * edge), facing, foot=0.3)
 
 

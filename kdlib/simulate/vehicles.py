@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kdlib.simulate.materials import GLASS, METAL, PAINT, RETRO, TYRE
-from kdlib.simulate.mesh import Mesh, Pair, Rng, block, hexahedron, merge, rod
+from kdlib.simulate.mesh import SIDES, Mesh, Pair, Rng, block, hexahedron, merge, rod
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ _TRUCKS, _BUSES = 0.05, 0.02  # their shares of all
 def _finished(parts: list[Mesh], length: float, width: float, radius: float, axles: Sequence[float]) -> Mesh:
     """Return the parts on wheels."""
     for x in axles:
-        for side in (-1, 1):
+        for side in SIDES:
             inner, outer = ((x * length, side * (width / 2 - inset), radius) for inset in (0.22, 0.01))
             parts.append(rod(inner, outer, radius, TYRE, sides=10))
     return merge(parts)

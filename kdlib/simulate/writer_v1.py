@@ -32,21 +32,11 @@ def write_v1(
     frames: Iterable[LabelledFrame],
     surroundings: tuple[str, str, str],
 ) -> None:
-    """Write one segment.
+    """Write one segment (a context name) below ``folder``, which is ``<root>/<split>``; OSError leaves nothing behind.
 
     Which boxes a frame has is known at the end of a segment only: until then the other fields of the frames wait in a nameless
-    file beside it, which vanishes with the process.
-
-    Args:
-        folder: ``<root>/<split>``.
-        segment: Context name.
-        lasers: The lasers of the car, TOP first.
-        parameters: Goes into a field of every frame outside the official ones, where other readers pass over it.
-        frames: Timestamp, images and boxes of one frame after the other.
-        surroundings: Time of day, location and weather.
-
-    Raises:
-        OSError: If a file cannot be written; nothing is left behind.
+    file beside it, which vanishes with the process. TOP is the first of the lasers; ``parameters`` go into a field of every frame
+    outside the official ones, where other readers pass over it; ``surroundings`` are time of day, location and weather.
     """
     path = record_file(folder, segment)
     lengths: list[int] = []

@@ -73,11 +73,7 @@ def write_v2(
     frames: Iterable[LabelledFrame],
     surroundings: tuple[str, str, str],
 ) -> None:
-    """Write one segment; the parameters, which those of :func:`write_v1` are, go into the metadata of every file.
-
-    Raises:
-        OSError: If a file cannot be written; nothing is left behind.
-    """
+    """Write one segment; what :func:`write_v1` says holds, but the parameters go into the metadata of every file."""
     paths = [component_file(folder, component, segment) for component in SCHEMAS]
     for path in paths:
         records.remove_leftovers(path.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdlib.lab.explore.application import application
 from kdlib.lab.explore.overview import data_overview, difficulty_table
-from kdlib.lab.explore.scenes import FrameScene, extent, frame_count, scene
+from kdlib.lab.explore.scenes import FrameScene, extent, scene
 from kdlib.lab.explore.signals import PivotalExample, pivotal_example, startup_report
 from kdlib.lab.explore.studio import Studio, studios
 
@@ -16,7 +16,6 @@ __all__ = [
     "data_overview",
     "difficulty_table",
     "extent",
-    "frame_count",
     "pivotal_example",
     "scene",
     "startup_report",

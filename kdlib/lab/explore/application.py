@@ -9,28 +9,23 @@ import contextlib
 import html
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from kdlib.config import CLASS_NAMES
 from kdlib.errors import KdlibError
 from kdlib.lab.explore.choice import JUMPS, LAYERS, MAP_NAMES, BrowserError, Choice
-from kdlib.lab.explore.studio import Studio
+from kdlib.lab.explore.studio import Studios
 from kdlib.viz import canvas, interactive
 
-_IOUS: dict[str, float | None] = {"Waymo's (0.7, 0.5, 0.5)": None, "0.3": 0.3, "0.5": 0.5, "0.7": 0.7}
+_IOUS = {"Waymo's (0.7, 0.5, 0.5)": None, "0.3": 0.3, "0.5": 0.5, "0.7": 0.7}
 _SERIAL = itertools.count(1)  # a page may hold several applications
 
 
-def application(studios: Mapping[str, Callable[[], Studio]], start: Choice | None = None) -> Any | None:
+def application(studios: Studios, start: Choice | None = None) -> Any | None:
     """Return the application as a widget; outside Jupyter, or without ipywidgets, print one sentence and return None.
 
-    Args:
-        studios: Runs to choose from, opened when they are chosen; the first one is shown.
-        start: What is shown first; None asks the run.
-
-    Raises:
-        BrowserError: If there is no run.
+    The first of the studios is shown, first with ``start`` (None asks the run); BrowserError if there is none.
     """
     if not studios:
         raise BrowserError("there is no run to look at")
@@ -49,7 +44,7 @@ def application(studios: Mapping[str, Callable[[], Studio]], start: Choice | Non
 class Application:
     """Widgets and what they mean; kept alive by its own callbacks."""
 
-    def __init__(self, studios: Mapping[str, Callable[[], Studio]], start: Choice | None) -> None:
+    def __init__(self, studios: Studios, start: Choice | None) -> None:
         """Show the first run."""
         import ipywidgets as w
 

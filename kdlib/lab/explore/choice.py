@@ -30,11 +30,7 @@ class Choice:
     map: str = "none"  # one of MAP_NAMES, under the boxes
 
     def check(self, models: Sequence[str], frames: int) -> None:
-        """Check that all it names exists.
-
-        Raises:
-            BrowserError: If the frame, a model, a layer or the map does not.
-        """
+        """Check that all it names exists; BrowserError if the frame, a model, a layer or the map does not."""
         if not 0 <= self.frame < frames:
             raise BrowserError(f"frame {self.frame} asked for, there are 0 to {frames - 1}")
         for names, known in (((self.left, self.right), models), ((self.map,), MAP_NAMES), (self.layers, LAYERS)):

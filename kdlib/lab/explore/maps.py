@@ -63,11 +63,7 @@ class Lesson:
     kd: KDConfig
 
     def pivotal_positions(self) -> GroundMap:
-        """Return the weights of the logit term, on the grid where the two heat maps meet.
-
-        Raises:
-            ConfigError: If the recipe has no logit term.
-        """
+        """Return the weights of the logit term where the two heat maps meet; ConfigError if the recipe has no such term."""
         return _scaled(self._weights()[0].amax(dim=0), "weight of pivotal positions")
 
     def label_mask(self) -> GroundMap:
@@ -76,11 +72,7 @@ class Lesson:
         return GroundMap(target.numpy(), "target heat map" + (" with the teacher's boxes" if self.kd.label else ""))
 
     def pull_mask(self) -> GroundMap:
-        """Return where the logit term pulls: its weights times the squared difference of the probabilities, summed over classes.
-
-        Raises:
-            ConfigError: If the recipe has no logit term.
-        """
+        """Return where the logit term pulls (ConfigError if there is none): weights times squared difference, over classes."""
         weights, apart = self._weights()
         return _scaled((weights * apart).sum(dim=0), "pull of logit distillation")
 

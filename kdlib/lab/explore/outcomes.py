@@ -34,12 +34,8 @@ class Judged(NamedTuple):
 def judge_layers(truth: BoxLayer, boxes: BoxLayer, iou: float | None = None) -> Judged:
     """Match boxes with the objects of their class one to one, at most IoU first, as many and as well as possible.
 
-    No-label zones and difficulty, which the metric also looks at, play no part: this is what the eye sees.
-
-    Args:
-        truth: Labelled objects.
-        boxes: One model's, already cut at the chosen score.
-        iou: Smallest 3D IoU of a match, for all classes; None for Waymo's own.
+    No-label zones and difficulty, which the metric also looks at, play no part: this is what the eye sees. ``boxes`` are one
+    model's, cut at the chosen score; ``iou`` is the smallest 3D IoU of a match, for all classes; None for Waymo's own.
     """
     object_used, box_used = np.zeros(len(truth), bool), np.zeros(len(boxes), bool)
     for number, name in enumerate(truth.class_names, 1):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from kdlib.lab.pipeline import Run
 from kdlib.metric.waymo_metrics import evaluate_tables
+from kdlib.types import Float64, Int64
 
 _CUTOFF = 30  # of the 101 scores: 0.3
 _FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found counts 1
@@ -20,14 +20,14 @@ _FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found 
 class Counted:
     """One model's outcome on every evaluated frame, in the order of the frame numbers, at a score of 0.3 and Waymo's IoU."""
 
-    found: NDArray[np.int64]  # (F,) objects
-    false_alarms: NDArray[np.int64]  # (F,)
-    missed: NDArray[np.int64]  # (F,) objects
+    found: Int64  # (F,) objects
+    false_alarms: Int64  # (F,)
+    missed: Int64  # (F,) objects
 
     @property
-    def merit(self) -> NDArray[np.float64]:
+    def merit(self) -> Float64:
         """Objects found, less half a point for each false alarm."""
-        merit: NDArray[np.float64] = self.found - _FALSE_ALARM * self.false_alarms
+        merit: Float64 = self.found - _FALSE_ALARM * self.false_alarms
         return merit
 
 

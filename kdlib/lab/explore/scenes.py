@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from kdlib.config import CLASS_NAMES, ModelConfig
 from kdlib.data.augment import points_in_range
@@ -16,6 +15,7 @@ from kdlib.data.segment import BOX_NUMBERS
 from kdlib.data.store import class_types
 from kdlib.errors import ConfigError
 from kdlib.lab.pipeline import Run
+from kdlib.types import Float32
 from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer, Panel, layer
 
@@ -31,7 +31,7 @@ class FrameScene:
     """One frame with the boxes to draw."""
 
     frame_id: str
-    points: NDArray[np.float32]  # (N, 6) within the model's range
+    points: Float32  # (N, 6) within the model's range
     layers: tuple[BoxLayer, ...]  # truth, then what was predicted
 
     def panels(self) -> tuple[Panel, ...]:
@@ -47,11 +47,6 @@ def extent(model: ModelConfig) -> tuple[float, float, float, float]:
     """Return x and y minima, then maxima, of what a model sees, metres."""
     low_x, low_y, _, high_x, high_y, _ = model.grid.point_range
     return low_x, low_y, high_x, high_y
-
-
-def frame_count(run: Run) -> int:
-    """Return the number of evaluated frames."""
-    return len(run.store.split("validation").frames(run.profile.evaluation.interval))
 
 
 def scene(run: Run, frame: int, predictions: Mapping[str, pa.Table] | None = None, threshold: float = 0.0) -> FrameScene:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
@@ -17,21 +15,21 @@ from kdlib.kd.pivotal import pivotal_mask
 from kdlib.lab.explore.maps import load_network
 from kdlib.lab.pipeline import Run, TrainedWeights
 from kdlib.models.build import build
-from kdlib.types import Batch
+from kdlib.types import Batch, Float32
 
 
 @dataclass(frozen=True)
 class PivotalExample:
     """Where one batch's logit distillation acts."""
 
-    weight: NDArray[np.float32]  # (H, W) on the teacher's grid
-    points: NDArray[np.float32]
+    weight: Float32  # (H, W) on the teacher's grid
+    points: Float32
 
 
 def _first_batch(run: Run, count: int) -> Batch:
     model, config = run.profile.student_model, run.profile.student
-    split = run.store.split("training")
-    data = FrameDataset(split, model.class_names, config.interval, drop_empty=True, point_range=model.grid.point_range)
+    reach = model.grid.point_range
+    data = FrameDataset(run.store.split("training"), model.class_names, config.interval, drop_empty=True, point_range=reach)
     return collate([data[index] for index in range(min(count, len(data)))])
 
 

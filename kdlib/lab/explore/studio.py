@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -10,23 +11,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL.Image import Image
 
 from kdlib import records
 from kdlib.config import CLASS_NAMES
 from kdlib.data.augment import boxes_in_range
 from kdlib.data.collate import collate
-from kdlib.data.dataset import FrameDataset
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import profiles, scoring
 from kdlib.lab.explore import maps
 from kdlib.lab.explore.choice import JUMPS, LAYERS, MAP_NAMES, Choice
 from kdlib.lab.explore.outcomes import judge_layers
 from kdlib.lab.explore.ranking import count_outcomes
-from kdlib.lab.explore.scenes import ARM_TITLES, extent, frame_count, predicted, scene
-from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, located, open_run
-from kdlib.types import Batch
+from kdlib.lab.explore.scenes import ARM_TITLES, extent, predicted, scene
+from kdlib.lab.pipeline import Run, chosen_teacher, open_run, student_name, trained_students
+from kdlib.types import Batch, Int64
 from kdlib.viz.bev import contact_sheet, draw_bev
 from kdlib.viz.interactive import scene_figure
 from kdlib.viz.layers import GroundMap, Panel
@@ -41,23 +40,19 @@ class Studio:
     """
 
     def __init__(self, run: Run, threshold: float = 0.5) -> None:
-        """Open a run that notebooks 00 to 02 have finished.
-
-        Raises:
-            ConfigError: If one of them has not.
-        """
-        self.run, self.threshold, self.frame_count = run, threshold, frame_count(run)
+        """Open a run that notebooks 00 to 02 have finished; ConfigError if one of them has not."""
+        self.run, self.threshold, self.frame_count = run, threshold, run.frame_count
         self.models, self._arms = {_TEACHER: _TEACHER}, {_TEACHER: _TEACHER}  # what people call each model, and its arm
-        self._weights: dict[str, Path] = {}
-        for row in run.result("02_distill_student")["students"]:
-            name, arm = f"{row['arm']}_seed{row['seed']}", str(row["arm"])
-            self.models[name] = f"{ARM_TITLES.get(arm, arm)}, seed {row['seed']}"
-            self._arms[name], self._weights[name] = arm, located(row["weights"])
+        self._trained = {_TEACHER: chosen_teacher(run)}
+        for (arm, seed), trained in trained_students(run).items():
+            name = student_name(arm, seed)
+            self.models[name] = f"{ARM_TITLES.get(arm, arm)}, seed {seed}"
+            self._arms[name], self._trained[name] = arm, trained
         self._frame = lru_cache(1)(partial(scene, run))
         self._batch = lru_cache(1)(self._read_batch)
         self._answer = lru_cache(3)(lambda frame, model: maps.ask(self._network(model), self._batch(frame)))
-        self._network = lru_cache(None)(lambda model: maps.load_network(self._trained(model)))
-        self.table = lru_cache(None)(lambda model: scoring.predict_weights(run, model, self._trained(model)))
+        self._network = lru_cache(None)(lambda model: maps.load_network(self._trained[model]))
+        self.table = lru_cache(None)(lambda model: scoring.predict_weights(run, model, self._trained[model]))
         self._counted = lru_cache(None)(lambda model: count_outcomes(self.table(model), scoring.truth(run), run))
 
     def start(self, frame: int = -1) -> Choice:
@@ -70,12 +65,7 @@ class Studio:
         return f"frame {choice.frame}: {self._frame(choice.frame).frame_id}"
 
     def panels(self, choice: Choice) -> tuple[Panel, Panel]:
-        """Return both halves, judged and cut as chosen, with the maps asked for.
-
-        Raises:
-            BrowserError: If what was chosen is not there.
-            ConfigError: If the recipe has no such map.
-        """
+        """Return both halves, judged and cut as chosen, with their maps; BrowserError or ConfigError if one is not there."""
         choice.check(tuple(self.models), self.frame_count)
         return self._panel(choice, choice.left, "left"), self._panel(choice, choice.right, "right")
 
@@ -129,7 +119,7 @@ class Studio:
             sentence = f"{gained:+d} found, {wrong:+d} false alarms against {self.models[base]},"
         return frame, f"{JUMPS[order]}, {place + 1} of {len(frames)}: {sentence} at a score of 0.3"
 
-    def _order(self, order: str, choice: Choice) -> NDArray[np.int64]:
+    def _order(self, order: str, choice: Choice) -> Int64:
         """Return the frames of an order, the furthest first; ``helped`` and ``hardest`` have one at least."""
         if order not in JUMPS:
             raise ConfigError(f"unknown order '{order}'; there are: {', '.join(JUMPS)}")
@@ -149,7 +139,7 @@ class Studio:
         return next((name for name, own in self._arms.items() if own == arm), list(self.models)[-1])
 
     def _title(self, choice: Choice) -> str:
-        return self._frame(choice.frame).frame_id + ("  (simulated data)" if self.run.profile.simulated is not None else "")
+        return self.run.profile.titled(self._frame(choice.frame).frame_id)
 
     def _panel(self, choice: Choice, model: str, side: str) -> Panel:
         frame, arm = self._frame(choice.frame), self._arms[model]
@@ -177,36 +167,25 @@ class Studio:
 
     def _read_batch(self, frame: int) -> Batch:
         """Return a frame with the boxes a training would see."""
-        model, interval = self.run.profile.student_model, self.run.profile.evaluation.interval
-        reach = model.grid.point_range
-        sample = FrameDataset(self.run.store.split("validation"), model.class_names, interval, point_range=reach)[frame]
-        inside = boxes_in_range(sample.boxes, reach)
+        model = self.run.profile.student_model
+        sample = self.run.frames(model)[frame]
+        inside = boxes_in_range(sample.boxes, model.grid.point_range)
         return collate([replace(sample, boxes=sample.boxes[inside], labels=sample.labels[inside])])
 
-    def _trained(self, model: str) -> TrainedWeights:
-        if model == _TEACHER:
-            return chosen_teacher(self.run)
-        return TrainedWeights(self.run.profile.student_model, self._weights[model])
+
+Studios = Mapping[str, Callable[[], Studio]]
+"""Runs to choose from by name, each opened when it is called."""
 
 
-def studios(run: Run, threshold: float = 0.5) -> dict[str, Callable[[], Studio]]:
+def studios(run: Run, threshold: float = 0.5) -> Studios:
     """Return the run, then its finished neighbours in the same folder, by name, each opened when it is called."""
-    opened: dict[str, Callable[[], Studio]] = {run.folder.name: partial(Studio, run, threshold)}
+    opened = {run.folder.name: partial(Studio, run, threshold)}
     for result in sorted(run.folder.parent.glob("*/02_distill_student/result.json")):
-        other = _neighbour(result, run)
-        if other is not None:
-            opened.setdefault(other.folder.name, partial(Studio, other, threshold))
+        folder = result.parents[1]
+        with suppress(ConfigError, DataError, KeyError):  # a damaged result, or of a profile that is unknown here
+            profile = profiles.profile(records.read_json(result)["profile"])
+            same = profile.folder == run.profile.folder
+            other = open_run(profile.name, str(folder), str(run.data) if same else "")
+            if (other.data / "store").is_dir() and (folder / "01_train_teacher" / "result.json").is_file():
+                opened.setdefault(folder.name, partial(Studio, other, threshold))
     return opened
-
-
-def _neighbour(result: Path, run: Run) -> Run | None:
-    """Return the run of a result, or None where its profile is unknown here or its store is elsewhere."""
-    folder = result.parents[1]
-    try:
-        profile = str(records.read_json(result)["profile"])
-        own = profiles.profile(profile)
-        same = (own.data or profile) == (run.profile.data or run.profile.name)
-        other = open_run(profile, str(folder), str(run.data) if same else "")
-        return other if (other.data / "store").is_dir() and (folder / "01_train_teacher" / "result.json").is_file() else None
-    except (ConfigError, DataError, KeyError):
-        return None

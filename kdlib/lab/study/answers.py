@@ -10,14 +10,14 @@ import pandas as pd
 
 from kdlib import records
 from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms, in_percent
-from kdlib.lab.pipeline import Student, TrainedWeights
+from kdlib.lab.parts import Json
+from kdlib.lab.pipeline import Students, TrainedWeights
 from kdlib.lab.profiles import TeacherQuality
 from kdlib.lab.scoring import score_all
 from kdlib.lab.study.arms import ARM_LINES
 from kdlib.lab.study.pictures import ScheduleLine
 from kdlib.lab.study.trainings import Chapter, arm_teacher, term_table, training_table
 from kdlib.metric.waymo_metrics import EvalResult
-from kdlib.training.launch import RunResult
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ChapterComparison(Comparison):
     """The arms of a notebook of the study, compared; its teachers are scored beside them."""
 
     chapter: Chapter
-    students: Mapping[Student, RunResult]
+    students: Students
     teachers: Mapping[TeacherQuality, EvalResult]  # by quality
 
     def table(self) -> pd.DataFrame:
@@ -38,11 +38,7 @@ class ChapterComparison(Comparison):
         return pd.concat([pd.DataFrame(teachers).round(2), arms], ignore_index=True).reindex(columns=arms.columns)
 
     def answer(self, question: str) -> Finding:
-        """Return what came of a question.
-
-        Raises:
-            ConfigError: If the notebook does not ask it.
-        """
+        """Return what came of a question; ConfigError if the notebook does not ask it."""
         asked = self.chapter.question(question)
         return Finding(asked.title, asked.contrasts, self)
 
@@ -56,7 +52,7 @@ class ChapterComparison(Comparison):
                 drawn.append(replace(line, samples=tuple(samples), scores=tuple(map(in_percent, arms))))
         return drawn
 
-    def result(self, parts: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    def result(self, parts: Sequence[Json], **more: Any) -> Json:
         """Return what the notebook hands over: its parts for the report, every score, every term, the budget."""
         seconds = sum(result.values["timing"]["seconds"] for result in self.students.values())
         trained = training_table(self.chapter, self.students)
@@ -64,12 +60,8 @@ class ChapterComparison(Comparison):
 
 
 def study_result(
-    comparison: Comparison,
-    students: Mapping[Student, RunResult],
-    trained: pd.DataFrame,
-    reporting: Mapping[Student, RunResult],
-    parts: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+    comparison: Comparison, students: Students, trained: pd.DataFrame, reporting: Students, parts: Sequence[Json]
+) -> Json:
     """Return what every notebook with a study's report hands over; of ``reporting`` the terms are listed."""
     report = comparison.report
     return {
@@ -85,12 +77,8 @@ def study_result(
     }
 
 
-def compare_chapter(chapter: Chapter, students: Mapping[Student, RunResult], resamples: int) -> ChapterComparison:
-    """Score a notebook's students and teachers and compare the arms by paired bootstrap over segments and seeds.
-
-    Raises:
-        DataError: If the store is not the one the students were trained on.
-    """
+def compare_chapter(chapter: Chapter, students: Students, resamples: int) -> ChapterComparison:
+    """Score a notebook's students and teachers, and compare the arms; DataError if students were trained on another store."""
     run = chapter.run
     kinds = dict.fromkeys(arm.teacher for arm in chapter.arms.values())
     models = {key: TrainedWeights(chapter.arms[key[0]].student, result.weights) for key, result in students.items()}

@@ -29,11 +29,7 @@ class Question:
 
 
 def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
-    """Yield every signal a student may learn from on its own, and the full recipe.
-
-    Raises:
-        ConfigError: If the recipe has no logit distillation to vary.
-    """
+    """Yield every signal a student may learn from on its own, and the full recipe; ConfigError if that has no logit term."""
     if kd.logit is None:
         raise ConfigError("the study varies the positions of logit distillation; the profile's recipe has none")
     hard = replace(kd.logit, soft=False)
@@ -65,11 +61,7 @@ def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
 
 
 def arms_of(profile: Profile) -> dict[str, Arm]:
-    """Return every arm of a profile's study by name.
-
-    Raises:
-        ConfigError: If the profile has no study, or its recipe nothing to vary.
-    """
+    """Return every arm of a profile's study by name; ConfigError if the profile has no study, or its recipe nothing to vary."""
     settings, student, kd = study_settings(profile), profile.student_model, profile.kd
     pair = zoo.pair(settings.width_pair)
     narrow = pair.student
@@ -99,15 +91,10 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
 
 
 def study_settings(profile: Profile) -> StudySettings:
-    """Return a profile's study settings.
-
-    Raises:
-        ConfigError: If it has none.
-    """
+    """Return a profile's study settings; ConfigError if it has none."""
     if profile.study is None:
-        raise ConfigError(
-            f"profile {profile.name} has no ablations; run 'study', or give it StudySettings in kdlib/lab/profiles.py"
-        )
+        words = "run 'study', or give it StudySettings in kdlib/lab/profiles.py"
+        raise ConfigError(f"profile {profile.name} has no ablations; {words}")
     return profile.study
 
 
@@ -189,14 +176,7 @@ ARM_LINES = {"schedule": (_BASE, _FULL, _BASE_WEAK, _FULL_WEAK), "start": (_NONE
 
 
 def questions_of(notebook: str, names: Collection[str]) -> tuple[Question, ...]:
-    """Return what a notebook asks of the arms that are there; contrasts with a missing arm, and empty questions, are left out.
-
-    Raises:
-        ConfigError: If the notebook asks nothing.
-    """
-    asked = []
-    for question in lookup(QUESTIONS, notebook, "ablation"):
-        contrasts = contrasts_among(question.contrasts, names)
-        if contrasts:
-            asked.append(replace(question, contrasts=contrasts))
-    return tuple(asked)
+    """Return what a notebook asks of the arms that are there, without empty questions; ConfigError if it asks nothing at all."""
+    asked = lookup(QUESTIONS, notebook, "ablation")
+    posed = (replace(question, contrasts=contrasts_among(question.contrasts, names)) for question in asked)
+    return tuple(question for question in posed if question.contrasts)

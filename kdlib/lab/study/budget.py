@@ -64,10 +64,7 @@ class Budget:
 def estimate_budget(run: Run, seeds: str = "") -> Budget:
     """Time some steps of every kind of training that is left, on one CPU thread each, and add up the whole study.
 
-    ``seeds`` are numbers separated by commas; empty means the profile's.
-
-    Raises:
-        ConfigError: If the profile names an unknown arm.
+    ``seeds`` are numbers separated by commas; empty means the profile's. ConfigError if the profile names an unknown arm.
     """
     chapters = [open_chapter(run, notebook, seeds) for notebook in run.profile.chain]
     asked = {student: chapter.arms[student[0]] for chapter in chapters for student in chapter.students}
@@ -83,8 +80,8 @@ def estimate_budget(run: Run, seeds: str = "") -> Budget:
     for kind, jobs in alike.items():
         samples = sum(job.train.epochs * len(split.frames(job.train.interval)) for job in jobs)
         rows.append((*kind, len(jobs), samples, seconds_per_sample(jobs[0], run.profile.threads)))
-    scored = len(run.store.split("validation").frames(run.profile.evaluation.interval)) * len(left)
-    parallel = max(1, min(run.profile.parallel, os.cpu_count() or 1))
+    scored = run.frame_count * len(left)
+    parallel = min(run.profile.parallel, os.cpu_count() or 1)
     return Budget(pd.DataFrame(rows, columns=list(KIND)), len(asked) - len(left), scored * SCORING_SECONDS / 60, parallel)
 
 
@@ -97,10 +94,7 @@ def _done(run: Run, arm: Arm, seed: int) -> bool:
 
 
 def seconds_per_sample(job: TrainJob, threads: int) -> float:
-    """Return what a sample of a training costs the CPU: loading it, the loss and its gradient, on so many threads (0: all).
-
-    CPU time, so that what else runs on the machine at this moment is not taken for the price of a step.
-    """
+    """Return the CPU time of loading and training on a sample, on so many threads (0: all); what else runs does not count."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from kdlib.lab.comparison import METRIC, in_percent
 from kdlib.lab.costs import COSTS, measure_roles, ratio_row
-from kdlib.lab.parts import part
+from kdlib.lab.parts import Json, part
 from kdlib.lab.pipeline import TrainedWeights
 from kdlib.lab.study.answers import ChapterComparison
 from kdlib.lab.study.trainings import arm_teacher
@@ -48,7 +46,7 @@ def shape_points(compared: ChapterComparison, costs: pd.DataFrame) -> list[CostP
     return points
 
 
-def cost_part(costs: pd.DataFrame, ratios: pd.DataFrame) -> dict[str, Any]:
+def cost_part(costs: pd.DataFrame, ratios: pd.DataFrame) -> Json:
     """Return both tables as a chapter of the report."""
     text = (
         "The ratio is the share of the teacher's score a student keeps over the share of its cost it keeps: 1 for the teacher "

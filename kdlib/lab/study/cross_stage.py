@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
@@ -15,9 +14,11 @@ from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, co
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
+from kdlib.lab.parts import Json
 from kdlib.lab.pipeline import (
     Run,
     Student,
+    Students,
     TrainedWeights,
     given_weights,
     launch_all,
@@ -92,7 +93,7 @@ class CrossStageComparison(Comparison):
     run: Run
     first: TrainedWeights | None
     models: Mapping[Student, TrainedWeights]  # teachers and students
-    trained: Mapping[Student, RunResult]  # of the same
+    trained: Students  # of the same
 
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, and its classes, in percent."""
@@ -114,7 +115,7 @@ class CrossStageComparison(Comparison):
         tables = {key[0]: predict_weights(self.run, student_name(*key), self.models[key]) for key in keys}
         return scene(self.run, most_improved_frame(tables, truth(self.run), self.run), tables, threshold)
 
-    def result(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def result(self, parts: Sequence[Json]) -> Json:
         """Return what the notebook hands over: scores, trainings, active terms, and its part of the report."""
         rows = []
         for (arm, seed), result in self.trained.items():
@@ -130,17 +131,9 @@ class CrossStageComparison(Comparison):
 
 
 def compare_stages(
-    run: Run,
-    first: TrainedWeights | None,
-    teachers: Mapping[int, RunResult],
-    students: Mapping[Student, RunResult],
-    resamples: int,
+    run: Run, first: TrainedWeights | None, teachers: Mapping[int, RunResult], students: Students, resamples: int
 ) -> CrossStageComparison:
-    """Score everything that was trained and compare it by paired bootstrap over segments and seeds.
-
-    Raises:
-        DataError: If the store is not the one the students were trained on.
-    """
+    """Score and compare everything that was trained; DataError if it was trained on another store than the run's."""
     trained = {**{(TEACHER, seed): result for seed, result in teachers.items()}, **students}
     teacher, student = run.profile.teacher_model, run.profile.student_model
     models = {key: TrainedWeights(teacher if key[0] == TEACHER else student, result.weights) for key, result in trained.items()}

@@ -25,11 +25,7 @@ class ScheduleLine:
 
 
 def draw_schedule(lines: Sequence[ScheduleLine], *, title: str = "", path: str | Path | None = None) -> Figure:
-    """Draw scores with their 95 % intervals over the number of training samples, a line for each recipe.
-
-    Raises:
-        ChartError: If there is no line, or one has no point.
-    """
+    """Draw scores and intervals over the number of training samples, a line for each recipe; ChartError if one is empty."""
     if not lines or not all(line.samples and len(line.samples) == len(line.scores) for line in lines):
         raise ChartError("a schedule chart needs lines with as many scores as lengths")
     lengths = sorted({length for line in lines for length in line.samples})

@@ -12,7 +12,7 @@ import pandas as pd
 from kdlib.config import lookup
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline
-from kdlib.lab.pipeline import Run, Student, TrainedWeights, launch_all, student_folder, student_job
+from kdlib.lab.pipeline import Run, Student, Students, TrainedWeights, launch_all, student_folder, student_job
 from kdlib.lab.profiles import Arm, TeacherQuality
 from kdlib.lab.study.arms import RETITLED, Question, arms_of, questions_of, study_settings
 from kdlib.training.job import TrainJob
@@ -47,19 +47,14 @@ class Chapter:
         return tuple((arm, seed) for seed in self.seeds for arm in self.arms)
 
     def question(self, name: str) -> Question:
-        """Return a question by name.
-
-        Raises:
-            ConfigError: If the notebook does not ask it, or the arms for it were left out.
-        """
+        """Return a question by name; ConfigError if the notebook does not ask it, or the arms for it were left out."""
         return lookup({question.name: question for question in self.questions}, name, f"question of {self.notebook}")
 
 
 def open_chapter(run: Run, notebook: str, seeds: str = "") -> Chapter:
     """Return what a notebook of the profile's chain trains and asks; ``seeds`` are separated by commas, "" means the profile's.
 
-    Raises:
-        ConfigError: If the profile names an unknown arm, or leaves nothing to compare.
+    ConfigError if the profile names an unknown arm, or leaves nothing to compare.
     """
     known = arms_of(run.profile)
     names = study_settings(run.profile).arms or tuple(known)
@@ -93,7 +88,7 @@ def arm_job(run: Run, arm: Arm, seed: int) -> TrainJob:
     return student_job(run, arm, seed, arm_teacher(run, arm.teacher))
 
 
-def training_table(chapter: Chapter, results: Mapping[Student, RunResult]) -> pd.DataFrame:
+def training_table(chapter: Chapter, results: Students) -> pd.DataFrame:
     """Return a row for each arm: what it is and what its trainings took."""
     rows = []
     for name, arm in chapter.arms.items():
@@ -110,7 +105,7 @@ def training_table(chapter: Chapter, results: Mapping[Student, RunResult]) -> pd
     return pd.DataFrame(rows)
 
 
-def term_table(titles: Mapping[str, str], results: Mapping[Student, RunResult]) -> pd.DataFrame:
+def term_table(titles: Mapping[str, str], results: Students) -> pd.DataFrame:
     """Return the startup report of every arm's first seed: each active term, its weight and its value on the first batch."""
     first: dict[str, RunResult] = {}
     for (arm, _), result in results.items():
@@ -119,12 +114,10 @@ def term_table(titles: Mapping[str, str], results: Mapping[Student, RunResult]) 
     return pd.DataFrame(rows).round(4)
 
 
-def train_chapter(chapter: Chapter) -> dict[Student, RunResult]:
+def train_chapter(chapter: Chapter) -> Students:
     """Train every arm with every seed, the longest first; an interrupted call is continued by the next one.
 
-    Raises:
-        TrainingFailed: If a training ended without finishing.
-        ConfigError: If two arms that are compared saw different numbers of samples.
+    TrainingFailed if a training did not finish, ConfigError if two arms that are compared saw different numbers of samples.
     """
     run, results = chapter.run, dict[Path, RunResult]()
     order = pipeline.longest_first(run, chapter.arms.values(), chapter.seeds)
@@ -138,13 +131,12 @@ def train_chapter(chapter: Chapter) -> dict[Student, RunResult]:
     return students
 
 
-def _check_budgets(chapter: Chapter, students: Mapping[Student, RunResult]) -> None:
-    samples = {key: result.values["samples"] for key, result in students.items()}
-    contrasts = [contrast for question in chapter.questions for contrast in question.contrasts]
-    for pair, seed in itertools.product(contrasts, chapter.seeds):
-        ours, theirs = samples[pair.first, seed], samples[pair.second, seed]
+def _check_budgets(chapter: Chapter, students: Students) -> None:
+    pairs = [(pair.first, pair.second) for question in chapter.questions for pair in question.contrasts]
+    for (first, second), seed in itertools.product(pairs, chapter.seeds):
+        ours, theirs = (students[arm, seed].values["samples"] for arm in (first, second))
         if ours != theirs:
             raise ConfigError(
-                f"'{pair.first}' saw {ours} samples and '{pair.second}' {theirs}, with seed {seed}: not to be compared; delete "
+                f"'{first}' saw {ours} samples and '{second}' {theirs}, with seed {seed}: not to be compared; delete "
                 f"{chapter.run.folder / 'students'}"
             )

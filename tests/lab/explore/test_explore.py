@@ -69,7 +69,7 @@ def test_scene_with_predictions(smoke_run: Run) -> None:
 
 @pytest.mark.parametrize("frame", [-1, 8, 999])
 def test_a_frame_that_is_not_there(smoke_run: Run, frame: int) -> None:
-    assert explore.frame_count(smoke_run) == 8
+    assert smoke_run.frame_count == 8
     with pytest.raises(ConfigError, match=f"FRAME={frame} is none of the 8 evaluated frames"):
         explore.scene(smoke_run, frame)
 
