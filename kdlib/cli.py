@@ -18,6 +18,8 @@ from kdlib.tools.bench.commands import bench
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
 
+_File = Path | None
+_Words = list[str] | None
 _Json = Annotated[bool, Option("--json", help="Print one JSON object instead of text.")]
 _Workers = Annotated[int, Option(min=0, help="Processes; 0 means all cores.")]
 _Scheduler = Annotated[
@@ -27,7 +29,7 @@ _Kernels = Annotated[str | None, Option(help="Layout of sparse kernels: spconv2,
 _Model = Annotated[str, Argument(help="A model of the zoo.")]
 _TRAINED = "Folder of a run or training, .safetensors file, or model of the zoo."
 _Score = Annotated[float, Option(help="Boxes at or above it are shown.")]
-_Weights = Annotated[Path | None, Option(help="A .safetensors file instead of the model's own.")]
+_Weights = Annotated[_File, Option(help="A .safetensors file instead of the model's own.")]
 _Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
 
 
@@ -67,10 +69,10 @@ def _simulate(
 @app.command("prepare")
 def _prepare(
     source: Annotated[Path, Argument(help="Waymo folder, v1 or v2, holding training/ and validation/.")],
-    out: Annotated[Path | None, Argument(help="Folder of the prepared store.")] = None,
+    out: Annotated[_File, Argument(help="Folder of the prepared store.")] = None,
     workers: _Workers = 0,
     scheduler: _Scheduler = None,
-    split: Annotated[list[str] | None, Option(help="Repeat; default: training and validation.")] = None,
+    split: Annotated[_Words, Option(help="Repeat; default: training and validation.")] = None,
     objects: Annotated[bool, Option(help="Also collect training objects, for pasting into other frames.")] = True,
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what it will take: disk, memory, time.")] = False,
     force: Annotated[bool, Option("--force", help="Begin even if the disk seems too small.")] = False,
@@ -118,8 +120,8 @@ def _train(
 @app.command("run")
 def _run(
     profile: Annotated[list[str], Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several.")],
-    out: Annotated[Path | None, Option(help="Run folder (of several: their folder); default reports/runs.")] = None,
-    parameter: Annotated[list[str] | None, Option("-p", help="NAME=VALUE for the notebooks.")] = None,
+    out: Annotated[_File, Option(help="Run folder (of several: their folder); default reports/runs.")] = None,
+    parameter: Annotated[_Words, Option("-p", help="NAME=VALUE for the notebooks.")] = None,
     gpus: Annotated[int, Option(min=0, help="GPUs of this machine to train on, one training on each.")] = 0,
     scheduler: _Scheduler = None,
 ) -> None:
@@ -161,10 +163,10 @@ def _profile(
 def _import_checkpoint(
     file: Annotated[Path, Argument(help="A .pth of OpenPCDet or SparseKD, or a bare state dict.")],
     model: Annotated[str, Option(help="The model of the zoo it was trained as.")],
-    out: Annotated[Path | None, Option(help="Default: FILE with the ending .safetensors.")] = None,
+    out: Annotated[_File, Option(help="Default: FILE with the ending .safetensors.")] = None,
     layout: _Kernels = None,
-    rename: Annotated[list[str] | None, Option(help="OLD=NEW beginnings of names; repeat.")] = None,
-    drop: Annotated[list[str] | None, Option(help="Beginning of names to leave out; repeat.")] = None,
+    rename: Annotated[_Words, Option(help="OLD=NEW beginnings of names; repeat.")] = None,
+    drop: Annotated[_Words, Option(help="Beginning of names to leave out; repeat.")] = None,
 ) -> None:
     """Turn another code base's checkpoint into weights of ours, exactly or not at all, and say what went where."""
     from kdlib.tools.checkpoints.convert import import_file
@@ -190,9 +192,9 @@ def _initialise(
     student: _Model,
     teacher: Annotated[str, Option("--from", help="The model of the zoo it starts from.")],
     weights: Annotated[
-        Path | None, Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes.")
+        _File, Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes.")
     ] = None,
-    out: Annotated[Path | None, Option(help="Write the student's first weights, .safetensors.")] = None,
+    out: Annotated[_File, Option(help="Write the student's first weights, .safetensors.")] = None,
     how: Annotated[str, Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
     layout: _Kernels = None,
     as_json: _Json = False,
@@ -210,8 +212,8 @@ def _evaluate(
     predictions: Annotated[Path, Option(help="Parquet table of predicted boxes.")],
     ground_truth: Annotated[Path, Option(help="Parquet table of annotated boxes.")],
     official: Annotated[bool, Option("--official", help="Also run Waymo's own metric; print both side by side.")] = False,
-    python: Annotated[Path | None, Option(help="The Python that has it; default .venv-official.")] = None,
-    export: Annotated[Path | None, Option(help="Write the leaderboard's Objects file, .bin.")] = None,
+    python: Annotated[_File, Option(help="The Python that has it; default .venv-official.")] = None,
+    export: Annotated[_File, Option(help="Write the leaderboard's Objects file, .bin.")] = None,
     workers: Annotated[int, Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")] = 1,
     as_json: _Json = False,
 ) -> None:
@@ -238,7 +240,7 @@ def _view(
     scale: Annotated[float, Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
     score: _Score = 0.3,
     overlap: Annotated[float, Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")] = 0.2,
-    out: Annotated[Path | None, Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
+    out: Annotated[_File, Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
     window: Annotated[
         bool | None, Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out.")
     ] = None,
@@ -271,7 +273,7 @@ def _export(
 def _fly(
     run_dir: Annotated[Path, Argument(help="Folder of a run with teacher and students; it is only read.")],
     out: Annotated[Path, Option(help="The film, .gif.")] = Path("fly.gif"),
-    data: Annotated[Path | None, Option(help="Folder with the run's store; default data/PROFILE.")] = None,
+    data: Annotated[_File, Option(help="Folder with the run's store; default data/PROFILE.")] = None,
     segment: Annotated[str | None, Option(help="Beginning of its name; default: the one with most objects.")] = None,
     arm: _Arm = None,
     score: _Score = 0.3,
@@ -286,8 +288,8 @@ def _fly(
 
 @app.command("status")
 def _status(
-    runs: Annotated[Path | None, Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,
-    out: Annotated[Path | None, Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
+    runs: Annotated[_File, Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,
+    out: Annotated[_File, Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
     watch: Annotated[float | None, Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -300,8 +302,8 @@ def _status(
 @app.command("history")
 def _history(
     run: Annotated[Path, Argument(help="Folder of a run or of a training.")],
-    csv: Annotated[Path | None, Option(metavar="FILE", help="Write one table of all trainings.")] = None,
-    tensorboard: Annotated[Path | None, Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'.")] = None,
+    csv: Annotated[_File, Option(metavar="FILE", help="Write one table of all trainings.")] = None,
+    tensorboard: Annotated[_File, Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'.")] = None,
 ) -> None:
     """Write the losses, learning rates and speeds of a run's trainings as CSV or for TensorBoard."""
     from kdlib.tools.server import tracking

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kdlib import records
 from kdlib.config import CLASS_NAMES
-from kdlib.lab.parts import Json, part
+from kdlib.lab.parts import Json, Words, part
 from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
 from kdlib.lab.profiles import ARMS, Profile
 from kdlib.lab.scoring import Scores, score_all
@@ -131,7 +131,7 @@ class Comparison:
     """Arms scored on the same frames, compared by paired bootstrap over segments and seeds."""
 
     profile: Profile
-    titles: Mapping[str, str]  # of the arms, for people
+    titles: Words  # of the arms, for people
     results: Scores
     report: BootstrapReport
 
@@ -230,7 +230,7 @@ class Comparison:
         }
 
 
-def compare_arms(profile: Profile, titles: Mapping[str, str], results: Scores, resamples: int) -> Comparison:
+def compare_arms(profile: Profile, titles: Words, results: Scores, resamples: int) -> Comparison:
     """Compare arms that were scored on the same frames, by paired bootstrap over segments and seeds.
 
     An arm with a single seed, as a given teacher has, stands beside every seed of the others.
@@ -302,7 +302,7 @@ class Finding:
         values = np.stack([change.values[:, 1] for change in changes])  # the column of APH
         return ScoreTable(values, tuple(self.labels(minus="\n− ")), columns)
 
-    def part(self, pictures: Mapping[str, str]) -> Json:
+    def part(self, pictures: Words) -> Json:
         """Return a chapter of the report: sentences, table and pictures (file name to caption)."""
         tables = {f"Paired differences, {UNIT}": self.table()}
         return part(self.title, summary(self.gains), sentences=self.sentences(), tables=tables, pictures=pictures)

@@ -52,8 +52,7 @@ def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: in
     network = build(trained.model).eval()
     load_weights(trained.weights, network)
     costs = [measure_cost(network, frame) for frame in frames]
-    names = ("macs", "published_macs", "acts")
-    macs, published_macs, acts = (float(np.mean([getattr(cost, name) for cost in costs])) for name in names)
+    macs, published_macs, acts = np.mean([(cost.macs, cost.published_macs, cost.acts) for cost in costs], axis=0).tolist()
     latency = measure_latency(network, frames, warmup=3, repeats=repeats)
     return {
         "model": trained.model.name,

@@ -44,8 +44,7 @@ class Stage:
 def declared_parameters(notebook: Path) -> Json:
     """Return name and default of every parameter of a notebook.
 
-    Raises:
-        ConfigError: If the notebook is missing, or its cell tagged ``parameters`` is missing or holds more than literals.
+    ConfigError if the notebook is missing, or its cell tagged ``parameters`` is missing or holds more than literals.
     """
     if not notebook.is_file():
         raise ConfigError(f"{notebook} does not exist; run from a checkout of the project, the notebooks are not in the wheel")
@@ -86,7 +85,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = None
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if (type(default), type(value)) == (float, int):
         value = float(value)
     if type(value) is not type(default):
         raise ConfigError(f"parameter {name}='{text}' must be of type {type(default).__name__}, like its default {default!r}")
@@ -124,8 +123,7 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
 def execute(stage: Stage, folder: Path, log: RunLog) -> None:
     """Run one notebook through papermill into the run folder and mark it complete; what it prints goes to the log.
 
-    Raises:
-        StageFailed: If a cell raised, the kernel died, or the last cell did not write ``result.json``.
+    StageFailed if a cell raised, the kernel died, or the last cell did not write ``result.json``.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -150,9 +148,8 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
             store_widget_state=False,  # megabytes that a static picture stands in for
         )
     except PapermillExecutionError as error:
-        raise StageFailed(
-            f"{stage.name} stopped at cell {error.exec_count}: {error.ename}: {error.evalue} (see {executed})"
-        ) from error
+        where = f"{stage.name} stopped at cell {error.exec_count}"
+        raise StageFailed(f"{where}: {error.ename}: {error.evalue} (see {executed})") from error
     except RuntimeError as error:
         if not isinstance(error, DeadKernelError) and "Kernel died" not in str(error):  # the latter while it starts
             raise
@@ -163,10 +160,7 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
 
 
 def run_profile(profile: str, out: Path | None = None, overrides: Mapping[str, str] | None = None) -> Path:
-    """Run the whole chain of a profile and write its report; a second call does no work twice.
-
-    Returns:
-        The run folder: executed notebooks, ``result.json``, ``report.html``.
+    """Run the chain of a profile, write its report and return the folder of all that; a second call does no work twice.
 
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).

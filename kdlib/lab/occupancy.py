@@ -31,8 +31,7 @@ def hold(folder: Path) -> Iterator[None]:
 
     The lock is the system's, not a file that could outlive its writer; it is not handed on to kernels or trainings.
 
-    Raises:
-        FolderBusy: If another process holds it.
+    FolderBusy if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
@@ -57,10 +56,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def driver(folder: Path) -> Json | None:
-    """Return pid and host of the living driver of a folder, None if there is none.
-
-    To look does not touch the lock, which would refuse a driver that starts at the same moment.
-    """
+    """Return pid and host of the living driver of a folder, or None; the lock is not touched: another may just be taking it."""
     return records.living_process(folder / DRIVER)
 
 

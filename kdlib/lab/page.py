@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdlib import records
 from kdlib.errors import KdlibError
-from kdlib.lab.parts import Json, cell_text
+from kdlib.lab.parts import Json, Words, cell_text
 from kdlib.viz import canvas
 from kdlib.viz.interactive import CONTENT_POLICY, figure_html, plotly_script
 
@@ -67,16 +67,10 @@ def write_report(path: Path, parts: Sequence[Json], *, simulated: bool = False, 
     """
     cover = {"title": "Distilling a LiDAR detector", **cover}
     scenes = any(picture["file"].endswith(".json") for part in parts for picture in part["pictures"])
+    cover |= {"script": Markup(plotly_script()) if scenes else "", "banner": _BANNER if simulated else ""}
     for colors in (None, 256):  # pictures lose colours only where the page would be too large
-        page = render_page(
-            "lab/page.html",
-            policy=CONTENT_POLICY,
-            script=Markup(plotly_script()) if scenes else "",
-            banner=_BANNER if simulated else "",
-            parts=parts,
-            figure=partial(_figure, colors=colors),
-            **cover,
-        ).encode()
+        figure = partial(_figure, colors=colors)
+        page = render_page("lab/page.html", policy=CONTENT_POLICY, parts=parts, figure=figure, **cover).encode()
         if len(page) <= MAX_BYTES:
             records.write_bytes(path, page)
             return path
@@ -88,15 +82,12 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _kinds(rows: Sequence[Json]) -> dict[str, str]:
-    """Return the class of each column: those of numbers are set right."""
-    return {name: "number" if all(_is_number(row[name]) for row in rows) else "" for name in rows[0]}
+    """Return the class of each column: those of numbers (or nothing) are set right."""
+    numbers = {int, float, type(None)}
+    return {name: "number" if all(type(row[name]) in numbers for row in rows) else "" for name in rows[0]}
 
 
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, (int, float, type(None))) and not isinstance(cell, bool)
-
-
-def _figure(picture: Mapping[str, str], colors: int | None) -> Json:
+def _figure(picture: Words, colors: int | None) -> Json:
     path = Path(picture["file"])
     if path.suffix == ".json":
         import plotly.io

@@ -9,8 +9,8 @@ import pandas as pd
 
 from kdlib import records
 
-Json = dict[str, Any]
-"""A JSON object: a row, a part of the report, a notebook's result."""
+Words = Mapping[str, str]  # what people read, by name: titles of arms, captions of pictures
+Json = dict[str, Any]  # a JSON object: a row, a part of the report, a notebook's result
 
 
 def part(
@@ -19,7 +19,7 @@ def part(
     *,
     sentences: Sequence[str] = (),
     tables: Mapping[str, pd.DataFrame] | None = None,
-    pictures: Mapping[str, str] | None = None,
+    pictures: Words | None = None,
 ) -> Json:
     """Return one chapter of a run's report, as plain JSON values for a notebook's result.
 

@@ -154,8 +154,7 @@ def exercise_training(run: Run, teacher: TrainedWeights) -> RunResult:
 def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
     """Return the teacher a notebook asks for: ``auto``, ``shipped``, ``scratch`` or a file; ``auto`` is shipped where possible.
 
-    Raises:
-        ConfigError: If the file is missing, or none is shipped.
+    ConfigError if the file is missing, or none is shipped.
     """
     shipped, model = run.profile.shipped_teacher, run.profile.teacher_model
     if teacher == "auto":

@@ -260,7 +260,7 @@ WAYMO20_CROSS_STAGE = replace(
     cross=CrossStageSettings(replace(_PUBLISHED, learning_rate=0.01, weight_decay=0.001), seeds=(1,), above_first=False),
 )
 
-PROFILES: dict[str, Profile] = {
+PROFILES = {
     profile.name: profile
     for profile in (
         *(SMOKE, DEMO, DEMO_VOXEL, STUDY, STUDY_SMOKE, WAYMO20, WAYMO100),

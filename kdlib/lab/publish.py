@@ -28,11 +28,7 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
     The main line's headline table goes into the READMEs that have a place for it (the page of the reports must have one, the main
     README may), with those pictures that the page of the reports shows. Ablations get a page of their own, ``<profile>.md``.
 
-    Returns:
-        The folder under ``reports``; of a run of ablations the page there.
-
-    Raises:
-        DataError: If the run is not finished.
+    Returned is the folder under ``reports``, or of a run of ablations the page there; DataError if the run is not finished.
     """
     profile = str(records.read_json(folder / "result.json")["profile"])
     results = {"profile": profile, **run_results(folder, profile)}
@@ -42,7 +38,7 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
     for stage in profiles.profile(profile).chain:
         for part in results[stage]["parts"]:
             for picture in part["pictures"]:
-                name = picture_name(stage, picture["file"])
+                name = f"{stage[:2]}_{picture['file']}"  # beside those of the other notebooks
                 if not main_line or f"({profile}/{name})" in shown:
                     records.write_bytes(home / name, packed_png(folder / stage / picture["file"], colors=128, widest=1400)[0])
     if not main_line:
@@ -55,11 +51,6 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
         if readme.parent != project or BEGIN.format(profile=profile) in text:
             records.write_bytes(readme, with_results(text, results_table(results), profile, str(readme)).encode())
     return home
-
-
-def picture_name(stage: str, file: str) -> str:
-    """Return what a notebook's picture is called beside those of the others."""
-    return f"{stage[:2]}_{file}"
 
 
 def results_table(results: Json) -> str:
@@ -77,8 +68,7 @@ def results_table(results: Json) -> str:
         "lab/results.md.jinja",
         header=header,
         rows=rows,
-        seeds=sorted({row["seed"] for row in results["02_distill_student"]["students"]}),
-        budget=results["02_distill_student"]["budget"],
+        trained=results["02_distill_student"],
         frames=evaluation["evaluation"]["frames"],
         hardware=results["05_measure_cost"]["hardware"],
         verdicts=[[verdict["wish"], verdict["result"], verdict["met"]] for verdict in evaluation["verdicts"]],
@@ -107,6 +97,5 @@ def study_page(results: Json) -> str:
         stages=stages,
         first=next(iter(stages.values())),
         table=lambda rows: markdown_table(rows[0], [row.values() for row in rows]),
-        picture_name=picture_name,
     )
     return page.rstrip() + "\n"

@@ -61,11 +61,7 @@ def evaluate_weights(run: Run, name: str, trained: TrainedWeights) -> EvalResult
 
 
 def score_all(run: Run, students: Mapping[Student, TrainedWeights], others: Mapping[str, TrainedWeights]) -> Scores:
-    """Return name -> seed -> result of other models (their seed is 0) and of students, detected side by side.
-
-    Raises:
-        DataError: If weights are damaged, or the students were trained on another store.
-    """
+    """Score other models (their seed is 0) and students side by side; DataError if weights are damaged or of another store."""
     check_store(run, [student.weights for student in students.values()])
     models = {(name, 0): (name, trained) for name, trained in others.items()}
     models |= {key: (student_name(*key), trained) for key, trained in students.items()}

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdlib.simulate.materials import CLOTH, PAINT
-from kdlib.simulate.mesh import Mesh, Rng
+from kdlib.simulate.mesh import Mesh, Rng, Vector
 from kdlib.simulate.people import BUILDS, PHASES, cyclist_mesh, pedestrian_mesh
 from kdlib.simulate.tracks import Track
 from kdlib.simulate.vehicles import random_vehicle
 from kdlib.types import WAYMO_TYPES, FloatArray
 
-_MARGIN = 0.03
-"""Air between a shape and its box, metres, as in hand-drawn labels; range noise stays inside."""
-_CLEARANCE = 0.02
-"""A box begins this far over the ground, so that the road below a car does not count as car."""
+_MARGIN = 0.03  # air between a shape and its box, metres, as in hand-drawn labels; range noise stays inside
+_CLEARANCE = 0.02  # a box begins this far over the ground, so that the road below a car does not count as car
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,6 @@ class Actor:
     track: Track
     z: FloatArray  # (T,) ground below it
     offset: float = 0.0  # where in the cycle of its gait it starts, 0..1
-
-    @property
-    def type(self) -> int:
-        """Waymo's number of what it is."""
-        return self.figure.type
 
     def _shape(self, frame: int) -> Mesh:
         shapes = self.figure.shapes
@@ -96,6 +89,6 @@ def cyclist(rng: Rng, moving: bool) -> Figure:
     return Figure(WAYMO_TYPES["Cyclist"], _dressed(rng, shapes, (tall, rng.uniform(0.95, 1.1), tall)), cycle=5.0)
 
 
-def _dressed(rng: Rng, shapes: list[Mesh], size: tuple[float, float, float]) -> tuple[Mesh, ...]:
+def _dressed(rng: Rng, shapes: list[Mesh], size: Vector) -> tuple[Mesh, ...]:
     cloth, paint = rng.uniform(0.3, 1.8), rng.uniform(0.4, 1.5)
     return tuple(shape.scaled(size).tinted(cloth, CLOTH).tinted(paint, PAINT) for shape in shapes)

@@ -14,10 +14,8 @@ from kdlib.simulate.lidar import Sweep, inside_zones
 from kdlib.simulate.scene import PERIOD, StreetScene
 from kdlib.types import WAYMO_TYPES, Bool, FloatArray
 
-_MAX_DISTANCE = 75.0
-"""Objects farther away get no box, metres."""
-_HARD_SHARE = 0.12
-"""A box with less than this share of the points it would have in the open is marked LEVEL_2."""
+_MAX_DISTANCE = 75.0  # objects farther away get no box, metres
+_HARD_SHARE = 0.12  # a box with less than this share of the points it would have in the open is marked LEVEL_2
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class BoxLabel:
     hard: bool  # a person marked it LEVEL_2
 
 
-LabelledFrame = tuple[int, Sweep, list[BoxLabel]]
-"""Timestamp, images and boxes of one frame."""
+LabelledFrame = tuple[int, Sweep, list[BoxLabel]]  # timestamp, images and boxes of one frame
+Conditions = tuple[str, str, str]  # time of day, location and weather
 
 
 def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -> list[BoxLabel]:
@@ -58,10 +56,10 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
         inside = points_in_box(points[near], box)
         count, top_count = int(inside.sum()), int((inside & top[near]).sum())
         motion = None
-        if actor.type != WAYMO_TYPES["Sign"]:
+        if actor.figure.type != WAYMO_TYPES["Sign"]:
             motion = np.concatenate([[*(turn @ vector), 0.0] for vector in _motion(actor, frame)])
         hard = 5 < count < _HARD_SHARE * density * _open_view(box)
-        labels.append(BoxLabel(actor.id, actor.type, box, count, top_count, motion, hard))
+        labels.append(BoxLabel(actor.id, actor.figure.type, box, count, top_count, motion, hard))
     return labels
 
 

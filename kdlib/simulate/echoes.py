@@ -10,10 +10,8 @@ from kdlib.simulate.materials import FOLIAGE, GLASS, LOSS, REFLECTIVITY, RETRO
 from kdlib.simulate.mesh import Rng
 from kdlib.types import FloatArray, IntArray
 
-_RANGE_NOISE = 0.012
-"""Standard deviation of a range, metres; leaves have depth on top."""
-SEPARATION = 1.0
-"""A second echo must come from at least so far behind the first, metres."""
+_RANGE_NOISE = 0.012  # standard deviation of a range, metres; leaves have depth on top
+SEPARATION = 1.0  # a second echo must come from at least so far behind the first, metres
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,8 @@ def first_echoes(rng: Rng, hits: Hits, max_range: FloatArray) -> FloatArray:
     retro = hits.material == RETRO
     spread = np.where(retro, 1.2, 0.25)
     intensity = strength * np.exp(spread * rng.standard_normal(count)) * (1.1 - 0.4 * far)
-    elongation = (
-        np.abs(rng.normal(0, 0.03, count))
-        + 0.25 * grazing * rng.random(count)
-        + np.where(leaves, rng.exponential(0.25, count), 0.0)
-    )
+    elongation = np.abs(rng.normal(0, 0.03, count)) + 0.25 * grazing * rng.random(count)
+    elongation += np.where(leaves, rng.exponential(0.25, count), 0.0)
     return np.stack([np.where(seen, measured, -1.0), intensity, np.minimum(elongation, 1.5)], 1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kdlib.simulate.layout import StreetPlan
-from kdlib.simulate.mesh import Rng
+from kdlib.simulate.mesh import Rng, Triple
 from kdlib.simulate.tracks import Course, Track, curve, distance, follow, line
 from kdlib.types import Float64, FloatArray
 
@@ -30,7 +30,7 @@ class Ego:
 
     course: Course
     manoeuvre: Manoeuvre
-    sway: tuple[float, float, float]  # radians of roll, radians of pitch, phase
+    sway: Triple  # radians of roll, radians of pitch, phase
 
     def track(self, times: FloatArray) -> Track:
         """Return where the rear axle is."""

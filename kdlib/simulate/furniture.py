@@ -24,7 +24,7 @@ def tree(rng: Rng) -> Mesh:
     for _ in range(rng.integers(1, 4)):
         x, y = rng.uniform(-0.5, 0.5, 2) * crown
         radii = crown * rng.uniform(0.6, 1.0, 3)
-        parts.append(blob((x, y, height + radii[2]), radii, FOLIAGE, rng, 0.25))
+        parts.append(blob((x, y, height + radii[2]), radii, rng, 0.25))
     return merge(parts)
 
 
@@ -91,7 +91,7 @@ def fence(rng: Rng, length: float) -> Mesh:
 
 def _bush(rng: Rng) -> Mesh:
     radii = rng.uniform(0.25, 0.8), rng.uniform(0.25, 0.8), rng.uniform(0.35, 0.95)
-    return blob((0, 0, 0.85 * radii[2]), radii, FOLIAGE, rng, 0.3)
+    return blob((0, 0, 0.85 * radii[2]), radii, rng, 0.3)
 
 
 def _hydrant(rng: Rng) -> Mesh:
@@ -102,7 +102,7 @@ def _hydrant(rng: Rng) -> Mesh:
 
 def _planter(rng: Rng) -> Mesh:
     length, width, height = rng.uniform(0.5, 1.6), rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)
-    plant = blob((0, 0, height + 0.25), (length / 2.2, width / 2.2, rng.uniform(0.3, 0.6)), FOLIAGE, rng, 0.3)
+    plant = blob((0, 0, height + 0.25), (length / 2.2, width / 2.2, rng.uniform(0.3, 0.6)), rng, 0.3)
     return merge([block((length, width, height), (0, 0, height / 2), FACADE), plant])
 
 
@@ -130,7 +130,7 @@ def _post(height: Pair, radius: Pair, material: int, sides: int) -> Maker:
 
 
 _CABINET = _box((0.35, 0.5), (0.8, 1.6), (1.0, 1.5), METAL)
-SIDEWALK: Sequence[tuple[float, Maker]] = (
+SIDEWALK = (
     (0.20, lamp),
     (0.18, _post((0.7, 1.1), (0.06, 0.14), METAL, 8)),  # bollards
     (0.10, _hydrant),
@@ -142,7 +142,7 @@ SIDEWALK: Sequence[tuple[float, Maker]] = (
 )
 """What stands on a pavement, with how often."""
 
-GARDEN: Sequence[tuple[float, Maker]] = (
+GARDEN = (
     (0.50, _bush),  # between the size of a dog and that of a standing person
     (0.20, _box((2.0, 6.0), (0.5, 1.0), (0.8, 1.8), FOLIAGE)),  # hedges, long as a car
     (0.10, _skip),  # the size of a car without its shape

@@ -78,19 +78,9 @@ def simulate(
     """Write simulated segments in one of Waymo's formats and return their names.
 
     v2 is ``<out>/<split>/<component>/<segment>.parquet``, v1 ``<out>/<split>/segment-<segment>_with_camera_labels.tfrecord``; the
-    frames in them are the same. They depend on seed, split, number, frames and scale alone, never on the number of workers.
-    Segments that are there already with the same parameters are kept.
-
-    Args:
-        out: Root folder of the data set.
-        segments: How many segments.
-        frames: Frames per segment, at 10 Hz.
-        seed: Another seed, other streets.
-        scale: "demo" (coarse lasers, 45 m of street) or "full" (Waymo's resolution, 80 m).
-        split: "training", "validation" or "testing".
-        workers: Processes; 0 for one per core.
-        progress: Show a progress bar.
-        format: "v2" (Parquet) or "v1" (TFRecord).
+    frames in them are the same. They depend on seed, split ("training", "validation" or "testing"), number, frames (at 10 Hz) and
+    scale alone, never on the number of workers (0: one per core). "demo" has coarse lasers and 45 m of street, "full" Waymo's
+    resolution and 80 m. Segments that are there already with the same parameters are kept.
 
     Raises:
         ConfigError: If an argument is out of range, or the folder holds segments of the other format.
@@ -151,7 +141,7 @@ def _simulate_segment(folder: Path, job: SegmentJob, format: str) -> None:
     rng = job.rng(0)
     lasers = mount_lasers(job.scale, rng)
     scene = build_scene(rng, job.frames, _REACH[job.scale])
-    surroundings = (str(rng.choice(["Day", "Dawn/Dusk", "Night"], p=[0.8, 0.1, 0.1])), "location_other", "sunny")
+    conditions = (str(rng.choice(["Day", "Dawn/Dusk", "Night"], p=[0.8, 0.1, 0.1])), "location_other", "sunny")
     start = _EPOCH + int(rng.integers(10**12)) * 10
     scanner = Scanner(scene, lasers)
 
@@ -161,7 +151,7 @@ def _simulate_segment(folder: Path, job: SegmentJob, format: str) -> None:
             yield start + frame * _FRAME_MICROS, sweep, label_frame(scene, frame, sweep, lasers[0].height * lasers[0].width)
 
     try:
-        _WRITERS[format](folder, job.name, lasers, job.parameters, frames(), surroundings)
+        _WRITERS[format](folder, job.name, lasers, job.parameters, frames(), conditions)
     except OSError as error:
         words = f"cannot write segment {job.name} below {folder}: {error.strerror or error}; make room or choose another folder"
         raise DataError(words) from error

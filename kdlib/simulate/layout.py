@@ -11,8 +11,7 @@ from kdlib.simulate.materials import ASPHALT, GRASS, MARKING, PAVEMENT
 from kdlib.simulate.mesh import Mesh, Pair, Rng, merge, slab
 from kdlib.types import FloatArray
 
-KERB = 0.14
-"""Height of the pavement over the road, metres."""
+KERB = 0.14  # height of the pavement over the road, metres
 
 
 @dataclass(frozen=True)

@@ -96,13 +96,8 @@ class Scanner:
             images.append(self._images(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0)))
             points.append((world[seen] - pose[:3, 3]) @ pose[:3, :3])
             tops.append(top[seen])
-        return Sweep(
-            tuple(zip(*images)),
-            np.broadcast_to(columns, (self.lasers[0].height, *columns.shape)),
-            pose,
-            np.concatenate(points),
-            np.concatenate(tops),
-        )
+        pixel_pose = np.broadcast_to(columns, (self.lasers[0].height, *columns.shape))
+        return Sweep(tuple(zip(*images)), pixel_pose, pose, np.concatenate(points), np.concatenate(tops))
 
     def _second(self, rng: Rng, cast: _Cast, local: FloatArray, aims: FloatArray, hits: Hits, first: FloatArray) -> FloatArray:
         """Cast the rays that go on again from behind their first hit."""
@@ -147,7 +142,7 @@ def _caster(mesh: Mesh) -> _Cast:
         answer = scene.cast_rays(tensor(rays), nthreads=1)
         distance = answer["t_hit"].numpy().astype(np.float64)
         hit = np.isfinite(distance)
-        triangle = np.where(hit, answer["primitive_ids"].numpy(), 0).astype(np.int64)
+        triangle = np.where(hit, answer["primitive_ids"].numpy(), 0)
         cosine = np.abs((answer["primitive_normals"].numpy() * rays[:, 3:]).sum(1))
         return Hits(distance, mesh.material[triangle], mesh.tint[triangle], np.minimum(np.where(hit, cosine, 0.0), 1.0))
 

@@ -8,9 +8,11 @@ from functools import partial
 
 import numpy as np
 
+from kdlib.simulate.materials import FOLIAGE
 from kdlib.types import FloatArray, IntArray
 
 Pair = tuple[float, float]
+Triple = tuple[float, float, float]
 Vector = Sequence[float] | FloatArray
 Rng = np.random.Generator
 SIDES = (-1, 1)  # right and left
@@ -149,19 +151,18 @@ def ring(center: Vector, radius: float, depth: float, width: float, material: in
     return _mesh(np.concatenate(loops) + center, np.concatenate(faces), material)
 
 
-def blob(center: Vector, radii: Vector, material: int, rng: Rng, rough: float) -> Mesh:
-    """Return a bumpy ellipsoid: tree crowns, bushes."""
+def blob(center: Vector, radii: Vector, rng: Rng, rough: float) -> Mesh:
+    """Return a bumpy ellipsoid of leaves: tree crowns, bushes."""
     rows, columns = 6, 9
-    polar = np.linspace(0, np.pi, rows + 1)[1:-1]
-    cos, sin = _circle(columns)
-    level = np.sin(polar)
-    grid = np.stack([np.outer(level, cos), np.outer(level, sin), np.outer(np.cos(polar), np.ones(columns))], -1).reshape(-1, 3)
+    polar = np.linspace(0, np.pi, rows + 1)[1:-1, None]
+    across = (np.sin(polar) * axis for axis in _circle(columns))
+    grid = np.stack(np.broadcast_arrays(*across, np.cos(polar)), -1).reshape(-1, 3)
     sphere = np.concatenate([grid, [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]])
     sphere = sphere * (1 + rng.uniform(-rough, rough, (len(sphere), 1)))
     last = (rows - 2) * columns
     faces = [face for loop in range(0, last, columns) for face in _strip(columns, loop, loop + columns)]
     faces += [_fan(columns, 0, len(grid)), _fan(columns, last, len(grid) + 1)]
-    return _mesh(sphere * radii + center, np.concatenate(faces), material)
+    return _mesh(sphere * radii + center, np.concatenate(faces), FOLIAGE)
 
 
 def slab(low: Vector, high: Vector, z: float, material: int, thickness: float = 0.0) -> Mesh:

@@ -7,17 +7,13 @@ from functools import cache
 import numpy as np
 
 from kdlib.simulate.materials import CLOTH, METAL, PAINT, SKIN, TYRE
-from kdlib.simulate.mesh import SIDES, Mesh, block, hexahedron, limb, merge, ring, rod
+from kdlib.simulate.mesh import SIDES, Mesh, Triple, block, hexahedron, limb, merge, ring, rod
 
-PHASES = 8
-"""Steps of a gait or a pedal turn that have a mesh of their own."""
-BUILDS = 6
-"""Different bodies; sizes and clothes vary on top of them."""
-
-_Point = tuple[float, float, float]
+PHASES = 8  # steps of a gait or a pedal turn that have a mesh of their own
+BUILDS = 6  # different bodies; sizes and clothes vary on top of them
 
 
-def _swing(start: _Point, angle: float, length: float) -> _Point:
+def _swing(start: Triple, angle: float, length: float) -> Triple:
     """Return the far end of a limb that hangs from a joint, turned forward by an angle."""
     return (start[0] + length * np.sin(angle), start[1], start[2] - length * np.cos(angle))
 

@@ -51,8 +51,7 @@ class Site:
     def moving(self, course: Course, speed: float) -> Track:
         """Return a track along a course, or a standing one for speed 0."""
         if speed == 0.0:
-            (xy,), (heading,) = course.at(np.array([0.0]))
-            return standing(xy, heading)
+            return standing(course.xy[0], course.heading[0])
         return follow(course, *distance(self.times, speed))
 
 

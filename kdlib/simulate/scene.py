@@ -16,8 +16,7 @@ from kdlib.simulate.populate import Site
 from kdlib.simulate.tracks import standing
 from kdlib.types import WAYMO_TYPES, FloatArray
 
-PERIOD = 0.1
-"""Seconds from frame to frame."""
+PERIOD = 0.1  # seconds from frame to frame
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import records
-from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
+from kdlib.simulate.box_labels import BoxLabel, Conditions, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
 from kdlib.waymo import tfrecord
@@ -25,22 +25,17 @@ def record_file(folder: Path, segment: str) -> Path:
 
 
 def write_v1(
-    folder: Path,
-    segment: str,
-    lasers: Sequence[Laser],
-    parameters: str,
-    frames: Iterable[LabelledFrame],
-    surroundings: tuple[str, str, str],
+    folder: Path, segment: str, lasers: Sequence[Laser], parameters: str, frames: Iterable[LabelledFrame], conditions: Conditions
 ) -> None:
     """Write one segment (a context name) below ``folder``, which is ``<root>/<split>``; OSError leaves nothing behind.
 
     Which boxes a frame has is known at the end of a segment only: until then the other fields of the frames wait in a nameless
     file beside it, which vanishes with the process. TOP is the first of the lasers; ``parameters`` go into a field of every frame
-    outside the official ones, where other readers pass over it; ``surroundings`` are time of day, location and weather.
+    outside the official ones, where other readers pass over it.
     """
     path = record_file(folder, segment)
-    lengths: list[int] = []
-    labels: list[list[BoxLabel]] = []
+    lengths = []
+    labels = []
     records.remove_leftovers(path.parent)
     with records.replacing(path) as part, tempfile.TemporaryFile(dir=path.parent) as waiting:
         for timestamp, sweep, boxes in frames:
@@ -50,7 +45,7 @@ def write_v1(
         with open(part, "wb") as out:
             for length, boxes in zip(lengths, seen_once(labels)):
                 # Messages concatenate: the bytes of the parts are the bytes of the whole, here in the order of field numbers.
-                before = FRAME_MESSAGES["Frame"](context=_context(segment, lasers, boxes, surroundings)).SerializeToString()
+                before = FRAME_MESSAGES["Frame"](context=_context(segment, lasers, boxes, conditions)).SerializeToString()
                 after = FRAME_MESSAGES["Frame"](laser_labels=map(_label, boxes), simulation=parameters.encode())
                 tfrecord.write_record(out, before + waiting.read(length) + after.SerializeToString())
 
@@ -68,7 +63,7 @@ def _images(lasers: Sequence[Laser], timestamp: int, sweep: Sweep) -> bytes:
     return frame.SerializeToString()
 
 
-def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], surroundings: tuple[str, str, str]) -> Any:
+def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], conditions: Conditions) -> Any:
     context = FRAME_MESSAGES["Context"](name=segment.encode())
     for laser in sorted(lasers, key=lambda laser: laser_name(laser.name)):  # alphabetical, as in real files
         entry = context.laser_calibrations.add(
@@ -79,7 +74,7 @@ def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], s
     stats = context.stats
     for kind, count in sorted(Counter(box.type for box in boxes).items()):
         stats.laser_object_counts.add(type=kind, count=count)
-    stats.time_of_day, stats.location, stats.weather = (word.encode() for word in surroundings)
+    stats.time_of_day, stats.location, stats.weather = (word.encode() for word in conditions)
     return context
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdlib import records
-from kdlib.simulate.box_labels import BoxLabel, LabelledFrame, seen_once
+from kdlib.simulate.box_labels import BoxLabel, Conditions, LabelledFrame, seen_once
 from kdlib.simulate.lidar import Sweep
 from kdlib.simulate.sensors import Laser
 from kdlib.types import FloatArray
@@ -29,7 +29,7 @@ _TEXT, _BYTE, _LONG, _REAL, _MATRIX = pa.string(), pa.int8(), pa.int64(), pa.flo
 _BOX, _STATS = "[LiDARBoxComponent].", "[StatsComponent]."
 _ACCELERATIONS = tuple(f"{_BOX}acceleration.{axis}" for axis in "xyz")
 _TOP_POINTS, _TRACKING = f"{_BOX}num_top_lidar_points_in_box", f"{_BOX}difficulty_level.tracking"
-_SURROUNDINGS = tuple(f"{_STATS}{name}" for name in ("time_of_day", "location", "weather"))
+_CONDITIONS = tuple(f"{_STATS}{name}" for name in ("time_of_day", "location", "weather"))
 _TYPES, _COUNTS = f"{_STATS}lidar_object_counts.types", f"{_STATS}lidar_object_counts.counts"
 
 
@@ -40,7 +40,7 @@ def _image_fields(*names: str) -> dict[str, pa.DataType]:
 
 _FRAME = {SEGMENT: _TEXT, TIME: _LONG}
 _TALLY = {_TYPES: pa.list_(_BYTE), _COUNTS: pa.list_(pa.int32())}
-_FIELDS: Mapping[str, dict[str, pa.DataType]] = {
+_FIELDS = {
     "lidar": {**_FRAME, LASER: _BYTE, **_image_fields(*RETURNS)},
     "lidar_pose": {**_FRAME, LASER: _BYTE, **_image_fields(PIXEL_POSE)},
     "lidar_calibration": {SEGMENT: _TEXT, LASER: _BYTE, **dict(zip(CALIBRATION, (_MATRIX, _REAL, _REAL, pa.list_(_REAL))))},
@@ -56,7 +56,7 @@ _FIELDS: Mapping[str, dict[str, pa.DataType]] = {
     "vehicle_pose": {**_FRAME, POSE: _MATRIX},
     "stats": {
         **_FRAME,
-        **dict.fromkeys(_SURROUNDINGS, _TEXT),
+        **dict.fromkeys(_CONDITIONS, _TEXT),
         **_TALLY,
         **{name.replace("lidar", "camera"): kind for name, kind in _TALLY.items()},
     },
@@ -66,12 +66,7 @@ SCHEMAS = {component: pa.schema(list(fields.items())) for component, fields in _
 
 
 def write_v2(
-    folder: Path,
-    segment: str,
-    lasers: Sequence[Laser],
-    parameters: str,
-    frames: Iterable[LabelledFrame],
-    surroundings: tuple[str, str, str],
+    folder: Path, segment: str, lasers: Sequence[Laser], parameters: str, frames: Iterable[LabelledFrame], conditions: Conditions
 ) -> None:
     """Write one segment; what :func:`write_v1` says holds, but the parameters go into the metadata of every file."""
     paths = [component_file(folder, component, segment) for component in SCHEMAS]
@@ -96,10 +91,9 @@ def write_v2(
         labels: list[list[BoxLabel]] = []
         stream = iter(frames)
         while chunk := list(islice(stream, batch)):
-            new = [{SEGMENT: segment, TIME: timestamp} for timestamp, _, _ in chunk]
-            keys += new
+            sweeps = [({SEGMENT: segment, TIME: timestamp}, sweep) for timestamp, sweep, _ in chunk]
+            keys += [key for key, _ in sweeps]
             labels += [boxes for _, _, boxes in chunk]
-            sweeps = [(key, sweep) for key, (_, sweep, _) in zip(new, chunk)]
             write("lidar", [{**key, **row} for key, sweep in sweeps for row in _images(lasers, sweep)])
             write("lidar_pose", [{**key, LASER: TOP, **_image(PIXEL_POSE, sweep.pixel_pose)} for key, sweep in sweeps])
             write("vehicle_pose", [{**key, POSE: sweep.pose.ravel()} for key, sweep in sweeps])
@@ -107,7 +101,7 @@ def write_v2(
         write("lidar_calibration", [{SEGMENT: segment, **dict(zip((LASER, *CALIBRATION), values))} for values in mounted])
         rows = list(zip(keys, seen_once(labels)))
         write("lidar_box", [{**key, **_label(label)} for key, boxes in rows for label in boxes])
-        words = dict(zip(_SURROUNDINGS, surroundings))
+        words = dict(zip(_CONDITIONS, conditions))
         write("stats", [{**key, **words, **_tally(boxes)} for key, boxes in rows])
 
 

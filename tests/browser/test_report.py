@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from kdlib.lab import explore
+from kdlib.lab.explore.studio import Studio
 from kdlib.lab.page import write_report
 from kdlib.lab.parts import part
 from kdlib.lab.pipeline import Run
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def report(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The chapter of a report that notebook 04 fills, made from a smoke run."""
-    studio = explore.Studio(smoke_run, threshold=0.1)
+    studio = Studio(smoke_run, threshold=0.1)
     view = studio.start(0)
     scene = explore.scene(smoke_run, 0)
     folder = tmp_path_factory.mktemp("report")
@@ -79,7 +80,7 @@ def test_report_opens_without_network_and_turns(report: Path, page: Any, tmp_pat
 
 
 def test_page_of_the_pair_stands_alone(smoke_run: Run, page: Any, tmp_path: Path, cameras: Any) -> None:
-    studio = explore.Studio(smoke_run, threshold=0.1)
+    studio = Studio(smoke_run, threshold=0.1)
     path = interactive.save_html(studio.scene(studio.start(0)), tmp_path / "pair.html", title="<pair>")
     page.context.set_offline(True)
     page.goto(path.as_uri())

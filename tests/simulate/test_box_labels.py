@@ -35,7 +35,7 @@ def test_no_two_objects_overlap(scenes):
         for frame in (0, 7):
             outlines = []
             for actor in scene.actors:
-                if actor.type == 3:
+                if actor.figure.type == 3:
                     continue
                 x, y, _, length, width, _, heading = actor.box(frame)
                 outline = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
@@ -48,8 +48,8 @@ def test_no_two_objects_overlap(scenes):
 
 def test_there_is_something_of_everything(scenes):
     for kind in (1, 2, 3, 4):
-        assert sum(actor.type == kind for scene in scenes for actor in scene.actors) > 10
-    moving = [actor.track.moves for scene in scenes for actor in scene.actors if actor.type != 3]
+        assert sum(actor.figure.type == kind for scene in scenes for actor in scene.actors) > 10
+    moving = [actor.track.moves for scene in scenes for actor in scene.actors if actor.figure.type != 3]
     assert 0.2 < np.mean(moving) < 0.9
     assert len({actor.id for scene in scenes for actor in scene.actors}) == sum(len(scene.actors) for scene in scenes)
 

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from kdlib.lab.explore.application import application
 from kdlib.lab.explore.overview import data_overview, difficulty_table
-from kdlib.lab.explore.scenes import FrameScene, extent, scene
-from kdlib.lab.explore.signals import PivotalExample, pivotal_example, startup_report
-from kdlib.lab.explore.studio import Studio, studios
+from kdlib.lab.explore.scenes import extent, scene
+from kdlib.lab.explore.signals import pivotal_example, startup_report
+from kdlib.lab.explore.studio import studios
 
-__all__ = [
-    "FrameScene",
-    "PivotalExample",
-    "Studio",
-    "application",
-    "data_overview",
-    "difficulty_table",
-    "extent",
-    "pivotal_example",
-    "scene",
-    "startup_report",
-    "studios",
-]
+__all__ = ["application", "data_overview", "difficulty_table", "extent", "pivotal_example", "scene", "startup_report", "studios"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,8 +12,7 @@ from kdlib.metric.iou import metric_iou
 from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer
 
-OFFICIAL_IOU: Mapping[str, float] = {"Vehicle": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
-"""What Waymo's metric asks for, by class."""
+OFFICIAL_IOU = {"Vehicle": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}  # what Waymo's metric asks for, by class
 
 
 class Judged(NamedTuple):

@@ -18,8 +18,8 @@ def data_overview(store: Store) -> pd.DataFrame:
         split = store.split(name)
         boxes = {kind: int((split.types == WAYMO_TYPES[kind]).sum()) for kind in CLASS_NAMES}
         points = int(np.mean([len(split.points(i)) for i in np.linspace(0, len(split) - 1, 10).astype(int)]))
-        segments = len({frame.rsplit("_", 1)[0] for frame in split.frame_ids()})
-        rows.append({"split": name, "segments": segments, "frames": len(split), "points per frame": points, **boxes})
+        counts = {"split": name, "segments": len(split.segments), "frames": len(split)}
+        rows.append({**counts, "points per frame": points, **boxes})
     return pd.DataFrame(rows)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from kdlib.lab.pipeline import Run
 from kdlib.metric.waymo_metrics import evaluate_tables
-from kdlib.types import Float64, Int64
+from kdlib.types import FloatArray, Int64
 
 _CUTOFF = 30  # of the 101 scores: 0.3
 _FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found counts 1
@@ -25,10 +25,9 @@ class Counted:
     missed: Int64  # (F,) objects
 
     @property
-    def merit(self) -> Float64:
+    def merit(self) -> FloatArray:
         """Objects found, less half a point for each false alarm."""
-        merit: Float64 = self.found - _FALSE_ALARM * self.false_alarms
-        return merit
+        return self.found - _FALSE_ALARM * self.false_alarms
 
 
 def count_outcomes(table: pa.Table, truth: pa.Table, run: Run) -> Counted:

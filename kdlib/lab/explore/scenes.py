@@ -45,16 +45,12 @@ class FrameScene:
 
 def extent(model: ModelConfig) -> tuple[float, float, float, float]:
     """Return x and y minima, then maxima, of what a model sees, metres."""
-    low_x, low_y, _, high_x, high_y, _ = model.grid.point_range
-    return low_x, low_y, high_x, high_y
+    reach = model.grid.point_range
+    return (*reach[:2], *reach[3:5])
 
 
 def scene(run: Run, frame: int, predictions: Mapping[str, pa.Table] | None = None, threshold: float = 0.0) -> FrameScene:
-    """Return a validation frame (position in the evaluated list) with its labels and the predictions at or above a score.
-
-    Raises:
-        ConfigError: If there are fewer frames.
-    """
+    """Return an evaluated frame by position, with labels and the predictions from a score on; ConfigError if there is none."""
     split = run.store.split("validation")
     numbers = split.frames(run.profile.evaluation.interval)
     if not 0 <= frame < len(numbers):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pandas as pd
 import torch
 
@@ -18,14 +16,6 @@ from kdlib.models.build import build
 from kdlib.types import Batch, Float32
 
 
-@dataclass(frozen=True)
-class PivotalExample:
-    """Where one batch's logit distillation acts."""
-
-    weight: Float32  # (H, W) on the teacher's grid
-    points: Float32
-
-
 def _first_batch(run: Run, count: int) -> Batch:
     model, config = run.profile.student_model, run.profile.student
     reach = model.grid.point_range
@@ -33,8 +23,8 @@ def _first_batch(run: Run, count: int) -> Batch:
     return collate([data[index] for index in range(min(count, len(data)))])
 
 
-def pivotal_example(run: Run, teacher: TrainedWeights) -> PivotalExample:
-    """Return the weights of logit distillation on a training frame."""
+def pivotal_example(run: Run, teacher: TrainedWeights) -> tuple[Float32, Float32]:
+    """Return the weights of logit distillation on a training frame, (H, W) on the teacher's grid, and its points."""
     logit = run.profile.kd.logit
     if logit is None:
         raise ValueError(f"the recipe of {run.profile.pair} has no logit distillation to show")
@@ -43,7 +33,7 @@ def pivotal_example(run: Run, teacher: TrainedWeights) -> PivotalExample:
     with torch.inference_mode():
         probability = network(batch.points).heads[0].heatmap.sigmoid()
         weight = pivotal_mask(probability, network.targets(batch.truth)[0], logit)
-    return PivotalExample(weight[0].numpy(), batch.points.points.numpy())
+    return weight[0].numpy(), batch.points.points.numpy()
 
 
 def startup_report(run: Run, teacher: TrainedWeights) -> pd.DataFrame:

@@ -34,10 +34,7 @@ _TEACHER = "teacher"
 
 
 class Studio:
-    """The frames and models of one run.
-
-    Models and predictions are loaded when they are first shown; only the last frame's answers are kept.
-    """
+    """The frames and models of one run, loaded when they are first shown; only the last frame's answers are kept."""
 
     def __init__(self, run: Run, threshold: float = 0.5) -> None:
         """Open a run that notebooks 00 to 02 have finished; ConfigError if one of them has not."""
@@ -83,7 +80,7 @@ class Studio:
 
     def sheet(self, choice: Choice, path: str | Path) -> Image:
         """Return a choice once for each map of its recipe: the static twin of switching them."""
-        names = [name for name in MAP_NAMES[1:] if self.run.profile.kd.logit is not None or name != "pivotal positions"]
+        names = [name for name in MAP_NAMES[1:] if self.run.profile.kd.logit or name != "pivotal positions"]
         return contact_sheet([self.draw(replace(choice, map=name)) for name in names], path)
 
     def gallery(self, choice: Choice, folder: Path) -> dict[str, str]:
@@ -102,8 +99,7 @@ class Studio:
 
         ``helped`` and ``hurt`` compare the first student trained alone with the one shown on the right, or the distilled one.
 
-        Raises:
-            ConfigError: If the run has no frame of that kind.
+        ConfigError if the run has no frame of that kind.
         """
         frames = self._order(order, choice).tolist()
         if not frames:
@@ -163,7 +159,7 @@ class Studio:
         lesson = maps.Lesson(teacher, student, self._batch(choice.frame), self.run.profile.kd)
         if choice.map == "pivotal positions":
             return lesson.pivotal_positions()
-        return lesson.pull_mask() if side == "right" and lesson.kd.logit is not None else lesson.label_mask()
+        return lesson.pull_mask() if side == "right" and lesson.kd.logit else lesson.label_mask()
 
     def _read_batch(self, frame: int) -> Batch:
         """Return a frame with the boxes a training would see."""
@@ -173,8 +169,7 @@ class Studio:
         return collate([replace(sample, boxes=sample.boxes[inside], labels=sample.labels[inside])])
 
 
-Studios = Mapping[str, Callable[[], Studio]]
-"""Runs to choose from by name, each opened when it is called."""
+Studios = Mapping[str, Callable[[], Studio]]  # runs to choose from by name, each opened when it is called
 
 
 def studios(run: Run, threshold: float = 0.5) -> Studios:

@@ -105,7 +105,7 @@ def _against(base: str, group: Group, *firsts: str) -> tuple[Contrast, ...]:
 _SHORT_AND_LONG = (Contrast("full", "base"), Contrast("full_long", "base_long"))
 _LOGITS = tuple(f"logits_{name}" for name in ("all", "confidence", "rank", "center", "gaussian", "instances"))
 _FEATURES = tuple(f"features_{name}" for name in ("map", "foreground", "rois", "relations", "local"))
-QUESTIONS: dict[str, tuple[Question, ...]] = {
+QUESTIONS = {
     "11_ablate_signals": (
         Question(
             "signals",
@@ -157,7 +157,7 @@ QUESTIONS: dict[str, tuple[Question, ...]] = {
 }
 
 # Where arms need other titles than their own, to be told apart from what they stand beside.
-RETITLED: dict[str, dict[str, str]] = {
+RETITLED = {
     "14_compress_by_width_or_resolution": {
         "base": "coarse student (initialised)",
         "full": "coarse student (full SparseKD)",

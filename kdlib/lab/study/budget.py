@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -69,13 +70,13 @@ def estimate_budget(run: Run, seeds: str = "") -> Budget:
     chapters = [open_chapter(run, notebook, seeds) for notebook in run.profile.chain]
     asked = {student: chapter.arms[student[0]] for chapter in chapters for student in chapter.students}
     left = [arm for (_, seed), arm in asked.items() if not _done(run, arm, seed)]
-    alike: dict[tuple[str, str], list[TrainJob]] = {}
+    alike = defaultdict(list)
     for arm in left:
         job = arm_job(run, replace(arm, teacher="strong"), 0)  # the weak one may not be there yet
-        alike.setdefault((job.model.name, arm.recipe), []).append(job)
+        alike[job.model.name, arm.recipe].append(job)
     if any(arm.teacher == "weak" for arm in left) and not (weak_folder(run) / records.COMPLETE).is_file():
         job = weak_job(run)
-        alike[job.model.name, "weak teacher"] = [job]
+        alike[job.model.name, "weak teacher"].append(job)
     split, rows = run.store.split("training"), []
     for kind, jobs in alike.items():
         samples = sum(job.train.epochs * len(split.frames(job.train.interval)) for job in jobs)

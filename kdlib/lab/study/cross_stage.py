@@ -53,8 +53,7 @@ def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
 
     ``source`` is ``auto`` (the teacher of the profile's donor where there is one), ``scratch`` or a safetensors file.
 
-    Raises:
-        ConfigError: If the profile has no teacher of two stages, or the file is missing.
+    ConfigError if the profile has no teacher of two stages, or the file is missing.
     """
     settings, model = _settings(run), run.profile.student_model
     if not settings.above_first:

@@ -12,6 +12,7 @@ import pandas as pd
 from kdlib.config import lookup
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline
+from kdlib.lab.parts import Words
 from kdlib.lab.pipeline import Run, Student, Students, TrainedWeights, launch_all, student_folder, student_job
 from kdlib.lab.profiles import Arm, TeacherQuality
 from kdlib.lab.study.arms import RETITLED, Question, arms_of, questions_of, study_settings
@@ -105,7 +106,7 @@ def training_table(chapter: Chapter, results: Students) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def term_table(titles: Mapping[str, str], results: Students) -> pd.DataFrame:
+def term_table(titles: Words, results: Students) -> pd.DataFrame:
     """Return the startup report of every arm's first seed: each active term, its weight and its value on the first batch."""
     first: dict[str, RunResult] = {}
     for (arm, _), result in results.items():

@@ -18,6 +18,7 @@ from kdlib.errors import ConfigError
 from kdlib.lab import explore, pipeline, scoring
 from kdlib.lab.explore.choice import MAP_NAMES
 from kdlib.lab.explore.ranking import count_outcomes, most_improved_frame
+from kdlib.lab.explore.studio import Studio
 from kdlib.lab.pipeline import Run
 from kdlib.metric.box_tables import predictions_table
 from kdlib.records import write_json
@@ -87,11 +88,11 @@ def test_most_improved_frame(smoke_run: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def studio(smoke_run: Run) -> explore.Studio:
-    return explore.Studio(smoke_run, threshold=0.1)
+def studio(smoke_run: Run) -> Studio:
+    return Studio(smoke_run, threshold=0.1)
 
 
-def test_studio_names_every_model(studio: explore.Studio) -> None:
+def test_studio_names_every_model(studio: Studio) -> None:
     assert list(studio.models) == ["teacher", "alone_seed1", "init_seed1", "full_seed1"]
     assert studio.models["full_seed1"] == "distilled student, seed 1"
     view = studio.start(3)
@@ -99,7 +100,7 @@ def test_studio_names_every_model(studio: explore.Studio) -> None:
     assert studio.name(view).startswith("frame 3: ") and 0 <= studio.start().frame < 8
 
 
-def test_studio_judges_both_sides(studio: explore.Studio) -> None:
+def test_studio_judges_both_sides(studio: Studio) -> None:
     view = studio.start(2)
     truth = explore.scene(studio.run, 2).layers[0]
     for panel in studio.panels(view):
@@ -116,21 +117,21 @@ def test_studio_judges_both_sides(studio: explore.Studio) -> None:
 
 
 @pytest.mark.parametrize("name", MAP_NAMES[1:])
-def test_maps_lie_between_none_and_most(studio: explore.Studio, name: str) -> None:
+def test_maps_lie_between_none_and_most(studio: Studio, name: str) -> None:
     maps = [panel.ground for panel in studio.panels(replace(studio.start(2), map=name))]
     for ground in maps:
         assert ground is not None and ground.values.ndim == 2
         assert 0 <= ground.values.min() and 0 < ground.values.max() <= 1
 
 
-def test_target_map_is_one_at_every_object(studio: explore.Studio) -> None:
+def test_target_map_is_one_at_every_object(studio: Studio) -> None:
     left, right = studio.panels(replace(studio.start(2), map="KD masks"))
     assert left.ground is not None and right.ground is not None
     assert left.ground.name.startswith("target heat map") and right.ground.name.startswith("pull")
     assert left.ground.values.max() == 1
 
 
-def test_jumps_go_round(studio: explore.Studio) -> None:
+def test_jumps_go_round(studio: Studio) -> None:
     view, seen = studio.start(0), []
     for _ in range(9):
         frame, sentence = studio.jump("hardest", view)
@@ -142,7 +143,7 @@ def test_jumps_go_round(studio: explore.Studio) -> None:
         studio.jump("best", view)
 
 
-def test_most_missed_comes_first(studio: explore.Studio) -> None:
+def test_most_missed_comes_first(studio: Studio) -> None:
     view = replace(studio.start(0), right="alone_seed1")
     frame, _ = studio.jump("hardest", replace(view, frame=-1))
     counted = count_outcomes(studio.table("alone_seed1"), scoring.truth(studio.run), studio.run)
@@ -159,11 +160,11 @@ def test_studios_finds_the_neighbours(smoke_run: Run, tmp_path: Path) -> None:
 
 
 def test_pivotal_weight_lies_where_objects_are(smoke_run: Run) -> None:
-    example = explore.pivotal_example(smoke_run, pipeline.chosen_teacher(smoke_run))
+    weight, _ = explore.pivotal_example(smoke_run, pipeline.chosen_teacher(smoke_run))
     columns, rows, _ = smoke_run.profile.teacher_model.grid.grid_size
-    assert example.weight.shape == (rows, columns)
-    assert 0 < example.weight.max() <= 1 and example.weight.min() == 0
-    assert (example.weight > 0).mean() < 0.5
+    assert weight.shape == (rows, columns)
+    assert 0 < weight.max() <= 1 and weight.min() == 0
+    assert (weight > 0).mean() < 0.5
 
 
 def test_startup_report_names_every_term(smoke_run: Run) -> None:
