@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from kdlib.errors import DataError
+from kdlib.types import Json
 
 COMPLETE = "complete.json"
 PACKAGES = ("kdlib", "torch", "lightning", "safetensors", "numpy", "pyarrow", "open3d", "open3d-cpu", "spconv-cu118")
@@ -73,12 +74,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        DataError: If the file is missing or holds no JSON object.
-    """
+def read_json(path: Path) -> Json:
+    """Read one JSON object; raises DataError if the file is missing or holds no JSON object."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -90,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[Json]:
     """Read a file of one JSON object per line; a last line still being written is left out, a missing file has no lines.
 
     Raises:
@@ -121,13 +118,13 @@ def is_complete(folder: Path, key: str) -> bool:
     return mark.is_file() and read_json(mark).get("key") == key
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> Json:
     """Return what a file says of the process that works on something: pid, host, and when it began."""
     process = psutil.Process()
     return {"pid": process.pid, "host": socket.gethostname(), "created": process.create_time()}
 
 
-def living_process(path: Path) -> dict[str, Any] | None:
+def living_process(path: Path) -> Json | None:
     """Return what :func:`this_process` once wrote into a file, None if that process is gone or there is no such file.
 
     Another machine's processes cannot be looked up: they count as living until somebody deletes the file.
@@ -188,18 +185,23 @@ def _accelerators() -> tuple[str, ...]:
     return tuple(_output("nvidia-smi", query, "--format=csv,noheader").splitlines())
 
 
-def hardware() -> dict[str, Any]:
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> Json:
     """Return CPU model, cores this process may use, RAM and GPUs."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": list(_accelerators()),
         "system": f"{platform.system()} {platform.release()}",
     }
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Json:
     """Return all of it: versions, commit, hardware, and the command that ran."""
     return {
         "versions": versions(),
@@ -209,26 +211,23 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_result(run_dir: Path, values: Mapping[str, Any], *, config_hash: str = "", seed: int | None = None) -> Path:
-    """Write ``result.json``: the values and, under ``card``, configuration hash, seed, versions, commit and hardware.
+def write_result(run_dir: Path, values: Mapping[str, Any]) -> Path:
+    """Write ``result.json``: the values and, under ``card``, :func:`provenance`.
 
     Raises:
         ValueError: If a value is NaN or infinite.
         OSError: If the disk refuses; an earlier result is untouched.
     """
     path = run_dir / "result.json"
-    origin = {"config_hash": config_hash or None, "seed": seed}
-    card = {name: value for name, value in origin.items() if value is not None}
-    write_json(path, {**values, "card": {**card, **provenance()}})
+    write_json(path, {**values, "card": provenance()})
     return path
 
 
-def table_rows(frame: Any) -> list[dict[str, Any]]:
+def table_rows(frame: Any) -> list[Json]:
     """Return a pandas table as JSON rows; NaN, which JSON lacks, becomes None."""
-    rows: list[dict[str, Any]] = frame.to_dict("records")
-    return [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    return [{key: None if value != value else value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def read_history(run_dir: Path) -> list[dict[str, Any]]:
+def read_history(run_dir: Path) -> list[Json]:
     """Return the lines of a training's history, see :func:`read_json_lines`."""
     return read_json_lines(run_dir / "history.jsonl")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+
+Json = dict[str, Any]
+"""A JSON object."""
 
 POINT_FEATURES = 5
 """Features of a point of a :class:`Sample`: x, y, z, tanh(intensity), elongation."""
@@ -190,11 +193,7 @@ class LossTerms:
 
     @staticmethod
     def total(parts: Mapping[str, Tensor]) -> LossTerms:
-        """Return the sum of named parts.
-
-        Raises:
-            ValueError: If there is no part.
-        """
+        """Return the sum of named parts; raises ValueError if there is no part."""
         if not parts:
             raise ValueError("a loss needs at least one part")
         first, *others = parts.values()

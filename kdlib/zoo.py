@@ -27,6 +27,7 @@ from kdlib.config import (
     VoxelEncoderConfig,
     lookup,
 )
+from kdlib.config.model import Bounds
 
 
 def _pillar_grid(half: float, pillar: float, max_points: int) -> GridConfig:
@@ -74,7 +75,7 @@ def _cp_voxel(
     backbone: float,
     shared: int,
     grid: GridConfig = _VOXEL_GRID,
-    center_limit: tuple[float, float, float, float, float, float] = _VOXEL_GRID.point_range,
+    center_limit: Bounds = _VOXEL_GRID.point_range,
 ) -> ModelConfig:
     return ModelConfig(
         name=name,

@@ -81,11 +81,10 @@ def test_completion_mark(tmp_path):
 
 
 def test_result_carries_its_card(tmp_path):
-    path = records.write_result(tmp_path / "stage", {"mAPH": 0.5}, config_hash="abc", seed=3)
+    path = records.write_result(tmp_path / "stage", {"mAPH": 0.5})
     values = records.read_json(path)
     assert values["mAPH"] == 0.5
     card = values["card"]
-    assert card["config_hash"] == "abc" and card["seed"] == 3
     assert {"python", "torch", "numpy"} <= set(card["versions"])
     assert card["hardware"]["cores"] >= 1 and card["hardware"]["memory_gb"] > 0 and card["hardware"]["cpu"]
 

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kdlib.errors import ConfigError
+from kdlib.types import Json
 
 T = TypeVar("T")
 
@@ -28,13 +29,12 @@ def require_positive(config: Any, *names: str) -> None:
         require(least > 0, f"{type(config).__name__}: {name} must be positive, not {value}")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> Json:
     """Return a configuration as plain JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+def from_dict(kind: type[T], values: Json) -> T:
     """Rebuild a configuration written by :func:`to_dict`.
 
     Raises:

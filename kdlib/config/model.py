@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from kdlib.config.codec import require, require_positive
 
+Bounds = tuple[float, float, float, float, float, float]
+"""x, y, z minima, then maxima, metres."""
+
 CLASS_NAMES = ("Vehicle", "Pedestrian", "Cyclist")
 
 
@@ -13,7 +16,7 @@ CLASS_NAMES = ("Vehicle", "Pedestrian", "Cyclist")
 class GridConfig:
     """A voxel (or pillar) grid over the vehicle frame."""
 
-    point_range: tuple[float, float, float, float, float, float]  # x, y, z minima, then maxima, metres
+    point_range: Bounds
     voxel_size: tuple[float, float, float]  # metres
     max_points: int  # points kept per voxel
     max_voxels: int = 150_000  # voxels kept per frame
@@ -108,7 +111,7 @@ class DecodeConfig:
 
     max_objects: int = 500
     score_threshold: float = 0.1  # strict: score > threshold
-    center_limit: tuple[float, float, float, float, float, float] = (-80.0, -80.0, -10.0, 80.0, 80.0, 10.0)
+    center_limit: Bounds = (-80.0, -80.0, -10.0, 80.0, 80.0, 10.0)
     nms_iou: float = 0.7
     nms_pre: int = 4096
     nms_post: int = 500

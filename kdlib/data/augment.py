@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.config import AugmentConfig
-from kdlib.types import Bool, Float32
+from kdlib.types import Bool, Float32, FloatArray
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,10 @@ class Augmentation:
 
 def draw(config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
     """Draw the parameters; always four numbers, so that switching one augmentation off leaves the others' draws alone."""
-    first, second, angle, scale = rng.random(4)
+    first, second, angle, scale = rng.random(4).tolist()
     low, high = config.scaling
-    return Augmentation(
-        flip_x=bool(config.flip_x and first < 0.5),
-        flip_y=bool(config.flip_y and second < 0.5),
-        angle=float(config.rotation * (2 * angle - 1)),
-        scale=float(low + (high - low) * scale),
-    )
+    flips = (config.flip_x and first < 0.5, config.flip_y and second < 0.5)
+    return Augmentation(*flips, angle=config.rotation * (2 * angle - 1), scale=low + (high - low) * scale)
 
 
 def augment_points(points: Float32, drawn: Augmentation) -> Float32:
@@ -57,7 +52,7 @@ def augment_boxes(boxes: Float32, drawn: Augmentation) -> Float32:
     return moved
 
 
-def wrap_heading(heading: NDArray[np.floating]) -> Float32:
+def wrap_heading(heading: FloatArray) -> Float32:
     """Return angles in [-pi, pi): v - floor(v / 2 pi + 0.5) 2 pi (spec 1.1), also after rounding to float32."""
     turn = 2 * math.pi
     wrapped = heading - np.floor(heading / turn + 0.5) * turn
@@ -80,8 +75,8 @@ def _move_xy(rows: Float32, drawn: Augmentation) -> None:
 
 def points_in_range(points: Float32, point_range: tuple[float, ...]) -> Bool:
     """Return which points (N, >=2) lie inside in x and y, limits included; z is left to the voxeliser (spec 2.5)."""
-    low, high = np.array(point_range[:2], np.float32), np.array(point_range[3:5], np.float32)
-    return np.asarray(((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1))
+    low, high = np.array(point_range, np.float32).reshape(2, 3)[:, :2]
+    return np.all((points[:, :2] >= low) & (points[:, :2] <= high), axis=1)
 
 
 def boxes_in_range(boxes: Float32, point_range: tuple[float, ...]) -> Bool:
@@ -90,6 +85,5 @@ def boxes_in_range(boxes: Float32, point_range: tuple[float, ...]) -> Bool:
     cos, sin = np.cos(boxes[:, 6:7]), np.sin(boxes[:, 6:7])
     x, y, z = np.moveaxis(half, -1, 0)
     corners = np.stack((x * cos - y * sin, x * sin + y * cos, z), axis=-1) + boxes[:, None, :3]
-    low, high = np.array(point_range[:3], np.float32), np.array(point_range[3:], np.float32)
-    inside = np.all((corners >= low) & (corners <= high), axis=2)
-    return np.asarray(np.any(inside, axis=1))
+    low, high = np.array(point_range, np.float32).reshape(2, 3)
+    return np.any(np.all((corners >= low) & (corners <= high), axis=2), axis=1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import pyarrow as pa
 
+from kdlib import records
 from kdlib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def worker_count(asked: int, tasks: int) -> int:
     if asked < 0:
         raise ConfigError(f"workers is {asked}; give a number of processes, or 0 for all cores")
     if not asked:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        asked = min(cores, psutil.virtual_memory().available // WORKER_MEMORY)
+        asked = min(records.cores(), psutil.virtual_memory().available // WORKER_MEMORY)
     return max(1, min(asked, tasks))
 
 
@@ -76,11 +76,7 @@ def run_tasks(
 
 
 def cluster_cores(address: str) -> int:
-    """Return the threads of a running cluster.
-
-    Raises:
-        DataError: If no scheduler answers there, or it has no worker.
-    """
+    """Return the threads of a running cluster; raises as :func:`connect`."""
     with connect(address) as client:
         return sum(client.ncores().values())
 
@@ -137,7 +133,7 @@ def _prepared_dask() -> Iterator[None]:
     import dask
     import distributed  # noqa: F401  # makes the loggers
 
-    names = [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado", "asyncio"))]
+    names = (name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado", "asyncio")))
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     with dask.config.set(_SETTINGS):
         for logger in levels:
@@ -190,11 +186,7 @@ def _close(cluster: LocalCluster) -> None:
 
 @contextmanager
 def connect(address: str) -> Iterator[Client]:
-    """Connect to a running cluster.
-
-    Raises:
-        DataError: If no scheduler answers there, or it has no worker.
-    """
+    """Connect to a running cluster; a DataError says that no scheduler answers there, or that it has no worker."""
     from distributed import Client
     from distributed.comm.addressing import get_address_host_port, parse_address
 

@@ -19,7 +19,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     counts = torch.tensor([len(sample.points) for sample in samples], dtype=torch.int64)
     points = PointBatch(
         points=torch.from_numpy(np.concatenate([none, *(sample.points for sample in samples)])),
-        batch_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        batch_index=torch.repeat_interleave(counts),
         batch_size=len(samples),
         frame_ids=tuple(sample.frame_id for sample in samples),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlib.types import Float32, Float64
+from kdlib.types import Bool, Float32, Float64
 
 _CELL = 0.5  # metres
 _MARGIN = 0.01  # metres; far more than float32 loses at 80 m
@@ -65,7 +65,7 @@ def _near_boxes(points: Float32, boxes: Float32) -> NDArray[np.intp]:
     return np.flatnonzero(touched.ravel()[flat])
 
 
-def collisions(a: Float32, b: Float32) -> NDArray[np.bool_]:
+def collisions(a: Float32, b: Float32) -> Bool:
     """Return which boxes (M, 7) and (K, 7) overlap seen from above, as (M, K); touching is no overlap.
 
     Separating axes: two rectangles share no area if and only if a side of one of them has the other one wholly behind it. No

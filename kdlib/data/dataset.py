@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdlib.config import CLASS_NAMES, AugmentConfig
+from kdlib.config.model import Bounds
 from kdlib.data.augment import Augmentation, augment_boxes, augment_points, boxes_in_range, draw, points_in_range
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler, Pasted
@@ -15,17 +15,10 @@ from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError, DataError
 from kdlib.types import POINT_FEATURES, Float32, Int64, Sample
 
-if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    _Dataset = Dataset[Sample]
-else:
-    _Dataset = object  # a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no torch
-
 _TRIES = 100
 
 
-class FrameDataset(_Dataset):
+class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no torch
     """Every ``interval``-th frame of a split as a :class:`~kdlib.types.Sample`.
 
     With ``drop_empty`` it is a training set: boxes without points are dropped, so are boxes outside ``point_range``, points are
@@ -55,7 +48,7 @@ class FrameDataset(_Dataset):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         drop_empty: bool = False,
-        point_range: tuple[float, float, float, float, float, float] | None = None,
+        point_range: Bounds | None = None,
     ) -> None:
         if seed < 0:
             raise ConfigError(f"seed must not be negative: {seed}")
@@ -82,7 +75,7 @@ class FrameDataset(_Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Return the sample of an index, or of an (epoch, index) pair; epoch 0 if not given."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        frame = int(self._frames[index])
+        frame = self._frames[index]
         rng = np.random.default_rng([self._seed, epoch, frame])
         for attempt in range(_TRIES):
             boxes, labels, world, pasted = self._plan(frame, rng, epoch, attempt)
@@ -91,7 +84,7 @@ class FrameDataset(_Dataset):
                 if self._drop_empty:
                     points = points.take(rng.permutation(len(points)), axis=0)
                 return Sample(self.split.frame_id(frame), points, boxes, labels)
-            frame = int(self._with_boxes[rng.integers(len(self._with_boxes))])
+            frame = rng.choice(self._with_boxes)
         where = f"split '{self.split.name}' of {self.split.path}"
         raise DataError(f"{where}: {_TRIES} frames in a row have no box inside {self._range}; widen the range or add data")
 

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
@@ -22,7 +21,7 @@ from kdlib.data.object_bank import EVERY
 from kdlib.data.points import POINT
 from kdlib.data.segment import MANIFEST, write_segment, writing
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES, Frame, FrameLabels
+from kdlib.types import WAYMO_TYPES, Frame, Json
 from kdlib.waymo import tfrecord
 from kdlib.waymo.components import component_files, reading
 from kdlib.waymo.segments import detect_format, list_segments, read_segment, segment_files
@@ -76,7 +75,7 @@ class PrepareEstimate:
         """What to say where it has not."""
         return f"about {_bytes(self.store_bytes)} are to be written, the disk has {_bytes(self.free_bytes)} free"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
         return {**asdict(self), "fits": self.fits}
 
@@ -181,8 +180,8 @@ def _typical(tasks: Sequence[SegmentTask]) -> dict[str, float]:
 
 
 def _sample(task: SegmentTask, folder: Path) -> dict[str, float]:
-    arrivals: list[float] = []
-    labels: list[FrameLabels] = []
+    arrivals = []
+    labels = []
 
     def first_frames() -> Iterator[Frame]:
         for frame in islice(read_segment(task.source, task.segment), _SAMPLE_FRAMES):

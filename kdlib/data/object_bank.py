@@ -87,10 +87,8 @@ class ObjectBank:
             raise DataError(f"{path.parent} has no object bank ({path.name}); {remedy(path)}")
         notes, arrays = _read(path)
         if notes["fingerprint"] != split_fingerprint:
-            raise DataError(
-                f"{path} was made from other frames (fingerprint {notes['fingerprint']}, the split has {split_fingerprint}); "
-                f"{remedy(path)}"
-            )
+            theirs = f"fingerprint {notes['fingerprint']}, the split has {split_fingerprint}"
+            raise DataError(f"{path} was made from other frames ({theirs}); {remedy(path)}")
         return ObjectBank(
             path=path,
             fingerprint=split_fingerprint,
@@ -121,7 +119,7 @@ class ObjectBank:
         return np.ascontiguousarray(decode_points(stored)[:, :5])
 
 
-def build_bank(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES, progress: bool = True) -> Path:
+def build_bank(split: StoreSplit, progress: bool = True) -> Path:
     """Write the object bank of a split in one pass over its frames, and return its path; one that fits is kept.
 
     Vehicles come from every 4th frame, pedestrians from every 2nd, cyclists from all. A point in two boxes belongs to the first.
@@ -129,25 +127,22 @@ def build_bank(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES, prog
 
     Args:
         split: The training split; all of its frames are looked at, whatever the interval training uses later.
-        class_names: Whose objects to collect.
         progress: Show a progress bar.
 
     Raises:
-        ConfigError: If a class is unknown.
         DataError: If a frame cannot be read, or the disk is full or read-only; an older bank is left as it was.
     """
-    types, path = class_types(class_names), bank_path(split)
-    if is_current(split, class_names):
-        return path
-    with writing(path), records.replacing(path) as temporary, temporary.open("wb") as stream:
-        _write(stream, split, types, class_names, progress)
+    path = bank_path(split)
+    if not is_current(split):
+        with writing(path), records.replacing(path) as temporary, temporary.open("wb") as stream:
+            _write(stream, split, progress)
     return path
 
 
-def is_current(split: StoreSplit, class_names: Sequence[str] = CLASS_NAMES) -> bool:
-    """Return whether the split has a sound bank of its present frames that holds these classes."""
+def is_current(split: StoreSplit) -> bool:
+    """Return whether the split has a sound bank of its present frames."""
     try:
-        return set(class_names) <= set(ObjectBank.open(bank_path(split), split.fingerprint).class_names)
+        return set(CLASS_NAMES) <= set(ObjectBank.open(bank_path(split), split.fingerprint).class_names)
     except DataError:
         return False
 
@@ -163,11 +158,11 @@ def verify_bank(path: Path, split_fingerprint: str) -> list[str]:
     return [] if digest == notes["sha256"] else [f"{path} is not what was written; delete it and {remedy(path)}"]
 
 
-def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_names: Sequence[str], progress: bool) -> None:
+def _write(stream: BinaryIO, split: StoreSplit, progress: bool) -> None:
     digest, points = hashlib.sha256(), 0
-    parts: dict[str, list[NDArray[Any]]] = {name: [np.zeros((0, *shape), kind)] for name, (kind, shape) in _INDEX.items()}
+    parts = {name: [np.zeros((0, *shape), kind)] for name, (kind, shape) in _INDEX.items()}
     stream.write(bytes(_HEADER))
-    for index, stored in _objects(split, types, progress):
+    for index, stored in _objects(split, progress):
         for name, values in index.items():
             parts[name].append(np.asarray(values, _INDEX[name][0]))
         digest.update(stored.tobytes())
@@ -183,7 +178,7 @@ def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_na
         "format": _FORMAT,
         "version": str(BANK_VERSION),
         "fingerprint": split.fingerprint,
-        "classes": ",".join(class_names),
+        "classes": ",".join(CLASS_NAMES),
         "sha256": digest.hexdigest(),
     }
     notes["checksum"] = _checksum(notes, content)
@@ -193,20 +188,21 @@ def _write(stream: BinaryIO, split: StoreSplit, types: tuple[int, ...], class_na
     os.fsync(stream.fileno())
 
 
-def _objects(split: StoreSplit, types: tuple[int, ...], progress: bool) -> Iterator[tuple[_Arrays, StoredPoints]]:
+def _objects(split: StoreSplit, progress: bool) -> Iterator[tuple[_Arrays, StoredPoints]]:
     """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their points."""
-    every = np.ones(256, np.int64)
+    every, types = np.ones(256, np.int64), class_types(CLASS_NAMES)
     every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
     for number in watched(range(len(split)), len(split), "object bank", "frame", progress):
         rows = split.box_rows(number)
         due = number % every[split.types[rows]] == 0  # boxes of other classes, too: they own their points
         boxes, kinds = split.boxes[rows][due], split.types[rows][due]
-        if not np.isin(kinds, types).any():
+        collected = np.isin(kinds, types)
+        if not collected.any():
             continue
         stored = split.stored_points(number)
         owner = owner_of_points(decode_points(stored), boxes)
         counts = np.bincount(owner[owner >= 0], minlength=len(boxes))
-        taken = np.isin(kinds, types) & (counts > 0)
+        taken = collected & (counts > 0)
         inside = np.flatnonzero((owner >= 0) & taken[owner])
         inside = inside[np.argsort(owner[inside], kind="stable")]
         index = {

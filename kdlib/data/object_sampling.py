@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.config import ObjectSamplingConfig
 from kdlib.data.containment import collisions, owner_of_points
 from kdlib.data.object_bank import ObjectBank, remedy
 from kdlib.data.store import class_types
 from kdlib.errors import ConfigError, DataError
-from kdlib.types import Float32, Int64
+from kdlib.types import Float32, Int64, IntArray
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class ObjectSampler:
             raise DataError(f"{bank.path} was made without {', '.join(missing)}; delete it and {remedy(bank.path)}")
         self.bank, self.config = bank, config
         usable = (bank.counts >= config.min_points) & (bank.difficulty >= 0)
-        self.candidates = tuple(
-            np.flatnonzero(usable & (bank.types == kind)).astype(np.int32) for kind in class_types(class_names)
-        )
+        self.candidates = [np.flatnonzero(usable & (bank.types == kind)).astype(np.int32) for kind in class_types(class_names)]
 
     def draw(self, boxes: Float32, labels: Int64, rng: np.random.Generator) -> Pasted:
         """Draw objects for a frame with boxes (M, 7) and labels (M,), 0 for boxes of no class; see :func:`draw_objects`."""
@@ -65,7 +62,7 @@ class ObjectSampler:
 
 
 def draw_objects(
-    candidates: Sequence[NDArray[np.integer]],
+    candidates: Sequence[IntArray],
     bank_boxes: Float32,
     counts: Sequence[int],
     boxes: Float32,

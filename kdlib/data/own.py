@@ -81,17 +81,16 @@ def own_frame(
     return Frame(segment, index, time, columns, np.eye(4) if pose is None else np.asarray(pose, np.float64), labels)
 
 
-def store_frames(
-    frames: Iterable[Frame], out: Path, split: str = "training", *, simulated: bool = False, objects: bool = True
-) -> Store:
+def store_frames(frames: Iterable[Frame], out: Path, split: str = "training", *, simulated: bool = False) -> Store:
     """Write a split of a store from frames, drive after drive, and return the store; other splits and drives in it stay.
+
+    A training split's objects are collected too, for pasting them into other frames.
 
     Args:
         frames: Those of a drive one after the other, numbered from 0; one at a time is held in memory.
         out: Folder of the store, made if missing. A drive it has already is replaced.
         split: ``training`` or ``validation``, as profiles name them.
         simulated: Whether the frames were simulated; every result made from them will say so.
-        objects: Also collect a training split's objects, for pasting them into other frames.
 
     Raises:
         DataError: If there is no frame, a drive's frames are not in order, or the disk is full; finished drives are kept.
@@ -109,7 +108,7 @@ def store_frames(
             raise DataError(f"there is no frame to store in {out / split}")
         write_index(out, {split: written})
         store = Store.open(out)
-        if objects and split in OBJECT_SPLITS:
+        if split in OBJECT_SPLITS:
             build_bank(store.split(split), progress=False)
     return store
 

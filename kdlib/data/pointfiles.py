@@ -86,7 +86,7 @@ def _count(path: Path, name: str, words: Sequence[str]) -> int:
 
 def _row(fields: Iterable[tuple[str, str, int]]) -> np.dtype[np.void]:
     """Return the type of one point from names, kinds and numbers a point; PCL calls all its padding columns '_'."""
-    columns: dict[str, tuple[str, tuple[int]]] = {}
+    columns = {}
     for number, (name, kind, count) in enumerate(fields):
         free = f"{name} {number}" if name.lower() in columns else name
         columns[free.lower()] = kind, (count,)

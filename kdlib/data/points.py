@@ -38,7 +38,7 @@ def encode_points(points: Float32) -> StoredPoints:
         DataError: If a number is not finite.
     """
     if not np.isfinite(points).all():
-        raise DataError(f"{int((~np.isfinite(points).all(axis=1)).sum())} of {len(points)} points hold NaN or infinity")
+        raise DataError(f"{(~np.isfinite(points).all(axis=1)).sum()} of {len(points)} points hold NaN or infinity")
     counts = np.rint(points[:, :3] / np.array(list(STEPS.values())))
     held = (np.abs(counts) <= 32767).all(axis=1)
     points, counts = points[held], counts[held]

@@ -22,7 +22,7 @@ from kdlib.data.progress import watched
 from kdlib.data.segment import STORE_VERSION, read_manifest, source_fingerprint, write_segment, writing
 from kdlib.data.store import INDEX, Store, fingerprint
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES
+from kdlib.types import WAYMO_TYPES, Json
 from kdlib.waymo.components import reading
 from kdlib.waymo.segments import read_segment, segment_files
 from kdlib.waymo.simulated import is_simulated
@@ -60,7 +60,7 @@ class PrepareReport:
     splits: Mapping[str, SplitReport]
     object_bank: str | None  # path
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
         return asdict(self)
 
@@ -184,7 +184,7 @@ def prepare_segment(task: SegmentTask) -> tuple[Manifest, bool]:
     files = segment_files(task.source, task.segment)
     with reading(task.source):
         source = source_fingerprint(files.values())
-    manifest: dict[str, Any] = {}
+    manifest = {}
     with suppress(DataError):  # missing, damaged or of another version: it is written anew
         manifest = read_manifest(task.folder)
     kept = manifest.get("source") == source and "checksum" in manifest
@@ -218,8 +218,8 @@ def write_index(out: Path, fresh: Mapping[str, Mapping[str, Manifest]]) -> dict[
     """
     path = out / INDEX
     index = records.read_json(path) if path.is_file() else {}
-    contents: dict[str, dict[str, str]] = dict(index["splits"]) if index.get("version") == STORE_VERSION else {}
-    manifests: dict[str, list[Manifest]] = {}
+    contents = dict(index["splits"]) if index.get("version") == STORE_VERSION else {}
+    manifests = {}
     for split, written in fresh.items():
         merged = dict(written)
         for name in sorted(contents.get(split, {}).keys() - written.keys()):
@@ -250,17 +250,15 @@ def only_writer(out: Path) -> Iterator[None]:
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
         try:
-            lock.acquire()
+            with FileLock(out / ".lock", timeout=0):
+                _remove_leftovers(out)
+                try:
+                    yield
+                finally:
+                    _remove_leftovers(out)  # of workers that were ended in the middle
         except Timeout as error:
             raise DataError(f"{out} is being prepared by another process; wait for it or choose another folder") from error
-        try:
-            _remove_leftovers(out)
-            yield
-        finally:
-            _remove_leftovers(out)  # of workers that were ended in the middle
-            lock.release()
 
 
 def _remove_leftovers(out: Path) -> None:

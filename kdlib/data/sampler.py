@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdlib.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch.utils.data import Sampler
-
-    _Sampler = Sampler[list[tuple[int, int]]]
-else:
-    _Sampler = object
-
 _ORDER = 2**32 - 1  # keeps the stream of the order apart from the stream of any frame
 
 
-class StepSampler(_Sampler):
+class StepSampler:
     """A batch sampler over all epochs of a run; batch n is the same whether the run began at step 0 or was resumed at n.
 
     Each epoch is one permutation; its last batch may be smaller (nothing is dropped, spec 2.6). Several ranks share every batch:
@@ -69,15 +61,10 @@ class StepSampler(_Sampler):
 
 
 def check_shares(batch_size: int, world: int) -> None:
-    """Refuse a batch that processes cannot share evenly.
-
-    Raises:
-        ConfigError: Naming both numbers and the nearest that work.
-    """
+    """Refuse, as a ConfigError, a batch that processes cannot share evenly; it names both numbers and the nearest that work."""
     if batch_size % world:
         fits = [number for number in range(1, batch_size + 1) if batch_size % number == 0]
         raise ConfigError(
             f"a batch of {batch_size} frames cannot be shared evenly by {world} processes; batch_size counts the frames of all "
-            f"processes together, so use {' or '.join(str(n) for n in fits[-4:])} processes, "
-            f"or a batch_size divisible by {world}"
+            f"processes together, so use {' or '.join(map(str, fits[-4:]))} processes, or a batch_size divisible by {world}"
         )

@@ -90,9 +90,9 @@ def _place(path: Path, layout: ScanLayout, columns: PointColumns, height: float 
     """Bring the columns into the vehicle frame and say how."""
     said = [f"Layout {layout.name}{', found from the file' if guessed else ''}: {', '.join(columns)}."]
     xyz = np.stack([columns[axis] for axis in "xyz"], axis=1) * scale
-    finite = np.asarray(np.isfinite(xyz).all(axis=1))
+    finite = np.all(np.isfinite(xyz), axis=1)
     if not finite.all():
-        said.append(f"{int((~finite).sum()):,} of {len(finite):,} points hold NaN or infinity and are left out.")
+        said.append(f"{(~finite).sum():,} of {len(finite):,} points hold NaN or infinity and are left out.")
         xyz, columns = xyz[finite], {name: column[finite] for name, column in columns.items()}
     if not len(xyz):
         raise DataError(f"{path} holds no finite points")
@@ -177,8 +177,7 @@ def _guess_bin(path: Path, values: Float32) -> ScanLayout:
     """Tell KITTI's four columns from nuScenes' five by the number of values and by what the last columns can be."""
     if not values.size % 5 and _is_nuscenes(values.reshape(-1, 5)):
         return LAYOUTS["nuscenes"]
-    table = values.reshape(-1, 4) if not values.size % 4 else None
-    if table is not None and table[:, 3].min() >= 0:
+    if not values.size % 4 and (table := values.reshape(-1, 4))[:, 3].min() >= 0:
         if table[:, 3].max() <= 1:
             return LAYOUTS["kitti"]
         if np.abs(table[:, :3]).max() < _FARTHEST:
@@ -189,8 +188,8 @@ def _guess_bin(path: Path, values: Float32) -> ScanLayout:
 def _is_nuscenes(table: FloatArray) -> bool:
     ring = table[:, 4]
     low, high = table.min(axis=0), table.max(axis=0)
-    whole = bool((ring == np.floor(ring)).all() and low[4] >= 0 and high[4] < 128)
-    return whole and bool(low[3] >= 0 and high[3] <= 255 and np.abs(table[:, :3]).max() < _FARTHEST)
+    whole = (ring == np.floor(ring)).all() and low[4] >= 0 and high[4] < 128
+    return whole and low[3] >= 0 and high[3] <= 255 and np.abs(table[:, :3]).max() < _FARTHEST
 
 
 def _read_npy(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:
@@ -214,7 +213,7 @@ def _guess_npy(table: FloatArray) -> ScanLayout:
     width = table.shape[1]
     if width == 3 or not len(table):
         return LAYOUTS["xyz"]
-    if width == 5 and bool(np.isfinite(table).all()) and _is_nuscenes(table) and float(table[:, 4].max()) > 2:
+    if width == 5 and np.isfinite(table).all() and _is_nuscenes(table) and table[:, 4].max() > 2:
         return LAYOUTS["nuscenes"]
     return LAYOUTS["xyzi"] if width == 4 and not np.nanmax(table[:, 3]) > 255 else LAYOUTS["waymo"]
 

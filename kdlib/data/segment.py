@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from kdlib import records
 from kdlib.data.points import POINT, StoredPoints, encode_points
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES, Frame, FrameLabels
+from kdlib.types import WAYMO_TYPES, Frame, FrameLabels, Json
 
 STORE_VERSION = 1
 POINTS, FRAMES, BOXES, MANIFEST = "points.npy", "frames.parquet", "boxes.parquet", "manifest.json"
@@ -98,7 +98,7 @@ def _box_table(labels: Sequence[tuple[int, FrameLabels]]) -> pa.Table:
 
 def write_segment(
     frames: Iterable[Frame], folder: Path, source: str, simulated: bool = False, expected: int | None = None
-) -> dict[str, Any]:
+) -> Json:
     """Write the folder of one segment and return its manifest; an interrupted call leaves nothing under the folder's name.
 
     Args:
@@ -131,11 +131,11 @@ def _process() -> str:
     return f"{platform.node()}.{os.getpid()}"
 
 
-def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Json:
     """Write the files of a segment, the manifest last, frame by frame: the points of a whole segment are never in memory."""
     digest, offset, seen = hashlib.sha256(), 0, 0
-    rows: list[dict[str, Any]] = []
-    labels: list[tuple[int, FrameLabels]] = []
+    rows = []
+    labels = []
     with (folder / POINTS).open("wb") as stream:
         stream.write(_npy_header(0))
         for frame in frames:
@@ -204,7 +204,7 @@ def _put_in_place(temporary: Path, folder: Path, manifest: Mapping[str, Any]) ->
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Json:
     """Return a segment's manifest after checking version, and that every file is there at its full length.
 
     Raises:

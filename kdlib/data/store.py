@@ -20,7 +20,7 @@ from kdlib.config import CLASS_NAMES
 from kdlib.data.points import StoredPoints, decode_points
 from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, read_manifest, read_points
 from kdlib.errors import ConfigError, DataError
-from kdlib.types import WAYMO_TYPES, Float32, Float64, FrameLabels, Int64, frame_id
+from kdlib.types import WAYMO_TYPES, Float32, FrameLabels, Int64, frame_id
 
 INDEX = "store.json"
 
@@ -31,11 +31,7 @@ def fingerprint(contents: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def class_types(class_names: Sequence[str]) -> tuple[int, ...]:
-    """Return Waymo's type number of every class.
-
-    Raises:
-        ConfigError: If a class is none of Waymo's.
-    """
+    """Return Waymo's type number of every class; raises ConfigError if a class is none of Waymo's."""
     unknown = [name for name in class_names if name not in WAYMO_TYPES]
     if unknown or not class_names:
         raise ConfigError(f"unknown class {unknown}; Waymo's classes are {', '.join(WAYMO_TYPES)}")
@@ -56,8 +52,7 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} {versions}; delete it and prepare again")
     if index.get("fingerprint") not in (None, fingerprint(index["splits"])):
         raise DataError(f"{path / INDEX} is not what was written; delete it and run 'python -m kdlib prepare' again")
-    contents: dict[str, dict[str, str]] = index["splits"]
-    return contents
+    return index["splits"]
 
 
 @dataclass(frozen=True)
@@ -91,26 +86,23 @@ class Store:
         return fingerprint(self.contents)
 
     def split(self, name: str) -> StoreSplit:
-        """Load the tables of a split.
-
-        Raises:
-            DataError: If the store has no such split, or a table is damaged.
-        """
+        """Load the tables of a split; raises DataError if the store has no such split, or a table is damaged."""
         if name not in self.contents:
             raise DataError(f"{self.path} has no split '{name}', it has: {', '.join(self.contents) or 'none'}")
         segments = tuple(sorted(self.contents[name]))
         columns = ["frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y"]
-        frame_tables = [_read_table(self.path / name / segment / FRAMES) for segment in segments]
-        box_tables = [_read_table(self.path / name / segment / BOXES, columns) for segment in segments]
+        frame_tables, box_tables = (
+            [_read_table(self.path / name / segment / file, read) for segment in segments]
+            for file, read in ((FRAMES, ["frame", "timestamp", "offset", "count"]), (BOXES, columns))
+        )
         lengths = [len(table) for table in frame_tables]
         frames, boxes = (
-            {column: table.column(column).to_numpy() for column in table.column_names if column != "pose"}
-            for table in (pa.concat_tables(frame_tables), pa.concat_tables(box_tables))
+            {column: table.column(column).to_numpy() for column in table.column_names}
+            for table in map(pa.concat_tables, (frame_tables, box_tables))
         )
         # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
         starts = np.cumsum([0, *lengths[:-1]])
         owner = boxes["frame"] + np.repeat(starts, [len(table) for table in box_tables])
-        poses = [chunk.flatten().to_numpy() for table in frame_tables for chunk in table.column("pose").chunks]
         return StoreSplit(
             path=self.path,
             name=name,
@@ -121,7 +113,6 @@ class Store:
             timestamps=frames["timestamp"],
             offsets=frames["offset"],
             counts=frames["count"],
-            poses=np.concatenate([np.zeros(0), *poses]).reshape(-1, 4, 4),
             first_box=np.searchsorted(owner, np.arange(sum(lengths) + 1)),
             boxes=np.stack([boxes[number] for number in BOX_NUMBERS], axis=1).astype(np.float32),
             types=boxes["type"],
@@ -144,7 +135,6 @@ class StoreSplit:
     timestamps: Int64  # (F,) microseconds
     offsets: Int64  # (F,) first point in the segment's points.npy
     counts: Int64  # (F,) number of points
-    poses: Float64  # (F, 4, 4) world from vehicle
     first_box: Int64  # (F + 1,) rows of the following
     boxes: Float32  # (all, 7)
     types: NDArray[np.int8]
@@ -163,20 +153,16 @@ class StoreSplit:
 
     def frame_id(self, number: int) -> str:
         """Return the name a frame has in every table."""
-        return frame_id(self.segments[self.segment_of[number]], int(self.index[number]))
+        return frame_id(self.segments[self.segment_of[number]], self.index[number])
 
     def frame_ids(self, interval: int = 1) -> list[str]:
         """Return the names of every ``interval``-th frame."""
         return [self.frame_id(number) for number in self.frames(interval)]
 
     def stored_points(self, number: int) -> StoredPoints:
-        """Return a frame's points as they are stored.
-
-        Raises:
-            DataError: If the points cannot be read whole.
-        """
+        """Return a frame's points as they are stored; raises DataError if the points cannot be read whole."""
         folder = self.path / self.name / self.segments[self.segment_of[number]]
-        return read_points(folder, int(self.offsets[number]), int(self.counts[number]))
+        return read_points(folder, self.offsets[number], self.counts[number])
 
     def points(self, number: int) -> Float32:
         """Return a frame's points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1 outside)."""
@@ -184,7 +170,7 @@ class StoreSplit:
 
     def box_rows(self, number: int) -> slice:
         """Return where a frame's boxes lie in ``boxes``, ``types``, ``difficulty``, ``num_points`` and ``velocity``."""
-        return slice(int(self.first_box[number]), int(self.first_box[number + 1]))
+        return slice(self.first_box[number], self.first_box[number + 1])
 
     def labels(self, number: int) -> FrameLabels:
         """Return a frame's annotations, object ids included (read from disk)."""
@@ -195,7 +181,7 @@ class StoreSplit:
         return FrameLabels(self.boxes[rows], types, tuple(ids), difficulty, num_points, self.velocity[rows])
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -223,18 +209,16 @@ def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequen
         "num_points": split.num_points[rows].astype(np.int64),
         **dict(zip(("speed_x", "speed_y"), split.velocity[rows].astype(np.float64).T)),
     }
-    facts = {"frame_ids": json.dumps(names), "class_names": json.dumps(list(class_names)), "dataset": split.fingerprint}
+    facts = {"frame_ids": json.dumps(names), "class_names": json.dumps(class_names), "dataset": split.fingerprint}
     return pa.table(columns).replace_schema_metadata(facts)
 
 
-def limit_table(table: pa.Table, max_distance: float = math.inf, half_width: float = math.inf) -> pa.Table:
+def limit_table(table: pa.Table, half_width: float = math.inf) -> pa.Table:
     """Keep the boxes whose centre a model can see; apply it to predictions and ground truth alike, and say so beside the number.
 
     Args:
         table: With columns x and y, metres.
-        max_distance: Keep sqrt(x^2 + y^2) <= this.
         half_width: Keep |x| <= this and |y| <= this; 20.48 for the demo's models.
     """
-    x, y = (table.column(name).to_numpy() for name in ("x", "y"))
-    inside = (np.hypot(x, y) <= max_distance) & (np.maximum(np.abs(x), np.abs(y)) <= half_width)
-    return table.filter(pa.array(inside))
+    x, y = (np.abs(table.column(name).to_numpy()) for name in ("x", "y"))
+    return table.filter(pa.array(np.maximum(x, y) <= half_width))

@@ -2,10 +2,9 @@
 
     teacher -> TeacherAnswer (maps, targets, boxes, features)
     label       teacher boxes + ground truth -> the labels the student is assigned
-    align, pivotal, instances, rank, logit       maps of both -> kd_heatmap, kd_rank, kd_box
+    align, pivotal, instances, logit       maps of both -> kd_heatmap, kd_rank, kd_box
     adapter, roi_grid, local, feature       features of both -> kd_feature, kd_relation
-    schedule    how far the training is -> the factor of all kd_ terms
-    objective   Plain (student alone) and Distillation (all of it) -> LossTerms
+    objective   Plain (student alone) and Distillation (all of it, scheduled by how far the training is) -> LossTerms
     watch       values of the terms -> an error where one does nothing, the startup report
     initialise  the teacher's matching tensors -> the student, before training
 

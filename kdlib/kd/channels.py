@@ -49,7 +49,7 @@ class AxisSource:
     def entries(self, kept: Chosen, widths: Widths) -> list[int]:
         """Return which entries of a wide axis are left, given the channels kept of every group and how many there were."""
         start = 0
-        channels: list[int] = []
+        channels = []
         for group in self.groups:
             channels += [start + channel for channel in kept[group]]
             start += widths[group]
@@ -144,7 +144,7 @@ def _pillars(state: Tensors, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
 
 
 def _voxels(state: Tensors, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
-    chain: list[Layer] = []
+    chain = []
     source, group = FIXED, ""
     for prefix in _parts(state):
         short = prefix.partition(".")[2]
@@ -175,7 +175,7 @@ def _parts(state: Tensors) -> Iterator[str]:
 
 
 def _levels(state: Tensors, bev: AxisSource, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
-    chain: list[Layer] = []
+    chain = []
     joined: list[str] = []
     while f"backbone_2d.{(deblock := f'deblocks.{len(joined)}')}.0.weight" in state:
         block, place = f"blocks.{len(joined)}", 1  # behind the padding; convolution, norm and ReLU from there on

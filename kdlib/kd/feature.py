@@ -22,7 +22,8 @@ from kdlib.kd.align import align_maps
 from kdlib.kd.distance import EPSILON, channel_distance
 from kdlib.kd.local import local_kd
 from kdlib.kd.roi_grid import Region, roi_grid_pool
-from kdlib.kd.term import Need, StepContext
+from kdlib.kd.teacher import Need
+from kdlib.kd.term import StepContext
 from kdlib.models import ranks
 from kdlib.models.losses.loss_part import LossPart, weighed
 from kdlib.models.precision import wide

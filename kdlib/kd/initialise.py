@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
 from kdlib.kd.channels import Chosen, Tensors
 from kdlib.kd.remap import Part, Remapped, remap
+from kdlib.types import Json
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class CopyRow:
             return "only in the student"
         return "not asked for" if self.student == self.teacher else "shapes differ"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values."""
         shapes = {"teacher": self.teacher, "student": self.student}
         axes = [part.to_dict() for part in self.parts]
@@ -89,12 +90,11 @@ class CopyReport:
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         return "\n".join([*lines, self.summary()])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
         rows = [row.to_dict() for row in self.rows]
         values = {"how": self.how, "copied": self.copied, "total": self.total, "tensors": rows, "groups": self.groups}
-        plain: dict[str, Any] = json.loads(json.dumps(values))
-        return plain
+        return json.loads(json.dumps(values))
 
 
 def initialise(student: nn.Module, teacher_state: Tensors, how: Initialisation) -> CopyReport:

@@ -35,14 +35,14 @@ def confident(
     Source: spec section 7.4; goldens of the original show that its ``mixed`` asks for a box of the first class.
     """
     labels = detections.labels
-    if labels.numel() and int(labels.max()) > len(thresholds):
-        raise ConfigError(f"a teacher box has label {int(labels.max())} but only {len(thresholds)} classes have a threshold")
+    if labels.numel() and labels.max() > len(thresholds):
+        raise ConfigError(f"a teacher box has label {labels.max()} but only {len(thresholds)} classes have a threshold")
     marks = detections.scores.float()
     if score != "class":
         boxes, kinds = annotated
         overlap = _best_overlap(detections.boxes, boxes if score == "iou" else boxes[kinds == 1])
         marks = overlap if score == "iou" else torch.where(labels == 1, overlap, marks)
-    return _take(detections, marks > marks.new_tensor(list(thresholds))[labels - 1])
+    return _take(detections, marks > marks.new_tensor(thresholds)[labels - 1])
 
 
 def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _merge_frame(
 
 def _without_duplicates(teacher: Detections, boxes: Tensor, labels: Tensor, limit: float) -> Detections:
     """Drop boxes that overlap an annotated box, or a teacher's box of higher score, of their own class by more than ``limit``."""
-    kept: list[Tensor] = []
+    kept = []
     for label in teacher.labels.unique().tolist():
         own = (teacher.labels == label).nonzero().squeeze(1)
         same = boxes[labels == label]

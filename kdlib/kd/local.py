@@ -28,6 +28,7 @@ from kdlib.kd.distance import EPSILON, channel_distance
 from kdlib.models import ranks
 from kdlib.models.detector import Sites
 from kdlib.models.precision import wide
+from kdlib.models.sparse.rulebook import cell_numbers
 
 _TIE = 1e-3  # of a cell: centres on a border belong to the upper cell, whatever rounding says
 
@@ -101,9 +102,7 @@ def local_kd(student: Sites, teacher: Sites, config: FeatureKDConfig, adapter: n
 
 def _keys(coords: Tensor, shape: tuple[int, int, int], flat: bool) -> Tensor:
     """Return one number per cell of a batch; with ``flat`` per column of cells."""
-    batch, z, y, x = coords.unbind(1)
-    levels, rows, columns = shape
-    return ((batch * levels + (0 if flat else z)) * rows + y) * columns + x
+    return cell_numbers(coords * coords.new_tensor((1, 0, 1, 1)) if flat else coords, shape)
 
 
 def _row(values: tuple[float, ...], like: Sites) -> Tensor:

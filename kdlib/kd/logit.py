@@ -13,9 +13,9 @@ from kdlib.kd.align import align_maps
 from kdlib.kd.distance import ELEMENTWISE, EPSILON
 from kdlib.kd.instances import instance_cells
 from kdlib.kd.pivotal import pivotal_mask
-from kdlib.kd.rank import rank_kd
 from kdlib.kd.roi_grid import Region
-from kdlib.kd.term import Need, StepContext
+from kdlib.kd.teacher import Need
+from kdlib.kd.term import StepContext
 from kdlib.models import ranks
 from kdlib.models.losses.box_regression import gather_codes, masked_l1
 from kdlib.models.losses.heatmap_focal import clamped_probability
@@ -89,6 +89,25 @@ def heatmap_kd(student: Tensor, teacher: Tensor, mask: Tensor, distance: str = "
     return (mask * apart.sum(dim=1)).sum() / (ranks.total(mask.sum()) + EPSILON)
 
 
+def rank_kd(student: Tensor, teacher: Tensor, rank: int) -> Tensor:
+    """Return ``mean(p_t * (ln p_t - ln p_s))`` over the teacher's ``rank`` best entries of every frame.
+
+    Both maps are probabilities above 0 (B, C, H, W) on one grid, of which the teacher's receives no gradient. An entry is a class
+    at a cell; ``p`` is a frame's probabilities there over their sum (plus 1e-6), so that only the order and the proportions
+    count, not the height. The original's ``-mean(p_t * ln p_s)`` differs by the teacher's entropy, a constant: the gradient is
+    the same, and here a student equal to its teacher is at 0. The original also indexed frames by a fraction, so it never ran,
+    and would have kept the last head's value alone (spec section 11 items 15, 16).
+
+    Source: spec section 7.5 step 6.
+    """
+    ours, theirs = student.flatten(1), teacher.detach().flatten(1)
+    best = theirs.topk(min(rank, theirs.shape[1]), dim=1, sorted=False).indices
+    given, wanted = (
+        entries / (entries.sum(dim=1, keepdim=True) + EPSILON) for entries in (ours.gather(1, best), theirs.gather(1, best))
+    )
+    return ranks.mean(wanted * (wanted.log() - given.log()))
+
+
 def regression_kd(student: HeadOutput, teacher: HeadOutput, targets: HeadTargets) -> Tensor:
     """Return the L1 distance of the eight code maps at the target cells, summed over the dimensions.
 
@@ -116,7 +135,7 @@ def head_kd(
 
     Source: SparseKD section 4.2; spec section 7.5.
     """
-    parts: list[LossPart] = []
+    parts = []
     if config.weight != 0 or config.rank_weight != 0:
         ours, theirs = meet(student, teacher, config)
         if config.weight != 0:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import KDConfig, LabelKDConfig
+from kdlib.config import KDConfig, KDScheduleConfig, LabelKDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.adapter import make_adapter
 from kdlib.kd.check import check_pair, with_centre_head
@@ -18,12 +18,9 @@ from kdlib.kd.feature import feature_kd, feature_needs
 from kdlib.kd.label import labels_added, merge_labels
 from kdlib.kd.logit import logit_kd, logit_needs
 from kdlib.kd.roi_grid import bev_region
-from kdlib.kd.schedule import factor
-from kdlib.kd.statistics import unmoved_statistics
-from kdlib.kd.teacher import Teacher
-from kdlib.kd.term import PREFIX, Need, StepContext, Term
+from kdlib.kd.teacher import Need, Teacher, unmoved_statistics
+from kdlib.kd.term import PREFIX, StepContext, Term
 from kdlib.kd.watch import ActiveTerm, ZeroWatch, active_terms
-from kdlib.models import ranks
 from kdlib.models.detector import CenterPoint, Detector
 from kdlib.models.losses.detection import detector_loss
 from kdlib.models.losses.loss_part import LossPart, loss_terms
@@ -61,7 +58,7 @@ class Plain(_Objective):
         A second stage adds its own; where the first is frozen they are all there is. ``progress`` is there because every
         objective is called alike; nothing here depends on it.
         """
-        return _of_all_ranks(self._parts(batch)[0])
+        return loss_terms(self._parts(batch)[0])
 
     def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
         prediction = self.student(batch.points, truth=batch.truth)
@@ -135,7 +132,7 @@ class Distillation(_Objective):
         parts, _ = self._parts(batch)
         if scale != 1:  # at full weight nothing is multiplied, so that a run without a schedule keeps its bits
             parts = [replace(part, value=scale * part.value) if part.name.startswith(PREFIX) else part for part in parts]
-        terms = _of_all_ranks(parts)
+        terms = loss_terms(parts)
         # What the schedule has switched off says nothing about a term.
         if scale != 0 and self.training and torch.is_grad_enabled():
             self._watch.see({name: value for name, value in terms.parts.items() if name.startswith(PREFIX)})
@@ -143,7 +140,7 @@ class Distillation(_Objective):
 
     def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
         config, asked = self.config, self._asked
-        answer = self.teacher(batch, **{need: need in asked for need in get_args(Need)})
+        answer = self.teacher(batch, asked)
         labels = batch.truth
         if config.label is not None:
             labels = merge_labels(answer.boxes, batch.truth, config.label, self.student.head.targets.max_objects)
@@ -159,14 +156,28 @@ class Distillation(_Objective):
         return parts, labels
 
 
-def _of_all_ranks(parts: Sequence[LossPart]) -> LossTerms:
-    terms = loss_terms(parts)
-    return LossTerms.total(ranks.whole(terms.parts)) if ranks.several() else terms
+def factor(progress: float, config: KDScheduleConfig) -> float:
+    """Return what the weights of all ``kd_`` terms are multiplied by, in [0, 1]; exactly 1 outside of warm-up and decay.
+
+    It rises linearly from 0 over the first ``warm_up`` of a training and falls linearly to ``floor`` over the last ``decay``.
+    ``progress`` is steps done divided by the steps of the schedule: 0 in the first step.
+
+    Raises:
+        ValueError: If ``progress`` lies outside [0, 1].
+    """
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress {progress} of a training is not in [0, 1]; it is steps done divided by all steps")
+    if progress < config.warm_up:
+        return progress / config.warm_up
+    left = 1 - progress
+    if left < config.decay:
+        return config.floor + (1 - config.floor) * left / config.decay
+    return 1.0
 
 
 def _asked(config: KDConfig, extra: Sequence[Term]) -> frozenset[Need]:
     """Return what the teacher has to answer besides its heads' maps."""
-    asked: set[Need] = {need for term in extra for need in term.needs}
+    asked = {need for term in extra for need in term.needs}
     if config.label is not None:
         asked.add("boxes")
     return frozenset(asked | feature_needs(config.feature) | logit_needs(config.logit))

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
 from kdlib.kd.channels import FIRST_2D, Axes, AxisSource, Chosen, Layer, Tensors, Widths, Wiring, bev_levels, layers
+from kdlib.types import Json
 
 Score = Callable[[Tensors, Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
 _COUNTERS = ("global_step", "num_batches_tracked")
@@ -42,7 +42,7 @@ class Part:
         """Say which, as ``first 24 of 32 (conv2.0)``; long lists are cut short and told apart by a digest."""
         return f"{spell(self.kept, self.of)} ({self.source})"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values; indices themselves are in the report's groups."""
         words = {"selection": spell(self.kept, self.of), "digest": digest(self.kept)}
         return {"axis": self.axis, "groups": self.source.groups, "kept": len(self.kept), "of": self.of, **words}

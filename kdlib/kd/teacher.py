@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlib.config import TeacherNorm
 from kdlib.errors import ConfigError
-from kdlib.kd.statistics import batch_norms, hidden_statistics
 from kdlib.models.detector import CenterPoint, Sites
 from kdlib.types import Batch, Detections, HeadOutput, HeadTargets
+
+Need = Literal["targets", "boxes", "bev", "sites"]  # the fields of an answer that are computed on demand
+_STORED = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,44 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(
-        self, batch: Batch, *, targets: bool = True, boxes: bool = True, bev: bool = False, sites: bool = False
-    ) -> TeacherAnswer:
-        """Return the answer to a batch, voxelised on the teacher's own grid; all but the heads' maps only on demand.
+    def forward(self, batch: Batch, needs: Collection[Need] = ("targets", "boxes")) -> TeacherAnswer:
+        """Return the answer to a batch, voxelised on the teacher's own grid: the heads' maps, and what else is needed.
 
         Source: spec section 7.3 step 4.
         """
         self.train()  # also after somebody switched the inner model
         with hidden_statistics(batch_norms(self.model) if self.norm == "batch" else ()):
-            prediction = self.model(batch.points, sites=sites, boxes=boxes)
+            prediction = self.model(batch.points, sites="sites" in needs, boxes="boxes" in needs)
         return TeacherAnswer(
-            heads=tuple(prediction.heads),
-            targets=tuple(self.model.targets(batch.truth)) if targets else (),
-            boxes=tuple(self.model.detect(prediction, nms=False)) if boxes else (),
-            bev=prediction.bev if bev else None,
+            heads=prediction.heads,
+            targets=self.model.targets(batch.truth) if "targets" in needs else (),
+            boxes=tuple(self.model.detect(prediction, nms=False)) if "boxes" in needs else (),
+            bev=prediction.bev if "bev" in needs else None,
             sites=prediction.sites,
         )
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return every BatchNorm layer of a model."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def hidden_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Take the stored statistics of layers away inside a block, and put back the very same tensors afterwards.
+
+    A BatchNorm without statistics normalises by the current batch in either mode and has nothing to update.
+    """
+    stored = [(layer, name, getattr(layer, name)) for layer in layers for name in _STORED]
+    try:
+        for layer, name, _ in stored:
+            setattr(layer, name, None)
+        yield
+    finally:
+        for layer, name, tensor in stored:
+            setattr(layer, name, tensor)
+
+
+def unmoved_statistics(model: nn.Module) -> AbstractContextManager[None]:
+    """Let a model run in whatever mode its layers are, without leaving a trace in their statistics."""
+    return hidden_statistics([layer for layer in batch_norms(model) if layer.training])

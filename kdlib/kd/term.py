@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
 from kdlib.errors import ConfigError
-from kdlib.kd.teacher import TeacherAnswer
+from kdlib.kd.teacher import Need, TeacherAnswer
 from kdlib.models import ranks
 from kdlib.models.detector import Prediction
 from kdlib.types import Batch, GroundTruth, HeadOutput, HeadTargets
 
-Need = Literal["targets", "boxes", "bev", "sites"]  # the fields of an answer that are computed on demand
 PREFIX = "kd_"  # of every term's name
 
 
@@ -57,11 +56,7 @@ class Term:
             raise ConfigError(f"term '{self.name}' needs {unknown}; a teacher can answer {', '.join(get_args(Need))}")
 
     def __call__(self, context: StepContext) -> Tensor:
-        """Return the weighted value on one step.
-
-        Raises:
-            ConfigError: If it is not one number.
-        """
+        """Return the weighted value on one step; raises ConfigError if it is not one number."""
         value = self.value(context)
         if value.dim() != 0:
             raise ConfigError(f"term '{self.name}' returned a tensor of shape {tuple(value.shape)}; reduce it to one number")

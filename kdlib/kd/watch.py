@@ -53,11 +53,7 @@ class ZeroWatch:
 
     @torch.no_grad()
     def see(self, parts: Mapping[str, Tensor]) -> None:
-        """Take note of one training step.
-
-        Raises:
-            ConfigError: If a part was exactly 0 for ``patience`` steps in a row.
-        """
+        """Take note of one training step; raises ConfigError if a part was exactly 0 for ``patience`` steps in a row."""
         self.steps += 1
         for name, value in parts.items():
             zero = (value == 0).to(torch.int64)
@@ -65,7 +61,7 @@ class ZeroWatch:
         if self.steps % self.patience:
             return
         for name, count in self.zeros.items():
-            if int(count) >= self.patience:
+            if count >= self.patience:
                 raise ConfigError(
                     f"term '{name}' is enabled but was exactly 0 for the last {int(count)} steps; "
                     "look at the startup report of active terms, then mend its settings or set its weight to 0"

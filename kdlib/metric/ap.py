@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdlib.types import Float32, Float64
+from kdlib.types import Float32, Float64, FloatArray
 
 RECALL_STEP = 0.05  # wider gaps of recall are filled with the lower precision
 _STEP_SLACK = 1e-6
@@ -24,7 +24,7 @@ class Curve:
     recall: Float32  # (..., C)
 
 
-def precision_recall(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any], sum_ha: NDArray[np.floating]) -> Curve:
+def precision_recall(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any], sum_ha: FloatArray) -> Curve:
     """Return the curve of counts (..., C); where recall is 0 both precisions are 1, as in the official tool."""
     hits, claims, positives, headings = (np.asarray(a, np.float32) for a in (tp, tp + fp, tp + fn, sum_ha))
     recall = _divide(hits, positives)
@@ -45,7 +45,7 @@ def average_precision(precision: Float32, recall: Float32) -> np.float32:
         best_at[r] = max(p, best_at.get(r, p))
     zero, step, slack = np.float32(0.0), np.float32(RECALL_STEP), np.float32(RECALL_STEP + _STEP_SLACK)
     best_at[zero] = np.float32(1.0)
-    points: list[tuple[np.float32, np.float32]] = []
+    points = []
     best = last = zero
     for r in sorted(best_at, reverse=True):
         while last - r > slack:
@@ -64,23 +64,18 @@ def average_precision(precision: Float32, recall: Float32) -> np.float32:
     return area
 
 
-def average_precisions(precision: NDArray[np.floating], recall: NDArray[np.floating]) -> Float64:
+def average_precisions(precision: FloatArray, recall: FloatArray) -> Float64:
     """Return the areas (...) under many curves (..., C) at once, in float64: within 2e-7 of :func:`average_precision`.
 
-    Args:
-        precision: (..., C).
-        recall: (..., C), compared bitwise in float32 for equality.
+    Recalls are compared bitwise in float32 for equality.
     """
-    r = np.asarray(recall, np.float32)
-    p = np.asarray(precision, np.float32)
+    r, p = recall.astype(np.float32), precision.astype(np.float32)
     order = np.lexsort((-p, -r), axis=-1)  # falling recall; among equals the best precision first
     r = np.take_along_axis(r, order, axis=-1).astype(np.float64)
     p = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1), axis=-1).astype(np.float64)
     r_next = np.concatenate((r[..., 1:], np.zeros_like(r[..., :1])), axis=-1)
     p_next = np.concatenate((p[..., 1:], p[..., -1:]), axis=-1)
-    # The segment that ends at recall 0 keeps the precision it starts with.
-    p_next = np.where(r_next == 0.0, p, p_next)
+    p_next = np.where(r_next == 0.0, p, p_next)  # the segment that ends at recall 0 keeps the precision it starts with
     gap = r - r_next
     filled = RECALL_STEP * np.maximum(np.ceil((gap - RECALL_STEP - _STEP_SLACK) / RECALL_STEP), 0.0)
-    area: Float64 = (p * filled + 0.5 * (gap - filled) * (p + p_next)).sum(axis=-1)
-    return area
+    return (p * filled + 0.5 * (gap - filled) * (p + p_next)).sum(axis=-1)

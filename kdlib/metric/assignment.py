@@ -87,7 +87,7 @@ class _Labelling:
         while True:
             free = (self.row_of[queue] < 0).nonzero()[0]
             if len(free):
-                self._flip(parent, int(queue[free[0]]))
+                self._flip(parent, queue[free[0]])
                 return
             inside[queue] = True
             joined = self.row_of[queue]
@@ -111,12 +111,11 @@ class _Labelling:
         listed = tight.any(axis=0).nonzero()[0]
         lister = tight.argmax(axis=0)[listed]
         parent[listed] = rows[lister]
-        result: Int64 = listed[lister.argsort(kind="stable")]
-        return result
+        return listed[lister.argsort(kind="stable")]
 
     def _flip(self, parent: Int64, column: int) -> None:
         while column >= 0:
-            row = int(parent[column])
-            previous = int(self.column_of[row])
+            row = parent[column]
+            previous = self.column_of[row]
             self.row_of[column], self.column_of[row] = row, column
             column = previous

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from kdlib.config import to_dict
 from kdlib.errors import ConfigError
 from kdlib.metric.ap import average_precisions, precision_recall
 from kdlib.metric.shards import LEVELS, MEAN_TYPES, type_breakdown
 from kdlib.metric.waymo_metrics import EvalResult, FrameCounts
-from kdlib.types import Float64, Int64
+from kdlib.types import Float64, Int64, Json
 
 METRICS = {f"LEVEL_{level}/m{kind}": (level, kind) for level in LEVELS for kind in ("AP", "APH")}  # what can be resampled
 _BLOCK = 100  # resamples scored at once
@@ -68,10 +68,9 @@ class BootstrapReport:
                 return Difference(first, second, 0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)  # no negative zero
         raise KeyError(f"no difference between '{first}' and '{second}'")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain JSON values."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return to_dict(self)
 
 
 def bootstrap(
@@ -103,8 +102,8 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     weight = rng.multinomial(units, np.full(units, 1.0 / units), size=resamples).astype(np.float64)
     drawn = {n: rng.integers(0, n, (resamples, n)) for n in sorted({len(results) for results in arms.values()})}
-    means: dict[str, Float64] = {}
-    scores: list[ArmScore] = []
+    means = {}
+    scores = []
     for name, results in arms.items():
         resampled = np.stack([_resampled(_counts_of(result), group, weight, metric) for result in results], axis=1)
         means[name] = np.take_along_axis(resampled, drawn[len(results)], axis=1).mean(axis=1)
@@ -118,8 +117,8 @@ def bootstrap(
 
 
 def _interval(resampled: Float64) -> tuple[float, float]:
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return float(low), float(high)
+    low, high = np.percentile(resampled, (2.5, 97.5)).tolist()
+    return low, high
 
 
 def _counts_of(result: EvalResult) -> FrameCounts:

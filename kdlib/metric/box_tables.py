@@ -42,15 +42,11 @@ class TableFile:
 
     @staticmethod
     def open(path: str | Path, what: str) -> TableFile:
-        """Read what the file says of itself.
-
-        Raises:
-            DataError: If it is missing, truncated or no Parquet.
-        """
+        """Read what the file says of itself; raises DataError if it is missing, truncated or no Parquet."""
         if not Path(path).is_file():
             raise DataError(f"{what} file '{path}' does not exist; check the path")
         with _reading(path, what):
-            file = pq.ParquetFile(str(path))
+            file = pq.ParquetFile(path)
         return TableFile(Path(path), what, file.schema_arrow, file.metadata.num_rows)
 
 
@@ -76,15 +72,11 @@ def read_table(path: str | Path, what: str) -> pa.Table:
     """
     TableFile.open(path, what)
     with _reading(path, what):
-        return pq.read_table(str(path))
+        return pq.read_table(path)
 
 
 def row_batches(source: BoxTable, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield some columns, a few rows at a time, after a first table without rows.
-
-    Raises:
-        DataError: If a file cannot be read.
-    """
+    """Yield some columns, a few rows at a time, after a first table without rows; raises DataError if a file cannot be read."""
     yield source.schema.empty_table().select(columns)
     if isinstance(source, pa.Table):
         yield from (source.select(columns).slice(start, _ROWS) for start in range(0, source.num_rows, _ROWS))
@@ -92,17 +84,13 @@ def row_batches(source: BoxTable, columns: Sequence[str]) -> Iterator[pa.Table]:
     # One string a frame instead of one a box.
     texts = ["frame_id"] if _is_text(source.schema.field("frame_id").type) else []
     with _reading(source.path, source.what):
-        file = pq.ParquetFile(str(source.path), read_dictionary=texts)
+        file = pq.ParquetFile(source.path, read_dictionary=texts)
         for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
             yield pa.Table.from_batches([batch])
 
 
 def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None:
-    """Check that a table has the columns, once each and of a usable type.
-
-    Raises:
-        DataError: If not.
-    """
+    """Check that a table has the columns, once each and of a usable type; raises DataError if not."""
     missing = [column for column in required if column not in schema.names]
     if missing:
         listed = ", ".join(f"'{column}'" for column in missing)
@@ -121,11 +109,7 @@ def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None
 
 
 def check_same_kind_of_id(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> None:
-    """Check that both tables name frames by strings, or both by integers.
-
-    Raises:
-        DataError: If they differ.
-    """
+    """Check that both tables name frames by strings, or both by integers; raises DataError if they differ."""
     first, second = predictions.field("frame_id").type, truth.field("frame_id").type
     if _is_text(first) != _is_text(second):
         raise DataError(
@@ -141,11 +125,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def stated(schema: pa.Schema, key: str) -> list[Any]:
-    """Return a JSON list of the schema's metadata, empty where it is absent.
-
-    Raises:
-        DataError: If it is something else.
-    """
+    """Return a JSON list of the schema's metadata, empty where it is absent; raises DataError if it is something else."""
     text = (schema.metadata or {}).get(key.encode(), b"[]")
     try:
         values = json.loads(text)
@@ -164,16 +144,12 @@ def _values_of(table: pa.Table, column: str, kind: pa.DataType, name: str) -> An
 
 
 def boxes_of(table: pa.Table, name: str) -> Float64:
-    """Return the boxes (N, 7).
-
-    Raises:
-        DataError: If a number is missing or not finite as float32; the message names its frame.
-    """
+    """Return the boxes (N, 7); raises DataError if a number is missing or not finite as float32; the message names its frame."""
     box = np.stack([_values_of(table, column, pa.float64(), name) for column in BOX_NUMBERS], axis=1)
     with np.errstate(over="ignore"):
         bad = np.argwhere(~np.isfinite(box.astype(np.float32)))
     if len(bad):
-        row, axis = (int(i) for i in bad[0])
+        row, axis = bad[0]
         raise DataError(
             f"{name}: a box of frame {_frame_of(table, row)!r} has {BOX_NUMBERS[axis]} = {box[row, axis]}; every box needs seven "
             "finite numbers, so leave out boxes that have none"
@@ -182,28 +158,20 @@ def boxes_of(table: pa.Table, name: str) -> Float64:
 
 
 def types_of(table: pa.Table, name: str) -> Int64:
-    """Return the object types (N,).
-
-    Raises:
-        DataError: If one is missing or none of Waymo's.
-    """
-    kind: Int64 = _values_of(table, "type", pa.int64(), name)
+    """Return the object types (N,); raises DataError if one is missing or none of Waymo's."""
+    kind = _values_of(table, "type", pa.int64(), name)
     unknown = np.setdiff1d(kind, np.arange(5))
     if len(unknown):
         raise DataError(
-            f"{name}: type {int(unknown[0])} is none of Waymo's (1 vehicle, 2 pedestrian, 3 sign, 4 cyclist); types are no "
+            f"{name}: type {unknown[0]} is none of Waymo's (1 vehicle, 2 pedestrian, 3 sign, 4 cyclist); types are no "
             "positions in a class list"
         )
     return kind
 
 
 def scores_of(table: pa.Table, name: str) -> Float64:
-    """Return the scores (N,).
-
-    Raises:
-        DataError: If one is missing, NaN or outside [0, 1].
-    """
-    score: Float64 = _values_of(table, "score", pa.float64(), name)
+    """Return the scores (N,); raises DataError if one is missing, NaN or outside [0, 1]."""
+    score = _values_of(table, "score", pa.float64(), name)
     # One float32 rounding above 1 is let pass: a sigmoid or a product of scores may end there.
     bad = np.flatnonzero(~((score >= 0.0) & (score <= 1.0 + 2e-7)))
     if len(bad):
@@ -225,8 +193,7 @@ def flags_of(table: pa.Table, name: str) -> Bool:
     column = table.column("overlap_nlz")
     if not pa.types.is_boolean(column.type):
         raise DataError(f"{name}: column 'overlap_nlz' is of type {column.type}, not boolean; cast it before writing the table")
-    flags: Bool = column.fill_null(False).to_numpy()
-    return flags
+    return column.fill_null(False).to_numpy()
 
 
 def _frame_of(table: pa.Table, row: int) -> Any:
@@ -262,4 +229,4 @@ def predictions_table(
 def write_predictions(path: str | Path, table: pa.Table) -> None:
     """Write a table as Parquet, whole or not at all."""
     with records.replacing(Path(path)) as temporary:
-        pq.write_table(table, str(temporary))
+        pq.write_table(table, temporary)

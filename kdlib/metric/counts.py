@@ -36,7 +36,7 @@ class Counts(Rows):
     def narrow(self) -> Counts:
         """Return the same with counts in 16 bits where they fit: kept for thousands of frames, the size matters."""
         columns = vars(self)
-        if max(int(columns[name].max(initial=0)) for name in COUNTED) >= 2**15:
+        if max(columns[name].max(initial=0) for name in COUNTED) >= 2**15:
             return self
         return replace(self, **{name: columns[name].astype(np.int16) for name in COUNTED})
 
@@ -99,8 +99,7 @@ def _count_intervals(rows: int, row: Int64, low: Int64, high: Int64) -> Int64:
     width = len(CUTOFFS) + 1
     size = rows * width
     edges = np.bincount(row * width + low, minlength=size) - np.bincount(row * width + high, minlength=size)
-    result: Int64 = np.cumsum(edges.reshape(rows, width), axis=1)[:, :-1]
-    return result
+    return np.cumsum(edges.reshape(rows, width), axis=1)[:, :-1]
 
 
 def _add_intervals(rows: int, row: Int64, low: Int64, high: Int64, value: Float32) -> Float32:
@@ -123,7 +122,7 @@ def heading_accuracy(prediction: FloatArray, truth: FloatArray) -> Float32:
 
 def wrap_by_remainder(heading: FloatArray) -> Float64:
     """Return headings in [-pi, pi), by the truncating remainder in float64."""
-    turned: Float64 = np.fmod(heading.astype(np.float64), 2.0 * np.pi)
+    turned = np.fmod(heading.astype(np.float64), 2.0 * np.pi)
     turned[turned >= np.pi] -= 2.0 * np.pi
     turned[turned < -np.pi] += 2.0 * np.pi
     return turned

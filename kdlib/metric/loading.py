@@ -75,7 +75,7 @@ def load_boxes(
     pairs = np.bincount(ours.frame, minlength=len(ids)) * np.bincount(theirs.frame, minlength=len(ids))
     if len(pairs) and pairs.max() > MOST_PAIRS:
         raise DataError(
-            f"{names[0]}: frame {ids[pairs.argmax()]!r} has {int(pairs.max()):,} pairs of boxes; keep the best few hundred "
+            f"{names[0]}: frame {ids[pairs.argmax()]!r} has {pairs.max():,} pairs of boxes; keep the best few hundred "
             "predictions of a frame"
         )
     return Loaded(EvalBoxes(ours, theirs, len(ids)), ids, int((points <= 0).sum()))
@@ -85,21 +85,21 @@ def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arr
     """Return the distinct frame ids in order of appearance, and the boxes' columns: ``frame`` is a position in the ids."""
     flag = ["overlap_nlz"] if "overlap_nlz" in source.schema.names else []
     place: dict[Any, int] = {}
-    parts: list[_Arrays] = []
+    parts = []
     for table in box_tables.row_batches(source, TRUTH_COLUMNS if labels else (*PREDICTION_COLUMNS, *flag)):
         frame = _codes(table.column("frame_id"), place, name)
         if labels:  # a row without a type only names its frame
             holds_box = table.column("type").is_valid()
             table, frame = table.filter(holds_box), frame[holds_box.to_numpy()]
         box, kind = box_tables.boxes_of(table, name), box_tables.types_of(table, name)
-        part: _Arrays = {"frame": frame, "box": box.astype(np.float32), "kind": kind.astype(np.int8)}
+        part = {"frame": frame, "box": box.astype(np.float32), "kind": kind.astype(np.int8)}
         if labels:
             difficulty, points = (
                 table.column(column).cast(pa.int64()).fill_null(0).to_numpy() for column in ("difficulty", "num_points")
             )
             unknown = np.setdiff1d(difficulty, np.arange(3))
             if len(unknown):
-                raise DataError(f"{name}: difficulty {int(unknown[0])} is none of 0 (unset), 1 (LEVEL_1), 2 (LEVEL_2)")
+                raise DataError(f"{name}: difficulty {unknown[0]} is none of 0 (unset), 1 (LEVEL_1), 2 (LEVEL_2)")
             part["difficulty"] = difficulty.astype(np.int8)
             part["num_points"] = np.clip(points, -1, 2**31 - 1).astype(np.int32)
         else:

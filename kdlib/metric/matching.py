@@ -103,7 +103,7 @@ def _match_stars(edges: _Edges, ties: _Ties) -> Matches:
     holds = low < edges.level
     for i in np.flatnonzero(holds & tied):
         members = edges.prediction[winner[i] : i + 1] if edges.truth[winner[i]] == edges.truth[i] else edges.prediction[i : i + 1]
-        ties.add(members, int(low[i]), int(edges.level[i]))
+        ties.add(members, low[i], edges.level[i])
     settled = np.flatnonzero(holds & ~tied)
     won = winner[settled]
     return Matches(edges.prediction[won], edges.truth[won], low[settled], edges.level[settled])
@@ -111,7 +111,7 @@ def _match_stars(edges: _Edges, ties: _Ties) -> Matches:
 
 def _match_meshes(edges: _Edges, ties: _Ties) -> Matches:
     """Components with several predictions and several ground truths: one small assignment per admission."""
-    matched: list[_Match] = []
+    matched = []
     borders = np.flatnonzero(np.diff(edges.component)) + 1
     for start, stop in pairwise([0, *borders.tolist(), len(edges.component)]):
         mesh = edges.take(slice(start, stop))
@@ -124,7 +124,7 @@ def _match_meshes(edges: _Edges, ties: _Ties) -> Matches:
             if pairs is None:
                 ties.add(rows[active], low, high)
             else:
-                matched += [(int(rows[active[r]]), int(columns[c]), low, high) for r, c in pairs]
+                matched += [(rows[active[r]], columns[c], low, high) for r, c in pairs]
     return _as_matches(matched)
 
 
@@ -155,9 +155,9 @@ class _Ties:
         self.waiting.append((predictions, low, high))
 
     def resolve(self) -> Matches:
-        matched: list[_Match] = []
+        matched = []
         for predictions, low, high in self.waiting:
-            shard = int(self.prediction_shard[predictions[0]])
+            shard = self.prediction_shard[predictions[0]]
             members = np.flatnonzero(self.prediction_shard == shard)
             level = self.level[members]
             for begin, end in pairwise(sorted({low, high, *level[(level > low) & (level < high)].tolist()})):
@@ -170,5 +170,5 @@ class _Ties:
         if (shard, step) not in self.solved:
             columns = np.flatnonzero(self.truth_shard == shard)
             weights = _weights(self.edges.take(np.isin(self.edges.prediction, rows)), rows, columns)
-            self.solved[shard, step] = {int(rows[r]): int(columns[c]) for r, c in kuhn_munkres(weights)}
+            self.solved[shard, step] = {rows[r]: columns[c] for r, c in kuhn_munkres(weights)}
         return self.solved[shard, step]

@@ -49,7 +49,7 @@ def predict(
         raise ConfigError(f"class '{unknown[0]}' is none of Waymo's ({', '.join(WAYMO_TYPES)}); its boxes cannot be evaluated")
     was_training = model.training
     model.to(device).train(False)
-    parts: list[tuple[str, Detections]] = []
+    parts = []
     try:
         with torch.inference_mode(), tqdm(total=len(dataset), desc="predict", unit="frame", disable=not progress) as bar:
             for start in range(0, len(dataset), batch_size):
@@ -68,7 +68,7 @@ def predict(
         for column in ("boxes", "scores", "labels")
     )
     table = predictions_table(frame_ids, boxes, types[labels], scores, frames=[name for name, _ in parts])
-    facts = {"class_names": json.dumps(list(class_names))}
+    facts = {"class_names": json.dumps(class_names)}
     if isinstance(dataset, FrameDataset):
         facts["dataset"] = dataset.split.fingerprint
         facts[TIMESTAMPS] = json.dumps(dataset.split.timestamps[dataset.split.frames(dataset.interval)].tolist())

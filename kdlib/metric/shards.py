@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kdlib.types import Float32, Float64, Int64
+from kdlib.types import Float32, Float64, Int64, IntArray
 
 TYPE_NAMES = ("VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")  # Waymo's types 1 to 4; 0 is UNKNOWN and in no breakdown
 RANGE_NAMES = ("[0, 30)", "[30, 50)", "[50, +inf)")
@@ -23,7 +22,7 @@ class Generator:
     name: str
     names: tuple[str, ...]  # official names of its shards, without the level
 
-    def shard(self, kind: NDArray[np.integer], box: Float32) -> Int64:
+    def shard(self, kind: IntArray, box: Float32) -> Int64:
         """Return each object's shard (N,), -1 for none; an object is placed by its own centre."""
         index = kind.astype(np.int64) - 1
         if self.name == "RANGE":
@@ -32,17 +31,16 @@ class Generator:
         return index
 
 
-OBJECT_TYPE = Generator("OBJECT_TYPE", tuple(f"OBJECT_TYPE_TYPE_{kind}" for kind in TYPE_NAMES))
+def type_breakdown(kind: str) -> str:
+    """Return the official name of a class's breakdown, without the level."""
+    return f"OBJECT_TYPE_TYPE_{kind}"
+
+
+OBJECT_TYPE = Generator("OBJECT_TYPE", tuple(map(type_breakdown, TYPE_NAMES)))
 RANGE = Generator("RANGE", tuple(f"RANGE_TYPE_{kind}_{part}" for kind in TYPE_NAMES for part in RANGE_NAMES))
 
 
 def centre_distance(box: Float32) -> Float64:
     """Return the distances (N,) of box centres from the vehicle's origin, height included, in metres."""
     centre = box[:, :3].astype(np.float64)
-    result: Float64 = np.sqrt(centre[:, 0] ** 2 + centre[:, 1] ** 2 + centre[:, 2] ** 2)
-    return result
-
-
-def type_breakdown(kind: str) -> str:
-    """Return the official name of a class's breakdown, without the level."""
-    return f"OBJECT_TYPE_TYPE_{kind}"
+    return np.sqrt(centre[:, 0] ** 2 + centre[:, 1] ** 2 + centre[:, 2] ** 2)

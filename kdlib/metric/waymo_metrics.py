@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.metric.ap import Curve, average_precision, precision_recall
 from kdlib.metric.box_tables import BoxTable
@@ -19,6 +18,7 @@ from kdlib.metric.counts import COUNTED, CUTOFFS, IOU_THRESHOLDS, Counts, count_
 from kdlib.metric.loading import Loaded, load_boxes
 from kdlib.metric.objects import EvalBoxes, Truth
 from kdlib.metric.shards import LEVELS, MEAN_TYPES, OBJECT_TYPE, RANGE, TYPE_NAMES, Generator, type_breakdown
+from kdlib.types import Json
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class EvalResult:
     """One evaluation: the numbers, the curves behind them and what they were computed on."""
 
     metrics: Mapping[str, float]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH', ..., 'LEVEL_2/mAPH', in [0, 1]
-    curves: Mapping[str, Curve]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2' -> (C,) each
-    cutoffs: NDArray[np.float32]  # (C,) ascending scores
+    curves: Mapping[str, Curve]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2' -> (C,) each, at the cutoffs of counts.py
     card: Mapping[str, Any]  # frames, boxes per class and level, settings: plain JSON values
     frames: FrameCounts | None = field(default=None, repr=False)
 
@@ -62,7 +61,6 @@ def evaluate_tables(
     ranges: bool = True,
     workers: int = 1,
     strict: bool = True,
-    keep_frames: bool = True,
 ) -> EvalResult:
     """Return Waymo's detection metrics of a predictions table; see :func:`~kdlib.metric.loading.load_boxes` for the columns.
 
@@ -72,13 +70,12 @@ def evaluate_tables(
         ranges: Also break every class down by distance.
         workers: Processes; one does some thousand frames a second, so more only pay for very many.
         strict: Refuse an empty ground truth and predictions for frames it does not have.
-        keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with ranges).
 
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
     loaded = load_boxes(predictions, truth, strict=strict)
-    return evaluate_loaded(loaded, ranges=ranges, workers=workers, keep_frames=keep_frames)
+    return evaluate_loaded(loaded, ranges=ranges, workers=workers)
 
 
 def evaluate_loaded(loaded: Loaded, **options: Any) -> EvalResult:
@@ -97,7 +94,7 @@ def evaluate_boxes(
         frame_ids: The frames' ids, ascending.
         ranges: Also break every class down by distance.
         workers: Processes.
-        keep_frames: Keep every frame's counts.
+        keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with ranges).
     """
     generators = (OBJECT_TYPE, RANGE) if ranges else (OBJECT_TYPE,)
     breakdowns = tuple(name for generator in generators for name in generator.names)
@@ -111,7 +108,7 @@ def evaluate_boxes(
             kept.append(counts.narrow())
     curves, metrics = _score(total, breakdowns)
     frames = FrameCounts(frame_ids, breakdowns, Counts.joined(kept)) if keep_frames else None
-    return EvalResult(metrics, curves, CUTOFFS.copy(), _card(boxes, frame_ids, ranges), frames)
+    return EvalResult(metrics, curves, _card(boxes, frame_ids, ranges), frames)
 
 
 def _count(boxes: EvalBoxes, generators: tuple[Generator, ...], workers: int) -> Iterator[Counts]:
@@ -141,8 +138,8 @@ def _add(total: Counts, counts: Counts) -> None:
 
 
 def _score(total: Counts, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve], dict[str, float]]:
-    curves: dict[str, Curve] = {}
-    metrics: dict[str, float] = {}
+    curves = {}
+    metrics = {}
     for i, breakdown in enumerate(breakdowns):
         for level in LEVELS:
             name = f"{breakdown}_LEVEL_{level}"
@@ -156,15 +153,15 @@ def _score(total: Counts, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve]
     return curves, metrics
 
 
-def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> dict[str, Any]:
+def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> Json:
     kinds, truth = list(enumerate(TYPE_NAMES, 1)), boxes.truth
-
-    def labelled(kind: int, hard: bool) -> int:
-        return int(((truth.kind == kind) & (truth.difficulty == 2 if hard else truth.difficulty <= 1)).sum())
-
+    levels = {"LEVEL_1": truth.difficulty <= 1, "LEVEL_2": truth.difficulty == 2}
+    labelled = {
+        name: {level: int((of_level & (truth.kind == kind)).sum()) for level, of_level in levels.items()} for kind, name in kinds
+    }
     return {
         "frames": len(frame_ids),
-        "ground_truth": {name: {"LEVEL_1": labelled(kind, False), "LEVEL_2": labelled(kind, True)} for kind, name in kinds},
+        "ground_truth": labelled,
         "predictions": {name: int((boxes.predictions.kind == kind).sum()) for kind, name in kinds},
         "truth_fingerprint": _fingerprint(truth, frame_ids),
         "settings": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ class AnchorHead(nn.Module):
         self.conv_cls = nn.Conv2d(inputs, kinds * classes, 1)
         self.conv_box = nn.Conv2d(inputs, kinds * 7, 1)
         self.conv_dir_cls = nn.Conv2d(inputs, kinds * _DIRECTIONS, 1)
-        nn.init.constant_(cast(Tensor, self.conv_cls.bias), -math.log((1 - _PRIOR) / _PRIOR))
+        nn.init.constant_(self.conv_cls.bias, -math.log((1 - _PRIOR) / _PRIOR))  # type: ignore[arg-type]
         nn.init.normal_(self.conv_box.weight, mean=0.0, std=0.001)
         self.register_buffer("anchors", anchor_boxes(config, grid), persistent=False)
 

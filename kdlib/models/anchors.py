@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdlib.config import AnchorConfig, AnchorHeadConfig, GridConfig
 from kdlib.models.geometry.boxes import check_boxes
-from kdlib.models.targets import label_of
+from kdlib.models.targets import check_labelled, label_of
 
 IGNORED = -1  # label of an anchor that is neither object nor background
 _PAIRS = 2**20  # anchor-box pairs whose IoU is held at once
@@ -95,8 +95,10 @@ def nearest_rectangles(boxes: Tensor) -> Tensor:
 
 def rectangle_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU (M, K) of axis-aligned rectangles (M, 4) and (K, 4)."""
-    width = (torch.minimum(a[:, None, 2], b[:, 2]) - torch.maximum(a[:, None, 0], b[:, 0])).clamp_(min=0)
-    depth = (torch.minimum(a[:, None, 3], b[:, 3]) - torch.maximum(a[:, None, 1], b[:, 1])).clamp_(min=0)
+    width, depth = (
+        (torch.minimum(a[:, None, axis + 2], b[:, axis + 2]) - torch.maximum(a[:, None, axis], b[:, axis])).clamp_(min=0)
+        for axis in (0, 1)
+    )
     shared = width.mul_(depth)
     area_a, area_b = ((corners[:, 2:] - corners[:, :2]).prod(dim=1) for corners in (a, b))
     return shared / (area_a[:, None] + area_b - shared).clamp_(min=1e-6)
@@ -114,8 +116,7 @@ def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tenso
         return torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
     ours, theirs = nearest_rectangles(anchors), nearest_rectangles(boxes)
     best = anchors.new_full((len(anchors),), -1.0)
-    which = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
-    forced = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    which, forced = (torch.zeros_like(best, dtype=kind) for kind in (torch.long, torch.bool))
     step = max(_PAIRS // max(len(anchors), 1), 1)
     for start in range(0, len(boxes), step):  # a million anchors times a hundred boxes would not fit
         iou = rectangle_iou(theirs[start : start + step], ours)
@@ -144,8 +145,7 @@ def assign_anchors(
         ValueError: If the shapes do not fit, or the head names an unknown class.
     """
     check_boxes(boxes)
-    if boxes.dim() != 3 or labels.shape != boxes.shape[:2]:
-        raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
+    check_labelled(boxes, labels)
     cells = anchors.view(-1, anchors_per_cell(head), 7).split([len(config.rotations) for config in head.anchors], dim=1)
     solid = torch.isfinite(boxes).all(dim=2) & (boxes[..., 3:6] > 0).all(dim=2)
     frames = []

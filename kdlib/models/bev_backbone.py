@@ -15,7 +15,7 @@ def _norm(channels: int) -> BatchNorm2d:
 
 def _block(inputs: int, channels: int, stride: int, layers: int) -> nn.Sequential:
     # The identity keeps the place of the original's padding layer, so that every tensor keeps its name.
-    parts: list[nn.Module] = [nn.Identity(), nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)]
+    parts = [nn.Identity(), nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)]
     parts += [_norm(channels), nn.ReLU()]
     for _ in range(layers):
         parts += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), _norm(channels), nn.ReLU()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from kdlib.config import HeadConfig
@@ -30,10 +28,10 @@ class SeparateHead(nn.Module):
             for layer in branch.modules():
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight)
-                    nn.init.zeros_(cast(Tensor, layer.bias))
+                    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             self.add_module(name, branch)
         self.hm = _branch(shared, classes)
-        nn.init.constant_(cast(Tensor, cast(nn.Conv2d, self.hm[1]).bias), _HEATMAP_BIAS)
+        nn.init.constant_(self.hm[1].bias, _HEATMAP_BIAS)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> HeadOutput:
         """Return the raw maps of features (B, C, H, W)."""

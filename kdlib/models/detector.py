@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,8 @@ class Detector(nn.Module, ABC):
     dense_head: nn.Module
     HEAD: type[HeadConfig] | type[AnchorHeadConfig]
     """Settings of the heads this kind of detector has."""
-
-    @property
-    def learns_heads(self) -> bool:
-        """Whether a training moves what the heads answer."""
-        return True
+    learns_heads = True
+    """Whether a training moves what the heads answer."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Build the network with fresh weights.
@@ -80,11 +77,10 @@ class Detector(nn.Module, ABC):
             ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
         """
         super().__init__()
-        made, needed = type(config.head).__name__, self.HEAD.__name__
-        fits = isinstance(config.head, self.HEAD)
-        require(fits, f"'{config.name}' has {made}, {type(self).__name__} needs {needed}; use build()")
+        fits, made = isinstance(config.head, self.HEAD), type(config.head).__name__
+        require(fits, f"'{config.name}' has {made}, {type(self).__name__} needs {self.HEAD.__name__}; use build()")
         _check(config)
-        self.config = config
+        self.config, self.head = config, config.head
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.long))
         self.backbone_3d: VoxelBackbone | None = None
         if isinstance(config.encoder, PillarEncoderConfig):
@@ -154,7 +150,7 @@ class Detector(nn.Module, ABC):
 
     def _voxel_features(self, voxels: VoxelBatch) -> Tensor:
         with torch.autocast(voxels.features.device.type, enabled=False):
-            return cast(Tensor, self.vfe(voxels))  # metres do not fit into 16 bits; offsets to a pillar's centre would be noise
+            return self.vfe(voxels)  # metres do not fit into 16 bits; offsets to a pillar's centre would be noise
 
     @abstractmethod
     def targets(self, truth: GroundTruth) -> tuple[Any, ...]:
@@ -169,11 +165,7 @@ class CenterPoint(Detector):
     """A detector with a centre head (spec 4.4): CP-Pillar and CP-Voxel."""
 
     HEAD = HeadConfig
-
-    @property
-    def head(self) -> HeadConfig:
-        """Settings of the head."""
-        return cast(HeadConfig, self.config.head)
+    head: HeadConfig
 
     def make_head(self, inputs: int) -> CenterHead:
         """Return a centre head."""
@@ -194,12 +186,8 @@ class AnchorDetector(Detector):
     """A detector with an anchor head (spec 4.5): SECOND and PointPillar."""
 
     HEAD = AnchorHeadConfig
+    head: AnchorHeadConfig
     dense_head: AnchorHead
-
-    @property
-    def head(self) -> AnchorHeadConfig:
-        """Settings of the head."""
-        return cast(AnchorHeadConfig, self.config.head)
 
     def make_head(self, inputs: int) -> AnchorHead:
         """Return an anchor head."""

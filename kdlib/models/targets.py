@@ -39,14 +39,16 @@ def gaussian(radius: int, reach: int | None = None) -> Tensor:
 
 
 def label_of(name: str, class_names: tuple[str, ...]) -> int:
-    """Return the label of a class, its 1-based position.
-
-    Raises:
-        ValueError: If there is no such class.
-    """
+    """Return the label of a class, its 1-based position; raises ValueError if there is no such class."""
     if name not in class_names:
         raise ValueError(f"a head names the class '{name}', the model has {class_names}")
     return class_names.index(name) + 1
+
+
+def check_labelled(boxes: Tensor, labels: Tensor) -> None:
+    """Refuse, as a ValueError, what are not padded boxes of B frames and their labels."""
+    if boxes.dim() != 3 or boxes.shape[-1] != 7 or labels.shape != boxes.shape[:2]:
+        raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
 
 
 def assign_targets(
@@ -67,8 +69,7 @@ def assign_targets(
     Raises:
         ValueError: If the shapes do not fit, or a head names an unknown class.
     """
-    if boxes.dim() != 3 or boxes.shape[-1] != 7 or labels.shape != boxes.shape[:2]:
-        raise ValueError(f"need boxes (B, M, 7) and labels (B, M), not {tuple(boxes.shape)} and {tuple(labels.shape)}")
+    check_labelled(boxes, labels)
     heads = []
     for names in head.heads:
         channels = torch.full_like(labels, -1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class SparseLayer(nn.Sequential):
     def forward(self, sites: SparseTensor) -> SparseTensor:
         """Return the activated sites."""
         convolved = self[0](sites)
-        return cast(SparseTensor, convolved.replace(torch.relu(self[1](convolved.features))))
+        return convolved.replace(torch.relu(self[1](convolved.features)))
 
 
 class ResidualBlock(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdlib.errors import DataError
 from kdlib.records import write_bytes
+from kdlib.types import Json
 
 _COUNTERS = ("global_step", "num_batches_tracked")  # last parts of names: counters, not weights
 
@@ -65,22 +66,13 @@ def cover(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Coverage:
     )
 
 
-def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any], *, half: bool = False) -> None:
-    """Write a model's ``state_dict`` and its card to one safetensors file; the file appears whole or not at all.
-
-    Args:
-        path: Where to.
-        model: Whose tensors.
-        card: JSON values that say where the numbers come from.
-        half: Store floats with 16 bits; they are widened when read.
+def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any]) -> None:
+    """Write a model's ``state_dict`` and a card, JSON values that say where the numbers come from, to one safetensors file.
 
     Raises:
         OSError: If the disk is full or read-only; an old file is untouched and nothing new is left behind.
     """
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        value = tensor.detach().to("cpu", copy=True).contiguous()
-        tensors[name] = value.half() if half and value.is_floating_point() else value
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     write_bytes(path, save(tensors, metadata={"card": json.dumps(dict(card), sort_keys=True)}))
 
 
@@ -95,28 +87,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> Json:
     """Return the card a file carries, empty if it has none.
 
     Raises:
         DataError: If the file is missing, truncated or no safetensors file.
     """
     with _open(path) as file:
-        card: dict[str, Any] = json.loads((file.metadata() or {}).get("card", "{}"))
-    return card
+        return json.loads((file.metadata() or {}).get("card", "{}"))
 
 
-def load_weights(path: Path, model: nn.Module, *, strict: bool = True) -> Coverage:
-    """Copy a safetensors file's tensors into a model and say what fitted.
-
-    ``strict`` refuses anything but an exact fit, before a single tensor is touched.
+def load_weights(path: Path, model: nn.Module) -> Coverage:
+    """Copy a safetensors file's tensors into a model and say what fitted: all, but for counters that may be missing.
 
     Raises:
-        DataError: If the file cannot be read, or does not fit; the message names the first tensors.
+        DataError: If the file cannot be read, or does not fit; the message names the first tensors, and none is touched.
     """
     tensors = read_weights(path)
     coverage = cover(tensors, model.state_dict())
-    if strict and not coverage.complete:
+    if not coverage.complete:
         first = "; ".join(coverage.problems[:3])
         raise DataError(f"{path} does not fit the model ({first}); give the model it was trained as")
     model.load_state_dict({name: tensors[name] for name in coverage.loaded}, strict=False)

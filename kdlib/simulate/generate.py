@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -101,7 +100,7 @@ def simulate(
     # mininterval keeps logs short where the bar is not on a terminal.
     options = {"unit": "segment", "mininterval": 2.0, "disable": not progress}
     with tqdm(total=segments, initial=segments - len(missing), desc=f"simulate {split}", **options) as bar:
-        for _ in _simulate_all(folder, missing, format, min(workers or len(os.sched_getaffinity(0)), len(missing))):
+        for _ in _simulate_all(folder, missing, format, min(workers or records.cores(), len(missing))):
             bar.update()
     return [job.name for job in jobs]
 

@@ -29,6 +29,7 @@ from kdlib.training.distributed import ONE_PROCESS, Processes, held_back_termina
 from kdlib.training.history import Meter
 from kdlib.training.job import RunDir
 from kdlib.training.module import TrainingModule
+from kdlib.types import Json
 
 _LINES = 400  # in a whole history, about
 
@@ -43,7 +44,7 @@ class Session:
     seconds: float = 0.0
     samples: int = 0
     memory_mb: float = 0.0  # peak of this session
-    last: dict[str, Any] = field(default_factory=dict)  # newest line of the history
+    last: Json = field(default_factory=dict)  # newest line of the history
 
     @property
     def done(self) -> bool:

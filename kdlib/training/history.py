@@ -10,7 +10,7 @@ from typing import Any
 
 from kdlib import records
 from kdlib.errors import KdlibError
-from kdlib.types import LossTerms
+from kdlib.types import Json, LossTerms
 
 
 class Diverged(KdlibError):
@@ -31,7 +31,7 @@ class Meter:
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
         self.batches += 1
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Json:
         """Return the sums as plain values, from which a resumed run goes on exactly.
 
         Raises:
@@ -43,12 +43,8 @@ class Meter:
             raise Diverged(f"{', '.join(bad)} became NaN or infinite; lower learning_rate, or check the frames for bad values")
         return {"sums": sums, "batches": self.batches}
 
-    def means(self) -> dict[str, Any]:
-        """Return ``loss`` and ``parts``.
-
-        Raises:
-            Diverged: If one is NaN or infinite.
-        """
+    def means(self) -> Json:
+        """Return ``loss`` and ``parts``; raises Diverged if one is NaN or infinite."""
         means = {name: value / self.batches for name, value in self.state()["sums"].items()}
         loss = means.pop("loss")
         return {"loss": loss, "parts": {name.removeprefix("parts/"): value for name, value in means.items()}}

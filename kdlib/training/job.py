@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -26,6 +25,7 @@ from kdlib.config import (
 from kdlib.data.store import fingerprint, read_index
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.records import sha256
+from kdlib.types import Json
 
 
 class RunBusy(KdlibError):
@@ -154,7 +154,7 @@ class TrainJob:
         return from_dict(TrainJob, records.read_json(RunDir(run_dir).job))
 
 
-def worker(run: RunDir) -> dict[str, Any] | None:
+def worker(run: RunDir) -> Json | None:
     """Return pid, host and start of the living process that trains here, None where there is none."""
     return records.living_process(run.owner)
 

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.training.job import RunDir, TrainJob, worker
 from kdlib.training.places import Child, Places, places
+from kdlib.types import Json
 
 _COMMAND = (sys.executable, "-m", "kdlib", "train")
 _LOG_LINES = 15
@@ -31,7 +31,7 @@ class RunResult:
     """A finished training."""
 
     run_dir: Path
-    values: dict[str, Any]  # result.json
+    values: Json  # result.json
 
     @property
     def weights(self) -> Path:
@@ -53,7 +53,7 @@ class _Watched:
 
     def begin(self, where: Places, command: Sequence[str]) -> str:
         """Find a process at work or start one, and say which; "" where there is no room for it now."""
-        if worker(self.run) is not None:
+        if worker(self.run):
             return "already in training, following it"
         self.log_start = self.run.log.stat().st_size if self.run.log.is_file() else 0
         self.child = where.start(self.run, command)
@@ -63,11 +63,10 @@ class _Watched:
 
     def running(self) -> bool:
         """Return whether a process is at work, ours or another one."""
-        if self.child is not None and self.child.poll() is None:
+        if self.child and self.child.poll() is None:
             return True
-        if self.child is not None and self.child.lost:  # it may go on where nobody sees it: only the next call can tell
-            return False
-        return worker(self.run) is not None
+        # What is lost may go on where nobody sees it: only the next call can tell.
+        return not (self.child and self.child.lost) and worker(self.run) is not None
 
     def show(self, every: float, began: float, echo: Callable[[str], None]) -> None:
         # The pause grows with the run, so that a day of training is some hundred lines and not thousands.
@@ -104,7 +103,7 @@ def log_tail(path: Path, lines: int = _LOG_LINES, start: int = 0) -> str:
     return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"
 
 
-def progress_line(label: str, line: dict[str, Any]) -> str:
+def progress_line(label: str, line: Json) -> str:
     """Return one line of a history as text: step, loss with its parts, speed, time left."""
     step, steps = line["step"], line["steps"]
     parts = ", ".join(f"{name} {value:.3g}" for name, value in line["parts"].items())
@@ -185,12 +184,10 @@ def launch(
         raise ConfigError("a run folder is named twice")
     jobs = [TrainJob.read(folder) for folder in folders]
     runs = [_Watched(RunDir(folder), job.hash(), job.name or folder.name) for folder, job in zip(folders, jobs)]
-    waiting = []
+    waiting = [watched for watched in runs if not watched.complete()]
     for watched in runs:
-        if watched.complete():
+        if watched not in waiting:
             echo(f"{watched.label}: finished earlier, kept")
-        else:
-            waiting.append(watched)
     if waiting:
         with places(parallel, threads) as where:
             failed = _follow(waiting, where, command, every, echo)

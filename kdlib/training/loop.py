@@ -29,14 +29,11 @@ from kdlib.training.fit import Session, fit_objective, schedule_length, seed_eve
 from kdlib.training.job import RunDir, TrainJob, claim
 from kdlib.training.launcher import TERMINATED, check_devices, positive_number, ranks_to_start, start_ranks
 from kdlib.training.preflight import check_split
+from kdlib.types import Json
 
 
 def limit_threads() -> None:
-    """Use as many torch threads as KDLIB_THREADS, else OMP_NUM_THREADS, says.
-
-    Raises:
-        ConfigError: If it says no number.
-    """
+    """Use as many torch threads as KDLIB_THREADS, else OMP_NUM_THREADS, says; raises ConfigError if it says no number."""
     threads = positive_number("KDLIB_THREADS") or positive_number("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(threads)
@@ -95,7 +92,7 @@ def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Process
     share = {"rank": processes.rank, "world": processes.world}
     sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
     return _Loader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # it has __len__ and __getitem__
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=config.workers,
@@ -104,7 +101,7 @@ def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Process
     )
 
 
-def _report(objective: Plain | Distillation, batches: Iterable[Any]) -> list[dict[str, Any]]:
+def _report(objective: Plain | Distillation, batches: Iterable[Any]) -> list[Json]:
     """Print the active terms on the first batch and return them."""
     rows = objective.report(next(iter(batches)))
     for row in rows:
@@ -205,7 +202,7 @@ def _train(run: RunDir, job: TrainJob, split: StoreSplit, key: str, processes: P
         print(f"done: {session.step} steps in {session.seconds:.0f} s", flush=True)
 
 
-def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, session: Session, facts: dict[str, Any]) -> None:
+def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, session: Session, facts: Json) -> None:
     """Write weights, result and, last, the completion mark."""
     made = {"model": job.model.name, "job": key, "seed": job.train.seed, "steps": session.step}
     provenance = records.provenance()

@@ -13,7 +13,7 @@ from kdlib.config import TrainConfig
 from kdlib.models import ranks
 from kdlib.training.history import Meter
 from kdlib.training.optim import OneCycleAdam
-from kdlib.types import Batch, LossTerms
+from kdlib.types import Batch
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -53,7 +53,7 @@ class TrainingModule(pl.LightningModule):
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors a resumed run needs: weights and buffers without the teacher's, and the optimiser's moments."""
-        tensors: dict[str, Tensor] = {f"weights/{name}": value for name, value in self._own_weights().items()}
+        tensors = {f"weights/{name}": value for name, value in self._own_weights().items()}
         for name, parameter in self.trainable().items():
             for moment, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser/{moment}/{name}"] = value
@@ -91,7 +91,7 @@ class TrainingModule(pl.LightningModule):
         """Return the loss of one batch; with several ranks, times their number, since their gradients will be averaged."""
         with ranks.together():
             # Progress is of steps, so a resumed run sees the same.
-            terms: LossTerms = self.objective(batch, progress=self.step / self.total)
+            terms = self.objective(batch, progress=self.step / self.total)
             self.meter.add(terms)
             return ranks.world() * terms.loss if ranks.several() else terms.loss
 

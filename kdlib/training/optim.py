@@ -30,11 +30,7 @@ def _cycle(step: int, total: int, first: float, highest: float, last: float) -> 
 
 
 def learning_rate(step: int, total: int, highest: float) -> float:
-    """Return the learning rate of a 0-based step.
-
-    Raises:
-        ValueError: If the step is outside the schedule.
-    """
+    """Return the learning rate of a 0-based step; raises ValueError if the step is outside the schedule."""
     first = highest / DIVIDE
     return _cycle(step, total, first, highest, first / FINAL_DIVIDE)
 

@@ -168,7 +168,7 @@ class Cluster:
         free = sorted(self.workers() - busy)
         if not free:
             return None
-        task: tuple[Any, ...] = (train_here, str(run.path), tuple(command[1:]), self._threads)
+        task = (train_here, str(run.path), tuple(command[1:]), self._threads)
         future = self._client.submit(*task, workers=free[:1], allow_other_workers=False, pure=False)
         self._started.append(RemoteChild(self, free[0], future))
         return self._started[-1]

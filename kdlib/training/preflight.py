@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler
 from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError, DataError
 from kdlib.training.job import TrainJob
+from kdlib.types import Bool
 
 FEW_IN_RANGE = 0.1  # share of a class's boxes inside the model's range below which the two hardly fit
 
@@ -31,7 +31,7 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
     if chosen.any() and not (split.num_points[chosen] > 0).any():
         levels = "although some have a difficulty" if (split.difficulty[chosen] > 0).any() else "nor a difficulty"
         raise DataError(
-            f"none of the {int(chosen.sum())} boxes in {place} has a number of points, {levels}; such boxes are dropped before "
+            f"none of the {chosen.sum()} boxes in {place} has a number of points, {levels}; such boxes are dropped before "
             "training, so prepare labels of Waymo v1.2 or later (or v2)"
         )
     counts = count_boxes(job, split)
@@ -68,7 +68,7 @@ def count_boxes(job: TrainJob, split: StoreSplit) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _boxes_of(job: TrainJob, split: StoreSplit) -> NDArray[np.bool_]:
+def _boxes_of(job: TrainJob, split: StoreSplit) -> Bool:
     frame_of_box = np.repeat(np.arange(len(split)), np.diff(split.first_box))
     return np.isin(frame_of_box, split.frames(job.train.interval))
 

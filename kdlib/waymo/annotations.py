@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.errors import DataError
-from kdlib.types import WAYMO_TYPES, FloatArray, FrameLabels, IntArray
+from kdlib.types import WAYMO_TYPES, Bool, Float64, FloatArray, FrameLabels, Int64, IntArray
 from kdlib.waymo.column_types import Converters, integers, reals, texts
 from kdlib.waymo.components import OBJECT, TIME
 
@@ -31,22 +30,17 @@ LABEL_COLUMNS: Converters = {
 _FARTHEST, _FASTEST, _MOST_POINTS = 1e5, 1e4, 1 << 24  # beyond what any car, or float32, can be asked to hold
 
 
-def difficulty_level(difficulty: IntArray, num_points: IntArray) -> NDArray[np.int64]:
+def difficulty_level(difficulty: IntArray, num_points: IntArray) -> Int64:
     """Return the metric's level: as annotated where set, otherwise LEVEL_2 up to 5 points and LEVEL_1 above (spec section 5).
 
-    Args:
-        difficulty: (M,) 0 unset, 1 LEVEL_1, 2 LEVEL_2.
-        num_points: (M,) LiDAR points in the box.
-
-    Returns:
-        (M,) 1 or 2, and 0 for boxes without points, which are no ground truth.
+    All are (M,): difficulties 0 unset, 1 LEVEL_1, 2 LEVEL_2, LiDAR points in the boxes, and levels 1 or 2, or 0 for boxes without
+    points, which are no ground truth.
     """
-    unset = np.where(np.asarray(num_points) > 5, 1, 2)
-    level = np.where(np.asarray(difficulty) > 0, difficulty, unset)
-    return np.where(np.asarray(num_points) > 0, level, 0).astype(np.int64)
+    level = np.where(difficulty > 0, difficulty, np.where(num_points > 5, 1, 2))
+    return np.where(num_points > 0, level, 0).astype(np.int64)
 
 
-def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, NDArray[np.float64]]) -> dict[int, FrameLabels]:
+def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, Float64]) -> dict[int, FrameLabels]:
     """Split a segment's ``lidar_box`` rows into the labels of every frame; rows may come in any order.
 
     A missing speed counts as standing still, a missing difficulty as unset.
@@ -77,7 +71,7 @@ def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, NDArray[np.f
 
 def frame_labels(
     time: int,
-    pose: NDArray[np.float64],
+    pose: Float64,
     ids: Sequence[str],
     boxes: FloatArray,
     speeds: FloatArray,
@@ -112,23 +106,24 @@ def frame_labels(
     return FrameLabels(boxes[order], types[order], names, difficulty[order], num_points[order], velocity)
 
 
-def _check(time: int, ids: Sequence[str], boxes: FloatArray, speeds: FloatArray, *numbers: IntArray) -> None:
+def _check(
+    time: int, ids: Sequence[str], boxes: FloatArray, speeds: FloatArray, types: IntArray, difficulty: IntArray, points: IntArray
+) -> None:
     """Refuse what no annotation can be; any heading is legal."""
-    types, difficulty, num_points = numbers
     kinds = f"0 (unknown), {', '.join(f'{number} ({name})' for name, number in WAYMO_TYPES.items())}"
     broken = ~(np.abs(boxes) < _FARTHEST).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1)
     rushing = ~(np.abs(speeds) < _FASTEST).all(axis=1)
 
-    def outside(values: IntArray, highest: int) -> NDArray[np.bool_]:
+    def outside(values: IntArray, highest: int) -> Bool:
         return (values < 0) | (values > highest)
 
     for wrong, values, said in (
         (broken, boxes, "is not seven finite numbers with a size above 0: {}"),
         (outside(types, max(WAYMO_TYPES.values())), types, f"has type {{}}, expected {kinds}"),
         (outside(difficulty, 2), difficulty, "has difficulty {}, expected 0 (unset), 1 or 2"),
-        (outside(num_points, _MOST_POINTS), num_points, f"has number of points {{}}, expected 0 to {_MOST_POINTS}"),
+        (outside(points, _MOST_POINTS), points, f"has number of points {{}}, expected 0 to {_MOST_POINTS}"),
         (rushing, speeds, f"moves at {{}} m/s, expected less than {_FASTEST:g}"),
     ):
         if wrong.any():
-            row = int(np.argmax(wrong))
+            row = int(wrong.argmax())
             raise DataError(f"box '{ids[row][:40]}' at time {time} {said.format(values[row].tolist())}")

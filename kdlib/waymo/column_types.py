@@ -6,19 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from kdlib.errors import DataError
+from kdlib.types import Float64, Int64
 
 Converters = Mapping[str, Callable[[pa.ChunkedArray], Any]]
 """By the name of a column one of the functions below."""
 _REMEDY = "it is of another component or release, or was rewritten: download the file again"
 
 
-def integers(column: pa.ChunkedArray, absent: int | None = None) -> NDArray[np.int64]:
+def integers(column: pa.ChunkedArray, absent: int | None = None) -> Int64:
     """Return whole numbers, stored as integers of any width or, after a detour through pandas, as reals.
 
     ``absent`` is what a null means; None if there must be none.
@@ -38,7 +37,7 @@ def integers(column: pa.ChunkedArray, absent: int | None = None) -> NDArray[np.i
     return (whole if absent is None else pc.fill_null(whole, absent)).to_numpy()
 
 
-def reals(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def reals(column: pa.ChunkedArray) -> Float64:
     """Return real numbers; a null becomes NaN.
 
     Raises:
@@ -48,11 +47,7 @@ def reals(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def texts(column: pa.ChunkedArray) -> list[str]:
-    """Return text.
-
-    Raises:
-        DataError: If the column holds something else, a null, or bytes that are no text.
-    """
+    """Return text; raises DataError if the column holds something else, a null, or bytes that are no text."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"is of type {kind}, expected text; {_REMEDY}")

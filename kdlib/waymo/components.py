@@ -32,15 +32,11 @@ _CHECKSUMS = {_CHECKED: True} if _CHECKED in inspect.signature(pq.ParquetFile).p
 
 def component_file(folder: Path, component: str, segment: str) -> Path:
     """Return ``<root>/<split>/<component>/<segment>.parquet``."""
-    return Path(folder) / component / f"{segment}.parquet"
+    return folder / component / f"{segment}.parquet"
 
 
 def component_files(folder: Path, segment: str) -> dict[str, Path]:
-    """Return the files a segment is read from, by component.
-
-    Raises:
-        DataError: If one is missing; the message lists them.
-    """
+    """Return the files a segment is read from, by component; raises DataError if one is missing; the message lists them."""
     files = {component: component_file(folder, component, segment) for component in (*REQUIRED, LABELS)}
     missing = [component for component in _needed(folder) if not files[component].is_file()]
     if missing:
@@ -56,16 +52,14 @@ def complete_segments(folder: Path) -> list[str]:
     Raises:
         DataError: If there is no segment, or a component is missing for one.
     """
-    folder = Path(folder)
     names = {
         component: {path.stem for path in (folder / component).glob("*.parquet") if not path.name.startswith(".")}
         for component in _needed(folder)
     }
     segments = sorted(set().union(*names.values()))
     if not segments:
-        raise DataError(
-            f"{folder} holds no Waymo v2 segments; expected files such as {component_file(folder, 'lidar', 'SEGMENT')}"
-        )
+        example = component_file(folder, "lidar", "SEGMENT")
+        raise DataError(f"{folder} holds no Waymo v2 segments; expected files such as {example}")
     incomplete = [segment for segment in segments if not all(segment in there for there in names.values())]
     if incomplete:
         gaps = [component for component, there in names.items() if incomplete[0] not in there]
@@ -76,7 +70,7 @@ def complete_segments(folder: Path) -> list[str]:
 
 def _needed(folder: Path) -> tuple[str, ...]:
     """Return the components a split must have; the testing splits are published without boxes."""
-    return REQUIRED if Path(folder).name.startswith("testing") else (*REQUIRED, LABELS)
+    return REQUIRED if folder.name.startswith("testing") else (*REQUIRED, LABELS)
 
 
 @contextmanager

@@ -65,11 +65,7 @@ def parse_frame(payload: bytes) -> Any:
 
 
 def context_name(frame: Any) -> str:
-    """Return the name of the segment a frame is of.
-
-    Raises:
-        DataError: If there is none, or it could not be the name of a file.
-    """
+    """Return the name of the segment a frame is of; raises DataError if there is none, or it could not be the name of a file."""
     return _checked_name(frame.context.name)
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.errors import DataError
-from kdlib.types import FloatArray
+from kdlib.types import Float32, Float64, FloatArray
 from kdlib.waymo.range_image import RangeImageError, as_transform, range_image_to_points, row_inclinations
 
 TOP = 1
@@ -28,10 +27,10 @@ def laser_name(number: int) -> str:
 class Calibration:
     """Where one laser sits and how its beams are spread."""
 
-    extrinsic: NDArray[np.float64]  # (4, 4) vehicle from laser
+    extrinsic: Float64  # (4, 4) vehicle from laser
     lowest: float  # radians
     highest: float
-    table: NDArray[np.float64] | None  # ascending beam inclinations, None where they are even
+    table: Float64 | None  # ascending beam inclinations, None where they are even
 
 
 def calibration(
@@ -50,8 +49,8 @@ def calibration(
 
 
 def laser_points(
-    returns: Sequence[FloatArray | None], calibration: Calibration, pixel_pose: FloatArray | None, frame_pose: NDArray[np.float64]
-) -> NDArray[np.float32]:
+    returns: Sequence[FloatArray | None], calibration: Calibration, pixel_pose: FloatArray | None, frame_pose: Float64
+) -> Float32:
     """Return the points (n, 6) of one laser, return 1 before return 2; an absent return is None.
 
     Raises:
@@ -84,5 +83,5 @@ def warn_of_uneven_timing(path: Path, times: Sequence[int], stacklevel: int = 3)
     gaps = np.diff(times) / 1000.0
     odd = (gaps < 95) | (gaps > 105)
     if odd.any():
-        message = f"{path}: {int(odd.sum())} frames are not 95 to 105 ms after the one before (the first: {gaps[odd][0]:.1f} ms)"
+        message = f"{path}: {odd.sum()} frames are not 95 to 105 ms after the one before (the first: {gaps[odd][0]:.1f} ms)"
         warnings.warn(message, stacklevel=stacklevel)

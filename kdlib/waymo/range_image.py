@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.errors import DataError
-from kdlib.types import FloatArray
-
-_Float32 = NDArray[np.float32]
+from kdlib.types import Float32, Float64, FloatArray
 
 _SKEW = 1e-3  # a rotation in float32 is orthonormal to 1e-6
 _FARTHEST = 1e8  # metres: twice around the Earth
@@ -35,7 +33,7 @@ def as_image(values: FloatArray, shape: tuple[int, ...], least_channels: int) ->
     return values.reshape(shape)
 
 
-def as_transform(values: FloatArray) -> NDArray[np.float64]:
+def as_transform(values: FloatArray) -> Float64:
     """Return 16 row-major numbers as a rigid (4, 4) transform.
 
     Raises:
@@ -56,7 +54,7 @@ def as_transform(values: FloatArray) -> NDArray[np.float64]:
     return transform
 
 
-def row_inclinations(table: FloatArray | None, lowest: float, highest: float, height: int) -> NDArray[np.float64]:
+def row_inclinations(table: FloatArray | None, lowest: float, highest: float, height: int) -> Float64:
     """Return the inclination of every row in radians, row 0 being the highest beam.
 
     Args:
@@ -76,7 +74,7 @@ def row_inclinations(table: FloatArray | None, lowest: float, highest: float, he
     return np.asarray(table, np.float64)[::-1]
 
 
-def column_azimuths(width: int, extrinsic: FloatArray) -> NDArray[np.float64]:
+def column_azimuths(width: int, extrinsic: FloatArray) -> Float64:
     """Return the azimuth of every column in the laser's frame, radians; the middle column looks along the vehicle's +x."""
     columns = np.arange(width, dtype=np.float64)
     return np.pi * (2.0 * (width - columns - 0.5) / max(width, 1) - 1.0) - np.arctan2(extrinsic[1, 0], extrinsic[0, 0])
@@ -88,8 +86,8 @@ def range_image_to_points(
     extrinsic: FloatArray,
     inclinations: FloatArray,
     pixel_pose: FloatArray | None,
-    frame_pose: NDArray[np.float64],
-) -> _Float32:
+    frame_pose: Float64,
+) -> Float32:
     """Convert the valid pixels (range strictly above 0) of one range image to points, in row-major order.
 
     Valid pixels are gathered before any arithmetic, which is float32 except for the difference of the two world translations:
@@ -112,7 +110,7 @@ def range_image_to_points(
     ranges = image[..., 0].ravel()
     finite = np.isfinite(ranges)
     if not finite.all():
-        raise RangeImageError(f"{int((~finite).sum())} ranges are NaN or infinite; a missing pixel must be -1")
+        raise RangeImageError(f"{(~finite).sum()} ranges are NaN or infinite; a missing pixel must be -1")
     valid = np.flatnonzero(ranges > 0)
     if pixel_pose is not None:
         if pixel_pose.shape != (height, width, 6):
@@ -130,7 +128,7 @@ def range_image_to_points(
         if pixel_pose is not None:
             poses = np.ascontiguousarray(pixel_pose.take(block, axis=0).T)
             if not poses.any(axis=0).all():
-                unset = int((~pixel_pose[valid].any(axis=1)).sum())
+                unset = (~pixel_pose[valid].any(axis=1)).sum()
                 raise RangeImageError(f"{unset} valid pixels have an all-zero pose; their points could be metres off")
             xyz = _at_frame_time(xyz, poses, frame_pose)
         points[start : start + len(block), :3] = xyz
@@ -138,14 +136,14 @@ def range_image_to_points(
     finite = np.isfinite(points)
     if not finite.all():
         broken = ~finite.all(axis=1)
-        row, column = divmod(int(valid[broken][0]), width)
-        raise RangeImageError(f"{int(broken.sum())} points are not finite, the first at row {row}, column {column}")
+        row, column = divmod(valid[broken][0], width)
+        raise RangeImageError(f"{broken.sum()} points are not finite, the first at row {row}, column {column}")
     return points
 
 
 def _in_vehicle(
-    ranges: _Float32, rows: NDArray[np.intp], columns: NDArray[np.intp], directions: Sequence[_Float32], extrinsic: FloatArray
-) -> _Float32:
+    ranges: Float32, rows: NDArray[np.intp], columns: NDArray[np.intp], directions: Sequence[Float32], extrinsic: FloatArray
+) -> Float32:
     """Polar to Cartesian, then laser to vehicle."""
     row_sin, row_cos, column_sin, column_cos = directions
     flat = ranges * row_cos[rows]
@@ -153,7 +151,7 @@ def _in_vehicle(
     return laser @ extrinsic[:3, :3].T.astype(np.float32) + extrinsic[:3, 3].astype(np.float32)
 
 
-def _at_frame_time(xyz: _Float32, poses: FloatArray, frame_pose: NDArray[np.float64]) -> _Float32:
+def _at_frame_time(xyz: Float32, poses: FloatArray, frame_pose: Float64) -> Float32:
     """Move points (n, 3) from the vehicle at firing time, poses (6, n), to the vehicle at the frame's time."""
     shift = (poses[3:6].astype(np.float64) - frame_pose[:3, 3:]).astype(np.float32)
     angles = poses[:3].astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.errors import DataError
-from kdlib.types import FloatArray, Frame, FrameLabels
+from kdlib.types import Float32, Float64, Frame, FrameLabels
 from kdlib.waymo import tfrecord
 from kdlib.waymo.annotations import frame_labels
 from kdlib.waymo.frame_proto import BOX_FIELDS, context_name, parse_frame, peek_context_name, unpack_matrix
@@ -51,7 +51,7 @@ def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
         with naming(path, f"record {index}: "):
             proto = parse_frame(payload)
             _check_place(proto, segment, times)
-        times.append(int(proto.timestamp_micros))
+        times.append(proto.timestamp_micros)
         with naming(path, f"frame {times[-1]}: "):
             frame, present = _frame(proto, segment, index)
             if present != (lasers or present):
@@ -80,9 +80,9 @@ def _check_place(proto: Any, segment: str, times: list[int]) -> None:
 
 def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]]:
     """Return one frame and its lasers, ascending."""
-    time, pose = int(proto.timestamp_micros), as_transform(np.array(proto.pose.transform, np.float64))
+    time, pose = proto.timestamp_micros, as_transform(np.array(proto.pose.transform, np.float64))
     lasers = sorted(proto.lasers, key=lambda laser: laser.name)
-    names = tuple(int(laser.name) for laser in lasers)
+    names = tuple(laser.name for laser in lasers)
     if not any(blob for laser in lasers for blob in _images(laser)):
         raise DataError("has no lidar images; they were stripped from this release, download one with lidar")
     if len(set(names)) < len(names):
@@ -105,19 +105,19 @@ def _images(laser: Any) -> tuple[bytes, bytes]:
 
 
 def _calibrations(context: Any) -> dict[int, Calibration]:
-    calibrations: dict[int, Calibration] = {}
+    calibrations = {}
     for row in context.laser_calibrations:
         if row.name in calibrations:
             raise DataError(f"has two calibrations of laser {laser_name(row.name)}")
         beams = (row.beam_inclination_min, row.beam_inclination_max, list(row.beam_inclinations))
-        calibrations[int(row.name)] = calibration(list(row.extrinsic.transform), *beams)
+        calibrations[row.name] = calibration(list(row.extrinsic.transform), *beams)
     return calibrations
 
 
-def _points(laser: Any, calibration: Calibration | None, pose: NDArray[np.float64]) -> NDArray[np.float32]:
+def _points(laser: Any, calibration: Calibration | None, pose: Float64) -> Float32:
     if calibration is None:
         raise RangeImageError("has no calibration")
-    returns: list[FloatArray | None] = [unpack_matrix(blob, 4) if blob else None for blob in _images(laser)]
+    returns = [unpack_matrix(blob, 4) if blob else None for blob in _images(laser)]
     pixel_pose = None
     if laser.name == TOP:
         blob = laser.ri_return1.range_image_pose_compressed
@@ -127,7 +127,7 @@ def _points(laser: Any, calibration: Calibration | None, pose: NDArray[np.float6
     return laser_points(returns, calibration, pixel_pose, pose)
 
 
-def _labels(labels: Any, time: int, pose: NDArray[np.float64]) -> FrameLabels:
+def _labels(labels: Any, time: int, pose: Float64) -> FrameLabels:
     ids = []
     for label in labels:
         try:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdlib.errors import DataError
-from kdlib.types import FloatArray, Frame, FrameLabels
+from kdlib.types import Float64, FloatArray, Frame, FrameLabels
 from kdlib.waymo.annotations import LABEL_COLUMNS, labels_by_frame
-from kdlib.waymo.column_types import Converters, integers, lists, reals
+from kdlib.waymo.column_types import integers, lists, reals
 from kdlib.waymo.components import (
     CALIBRATION,
     LABELS,
@@ -29,7 +28,7 @@ from kdlib.waymo.components import (
 from kdlib.waymo.lasers import TOP, Calibration, calibration, laser_name, laser_points, naming, warn_of_uneven_timing
 from kdlib.waymo.range_image import RangeImageError, as_image, as_transform
 
-_Poses = dict[int, NDArray[np.float64]]
+_Poses = dict[int, Float64]
 
 
 def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
@@ -41,7 +40,7 @@ def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
     Raises:
         DataError: If a component is missing, damaged or disagrees with another one; the message names file, frame and laser.
     """
-    files = component_files(Path(folder), segment)
+    files = component_files(folder, segment)
     poses = _frame_poses(files["vehicle_pose"], segment)
     calibrations = _calibrations(files["lidar_calibration"], segment)
     times, lasers = _frames_and_lasers(files["lidar"], segment, calibrations)
@@ -50,7 +49,7 @@ def frames_v2(folder: Path, segment: str) -> Iterator[Frame]:
         raise DataError(f"{files['lidar']}: frame {time} is not in both lidar and vehicle_pose; download both again")
     if TOP in lasers:
         _check_pixel_poses(files["lidar_pose"], segment, times)
-    labels: dict[int, FrameLabels] = {}
+    labels = {}
     if LABELS in files:
         columns = read_columns(files[LABELS], LABEL_COLUMNS, segment)
         with naming(files[LABELS]):
@@ -78,7 +77,7 @@ def _frame_poses(path: Path, segment: str) -> _Poses:
 
 def _calibrations(path: Path, segment: str) -> dict[int, Calibration]:
     """Return every laser's calibration."""
-    kinds: Converters = dict(zip(CALIBRATION, (lists, reals, reals, lists)))
+    kinds = dict(zip(CALIBRATION, (lists, reals, reals, lists)))
     columns = read_columns(path, {LASER: integers, **kinds}, segment)
     lasers = columns[LASER].tolist()
     _check_unique(path, lasers, "laser {} has two rows")

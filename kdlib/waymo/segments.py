@@ -19,7 +19,6 @@ def detect_format(folder: Path) -> str:
     Raises:
         DataError: If there is neither, or both.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; point to the one that holds training/ and validation/")
     record = next(_tfrecords(folder), None)
@@ -74,7 +73,7 @@ def read_segment(folder: Path, segment: str) -> Iterator[Frame]:
 
 
 def _tfrecords(folder: Path) -> Iterator[Path]:
-    return (path for path in Path(folder).glob("*.tfrecord") if not path.name.startswith("."))
+    return (path for path in folder.glob("*.tfrecord") if not path.name.startswith("."))
 
 
 def _files_by_name(folder: Path) -> dict[str, Path]:

@@ -16,10 +16,9 @@ from kdlib.config import AnchorHeadConfig, KDConfig, LabelKDConfig, LogitKDConfi
 from kdlib.errors import ConfigError
 from kdlib.kd.align import align_maps
 from kdlib.kd.label import merge_labels
-from kdlib.kd.logit import head_kd, heatmap_kd
+from kdlib.kd.logit import head_kd, heatmap_kd, rank_kd
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.kd.pivotal import pivotal_mask
-from kdlib.kd.rank import rank_kd
 from kdlib.kd.teacher import Teacher
 from kdlib.kd.term import Term
 from kdlib.models.build import build
@@ -347,6 +346,6 @@ def test_d18_d19_anchor_heads_have_no_silent_distillation(pair):
 def test_d33_one_answer_holds_all_a_student_may_learn_from(pair, batch):
     _, teacher = pair(2)
     for norm in ("running", "batch"):
-        answer = Teacher(teacher, norm)(batch(), bev=True, sites=True)
+        answer = Teacher(teacher, norm)(batch(), ("targets", "boxes", "bev", "sites"))
         assert len(answer.heads) == len(answer.targets) == 2 and len(answer.boxes) == 2
         assert answer.bev is not None and answer.sites is not None

@@ -164,7 +164,7 @@ def test_b9_running_features_do_not_depend_on_batch_mates_and_batch_features_do(
     data, gap = batch(), {}
     for norm in ("running", "batch"):
         teacher = Teacher(model, norm)
-        together, alone = (teacher(some, bev=True).bev[:1] for some in (data, one_frame(data, 0)))
+        together, alone = (teacher(some, ("bev",)).bev[:1] for some in (data, one_frame(data, 0)))
         gap[norm] = float((together - alone).abs().max())
     assert gap["running"] < 1e-4 and gap["batch"] > 1e-3
 
@@ -173,7 +173,7 @@ def test_b9_what_was_not_asked_for_is_not_kept(pair, batch):
     teacher = Teacher(pair()[1], "running")
     answer = teacher(batch())
     assert answer.bev is None and answer.sites is None
-    asked = teacher(batch(), bev=True, sites=True)
+    asked = teacher(batch(), ("bev", "sites"))
     assert not asked.bev.requires_grad and not asked.sites.features.requires_grad
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdlib.kd.rank import rank_kd
+from kdlib.kd.logit import rank_kd
 
 
 def maps(classes=2, frames=2, seed=0):

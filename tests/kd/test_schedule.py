@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from kdlib.config import KDConfig, KDScheduleConfig, LabelKDConfig, LogitKDConfig
 from kdlib.errors import ConfigError
-from kdlib.kd.objective import Distillation
-from kdlib.kd.schedule import factor
+from kdlib.kd.objective import Distillation, factor
 
 RECIPE = KDConfig(LogitKDConfig(regression_weight=0.2, rank_weight=1.0), None)
 SHARE = st.floats(0, 0.5)

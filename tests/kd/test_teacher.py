@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import ConfigError
-from kdlib.kd.statistics import unmoved_statistics
-from kdlib.kd.teacher import Teacher
+from kdlib.kd.teacher import Teacher, unmoved_statistics
 
 
 def state(module):
@@ -67,7 +66,7 @@ def test_answer_holds_ground_truth_targets_and_boxes_without_nms(pair, batch):
     assert len(answer.boxes) == 2 and len(answer.boxes[0].labels) > 100
     with torch.no_grad():
         assert len(model.detect(model(data.points), nms=True)[0].labels) < len(answer.boxes[0].labels)
-    bare = Teacher(model, "running")(data, targets=False, boxes=False)
+    bare = Teacher(model, "running")(data, ())
     assert bare.targets == () and bare.boxes == ()
 
 

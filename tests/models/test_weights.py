@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kdlib import zoo
 from kdlib.errors import DataError
 from kdlib.models.build import build
-from kdlib.models.weights import load_weights, read_card, read_weights, save_weights
+from kdlib.models.weights import cover, load_weights, read_card, read_weights, save_weights
 
 
 @pytest.fixture
@@ -45,10 +45,16 @@ def test_there_and_back(tmp_path, model):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def halve(path, out):
+    """Write a file of 16-bit floats, as others may come."""
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    save_file(tensors, out)
+
+
 def test_half_precision_there_and_back(tmp_path, model):
     path, full = tmp_path / "half.safetensors", tmp_path / "full.safetensors"
-    save_weights(path, model, {}, half=True)
     save_weights(full, model, {})
+    halve(full, path)
     assert path.stat().st_size < 0.6 * full.stat().st_size
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loaded = other()
@@ -56,7 +62,8 @@ def test_half_precision_there_and_back(tmp_path, model):
     for name, value in loaded.state_dict().items():
         assert value.dtype == before[name].dtype
         torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-6)
-    save_weights(full, loaded, {}, half=True)
+    save_weights(full, loaded, {})
+    halve(full, full)
     assert all(torch.equal(value, read_weights(full)[name]) for name, value in read_weights(path).items()), "twice is once"
 
 
@@ -88,10 +95,8 @@ def test_wrong_shapes_are_refused_before_anything_is_touched(tmp_path, model):
     ):
         load_weights(path, model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    coverage = load_weights(path, model, strict=False)
+    coverage = cover(wide.state_dict(), before)
     assert coverage.mismatched and not coverage.missing and not coverage.complete
-    assert torch.equal(model.state_dict()["vfe.pfn_layers.0.linear.weight"], wide.state_dict()["vfe.pfn_layers.0.linear.weight"])
-    assert torch.equal(model.state_dict()["dense_head.shared_conv.0.weight"], before["dense_head.shared_conv.0.weight"])
 
 
 def without(path, *names, **added):
@@ -107,7 +112,7 @@ def test_b15_missing_and_unknown_tensors_are_named(tmp_path, model):
     loaded = other()
     with pytest.raises(DataError, match=f"missing in the file: {gone}; unknown to the model: extra"):
         load_weights(path, loaded)
-    coverage = load_weights(path, loaded, strict=False)
+    coverage = cover(read_weights(path), loaded.state_dict())
     assert coverage.missing == (gone,) and coverage.unexpected == ("extra",)
     assert read_card(path) == {}, "a file of another origin has no card"
 

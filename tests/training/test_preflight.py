@@ -37,7 +37,6 @@ def split(tmp_path) -> StoreSplit:
         timestamps=np.arange(frames),
         offsets=np.zeros(frames, np.int64),
         counts=np.zeros(frames, np.int64),
-        poses=np.tile(np.eye(4), (frames, 1, 1)),
         first_box=np.arange(frames + 1),
         boxes=boxes,
         types=np.array(TYPES, np.int8),

@@ -12,11 +12,7 @@ _SIGNS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
 
 
 def check_boxes(boxes: Tensor, name: str = "boxes") -> None:
-    """Check that a tensor holds boxes.
-
-    Raises:
-        ValueError: If the last axis has not seven numbers.
-    """
+    """Check that a tensor holds boxes; raises ValueError if the last axis has not seven numbers."""
     if boxes.shape[-1] != 7:
         raise ValueError(f"{name} need 7 numbers each (x, y, z, dx, dy, dz, heading), not shape {tuple(boxes.shape)}")
 

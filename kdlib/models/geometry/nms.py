@@ -33,7 +33,7 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) 
     order = scores.argsort(descending=True, stable=True)[:pre]
     if iou >= 1:  # none is above
         return order[:post]
-    kept: list[Tensor] = []
+    kept = []
     count = 0
     # Block by block in order of rank: what the best have covered is never compared again.
     while len(order) and count < post:

@@ -52,8 +52,8 @@ def box_regression_loss(output: HeadOutput, targets: HeadTargets) -> Tensor:
     Source: spec section 5.2.
     """
     bad = targets.mask.bool().unsqueeze(2) & ~targets.boxes.isfinite()
-    if bool(bad.any()):
-        frame, slot, column = (int(i) for i in bad.nonzero()[0])
+    if bad.any():
+        frame, slot, column = bad.nonzero()[0].tolist()
         name = ("x offset", "y offset", "z", "log dx", "log dy", "log dz", "cos heading", "sin heading")[column]
         value = float(targets.boxes[frame, slot, column])
         raise DataError(f"target box {slot} of frame {frame} in the batch has {name} = {value}; remove that box from the labels")

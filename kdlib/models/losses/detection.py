@@ -12,7 +12,7 @@ from kdlib.models.losses.box_regression import box_regression_loss
 from kdlib.models.losses.heatmap_focal import heatmap_focal_loss
 from kdlib.models.losses.loss_part import LossPart, weighed
 from kdlib.models.losses.second_stage import second_stage_loss
-from kdlib.models.pvrcnn.two_stage import PVRCNN, TwoStagePrediction
+from kdlib.models.pvrcnn.two_stage import PVRCNN, refinement_of
 from kdlib.types import HeadOutput, HeadTargets
 
 
@@ -31,9 +31,7 @@ def detector_loss(model: Detector, prediction: Prediction[Any], targets: Sequenc
     else:
         raise TypeError(f"no loss for a {type(model).__name__}")
     if isinstance(model, PVRCNN):
-        if not isinstance(prediction, TwoStagePrediction) or prediction.second is None:
-            raise ValueError("the second stage did not run: no boxes were asked for")
-        parts += second_stage_loss(prediction.second, model.second)
+        parts += second_stage_loss(refinement_of(prediction), model.second)
     return parts
 
 

@@ -9,6 +9,7 @@ from kdlib.models import ranks
 from kdlib.models.precision import wide
 
 PROBABILITY_FLOOR = 1e-4
+_ALPHA, _BETA = 2.0, 4.0  # exponents of the focusing factor, and of the penalty's reduction around a positive
 
 
 def clamped_probability(logits: Tensor) -> Tensor:
@@ -21,15 +22,7 @@ def clamped_probability(logits: Tensor) -> Tensor:
     return wide(logits).sigmoid().clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
 
 
-def focal_loss(
-    probability: Tensor,
-    target: Tensor,
-    *,
-    mask: Tensor | None = None,
-    positive: float = 1.0,
-    alpha: float = 2.0,
-    beta: float = 4.0,
-) -> Tensor:
+def focal_loss(probability: Tensor, target: Tensor, *, mask: Tensor | None = None, positive: float = 1.0) -> Tensor:
     """Return the focal loss of probabilities (B, C, H, W) strictly inside (0, 1), divided by the number of positive cells.
 
     Args:
@@ -37,8 +30,6 @@ def focal_loss(
         target: The same shape, in [0, 1].
         mask: (B, H, W) weights of the positions; None weighs all alike.
         positive: Cells with ``target >= positive`` are positives; without any, the sum is not divided.
-        alpha: Exponent of the focusing factor.
-        beta: Exponent of the penalty reduction around a positive.
 
     Raises:
         ValueError: If the two maps differ in shape.
@@ -50,8 +41,8 @@ def focal_loss(
     hit = target >= positive
     miss = 1 - probability
     # One logarithm serves both kinds of cell: ln p at positives, ln(1 - p) elsewhere.
-    loss = -torch.where(hit, probability, miss).log() * torch.where(hit, miss, probability).pow(alpha)
-    loss = loss * torch.where(hit, 1.0, (1 - target).pow(beta))
+    loss = -torch.where(hit, probability, miss).log() * torch.where(hit, miss, probability).pow(_ALPHA)
+    loss = loss * torch.where(hit, 1.0, (1 - target).pow(_BETA))
     count = hit
     if mask is not None:
         loss, count = loss * mask.unsqueeze(1), hit * mask.unsqueeze(1)

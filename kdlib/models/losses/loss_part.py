@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kdlib.models import ranks
 from kdlib.types import LossTerms
 
 
@@ -26,9 +27,5 @@ def weighed(name: str, weight: float, value: Tensor, positions: Tensor | int | N
 
 
 def loss_terms(parts: Iterable[LossPart]) -> LossTerms:
-    """Return the sum of parts.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    return LossTerms.total({part.name: part.value for part in parts})
+    """Return parts and their sum, over all ranks; a ValueError says that there is none."""
+    return LossTerms.total(ranks.whole({part.name: part.value for part in parts}))

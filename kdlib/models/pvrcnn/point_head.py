@@ -19,7 +19,7 @@ class PointHead(nn.Module):
     def __init__(self, config: PointHeadConfig, inputs: int) -> None:
         """Build for features of that width."""
         super().__init__()
-        layers: list[nn.Module] = []
+        layers = []
         for outputs in config.channels:
             layers += [nn.Linear(inputs, outputs, bias=False), RowNorm(outputs), nn.ReLU()]
             inputs = outputs

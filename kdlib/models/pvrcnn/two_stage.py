@@ -59,6 +59,7 @@ class PVRCNN(CenterPoint):
             raise ConfigError(f"'{config.name}' has no second stage; use build()")
         super().__init__(config)
         self.second = config.second
+        self.learns_heads = config.second.first_stage == "trained"
         self.pfe = VoxelSetAbstraction(config.second.abstraction, config.grid, self.backbone_3d.channels)
         self.point_head = PointHead(config.second.points, self.pfe.channels)
         self.roi_head = RoiHead(config.second.rois)
@@ -69,11 +70,6 @@ class PVRCNN(CenterPoint):
     def keep_places(self) -> None:
         """Keep the place of ``pfe`` before the 2D backbone, as in the original's state dict."""
         self.register_module("pfe", None)
-
-    @property
-    def learns_heads(self) -> bool:
-        """Whether a training moves the first stage."""
-        return self.second.first_stage == "trained"
 
     def train(self, mode: bool = True) -> PVRCNN:
         """Set the training mode; a frozen first stage keeps its statistics."""
@@ -120,12 +116,13 @@ class PVRCNN(CenterPoint):
         return replace(first, second=Refinement(keys.xyz, keys.frame, logits, rois, confidence, codes, targets, labels))
 
     def detect(self, prediction: Prediction[Any], nms: bool = True) -> list[Detections]:
-        """Return the refined boxes of every frame.
-
-        Raises:
-            ValueError: If the forward pass was told that nobody wants boxes.
-        """
-        if not isinstance(prediction, TwoStagePrediction) or prediction.second is None:
-            raise ValueError("the second stage did not run: no boxes were asked for")
-        second = prediction.second
+        """Return the refined boxes of every frame; raises as :func:`refinement_of`."""
+        second = refinement_of(prediction)
         return refined(second.rois, second.logits, second.codes, self.second.refined, nms)
+
+
+def refinement_of(prediction: Prediction[Any]) -> Refinement:
+    """Return what the second stage answered; raises ValueError if the forward pass was told that nobody wants boxes."""
+    if not isinstance(prediction, TwoStagePrediction) or prediction.second is None:
+        raise ValueError("the second stage did not run: no boxes were asked for")
+    return prediction.second

@@ -38,7 +38,7 @@ def row_layers(
     inputs: int, channels: Sequence[int], groups: int = 1, dropout: float = 0.0, dropped: Collection[int] = ()
 ) -> nn.Sequential:
     """Return convolution, BatchNorm, ReLU for each width, and Dropout behind those whose numbers are ``dropped``."""
-    layers: list[nn.Module] = []
+    layers = []
     for number, outputs in enumerate(channels):
         layers += [RowConv(inputs, outputs, groups), RowNorm(outputs), nn.ReLU(inplace=True)]
         if number in dropped:

@@ -96,7 +96,7 @@ def our_tensor(answer: Any, sites: SparseTensor, backend: Backend, moved: bool) 
     ``moved`` says whether the sites are others than those that went in.
     """
     sites.books.foreign.setdefault(backend, {}).update(answer.indice_dict)
-    features: Tensor = answer.features
+    features = answer.features
     if not moved:
         return sites.replace(features)
     z, y, x = (int(size) for size in answer.spatial_shape)

@@ -29,8 +29,7 @@ def convolve(features: Tensor, weight: Tensor, book: Rulebook) -> Tensor:
     if torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
         features, weight = features.to(kind), weight.to(kind)
-    answer: Tensor = _Convolve.apply(features, weight, book)
-    return answer
+    return _Convolve.apply(features, weight, book)
 
 
 class _Convolve(torch.autograd.Function):

@@ -46,6 +46,12 @@ class Geometry:
         return z, y, x
 
 
+def cell_numbers(coords: Tensor, shape: Triple) -> Tensor:
+    """Return a number for each cell (V, 4) batch, z, y, x: frame by frame, level by level, row by row of grids of one shape."""
+    batch, z, y, x = coords.unbind(1)
+    return ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
+
+
 _FEW = 1024  # output sites that are not worth a share of their own
 
 
@@ -156,8 +162,8 @@ def strided_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: G
     grid = _PaddedGrid(shape, geometry.padding, batch_size)
     keys, order = _sorted_keys(coords, grid)
     outputs = _reached(coords, shape, batch_size, geometry)
-    corner = outputs[:, 1:] * outputs.new_tensor(geometry.stride)  # where the receptive field begins, on the padded grid
-    starts = grid.keys(outputs[:, 0], corner)
+    # Where the receptive fields begin, on the padded grid.
+    starts = cell_numbers(outputs * outputs.new_tensor((1, *geometry.stride)), grid.extent)
     table = _search(keys, starts, grid, geometry.offsets).t().contiguous()
     table = table if order is None else _rows(order)[table]
     return Rulebook(table, len(keys), outputs, reached, mirrored=False, planes=geometry.kernel[0])
@@ -180,11 +186,6 @@ class _PaddedGrid:
         """Return how far apart two cells' numbers are."""
         return (z * self.extent[1] + y) * self.extent[2] + x
 
-    def keys(self, batch: Tensor, padded: Tensor) -> Tensor:
-        """Return the numbers of cells (V, 3), counted from the padded grid's corner."""
-        depth, height, width = self.extent
-        return ((batch * depth + padded[:, 0]) * height + padded[:, 1]) * width + padded[:, 2]
-
 
 def _sorted_keys(coords: Tensor, grid: _PaddedGrid) -> tuple[Tensor, Tensor | None]:
     """Return every site's number, ascending, and the rows in that order; None if they are in order."""
@@ -194,14 +195,14 @@ def _sorted_keys(coords: Tensor, grid: _PaddedGrid) -> tuple[Tensor, Tensor | No
         raise ConfigError(f"a grid of {grid.shape} cells in {grid.batch_size} frames has too many cells to number")
     limit = (grid.batch_size, *grid.shape)
     outside = ((coords < 0) | (coords >= coords.new_tensor(limit))).any(dim=1)
-    if bool(outside.any()):
+    if outside.any():
         site = coords[outside.nonzero()[0, 0]].tolist()
         raise DataError(f"site {site} (batch, z, y, x) is outside {grid.batch_size} frames of {grid.shape} cells")
-    keys, order = grid.keys(coords[:, 0], coords[:, 1:] + coords.new_tensor(grid.border)), None
-    if bool((keys[1:] < keys[:-1]).any()):
+    keys, order = cell_numbers(coords + coords.new_tensor((0, *grid.border)), grid.extent), None
+    if (keys[1:] < keys[:-1]).any():
         keys, order = keys.sort()
     same = keys[1:] == keys[:-1]
-    if bool(same.any()):
+    if same.any():
         place = same.nonzero()[0, 0]
         site = coords[place if order is None else order[place]].tolist()
         raise DataError(f"site {site} (batch, z, y, x) occurs twice; voxelise the points first")
@@ -236,8 +237,7 @@ def _search(keys: Tensor, starts: Tensor, grid: _PaddedGrid, offsets: tuple[Trip
 def _reached(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Tensor:
     """Return the output sites, ascending: those whose receptive field holds an input, one axis after the other."""
     sizes, reached = [*shape], geometry.output_shape(shape)
-    batch, z, y, x = coords.unbind(1)
-    keys = ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
+    keys = cell_numbers(coords, shape)
     # One axis at a time: after each, sites are fewer by far than all meetings of a whole kernel would be.
     for axis in (2, 1, 0):
         behind = math.prod(sizes[axis + 1 :])

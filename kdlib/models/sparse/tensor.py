@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import ConfigError
-from kdlib.models.sparse.rulebook import Rulebook, Triple
+from kdlib.models.sparse.rulebook import Rulebook, Triple, cell_numbers
 
 
 class Rulebooks:
@@ -66,12 +67,10 @@ class SparseTensor:
 
     def dense(self) -> Tensor:
         """Return the grid (B, C, Z, Y, X) with zeros where no site is active."""
-        levels, rows, columns = self.spatial_shape
-        batch, z, y, x = self.coords.unbind(1)
-        index = ((batch * levels + z) * rows + y) * columns + x
-        grid = self.features.new_zeros((self.batch_size * levels * rows * columns, self.features.shape[1]))
-        grid = grid.index_copy(0, index, self.features)
-        return grid.view(self.batch_size, levels, rows, columns, self.features.shape[1]).permute(0, 4, 1, 2, 3)
+        channels = self.features.shape[1]
+        grid = self.features.new_zeros((self.batch_size * math.prod(self.spatial_shape), channels))
+        grid = grid.index_copy(0, cell_numbers(self.coords, self.spatial_shape), self.features)
+        return grid.view(self.batch_size, *self.spatial_shape, channels).permute(0, 4, 1, 2, 3)
 
     def bev(self) -> Tensor:
         """Return the BEV map (B, C * Z, Y, X), heights among the channels: channel = c * Z + z."""

@@ -41,12 +41,13 @@ def voxelize(batch: PointBatch, grid: GridConfig) -> VoxelBatch:
 
 
 def _check_finite(batch: PointBatch) -> None:
-    if bool(batch.points.sum().isfinite()):  # one number that is not finite makes the sum so, and a sum is soon made
+    if batch.points.sum().isfinite():  # one number that is not finite makes the sum so, and a sum is soon made
         return
     bad = ~torch.isfinite(batch.points).all(dim=1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        name = batch.frame_ids[int(batch.batch_index[row])] if batch.frame_ids else f"frame {int(batch.batch_index[row])}"
+    if bad.any():
+        row = bad.nonzero()[0, 0]
+        frame = batch.batch_index[row]
+        name = batch.frame_ids[frame] if batch.frame_ids else f"frame {frame}"
         raise DataError(f"{name}: point {batch.points[row].tolist()} is not finite; prepare the store again or drop the frame")
 
 

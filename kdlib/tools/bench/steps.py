@@ -113,7 +113,7 @@ def teacher_pass(objective: Distillation, data: Sequence[Batch], precision: torc
     def work() -> None:
         batch = next(turns)
         with mixed_precision(batch.points.points.device, precision):
-            objective.teacher(batch, targets=False, boxes=False)
+            objective.teacher(batch, needs=())
 
     return work
 

@@ -284,7 +284,7 @@ def test_as_a_teacher(tiny, batch, norm):
         assert sum(len(one.boxes) for one in answer.boxes) == int(kept.sum()), "all of them, however they overlap"
     called = []
     model.roi_head.register_forward_hook(lambda *_: called.append(1))
-    bare = teacher(data, boxes=False)
+    bare = teacher(data, ("targets",))
     assert bare.boxes == () and not called, "nobody asked for boxes"
 
 
