@@ -60,8 +60,8 @@ def run_tasks(
     After an error nothing new is started, what is under way is finished and yielded, and then the error is raised.
 
     Args:
-        function: Importable by name, in a module the workers have too.
-        tasks: Anything that can be pickled.
+        function: Importable by name, in a module the workers have too; tasks can be pickled.
+        tasks: Its arguments.
         workers: Processes of one thread each; 1 means this process.
         scheduler: Address of a running Dask scheduler to use instead, such as ``tcp://10.0.0.1:8786``.
 

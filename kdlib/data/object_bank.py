@@ -1,9 +1,5 @@
 """Collects every annotated object's points of a training split in one memory-mapped file (spec 2.3).
 
-    path = build_bank(split)                               # <store>/<split>/objects.safetensors; kept if it is there and fits
-    bank = ObjectBank.open(bank_path(split), split.fingerprint)
-    bank.boxes[rows], bank.types[rows], bank.points(rows)
-
 The published banks keep points relative to the centre of their box, without rotation, and add that centre back when an object is
 pasted. So objects always return to the place they were seen at, and this bank keeps the frame's own 8-byte points instead: the
 same points without a rounding, in less than half the room.
@@ -120,14 +116,10 @@ class ObjectBank:
 
 
 def build_bank(split: StoreSplit, progress: bool = True) -> Path:
-    """Write the object bank of a split in one pass over its frames, and return its path; one that fits is kept.
+    """Write the object bank of a split in one pass over all of its frames, and return its path; one that fits is kept.
 
     Vehicles come from every 4th frame, pedestrians from every 2nd, cyclists from all. A point in two boxes belongs to the first.
     In memory are one frame and the index, some 150 bytes an object.
-
-    Args:
-        split: The training split; all of its frames are looked at, whatever the interval training uses later.
-        progress: Show a progress bar.
 
     Raises:
         DataError: If a frame cannot be read, or the disk is full or read-only; an older bank is left as it was.

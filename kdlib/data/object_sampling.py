@@ -25,12 +25,7 @@ class Pasted:
 
 
 class ObjectSampler:
-    """Draws objects of a bank for frames.
-
-    Args:
-        bank: Where objects come from.
-        class_names: Label n is the n-th of these.
-        config: How many objects of each class a frame is filled up to, and which.
+    """Draws objects of a bank for frames, in which label n is the n-th of the class names.
 
     Raises:
         ConfigError: If ``config.counts`` has not one number per class, or a class is unknown.

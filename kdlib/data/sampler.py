@@ -14,18 +14,10 @@ _ORDER = 2**32 - 1  # keeps the stream of the order apart from the stream of any
 class StepSampler:
     """A batch sampler over all epochs of a run; batch n is the same whether the run began at step 0 or was resumed at n.
 
-    Each epoch is one permutation; its last batch may be smaller (nothing is dropped, spec 2.6). Several ranks share every batch:
-    rank r takes its frames r, r + world, and so on, so that together they see what one process would. The ranks' shares of a
-    smaller batch differ by at most a frame; of one with fewer frames than ranks, some get none.
-
-    Args:
-        length: Samples of the dataset.
-        batch_size: Samples per batch, over all ranks.
-        epochs: Epochs of the whole run.
-        seed: Order of the samples.
-        start_step: Global step to begin with.
-        rank: Which of the ``world`` processes this is.
-        world: Number of processes.
+    Each epoch is one permutation; its last batch may be smaller (nothing is dropped, spec 2.6). Several ranks share every batch
+    of ``batch_size`` samples: rank r of ``world`` takes its frames r, r + world, and so on, so that together they see what one
+    process would. The ranks' shares of a smaller batch differ by at most a frame; of one with fewer frames than ranks, some get
+    none.
 
     Raises:
         ConfigError: If a number is out of range, or the ranks cannot share a batch evenly.

@@ -214,11 +214,9 @@ def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequen
 
 
 def limit_table(table: pa.Table, half_width: float = math.inf) -> pa.Table:
-    """Keep the boxes whose centre a model can see; apply it to predictions and ground truth alike, and say so beside the number.
+    """Keep the boxes whose centre a model can see, |x| and |y| at most ``half_width`` metres.
 
-    Args:
-        table: With columns x and y, metres.
-        half_width: Keep |x| <= this and |y| <= this; 20.48 for the demo's models.
+    Apply it to predictions and ground truth alike, and say so beside the number.
     """
     x, y = (np.abs(table.column(name).to_numpy()) for name in ("x", "y"))
     return table.filter(pa.array(np.maximum(x, y) <= half_width))

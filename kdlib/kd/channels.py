@@ -100,11 +100,9 @@ class Layer:
 
 
 def layers(state: Tensors, wiring: Wiring = "true") -> tuple[Layer, ...]:
-    """Return the layers of a detector's state dict in the order data passes through them.
+    """Return the layers of a detector's state dict in the order data passes through them; ``wiring`` composes groups.
 
-    Args:
-        state: Tensors under the original's names (spec appendix A); of the shapes, only the height of the BEV map is looked at.
-        wiring: How groups are composed.
+    Tensors have the original's names (spec appendix A); of the shapes, only the height of the BEV map is looked at.
 
     Raises:
         ConfigError: If it is no detector's, or its BEV map is no whole number of levels.

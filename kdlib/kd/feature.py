@@ -173,11 +173,8 @@ def feature_needs(config: FeatureKDConfig | None) -> frozenset[Need]:
 def feature_kd(context: StepContext, config: FeatureKDConfig, adapter: nn.Module, region: Region) -> list[LossPart]:
     """Return the parts ``kd_feature`` and ``kd_relation``; a part with weight 0 is left out.
 
-    Args:
-        context: What both networks said, the teacher with what :func:`feature_needs` names; only the student gets a gradient.
-        config: Form, weights, distance.
-        adapter: From the student's width to the teacher's.
-        region: Metres the BEV maps of both span.
+    The teacher has answered with what :func:`feature_needs` names; only the student gets a gradient. The adapter leads from the
+    student's width to the teacher's; the BEV maps of both span the metres of ``region``.
 
     Raises:
         ValueError: If what the form needs is missing.

@@ -23,16 +23,11 @@ def instance_cells(ours: Tensor, theirs: Tensor, student: HeadOutput, teacher: H
 
     A cell's score is ``max_c |t - s|`` of the two confidences, its box that of the more confident network (the teacher's if they
     are level), read where the cell's centre lies on that network's own map. Boxes are suppressed by score above a bird's-eye IoU
-    of 0.3 and the ``count`` best kept. The cell a kept box stands for is always in, so that a pedestrian between four cell
-    centres is not lost. Where the two agree everywhere there is no instance.
+    of 0.3 and the ``count`` best of a frame and head kept. The cell a kept box stands for is always in, so that a pedestrian
+    between four cell centres is not lost. Where the two agree everywhere there is no instance.
 
-    Args:
-        ours: (B, C, H, W) the student's probabilities on the grid where the maps meet.
-        theirs: (B, C, H, W) the teacher's, likewise.
-        student: Its raw maps on its own grid.
-        teacher: Its raw maps on its own grid.
-        count: Instances a frame and head.
-        region: Metres all maps span.
+    ``ours`` and ``theirs`` are probabilities (B, C, H, W) on the grid where the maps meet, ``student`` and ``teacher`` the raw
+    maps on their own grids; all span the metres of ``region``.
 
     Source: GID (Dai et al., CVPR 2021), general instance selection; here the boxes' cells take the place of its anchors.
     """

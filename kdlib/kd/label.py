@@ -18,16 +18,11 @@ from kdlib.types import Detections, GroundTruth
 def confident(
     detections: Detections, thresholds: Sequence[float], annotated: tuple[Tensor, Tensor], score: str = "class"
 ) -> Detections:
-    """Return the detections whose mark exceeds the threshold of their class, in float32 and strictly, order kept.
+    """Return a frame's detections whose mark exceeds the threshold of their class, in float32 and strictly, order kept.
 
     The mark is for ``class`` the detection's score; for ``iou`` its largest IoU of volumes with an annotated box of any class;
-    for ``mixed`` that with an annotated box of the first class (vehicles) if it is one itself, else the score.
-
-    Args:
-        detections: Of a frame.
-        thresholds: One per class.
-        annotated: Boxes (M, 7) and labels (M,) of the frame.
-        score: The kind of mark.
+    for ``mixed`` that with an annotated box of the first class (vehicles) if it is one itself, else the score. ``annotated`` are
+    boxes (M, 7) and labels (M,).
 
     Raises:
         ConfigError: If a label has no threshold.
@@ -55,13 +50,8 @@ def merge_labels(teacher: Sequence[Detections], truth: GroundTruth, config: Labe
     """Return confident teacher boxes and ground truth as one set of labels, at most ``max_objects`` per frame.
 
     Ground truth always stays: where both exceed the limit, the teacher's boxes of lowest score leave. (The original cuts the tail
-    of the list in target assignment, whatever it holds; pains B13.)
-
-    Args:
-        teacher: One entry per frame, decoded without NMS; near-duplicates are kept unless ``config.dedupe_iou`` is set.
-        truth: Annotated boxes.
-        config: Thresholds, order, duplicates.
-        max_objects: Slots of target assignment.
+    of the list in target assignment, whatever it holds; pains B13.) The teacher's boxes are one entry per frame, decoded without
+    NMS; near-duplicates are kept unless ``config.dedupe_iou`` is set.
 
     Raises:
         ConfigError: If a label has no threshold.

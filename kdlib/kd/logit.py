@@ -123,12 +123,8 @@ def head_kd(
 ) -> tuple[LossPart, ...]:
     """Return the parts ``kd_heatmap``, ``kd_rank`` and ``kd_box`` of one head; a part with weight 0 is left out.
 
-    Args:
-        student: Logits and raw maps, with gradient.
-        teacher: The teacher's, on its own grid; never receives a gradient.
-        targets: On the grid of ``config.target``: the student's from its (merged) labels, the teacher's from the ground truth.
-        config: Weights, positions, distance.
-        region: Metres the maps of both span.
+    The teacher's maps are on its own grid and never receive a gradient. Targets are on the grid of ``config.target``: the
+    student's from its (merged) labels, the teacher's from the ground truth.
 
     Raises:
         ConfigError: If targets are missing, or the heads have different classes.

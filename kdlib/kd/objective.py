@@ -121,9 +121,7 @@ class Distillation(_Objective):
     def forward(self, batch: Batch, progress: float | None = None) -> LossTerms:
         """Return the parts ``heatmap``, ``box`` and those of the distillation terms, whose names begin with ``kd_``.
 
-        Args:
-            batch: Points and ground truth.
-            progress: Steps done divided by the steps of the training, for the schedule of the recipe; None for full weights.
+        ``progress``, steps done divided by the steps of the training, sets the weights by the schedule; None for full weights.
 
         Raises:
             ConfigError: If an enabled distillation term was exactly 0 for fifty training steps in a row.

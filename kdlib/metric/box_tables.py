@@ -208,15 +208,10 @@ def predictions_table(
     overlap_nlz: Bool | None = None,
     frames: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return a predictions table of N boxes.
+    """Return a predictions table of N boxes (N, 7) with their frames' ids, Waymo's type numbers and scores.
 
-    Args:
-        frame_ids: (N,) one id per box.
-        boxes: (N, 7).
-        types: (N,) Waymo's type numbers.
-        scores: (N,).
-        overlap_nlz: (N,) or None for all False.
-        frames: Every frame predicted on, those without boxes included; goes into the schema's metadata.
+    ``overlap_nlz`` None stands for all False; ``frames``, every frame predicted on, those without boxes included, goes into the
+    schema's metadata.
     """
     flags = np.zeros(len(boxes), np.bool_) if overlap_nlz is None else overlap_nlz
     box = np.asarray(boxes, np.float32).reshape(-1, len(BOX_NUMBERS))

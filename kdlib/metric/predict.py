@@ -26,17 +26,11 @@ def predict(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> pa.Table:
-    """Return a detector's boxes on every frame of a dataset, in dataset order, best first within a frame.
+    """Return a detector's boxes on every frame of a dataset without augmentation, in its order, best first within a frame.
 
-    The model runs in evaluation mode without gradients and is put back into the mode it came in. The table's metadata names every
-    frame, those without boxes included, its time, the model's classes and the fingerprint of the split.
-
-    Args:
-        model: A detector; it is moved to ``device``.
-        dataset: Frames without augmentation.
-        batch_size: Frames at a time.
-        device: Where to run.
-        progress: Show a bar.
+    The model is moved to ``device``, runs in evaluation mode without gradients and is put back into the mode it came in. The
+    table's metadata names every frame, those without boxes included, its time, the model's classes and the fingerprint of the
+    split.
 
     Raises:
         ConfigError: If a class of the model has no Waymo type, or the batch size is below 1.

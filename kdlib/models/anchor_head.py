@@ -58,11 +58,8 @@ class AnchorHead(nn.Module):
     def decode(self, output: AnchorOutput, nms: bool = True) -> list[Detections]:
         """Return the detections of every frame, best first: one class per anchor, suppression across classes.
 
-        Scores of at least ``score_threshold`` count; ``center_limit`` is a setting of centre heads and is not used.
-
-        Args:
-            output: Raw answers; half precision is widened first.
-            nms: Whether to suppress overlapping boxes.
+        Scores of at least ``score_threshold`` count; ``center_limit`` is a setting of centre heads and is not used. Half
+        precision is widened first.
         """
         return [self._frame(*values, nms) for values in zip(output.classes, output.codes, output.directions)]
 

@@ -132,14 +132,9 @@ def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tenso
 def assign_anchors(
     boxes: Tensor, labels: Tensor, anchors: Tensor, head: AnchorHeadConfig, class_names: tuple[str, ...]
 ) -> AnchorTargets:
-    """Return the targets of every anchor, class by class; no sampling. A box that is damaged or empty counts as absent.
+    """Return the targets of every anchor (N, 7), class by class; no sampling. A box that is damaged or empty counts as absent.
 
-    Args:
-        boxes: (B, M, 7) metres and radians.
-        labels: (B, M) 1-based positions in ``class_names``; 0 is padding.
-        anchors: (N, 7) from :func:`anchor_boxes`.
-        head: Classes and thresholds.
-        class_names: The classes in order of their labels.
+    Boxes are (B, M, 7), labels (B, M) 1-based positions in ``class_names``, 0 for padding.
 
     Raises:
         ValueError: If the shapes do not fit, or the head names an unknown class.

@@ -22,14 +22,10 @@ def decode_maps(
     class_names: tuple[str, ...] = CLASS_NAMES,
     nms: bool = True,
 ) -> list[Detections]:
-    """Return the detections of every frame, best first.
+    """Return the detections of every frame, best first, of one output per head; suppression is across the classes of a head.
 
-    Args:
-        outputs: One per head; heatmaps are logits. Half-precision maps are widened first: 16 bits cannot place a box.
-        grid: The model's grid.
-        head: Its head's settings.
-        class_names: The classes in order of their labels, whatever their order in the heads.
-        nms: Whether to suppress overlapping boxes, across the classes of a head.
+    Labels are positions in ``class_names``, whatever their order in the heads. Half-precision maps are widened first: 16 bits
+    cannot place a box.
 
     Raises:
         ValueError: If the number of outputs is not the number of heads, or a head names an unknown class.

@@ -135,11 +135,11 @@ class Detector(nn.Module, ABC):
     def forward(
         self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
     ) -> Prediction[Any]:
-        """Return the raw answers of every head for a batch of points.
+        """Return the raw answers of every head for a batch of points, with the encoder's sites where ``sites`` are wanted.
 
         Args:
             points: Of B frames.
-            sites: Whether the encoder's sites are wanted.
+            sites: See above.
             boxes: Whether :meth:`detect` will be asked; what only serves boxes may be left out otherwise.
             truth: The labels of a training step, for detectors that choose by them what they learn from. One stage ignores both.
         """

@@ -54,17 +54,10 @@ def check_labelled(boxes: Tensor, labels: Tensor) -> None:
 def assign_targets(
     boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig, class_names: tuple[str, ...] = CLASS_NAMES
 ) -> tuple[HeadTargets, ...]:
-    """Return the targets of every head.
+    """Return the targets of every head for boxes (B, M, 7) and labels (B, M), 1-based positions in ``class_names`` or 0.
 
     A head takes the boxes of its classes in their order; the k-th takes slot k, at most ``max_objects`` of them. A box that
     is not finite or has no volume keeps its slot, masked. A centre outside the map is moved to the border cell.
-
-    Args:
-        boxes: (B, M, 7) metres and radians, float32.
-        labels: (B, M) 1-based positions in ``class_names``; 0 is padding.
-        grid: The model's grid.
-        head: Its head's settings.
-        class_names: The classes in order of their labels, whatever their order in the heads.
 
     Raises:
         ValueError: If the shapes do not fit, or a head names an unknown class.

@@ -233,14 +233,13 @@ def fit_objective(
     Args:
         objective: Module with ``student``; called with a batch it returns LossTerms.
         loader: Makes the batches from a given one on, counted over all epochs; each must follow from seed and position alone.
-        run: Folder for history and checkpoints.
+        run: Folder for history and checkpoints, which the first rank alone writes.
         config: Optimisation settings.
         job: Hash that checkpoints must carry.
         total: Optimiser steps of the schedule.
         per_epoch: Batches of one pass over the data.
         stop_after: Save and return after this step, for tests and time limits.
-        processes: The ranks of this training, of which this is one; the loader makes this one's share of every batch. The first
-            alone writes.
+        processes: The ranks of this training; the loader makes this one's share of every batch.
 
     Raises:
         CheckpointError: If the folder's checkpoints belong to another job, the disk is full, or ranks see different folders.

@@ -100,10 +100,8 @@ class TrainJob:
     def hash(self, dataset: str | None = None) -> str:
         """Return 12 hexadecimal digits over the settings and the contents, not the places, of split and weights.
 
-        It is never kept but computed anew: weights that changed and frames that changed give another one.
-
-        Args:
-            dataset: Fingerprint of the split where that is open; None takes it from the store's index.
+        It is never kept but computed anew: weights that changed and frames that changed give another one. ``dataset`` is the
+        fingerprint of the split where that is open; None takes it from the store's index.
 
         Raises:
             ConfigError: If an input is missing.

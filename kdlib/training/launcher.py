@@ -46,8 +46,7 @@ def positive_number(name: str) -> int | None:
 def ranks_to_start(devices: int | None) -> int:
     """Return how many ranks to start here, 1 where this process is to train itself.
 
-    Args:
-        devices: What the user asked for. None: as many as KDLIB_DEVICES says, else one; or what the launcher started.
+    ``devices`` is what the user asked for; None: as many as KDLIB_DEVICES says, else one; or what the launcher started.
 
     Raises:
         ConfigError: If the number contradicts the launcher.
@@ -78,11 +77,9 @@ def check_devices(processes: int) -> None:
 def start_ranks(arguments: Sequence[str], count: int) -> int:
     """Run ``python ARGUMENTS`` as ``count`` ranks of this machine and return one exit code for all.
 
-    torchrun hands SIGTERM on to every rank, waits for them to save, and kills what is left after 30 seconds; the same happens
-    to the others, who would wait for it for ever, when one rank dies.
-
-    Returns:
-        0, 143 after SIGTERM, else the code of the first rank to fail, which is named on stderr.
+    torchrun hands SIGTERM on to every rank, waits for them to save, and kills what is left after 30 seconds; the same happens to
+    the others, who would wait for it for ever, when one rank dies. The code is 0, 143 after SIGTERM, else that of the first rank
+    to fail, which is named on stderr.
     """
     config = LaunchConfig(
         min_nodes=1,

@@ -22,14 +22,9 @@ class TrainingModule(pl.LightningModule):
     """Trains whatever an objective leaves trainable; a frozen teacher inside it is neither optimised nor stored."""
 
     def __init__(self, objective: nn.Module, config: TrainConfig, total: int, start: int = 0, meter: Meter | None = None) -> None:
-        """Prepare for steps ``start`` to ``total - 1`` of one schedule.
+        """Prepare for steps ``start`` to ``total - 1`` of one schedule, with running means to go on from.
 
-        Args:
-            objective: Turns a batch, and ``progress`` from 0 on towards 1, into loss terms; what requires a gradient is trained.
-            config: Optimisation settings.
-            total: Optimiser steps of the schedule.
-            start: Optimiser steps done before.
-            meter: Running means to go on from.
+        The objective turns a batch, and ``progress`` from 0 on towards 1, into loss terms; what requires a gradient is trained.
         """
         super().__init__()
         self.objective = objective

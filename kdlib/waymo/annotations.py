@@ -41,16 +41,9 @@ def difficulty_level(difficulty: IntArray, num_points: IntArray) -> Int64:
 
 
 def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, Float64]) -> dict[int, FrameLabels]:
-    """Split a segment's ``lidar_box`` rows into the labels of every frame; rows may come in any order.
+    """Split a segment's converted ``lidar_box`` rows, in any order, into the labels of every frame that has boxes, by timestamp.
 
-    A missing speed counts as standing still, a missing difficulty as unset.
-
-    Args:
-        columns: ``LABEL_COLUMNS``, converted.
-        poses: World from vehicle (4, 4) of every frame, by timestamp.
-
-    Returns:
-        Labels by timestamp, for every frame that has boxes.
+    A missing speed counts as standing still, a missing difficulty as unset; ``poses`` are world from vehicle by timestamp.
 
     Raises:
         DataError: If a box belongs to no frame, misses one of its numbers or appears twice in a frame.
@@ -84,7 +77,7 @@ def frame_labels(
     Args:
         time: Timestamp, for messages.
         pose: World from vehicle (4, 4).
-        ids: Object ids, any order.
+        ids: M object ids, any order.
         boxes: (M, 7), NaN where a number is missing.
         speeds: (M, 3) world frame, 0 where there is none.
         types: (M,) Waymo's type numbers, 0 unknown.

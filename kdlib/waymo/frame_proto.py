@@ -85,11 +85,7 @@ def peek_context_name(head: bytes) -> str | None:
 
 
 def unpack_matrix(compressed: bytes, channels: int) -> FloatArray:
-    """Inflate a range image, (H, W, C) float32, read-only.
-
-    Args:
-        compressed: zlib of a ``MatrixFloat``.
-        channels: C is at least this.
+    """Inflate a range image, zlib of a ``MatrixFloat``: (H, W, C) float32, read-only, C at least ``channels``.
 
     Raises:
         DataError: If the stream is damaged, cut short or far too long, or shape and values disagree.

@@ -57,11 +57,7 @@ def as_transform(values: FloatArray) -> Float64:
 def row_inclinations(table: FloatArray | None, lowest: float, highest: float, height: int) -> Float64:
     """Return the inclination of every row in radians, row 0 being the highest beam.
 
-    Args:
-        table: The ascending beam table (H,), or None or empty for evenly spread beams.
-        lowest: Inclination at the lower edge of the image, used without a table.
-        highest: Inclination at the upper edge of the image, used without a table.
-        height: Rows of the image.
+    They are the ascending beam table's (H,), or, without one, spread evenly between the lower and the upper edge of the image.
 
     Raises:
         RangeImageError: If the table has another length than the image has rows.

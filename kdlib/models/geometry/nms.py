@@ -13,15 +13,8 @@ _BLOCK = 128  # ranks settled at once
 def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -> Tensor:
     """Suppress every box that overlaps a better, kept one by a bird's-eye IoU above ``iou``.
 
-    Args:
-        boxes: (M, 7) metres and radians.
-        scores: (M,); equal scores keep the order of the input.
-        iou: Threshold, strict.
-        pre: Boxes looked at, best first.
-        post: Boxes kept at most.
-
-    Returns:
-        Indices into ``boxes`` (K,), int64, best first.
+    Boxes are (M, 7), scores (M,); equal scores keep the order of the input. The ``pre`` best are looked at, at most ``post``
+    kept: their indices (K,) come best first.
 
     Raises:
         ValueError: If boxes and scores differ in number.

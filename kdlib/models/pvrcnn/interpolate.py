@@ -25,17 +25,10 @@ def bilinear(values: Tensor, xy: Tensor) -> Tensor:
 
 
 def three_point(features: Tensor, index: Tensor, distance: Tensor) -> Tensor:
-    """Mix the features of three points by the inverse of their distances.
+    """Mix the features (N, C) of three points by the inverse of their distances (R, 3) in metres, as (R, C).
 
-    Weights are 1 / (d + 1e-8), divided by their sum; a missing second or third point is to be given as the first once more.
-
-    Args:
-        features: (N, C) of the points.
-        index: (R, 3) int64 rows; -1 in the first place where there is no point at all.
-        distance: (R, 3) metres.
-
-    Returns:
-        (R, C), zero where there is no point; differentiable in ``features``.
+    Weights are 1 / (d + 1e-8), divided by their sum; a missing second or third point is to be given as the first once more. Where
+    there is no point at all, the first of its rows ``index`` (R, 3) is -1 and the answer zero.
     """
     if not len(features) or not len(index):
         return features.sum() * features.new_zeros((len(index), features.shape[1]))

@@ -42,15 +42,10 @@ class Neighbours:
 
 
 def cube_query(support: Cloud, queries: Cloud, radius: float, limit: int | None = None) -> Neighbours:
-    """Find the points in a cube around each query: no difference along an axis is larger than the radius.
+    """Find the points in a cube around each query: no difference along an axis is larger than ``radius`` metres.
 
-    Time grows with the points in the 27 cells, one radius wide, around every query; memory with points, queries and neighbours.
-
-    Args:
-        support: N points.
-        queries: M centres.
-        radius: Half the cube's side, borders included, metres.
-        limit: Neighbours kept of each query, those of the lowest rows; None keeps all.
+    Of each query's neighbours the ``limit`` of the lowest rows are kept; None keeps all. Time grows with the points in the 27
+    cells, one radius wide, around every query; memory with points, queries and neighbours.
     """
     points, centres = len(support.xyz), len(queries.xyz)
     counts, rows = queries.frame.new_zeros(centres), []
@@ -146,9 +141,8 @@ def three_nearest(
         neighbours: Of every query, among which to look.
 
     Returns:
-        Rows of the support (M, V, 3) int64, nearest first, and their distances (M, V, 3); V = I * J * L, x slowest, z fastest.
-        Where a query has fewer than three neighbours the nearest stands in for the missing ones; where it has none, rows are -1
-        and distances 0.
+        Rows of the support (M, V, 3), nearest first, and their distances (M, V, 3); V = I * J * L, x slowest, z fastest. The
+        nearest stands in for the second and the third where they are missing; without any, rows are -1 and distances 0.
     """
     support, queries = support.detach(), queries.detach()
     local = math.prod(len(step) for step in steps)

@@ -42,12 +42,9 @@ class RoiHead(nn.Module):
         return nn.Sequential(*layers, RowConv(config.branches[-1], outputs, bias=True))
 
     def forward(self, points: KeyPoints, scores: Tensor, rois: Rois) -> tuple[Tensor, Tensor]:
-        """Return logits (R,) and box codes (R, 7), at least float32.
+        """Return logits (R,) and box codes (R, 7), at least float32, of RoIs.
 
-        Args:
-            points: Key points of all frames.
-            scores: (K,) confidence of each to lie on an object, by which its features are weighed.
-            rois: Boxes of the same frames.
+        Key points are of the same frames; ``scores`` (K,), their confidence to lie on an object, weigh their features.
         """
         shared = self.shared_fc_layer(self.pool(points, scores, rois))
         return wide(self.cls_layers(shared)[:, 0]), wide(self.reg_layers(shared))

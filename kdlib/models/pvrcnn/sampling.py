@@ -13,14 +13,8 @@ _PAIRS = 1 << 18  # distances held at once: they and their like stay in a proces
 def farthest_points(points: Tensor, count: int) -> Tensor:
     """Pick points far from each other: each is the farthest from all picks before it, beginning with the first point.
 
-    The first in order counts where several are equally far; none is picked twice.
-
-    Args:
-        points: (N, 3) metres.
-        count: Points to pick, at most N.
-
-    Returns:
-        (count,) int64 rows, in the order of picking; memory grows with N alone.
+    The first in order counts where several are equally far; none is picked twice. Of points (N, 3) that gives (count,) rows, in
+    the order of picking; memory grows with N alone.
 
     Raises:
         ValueError: If there are fewer points than picks.
@@ -81,15 +75,9 @@ def near_rois(points: Tensor, rois: Tensor, margin: float) -> Tensor:
 def sector_keypoints(points: Tensor, near: Tensor, count: int, sectors: int) -> Tensor:
     """Pick key points near the RoIs of one frame, spread evenly within each sector of azimuth.
 
-    Points near no RoI are left out; if all are, the first point stays alone. Every sector gives its share of ``count``, rounded
-    up, by farthest points from its first point on. A point exactly behind the vehicle (azimuth +pi) belongs to the last sector;
-    the original loses it.
-
-    Args:
-        points: (N, 3) metres.
-        near: (N,) bool, the answer of :func:`near_rois`.
-        count: Key points wanted.
-        sectors: Sectors around the vehicle.
+    Points (N, 3) near no RoI, as ``near`` (N,) says, are left out; if all are, the first point stays alone. Every sector gives
+    its share of ``count``, rounded up, by farthest points from its first point on. A point exactly behind the vehicle (azimuth
+    +pi) belongs to the last sector; the original loses it.
 
     Returns:
         (K,) int64 rows, sector by sector, K < count + sectors; K = 0 only if N = 0.

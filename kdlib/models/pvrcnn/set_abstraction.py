@@ -43,17 +43,10 @@ class VoxelSetAbstraction(nn.Module):
         )
 
     def forward(self, points: PointBatch, bev: Tensor, levels: Mapping[int, SparseTensor], rois: Sequence[Tensor]) -> KeyPoints:
-        """Gather key points.
+        """Gather the key points of B frames, differentiable in the map and the stages' features.
 
-        Args:
-            points: Of B frames.
-            bev: (B, bev_channels, H, W) map in front of the 2D backbone.
-            levels: Stages of the sparse backbone by their stride.
-            rois: (M_b, 7) boxes of each frame, without padding.
-
-        Returns:
-            Key points of all frames, differentiable in the map and the stages' features. A frame without RoIs has one: its first
-            point.
+        ``bev`` is the map (B, bev_channels, H, W) in front of the 2D backbone, ``levels`` are stages of the sparse backbone by
+        their stride, ``rois`` the boxes (M_b, 7) of each frame. A frame without RoIs has one key point: its first point.
         """
         keys, near, values = self.sample(points, rois)
         before = [self.read_map(bev, keys), self.SA_rawpoints(near, values, keys)]

@@ -133,18 +133,11 @@ class VectorPool(nn.Module):
         self.msg_post_mlps = row_layers(3 + len(config.voxels) * config.group_channels[-1], config.channels)
 
     def forward(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
-        """Gather what surrounds each query.
+        """Gather what surrounds each of M queries, as (M, channels[-1]) in their precision.
 
         Another order of the queries gives the same rows in that order. Another order of the support gives the same result unless
-        a tie or a limit decides, where the first row wins; which point a local voxel takes at random choice is such a tie.
-
-        Args:
-            support: N points.
-            features: (N, C) of the points, C a multiple of ``reduced``; what the result is differentiable in.
-            queries: M places, in the precision of the result.
-
-        Returns:
-            (M, channels[-1]).
+        a tie or a limit decides, where the first row wins; which point a local voxel takes at random choice is such a tie. The
+        result is differentiable in the features (N, C) of the support's points, C a multiple of ``reduced``.
 
         Raises:
             ValueError: If the channels cannot be folded.

@@ -119,11 +119,7 @@ class Rulebook:
 def submanifold_rulebook(coords: Tensor, shape: Triple, batch_size: int, geometry: Geometry) -> Rulebook:
     """Return the meetings of a submanifold convolution: outputs are the input sites, in their order.
 
-    Args:
-        coords: (V, 4) int64 batch, z, y, x; each site once, in any order.
-        shape: Cells along z, y, x.
-        batch_size: Number of frames.
-        geometry: Odd sizes, stride 1; padding is always half of the kernel.
+    ``coords`` are (V, 4) int64 batch, z, y, x, each site once, in any order; padding is always half of the kernel.
 
     Raises:
         ConfigError: If the kernel has an even size or a stride, or the grid has too many cells.
