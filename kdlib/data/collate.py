@@ -16,10 +16,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
     One rank's share of a batch may be no frame at all.
     """
     none = np.zeros((0, POINT_FEATURES), np.float32)
-    counts = torch.tensor([len(sample.points) for sample in samples], dtype=torch.int64)
     points = PointBatch(
         points=torch.from_numpy(np.concatenate([none, *(sample.points for sample in samples)])),
-        batch_index=torch.repeat_interleave(counts),
+        batch_index=torch.repeat_interleave(torch.tensor([len(sample.points) for sample in samples], dtype=torch.int64)),
         batch_size=len(samples),
         frame_ids=tuple(sample.frame_id for sample in samples),
     )

@@ -67,7 +67,7 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
         self._objects: ObjectSampler | None = None
         if augment and augment.objects:
             bank = ObjectBank.open(bank_path(split), split.fingerprint)
-            self._objects = ObjectSampler(bank, self.class_names, augment.objects)
+            self._objects = ObjectSampler(bank, class_names, augment.objects)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -85,8 +85,10 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
                     points = points.take(rng.permutation(len(points)), axis=0)
                 return Sample(self.split.frame_id(frame), points, boxes, labels)
             frame = rng.choice(self._with_boxes)
-        where = f"split '{self.split.name}' of {self.split.path}"
-        raise DataError(f"{where}: {_TRIES} frames in a row have no box inside {self._range}; widen the range or add data")
+        raise DataError(
+            f"split '{self.split.name}' of {self.split.path}: {_TRIES} frames in a row have no box inside {self._range}; "
+            "widen the range or add data"
+        )
 
     @property
     def frame_ids(self) -> list[str]:

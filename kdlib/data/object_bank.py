@@ -78,7 +78,6 @@ class ObjectBank:
         Raises:
             DataError: If the file is missing, damaged, of another version, or made from other frames.
         """
-        path = Path(path)
         if not path.is_file():
             raise DataError(f"{path.parent} has no object bank ({path.name}); {remedy(path)}")
         notes, arrays = _read(path)

@@ -159,8 +159,7 @@ def _survey(
         raise DataError(f"{source} has none of the folders {', '.join(splits)}; point to the folder that holds them")
     tasks = {split: list_tasks(source.resolve() / split, out.resolve() / split) for split in present}
     _check_homes(source, {split: [task.segment for task in of_split] for split, of_split in tasks.items()})
-    count = sum(map(len, tasks.values()))
-    return tasks, cluster_cores(scheduler) if scheduler else worker_count(workers, count)
+    return tasks, cluster_cores(scheduler) if scheduler else worker_count(workers, sum(map(len, tasks.values())))
 
 
 def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:

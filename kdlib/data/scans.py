@@ -153,8 +153,7 @@ def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[F
 
 
 def _by_position(layout: ScanLayout, table: FloatArray) -> tuple[ScanLayout, PointColumns]:
-    names = layout.columns[: table.shape[1]]
-    return layout, {name: table[:, number].astype(np.float64) for number, name in enumerate(names)}
+    return layout, {name: column.astype(np.float64) for name, column in zip(layout.columns, table.T)}
 
 
 def _read_bin(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:

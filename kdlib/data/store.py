@@ -48,8 +48,9 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
     index = records.read_json(path / INDEX)
     if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
-        versions = f"is a store of version {index.get('version')}, this is version {STORE_VERSION}"
-        raise DataError(f"{path} {versions}; delete it and prepare again")
+        raise DataError(
+            f"{path} is a store of version {index.get('version')}, this is version {STORE_VERSION}; delete it and prepare again"
+        )
     if index.get("fingerprint") not in (None, fingerprint(index["splits"])):
         raise DataError(f"{path / INDEX} is not what was written; delete it and run 'python -m kdlib prepare' again")
     return index["splits"]
@@ -101,8 +102,7 @@ class Store:
             for table in map(pa.concat_tables, (frame_tables, box_tables))
         )
         # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
-        starts = np.cumsum([0, *lengths[:-1]])
-        owner = boxes["frame"] + np.repeat(starts, [len(table) for table in box_tables])
+        owner = boxes["frame"] + np.repeat(np.cumsum([0, *lengths[:-1]]), [len(table) for table in box_tables])
         return StoreSplit(
             path=self.path,
             name=name,

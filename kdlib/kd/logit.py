@@ -62,8 +62,7 @@ def position_weights(
     Raises:
         ConfigError: If what the positions need is missing.
     """
-    listed = config.positions == "instances"
-    instances = instance_cells(ours, theirs, *heads, config.instances, region) if listed else None
+    instances = instance_cells(ours, theirs, *heads, config.instances, region) if config.positions == "instances" else None
     return pivotal_mask(theirs, targets, config, instances)
 
 

@@ -32,7 +32,7 @@ def pivotal_mask(
         instances: (B, H, W) cells in instances, 1 or 0; needed by ``instances``.
 
     Raises:
-        ConfigError: If targets or instances are missing.
+        ConfigError: If targets are missing.
         ValueError: If the targets lie on another grid.
 
     Source: SparseKD section 4.2; spec section 7.5 step 3.
@@ -47,9 +47,7 @@ def pivotal_mask(
             mask = mask * _top_cells(confidence, config.rank)
         elif config.positions in ("center", "gaussian"):
             mask = mask * _target_cells(confidence, targets, config)
-        elif config.positions == "instances":
-            if instances is None:
-                raise ConfigError("positions 'instances' need the boxes of both networks, see kdlib.kd.instances")
+        elif instances is not None:
             mask = mask * instances
     return mask
 

@@ -17,6 +17,7 @@ from kdlib import records
 from kdlib.data.segment import BOX_NUMBERS
 from kdlib.errors import DataError
 from kdlib.types import Bool, Float64, FloatArray, Int64, IntArray
+from kdlib.waymo.column_types import is_text
 
 PREDICTION_COLUMNS = ("frame_id", *BOX_NUMBERS, "type", "score")
 TRUTH_COLUMNS = ("frame_id", *BOX_NUMBERS, "type", "difficulty", "num_points")
@@ -82,7 +83,7 @@ def row_batches(source: BoxTable, columns: Sequence[str]) -> Iterator[pa.Table]:
         yield from (source.select(columns).slice(start, _ROWS) for start in range(0, source.num_rows, _ROWS))
         return
     # One string a frame instead of one a box.
-    texts = ["frame_id"] if _is_text(source.schema.field("frame_id").type) else []
+    texts = ["frame_id"] if is_text(source.schema.field("frame_id").type) else []
     with _reading(source.path, source.what):
         file = pq.ParquetFile(source.path, read_dictionary=texts)
         for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
@@ -101,7 +102,7 @@ def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None
         kind = schema.field(column).type
         usable, needed = pa.types.is_integer(kind) or pa.types.is_null(kind), "an integer"
         if column == "frame_id":
-            usable, needed = _is_text(kind) or pa.types.is_integer(kind), "a string or an integer"
+            usable, needed = is_text(kind) or pa.types.is_integer(kind), "a string or an integer"
         elif column not in _INTEGERS:
             usable, needed = usable or pa.types.is_floating(kind), "a number"
         if not usable:
@@ -111,17 +112,11 @@ def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None
 def check_same_kind_of_id(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> None:
     """Check that both tables name frames by strings, or both by integers; raises DataError if they differ."""
     first, second = predictions.field("frame_id").type, truth.field("frame_id").type
-    if _is_text(first) != _is_text(second):
+    if is_text(first) != is_text(second):
         raise DataError(
             f"{names[0]}: frame_id is of type {first}, but {second} in {names[1]}; write the same ids into both, they are how "
             "boxes find their frame"
         )
-
-
-def _is_text(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def stated(schema: pa.Schema, key: str) -> list[Any]:

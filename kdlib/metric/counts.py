@@ -85,10 +85,8 @@ def _count_generator(
     misses = []
     for hardest in LEVELS:
         counted = truth.difficulty <= hardest
-        total = np.bincount(row_g[counted], minlength=rows)[:, None]
-        misses.append(total - matched(row_g[g], counted[g]))
-    accuracy = heading_accuracy(predictions.box[p, 6], truth.box[g, 6])
-    sum_ha = _add_intervals(rows, row_p[p], low, high, accuracy)
+        misses.append(np.bincount(row_g[counted], minlength=rows)[:, None] - matched(row_g[g], counted[g]))
+    sum_ha = _add_intervals(rows, row_p[p], low, high, heading_accuracy(predictions.box[p, 6], truth.box[g, 6]))
     shape = (frames, shards, len(CUTOFFS))
     counts = (column.reshape(shape).astype(np.int32) for column in (tp, fp, *misses))
     return Counts(sum_ha=sum_ha.reshape(shape), **dict(zip(COUNTED, counts)))

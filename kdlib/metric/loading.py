@@ -63,8 +63,7 @@ def load_boxes(
     if strict:
         _check_origin(predictions.schema, truth.schema, names)
         covered = set(box_tables.stated(predictions.schema, "frame_ids"))
-        with_boxes = {truth_ids[i] for i in np.unique(labelled["frame"])}
-        _check_frames(set(predicted_ids), covered, evaluated, with_boxes, names)
+        _check_frames(set(predicted_ids), covered, evaluated, {truth_ids[i] for i in np.unique(labelled["frame"])}, names)
     ids = tuple(sorted(set(predicted_ids) | evaluated))
     points = labelled.pop("num_points")
     if strict:

@@ -49,18 +49,15 @@ def predict(
             for start in range(0, len(dataset), batch_size):
                 samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
                 points = collate(samples).points.to(device)
-                detections = model.detect(model(points))
-                parts += [(name, frame.to("cpu")) for name, frame in zip(points.frame_ids, detections)]
+                parts += [(name, frame.to("cpu")) for name, frame in zip(points.frame_ids, model.detect(model(points)))]
                 bar.update(len(samples))
     finally:
         model.train(was_training)
     types = np.array([0, *(WAYMO_TYPES[name] for name in class_names)])  # label 0 is padding
     frame_ids = [name for name, frame in parts for _ in frame.scores]
     none = Detections(torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    boxes, scores, labels = (
-        torch.cat([getattr(frame, column) for frame in (none, *(frame for _, frame in parts))]).numpy()
-        for column in ("boxes", "scores", "labels")
-    )
+    columns = zip(*(vars(frame).values() for frame in (none, *(frame for _, frame in parts))))
+    boxes, scores, labels = (torch.cat(column).numpy() for column in columns)
     table = predictions_table(frame_ids, boxes, types[labels], scores, frames=[name for name, _ in parts])
     facts = {"class_names": json.dumps(class_names)}
     if isinstance(dataset, FrameDataset):

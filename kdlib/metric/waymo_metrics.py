@@ -74,8 +74,7 @@ def evaluate_tables(
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    loaded = load_boxes(predictions, truth, strict=strict)
-    return evaluate_loaded(loaded, ranges=ranges, workers=workers)
+    return evaluate_loaded(load_boxes(predictions, truth, strict=strict), ranges=ranges, workers=workers)
 
 
 def evaluate_loaded(loaded: Loaded, **options: Any) -> EvalResult:

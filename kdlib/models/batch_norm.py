@@ -58,14 +58,13 @@ def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) ->
     """
     rows = rows.contiguous() if rows.dim() == 2 else rows
     normalised, mean, variance, count = _Joint.apply(rows, weight, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
-    if layer.training and layer.running_mean is not None and layer.running_var is not None:
-        assert layer.num_batches_tracked is not None
+    if layer.training and layer.running_mean is not None:
         seen = count > 0  # a batch without rows teaches nothing
         momentum = (layer.momentum or 0.0) * seen.to(count.dtype)
         unbiased = variance * count / (count - 1).clamp(min=1)
-        layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum.to(layer.running_mean.dtype))
-        layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum.to(layer.running_var.dtype))
-        layer.num_batches_tracked.add_(seen)
+        for stored, value in ((layer.running_mean, mean), (layer.running_var, unbiased)):
+            stored.lerp_(value.to(stored.dtype), momentum.to(stored.dtype))  # type: ignore[union-attr]
+        layer.num_batches_tracked.add_(seen)  # type: ignore[union-attr]
     return normalised  # type: ignore[no-any-return]
 
 

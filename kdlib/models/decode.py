@@ -65,8 +65,7 @@ def _best(output: HeadOutput, grid: GridConfig, head: HeadConfig) -> tuple[Tenso
     x = ((cell % columns) + values[:, 0]) * head.stride * grid.voxel_size[0] + grid.point_range[0]
     y = ((cell // columns) + values[:, 1]) * head.stride * grid.voxel_size[1] + grid.point_range[1]
     heading = torch.atan2(values[:, 7], values[:, 6])
-    boxes = torch.stack((x, y, values[:, 2], *values[:, 3:6].exp().unbind(1), heading), dim=2)
-    return boxes, scores, channel
+    return torch.stack((x, y, values[:, 2], *values[:, 3:6].exp().unbind(1), heading), dim=2), scores, channel
 
 
 def _join(heads: Sequence[Detections]) -> Detections:

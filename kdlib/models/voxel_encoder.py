@@ -89,8 +89,7 @@ class VoxelBackbone(nn.Module):
             for _ in range(_BLOCKS):
                 parts.append(ResidualBlock(channels, key) if config.residual else _same(channels, channels, key))
             self.add_module(f"conv{stage}", nn.Sequential(*parts))
-        out = SparseConv3d(stages[-1], last, (3, 1, 1), stride=(2, 1, 1), key="down_out")
-        self.conv_out = SparseLayer(out, last)
+        self.conv_out = SparseLayer(SparseConv3d(stages[-1], last, (3, 1, 1), stride=(2, 1, 1), key="down_out"), last)
         self.channels = last * bev_depth(layers)
 
     def sites(self, features: Tensor, voxels: VoxelBatch) -> SparseTensor:

@@ -116,6 +116,6 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path} does not exist; give a safetensors file")
     try:
-        return safe_open(str(path), framework="pt")
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise DataError(f"{path} is no complete safetensors file ({error}); copy or train it again") from error

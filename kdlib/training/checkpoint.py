@@ -78,7 +78,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: If the file is truncated, damaged or not a kdlib checkpoint.
     """
     try:
-        with safe_open(str(path), framework="pt") as stream:
+        with safe_open(path, framework="pt") as stream:
             head = json.loads((stream.metadata() or {})["kdlib"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}
         digest, checkpoint = head["digest"], Checkpoint(head["step"], head["job"], tensors, head["notes"])

@@ -182,7 +182,7 @@ def let_termination_in() -> None:
 def ignore_termination(worker: int) -> None:
     """Make a data worker leave SIGTERM, which a scheduler sends to all processes at once, to its trainer."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    let_termination_in()
 
 
 def _follow_starter(starter: int) -> None:

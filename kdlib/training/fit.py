@@ -61,7 +61,7 @@ def schedule_length(batches: int, config: TrainConfig, max_steps: int | None) ->
     steps = batches // config.accumulate
     if steps == 0:
         raise ConfigError(f"{batches} batches are fewer than accumulate={config.accumulate}; lower it or add epochs")
-    return min(steps, max_steps) if max_steps is not None else steps
+    return min(steps, max_steps or steps)
 
 
 def _random_state(where: torch.device) -> dict[str, Tensor]:
@@ -169,8 +169,7 @@ class _Recorder(pl.Callback):
             "precision": trainer.precision_plugin.state_dict(),
             "versions": records.versions(),
         }
-        tensors = {**module.state(), **_random_state(module.device)}
-        save(self.run.checkpoints, Checkpoint(step, self.job, tensors, notes))
+        save(self.run.checkpoints, Checkpoint(step, self.job, {**module.state(), **_random_state(module.device)}, notes))
 
 
 def _memory_mb(where: torch.device) -> float:

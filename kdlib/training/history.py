@@ -46,8 +46,7 @@ class Meter:
     def means(self) -> Json:
         """Return ``loss`` and ``parts``; raises Diverged if one is NaN or infinite."""
         means = {name: value / self.batches for name, value in self.state()["sums"].items()}
-        loss = means.pop("loss")
-        return {"loss": loss, "parts": {name.removeprefix("parts/"): value for name, value in means.items()}}
+        return {"loss": means.pop("loss"), "parts": {name.removeprefix("parts/"): value for name, value in means.items()}}
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:

@@ -108,8 +108,7 @@ def progress_line(label: str, line: Json) -> str:
     step, steps = line["step"], line["steps"]
     parts = ", ".join(f"{name} {value:.3g}" for name, value in line["parts"].items())
     speed = line["samples_per_second"]
-    left = line["seconds"] / step * (steps - step)
-    minutes, seconds = divmod(round(left), 60)
+    minutes, seconds = divmod(round(line["seconds"] / step * (steps - step)), 60)
     return f"{label}: step {step}/{steps}, loss {line['loss']:.4g} ({parts}), {speed:.1f} frames/s, {minutes}:{seconds:02d} left"
 
 

@@ -89,11 +89,10 @@ class _Loader(DataLoader[Any]):
 
 def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ONE_PROCESS) -> DataLoader[Any]:
     config = job.train
-    share = {"rank": processes.rank, "world": processes.world}
-    sampler = StepSampler(len(dataset), config.batch_size, config.epochs, config.seed, start_step=first, **share)
+    frames = (len(dataset), config.batch_size, config.epochs, config.seed)
     return _Loader(
         dataset,  # type: ignore[arg-type]  # it has __len__ and __getitem__
-        batch_sampler=sampler,
+        batch_sampler=StepSampler(*frames, start_step=first, rank=processes.rank, world=processes.world),
         collate_fn=collate,
         num_workers=config.workers,
         worker_init_fn=ignore_termination,

@@ -103,8 +103,7 @@ class Gpus:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                process = _spawn(run, command, self._threads, (lock.fileno(),), **{VISIBLE: name})
-                return Child(process, f"GPU {name}")
+                return Child(_spawn(run, command, self._threads, (lock.fileno(),), **{VISIBLE: name}), f"GPU {name}")
         return None
 
 
@@ -164,11 +163,10 @@ class Cluster:
 
     def start(self, run: RunDir, command: Sequence[str]) -> Child | None:
         """Start a command, to which the folder is added, on a free worker; None if all are at work."""
-        busy = {child.place for child in self._started if child.poll() is None}
-        free = sorted(self.workers() - busy)
+        free = sorted(self.workers() - {child.place for child in self._started if child.poll() is None})
         if not free:
             return None
-        task = (train_here, str(run.path), tuple(command[1:]), self._threads)
+        task = (train_here, str(run.path), command[1:], self._threads)
         future = self._client.submit(*task, workers=free[:1], allow_other_workers=False, pure=False)
         self._started.append(RemoteChild(self, free[0], future))
         return self._started[-1]

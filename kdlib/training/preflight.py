@@ -58,7 +58,7 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
 
 def count_boxes(job: TrainJob, split: StoreSplit) -> dict[str, tuple[int, int]]:
     """Return by class how many boxes with points the job's frames have, and how many of them have their centre in range."""
-    low, high = np.array(job.model.grid.point_range[:3]), np.array(job.model.grid.point_range[3:])
+    low, high = np.reshape(job.model.grid.point_range, (2, 3))
     useful = _boxes_of(job, split) & (split.num_points > 0)
     inside = ((split.boxes[:, :3] >= low) & (split.boxes[:, :3] <= high)).all(axis=1)
     counts = {}
@@ -69,8 +69,7 @@ def count_boxes(job: TrainJob, split: StoreSplit) -> dict[str, tuple[int, int]]:
 
 
 def _boxes_of(job: TrainJob, split: StoreSplit) -> Bool:
-    frame_of_box = np.repeat(np.arange(len(split)), np.diff(split.first_box))
-    return np.isin(frame_of_box, split.frames(job.train.interval))
+    return np.isin(np.repeat(np.arange(len(split)), np.diff(split.first_box)), split.frames(job.train.interval))
 
 
 def _check_object_bank(job: TrainJob, split: StoreSplit) -> list[str]:

@@ -48,9 +48,8 @@ def reals(column: pa.ChunkedArray) -> Float64:
 
 def texts(column: pa.ChunkedArray) -> list[str]:
     """Return text; raises DataError if the column holds something else, a null, or bytes that are no text."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"is of type {kind}, expected text; {_REMEDY}")
+    if not is_text(column.type):
+        raise DataError(f"is of type {_plain(column.type)}, expected text; {_REMEDY}")
     _refuse_nulls(column)
     try:
         return column.to_pylist()
@@ -79,8 +78,17 @@ def check_lists(kind: pa.DataType) -> None:
         raise DataError(f"is of type {kind}, expected lists of numbers; {_REMEDY}")
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a column holds text, also where a dictionary holds each word once."""
+    return pa.types.is_string(_plain(kind)) or pa.types.is_large_string(_plain(kind))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind != pa.float16()  # of which Arrow casts nothing
+    return (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind != pa.float16()  # of which Arrow casts nothing
 
 
 def _refuse_nulls(column: pa.ChunkedArray) -> None:

@@ -59,12 +59,12 @@ def laser_points(
     if returns[0] is None:
         which = "return 1 is an empty cell" if any(image is not None for image in returns) else "both returns are empty cells"
         raise RangeImageError(f"{which}; the lidar images were stripped from this file")
-    clouds = []
-    for image in returns:
-        if image is None:
-            continue  # this laser has no second return
-        table = row_inclinations(calibration.table, calibration.lowest, calibration.highest, image.shape[0])
-        clouds.append(range_image_to_points(image, calibration.extrinsic, table, pixel_pose, frame_pose))
+    beams = (calibration.table, calibration.lowest, calibration.highest)
+    clouds = [
+        range_image_to_points(image, calibration.extrinsic, row_inclinations(*beams, image.shape[0]), pixel_pose, frame_pose)
+        for image in returns
+        if image is not None  # some lasers have no second return
+    ]
     return np.concatenate(clouds)
 
 

@@ -128,12 +128,10 @@ def _points(laser: Any, calibration: Calibration | None, pose: Float64) -> Float
 
 
 def _labels(labels: Any, time: int, pose: Float64) -> FrameLabels:
-    ids = []
-    for label in labels:
-        try:
-            ids.append(label.id.decode())
-        except UnicodeDecodeError as error:
-            raise DataError(f"an object id is no text: {label.id!r}") from error
+    try:
+        ids = [label.id.decode() for label in labels]
+    except UnicodeDecodeError as error:
+        raise DataError(f"an object id is no text: {error.object!r}") from error
     boxes = _table(BOX_FIELDS, [label.box for label in labels], np.float64)
     speeds = _table(("speed_x", "speed_y", "speed_z"), [label.metadata for label in labels], np.float64)
     numbers = _table(("type", "detection_difficulty_level", "num_lidar_points_in_box"), labels, np.int64)

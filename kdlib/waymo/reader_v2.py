@@ -77,8 +77,7 @@ def _frame_poses(path: Path, segment: str) -> _Poses:
 
 def _calibrations(path: Path, segment: str) -> dict[int, Calibration]:
     """Return every laser's calibration."""
-    kinds = dict(zip(CALIBRATION, (lists, reals, reals, lists)))
-    columns = read_columns(path, {LASER: integers, **kinds}, segment)
+    columns = read_columns(path, {LASER: integers, **dict(zip(CALIBRATION, (lists, reals, reals, lists)))}, segment)
     lasers = columns[LASER].tolist()
     _check_unique(path, lasers, "laser {} has two rows")
     calibrations = {}

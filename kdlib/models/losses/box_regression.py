@@ -25,8 +25,7 @@ def gather_codes(output: HeadOutput, indices: Tensor) -> Tensor:
 
     Gathers from each map alone, so that the full maps are never concatenated.
     """
-    parts = (output.center, output.center_z, output.dim, output.rot)
-    return torch.cat([gather_at(maps, indices) for maps in parts], dim=2)
+    return torch.cat([gather_at(maps, indices) for maps in (output.center, output.center_z, output.dim, output.rot)], dim=2)
 
 
 def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:

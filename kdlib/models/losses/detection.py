@@ -49,8 +49,7 @@ def detection_loss(outputs: Sequence[HeadOutput], targets: Sequence[HeadTargets]
     pairs = list(zip(outputs, targets))
     box = [box_regression_loss(output, target).sum() for output, target in pairs]
     heatmap = [heatmap_focal_loss(output.heatmap, target.heatmap) for output, target in pairs]
-    objects = [target.mask.sum() for target in targets]
     return (
         weighed("heatmap", head.heatmap_weight, sum(heatmap[1:], heatmap[0])),
-        weighed("box", head.box_weight, sum(box[1:], box[0]), sum(objects[1:], objects[0])),
+        weighed("box", head.box_weight, sum(box[1:], box[0]), sum(target.mask.sum() for target in targets)),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _HELD = 1 << 18  # pairs tested or distances held at once on a processor: about what its cache takes
@@ -58,8 +59,7 @@ def cube_query(support: Cloud, queries: Cloud, radius: float, limit: int | None 
             row, count = row[rank < limit], count.clamp(max=limit)
         counts += count
         rows.append(row)
-    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    return Neighbours(offsets, torch.cat(rows) if rows else counts.new_zeros(0))
+    return Neighbours(F.pad(counts.cumsum(0), (1, 0)), torch.cat(rows) if rows else counts.new_zeros(0))
 
 
 def near_pairs(support: Cloud, queries: Cloud, radius: float) -> Iterator[tuple[Tensor, Tensor]]:

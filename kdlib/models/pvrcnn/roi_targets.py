@@ -56,8 +56,7 @@ def match_proposals(proposed: Detections, boxes: Tensor, labels: Tensor) -> tupl
     if not len(boxes):
         return torch.zeros_like(proposed.scores), proposed.boxes
     boxes = boxes.to(proposed.boxes.dtype)
-    other = proposed.labels[:, None] != labels
-    best, index = volume_iou(proposed.boxes, boxes).masked_fill(other, -1).max(dim=1)
+    best, index = volume_iou(proposed.boxes, boxes).masked_fill(proposed.labels[:, None] != labels, -1).max(dim=1)
     return best.clamp(min=0), torch.where(best[:, None] >= 0, boxes[index], proposed.boxes)
 
 
@@ -65,9 +64,8 @@ def choose_proposals(overlap: Tensor, config: RoiSamplingConfig, generator: torc
     """Return rows of ``config.rois`` proposals with these overlaps (M,), foreground first; none of none."""
     if not len(overlap):
         return torch.zeros(0, dtype=torch.int64, device=overlap.device)
-    foreground = (overlap >= config.foreground_iou).nonzero()[:, 0]
-    easy = (overlap < config.easy_iou).nonzero()[:, 0]
-    hard = ((overlap >= config.easy_iou) & (overlap < config.foreground_iou)).nonzero()[:, 0]
+    on_object, far = overlap >= config.foreground_iou, overlap < config.easy_iou
+    foreground, easy, hard = (rows.nonzero()[:, 0] for rows in (on_object, far, ~(on_object | far)))
     if not len(easy) and not len(hard):
         return _drawn(foreground, config.rois, generator)
     count = min(round(config.rois * config.foreground), len(foreground))

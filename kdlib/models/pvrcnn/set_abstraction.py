@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import GridConfig
-from kdlib.config.pvrcnn import SetAbstractionConfig
+from kdlib.config import GridConfig, SetAbstractionConfig
 from kdlib.models.batch_norm import RowNorm
 from kdlib.models.pvrcnn.interpolate import bilinear
 from kdlib.models.pvrcnn.neighbours import Cloud

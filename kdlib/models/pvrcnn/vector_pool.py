@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib.config.pvrcnn import VectorPoolConfig
+from kdlib.config import VectorPoolConfig
 from kdlib.models.batch_norm import RowNorm
 from kdlib.models.pvrcnn.interpolate import three_point
 from kdlib.models.pvrcnn.neighbours import Cloud, cube_query, near_pairs, three_nearest
@@ -63,8 +63,7 @@ class VectorPoolGroup(nn.Module):
     def forward(self, support: Cloud, features: Tensor, queries: Cloud) -> Tensor:
         """Return (M, channels of the group); features are folded already, all else as in :class:`VectorPool`."""
         gather = self.interpolated if self.config.kind == "local_interpolation" else self.first_found
-        vectors = gather(support, features, queries)
-        return self.post_mlps(self.separate_local_aggregation_layer(vectors.flatten(1)))
+        return self.post_mlps(self.separate_local_aggregation_layer(gather(support, features, queries).flatten(1)))
 
     def steps(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return where the local voxels' centres lie along x, y, z, seen from the query, metres."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from kdlib.models.sparse.backends import BACKENDS, Backend
 from kdlib.models.sparse.conv import SparseConv3d, SparseConvolution, SubmConv3d, use_backend
-from kdlib.models.sparse.rulebook import Geometry, Rulebook, strided_rulebook, submanifold_rulebook
+from kdlib.models.sparse.rulebook import Geometry, strided_rulebook, submanifold_rulebook
 from kdlib.models.sparse.tensor import Rulebooks, SparseTensor
 
 __all__ = [
-    "BACKENDS",
-    "Backend",
     "Geometry",
-    "Rulebook",
     "Rulebooks",
     "SparseConv3d",
     "SparseConvolution",

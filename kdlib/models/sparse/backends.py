@@ -85,8 +85,7 @@ def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> 
     tensor = load_backend(backend).SparseConvTensor(
         sites.features.contiguous(), coords, list(sites.spatial_shape), sites.batch_size
     )
-    known = sites.books.foreign.get(backend, {})
-    tensor.indice_dict = {key: value for key, value in known.items() if key == reuse}
+    tensor.indice_dict = {key: value for key, value in sites.books.foreign.get(backend, {}).items() if key == reuse}
     return tensor
 
 

@@ -189,8 +189,7 @@ def _sorted_keys(coords: Tensor, grid: _PaddedGrid) -> tuple[Tensor, Tensor | No
         raise DataError(f"sites must be (V, 4) int64 batch, z, y, x, not {tuple(coords.shape)} {coords.dtype}")
     if grid.batch_size * math.prod(grid.extent) >= 1 << 62:
         raise ConfigError(f"a grid of {grid.shape} cells in {grid.batch_size} frames has too many cells to number")
-    limit = (grid.batch_size, *grid.shape)
-    outside = ((coords < 0) | (coords >= coords.new_tensor(limit))).any(dim=1)
+    outside = ((coords < 0) | (coords >= coords.new_tensor((grid.batch_size, *grid.shape)))).any(dim=1)
     if outside.any():
         site = coords[outside.nonzero()[0, 0]].tolist()
         raise DataError(f"site {site} (batch, z, y, x) is outside {grid.batch_size} frames of {grid.shape} cells")

@@ -23,7 +23,6 @@ class Rulebooks:
         self._books: dict[str, Rulebook] = {}
         self._narrow: tuple[Tensor, Tensor] | None = None
         self.foreign: dict[str, dict[str, Any]] = {}  # the same of other backends
-        self.built = 0
 
     def claim(self, key: str, layer: object, coords: Tensor) -> None:
         """Note what a key stands for: input sites, and all else of a layer that its rulebook depends on.
@@ -41,7 +40,6 @@ class Rulebooks:
         """Return the rulebook of a claimed key, built at its first use."""
         if key not in self._books:
             self._books[key] = build()
-            self.built += 1
         return self._books[key]
 
     def narrow(self, coords: Tensor) -> Tensor:
