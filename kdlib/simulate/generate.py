@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from kdlib import records
 from kdlib.errors import ConfigError, DataError
 from kdlib.simulate.box_labels import LabelledFrame, label_frame
 from kdlib.simulate.lidar import Scanner
