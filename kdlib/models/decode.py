@@ -40,7 +40,7 @@ def _decode_head(
     output: HeadOutput, names: tuple[str, ...], grid: GridConfig, head: HeadConfig, class_names: tuple[str, ...], nms: bool
 ) -> list[Detections]:
     settings = head.decode
-    boxes, scores, channel = _best(output, grid, head)
+    boxes, scores, channel = best_cells(output, grid, head)
     labels = channel.new_tensor([label_of(name, class_names) for name in names])[channel]
     limit, centre = boxes.new_tensor(settings.center_limit), boxes[..., :3]
     keep = (centre >= limit[:3]).all(dim=2) & (centre <= limit[3:]).all(dim=2) & (scores > settings.score_threshold)
@@ -54,7 +54,7 @@ def _decode_head(
     return frames
 
 
-def _best(output: HeadOutput, grid: GridConfig, head: HeadConfig) -> tuple[Tensor, Tensor, Tensor]:
+def best_cells(output: HeadOutput, grid: GridConfig, head: HeadConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes (B, K, 7), scores (B, K) and channels (B, K) of the K most confident cells of all classes."""
     rows, columns = output.heatmap.shape[-2:]
     probability = wide(output.heatmap).sigmoid().flatten(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
@@ -107,24 +108,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} holds objects that only running code from the file could rebuild ({_first_line(error)}); if you trust it, "
             'save it again there with torch.save({"model_state": checkpoint["model_state"]}, FILE)'
         ) from error
-    while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping) for key in _NESTED):
-        content = next(content[key] for key in _NESTED if isinstance(content.get(key), Mapping))
+    while isinstance(content, Mapping) and (inner := [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]):
+        content = inner[0]
     if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         keys = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise DataError(f"{path} holds no state dict (found: {keys}); expected tensors by name, or 'model_state' with them")
-    if all(str(name).startswith(_PREFIX) for name in content):
-        return {str(name)[len(_PREFIX) :]: value for name, value in content.items()}
-    return {str(name): value for name, value in content.items()}
+    wrapper = _PREFIX if all(str(name).startswith(_PREFIX) for name in content) else ""
+    return {str(name).removeprefix(wrapper): value for name, value in content.items()}
 
 
 def export_checkpoint(weights: Path, model: nn.Module, out: Path, *, layout: str = "spconv2") -> None:
-    """Write our weights as a checkpoint OpenPCDet and SparseKD load: tensors under ``model_state``, in the layout asked for.
+    """Write our weights as a checkpoint OpenPCDet and SparseKD load: tensors under ``model_state``, whole or not at all.
 
-    Args:
-        weights: A safetensors file of kdlib.
-        model: The model it belongs to.
-        out: Where to; the file appears whole or not at all.
-        layout: ``spconv2`` for spconv 2.x, ``spconv1`` for the 1.2.1 of the published runs.
+    ``layout`` is that of sparse kernels: ``spconv2`` for spconv 2.x, ``spconv1`` for the 1.2.1 of the published runs.
 
     Raises:
         DataError: If the weights do not fit the model.
@@ -135,8 +131,7 @@ def export_checkpoint(weights: Path, model: nn.Module, out: Path, *, layout: str
         raise DataError(
             f"{weights} does not fit the model ({'; '.join(coverage.problems[:3])}); name the model it was trained as"
         )
-    axes = lookup(_AXES, layout, "layout")
-    back = [axes.index(axis) for axis in range(5)]
+    back = np.argsort(lookup(_AXES, layout, "layout")).tolist()
     state = {
         name: (tensors[name].permute(back) if own[name].dim() == 5 else tensors[name]).contiguous() for name in coverage.loaded
     }
@@ -152,9 +147,7 @@ def save_imported(out: Path, model: nn.Module, imported: Imported, card: Mapping
 
 
 def _named(tensors: Mapping[str, Tensor], rename: Mapping[str, str], drop: Sequence[str], path: Path) -> dict[str, Tensor]:
-    unused = [old for old in rename if not any(_below(name, old) for name in tensors)]
-    if unused:
-        raise ConfigError(f"--rename {unused[0]}: no tensor of {path} begins so; it has {', '.join(sorted(_heads(tensors)))}")
+    _check_beginnings("--rename", rename, tensors, path)
     named: dict[str, Tensor] = {}
     for name, value in tensors.items():
         old = max((old for old in rename if _below(name, old)), key=len, default=None)
@@ -162,9 +155,7 @@ def _named(tensors: Mapping[str, Tensor], rename: Mapping[str, str], drop: Seque
         if ours in named:
             raise ConfigError(f"--rename gives two tensors of {path} the name {ours}")
         named[ours] = value
-    idle = [beginning for beginning in drop if not any(_below(name, beginning) for name in named)]
-    if idle:
-        raise ConfigError(f"--drop {idle[0]}: no tensor of {path} begins so; it has {', '.join(sorted(_heads(named)))}")
+    _check_beginnings("--drop", drop, named, path)
     return {name: value for name, value in named.items() if not any(_below(name, beginning) for beginning in drop)}
 
 
@@ -172,8 +163,11 @@ def _below(name: str, beginning: str) -> bool:
     return name == beginning or name.startswith(beginning.rstrip(".") + ".")
 
 
-def _heads(names: Mapping[str, Any]) -> set[str]:
-    return {name.partition(".")[0] for name in names}
+def _check_beginnings(option: str, beginnings: Iterable[str], names: Iterable[str], path: Path) -> None:
+    for beginning in beginnings:
+        if not any(_below(name, beginning) for name in names):
+            heads = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise ConfigError(f"{option} {beginning}: no tensor of {path} begins so; it has {heads}")
 
 
 def _detect(stored: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]], path: Path) -> str:
@@ -208,12 +202,11 @@ def _converted(value: Tensor, own: Tensor, name: str, path: Path) -> Tensor:
     if own.is_floating_point() != value.is_floating_point():
         raise DataError(f"{path}: {name} holds {value.dtype}, the model has {own.dtype} there; the file was converted wrongly")
     converted = value.to(own.dtype).contiguous()
-    if converted.is_floating_point() and not bool(torch.isfinite(converted).all()):
-        bad = int((~torch.isfinite(converted)).sum())
+    bad = int((~converted.isfinite()).sum())
+    if bad:
         raise DataError(f"{path}: {bad} numbers of {name} are not finite as {own.dtype}; take an earlier checkpoint")
     return converted
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -7,18 +7,19 @@ suppression of rotated boxes. What lies between is dense arithmetic, one gather 
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.config import AnchorHeadConfig, GridConfig, HeadConfig, ModelConfig
+from kdlib.config import AnchorHeadConfig, HeadConfig, ModelConfig
 from kdlib.models.anchor_head import AnchorHead
 from kdlib.models.anchors import limit_period
+from kdlib.models.decode import best_cells
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.geometry.boxes import wrap_angle
 from kdlib.models.pillar_encoder import PillarEncoder, PillarLayer
+from kdlib.models.targets import label_of
 from kdlib.types import VoxelBatch
 
 _CENTRE_MAPS, _ANCHOR_MAPS = ("heatmap", "center", "center_z", "dim", "rot"), ("classes", "codes", "directions")
@@ -41,11 +42,9 @@ class Exportable(nn.Module):
     def answer(self, bev: Tensor) -> tuple[Tensor, ...]:
         """Return all outputs for the map (1, C, H, W) that enters the 2D backbone."""
         heads = self.dense_head(self.backbone_2d(bev))
-        maps = [getattr(head, item.name) for head in heads for item in fields(head)]
-        head = self.config.head
-        if isinstance(head, HeadConfig):
-            return (*maps, *_centre_boxes(heads, self.config.grid, head, self.config.class_names))
-        return (*maps, *_anchor_boxes(heads[0], cast(AnchorHead, self.dense_head), head))
+        maps = [value for head in heads for value in vars(head).values()]
+        boxes = _centre_boxes if isinstance(self.config.head, HeadConfig) else _anchor_boxes
+        return (*maps, *boxes(heads, self))
 
 
 class PillarGraph(Exportable):
@@ -55,23 +54,21 @@ class PillarGraph(Exportable):
         """Take over a pillar detector."""
         super().__init__(detector)
         self.vfe = cast(PillarEncoder, detector.vfe)
-        grid = self.config.grid
-        self.size, self.low = grid.voxel_size, grid.point_range[:3]
-        self.columns, self.rows, _ = grid.grid_size
 
     def forward(self, pillars: Tensor, num_points: Tensor, coords: Tensor) -> tuple[Tensor, ...]:
         """Return all outputs for pillars (V, P, 5), their numbers of points (V,) and cells (V, 4): 0, 0, row, column."""
         features = self.encode(pillars, num_points, coords)
-        canvas = features.new_zeros((self.rows * self.columns, features.shape[1]))
-        canvas = canvas.index_put((coords[:, 2] * self.columns + coords[:, 3],), features)
-        return self.answer(canvas.view(1, self.rows, self.columns, -1).permute(0, 3, 1, 2))
+        columns, rows, _ = self.config.grid.grid_size
+        canvas = features.new_zeros((rows * columns, features.shape[1]))
+        canvas = canvas.index_put((coords[:, 2] * columns + coords[:, 3],), features)
+        return self.answer(canvas.view(1, rows, columns, -1).permute(0, 3, 1, 2))
 
     def encode(self, pillars: Tensor, num_points: Tensor, coords: Tensor) -> Tensor:
         """Return the features (V, C), every slot computed as the original does: empty ones are zeros and count in the maximum."""
-        mean = pillars[:, :, :3].sum(dim=1, keepdim=True) / num_points[:, None, None].to(pillars.dtype)
-        size, low = pillars.new_tensor(self.size), pillars.new_tensor(self.low)
+        grid, place = self.config.grid, pillars[:, :, :3]
+        mean = place.sum(dim=1, keepdim=True) / num_points[:, None, None].to(pillars.dtype)
+        size, low = pillars.new_tensor(grid.voxel_size), pillars.new_tensor(grid.point_range[:3])
         centre = coords[:, [3, 2, 1]].to(pillars.dtype) * size + (size / 2 + low)
-        place = pillars[:, :, :3]
         rows = torch.cat((pillars, place - mean, place - centre[:, None]), dim=2)
         filled = torch.arange(pillars.shape[1], device=pillars.device)[None] < num_points[:, None]
         rows = rows * filled[:, :, None].to(rows.dtype)
@@ -98,29 +95,23 @@ def _slots(layer: PillarLayer, rows: Tensor) -> Tensor:
     return torch.relu(layer.linear(rows) * scale + (norm.bias - norm.running_mean * scale))
 
 
-def _centre_boxes(heads: Any, grid: GridConfig, head: HeadConfig, names: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _centre_boxes(heads: Any, part: Exportable) -> tuple[Tensor, ...]:
     """Return the most confident boxes (K, 7), scores and labels of all heads, head by head, best first; nothing is suppressed."""
-    parts = []
+    config, parts = part.config, []
+    head = cast(HeadConfig, config.head)
     for output, kinds in zip(heads, head.heads):
-        rows, columns = output.heatmap.shape[-2:]
-        scores, index = output.heatmap[0].sigmoid().flatten().topk(min(head.decode.max_objects, len(kinds) * rows * columns))
-        cell = index % (rows * columns)
-        values = torch.cat([getattr(output, name)[0].flatten(1)[:, cell] for name in _CENTRE_MAPS[1:]])
-        x = (cell % columns + values[0]) * (head.stride * grid.voxel_size[0]) + grid.point_range[0]
-        y = (torch.div(cell, columns, rounding_mode="floor") + values[1]) * (head.stride * grid.voxel_size[1])
-        heading = torch.atan2(values[7], values[6])
-        boxes = torch.stack((x, y + grid.point_range[1], values[2], *values[3:6].exp().unbind(0), heading), dim=1)
-        label = torch.tensor([names.index(kind) + 1 for kind in kinds], device=index.device)
-        parts.append((boxes, scores, label[torch.div(index, rows * columns, rounding_mode="floor")]))
-    boxes, scores, labels = (torch.cat(values) for values in zip(*parts))
-    return boxes, scores, labels
+        boxes, scores, channel = best_cells(output, config.grid, head)
+        labels = channel.new_tensor([label_of(kind, config.class_names) for kind in kinds])[channel]
+        parts.append((boxes[0], scores[0], labels[0]))
+    return tuple(torch.cat(values) for values in zip(*parts))
 
 
-def _anchor_boxes(output: Any, layer: AnchorHead, head: AnchorHeadConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _anchor_boxes(heads: Any, part: Exportable) -> tuple[Tensor, ...]:
     """Return the most confident boxes (K, 7), scores and labels, best first; nothing is suppressed."""
+    (output,), head = heads, cast(AnchorHeadConfig, part.config.head)
     best, channel = output.classes[0].sigmoid().max(dim=1)
     scores, index = best.topk(min(head.decode.nms_pre, best.shape[0]))
-    boxes = _decoded(output.codes[0][index], layer.anchors[index])
+    boxes = _decoded(output.codes[0][index], cast(AnchorHead, part.dense_head).anchors[index])
     half = output.directions[0][index].argmax(dim=1).to(boxes.dtype)
     heading = limit_period(boxes[:, 6] - head.direction_offset, 0.0, math.pi) + head.direction_offset + math.pi * half
     return torch.cat((boxes[:, :6], wrap_angle(heading)[:, None]), dim=1), scores, channel[index] + 1

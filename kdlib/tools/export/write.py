@@ -7,15 +7,13 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kdlib import records
@@ -35,9 +33,6 @@ _OPSET = 18
 TOLERANCE = 1e-4  # of a raw map; relative where a value exceeds 1: logits reach 200, whose last bit in float32 is 1.5e-5
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 _NEEDED = ("onnx", "onnxscript")
-
-_Arrays = dict[str, NDArray[Any]]
-_Run = Callable[[_Arrays], list[NDArray[Any]]]
 
 
 class ExportError(KdlibError):
@@ -81,7 +76,6 @@ def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Expo
         ConfigError: If the ending is another, or the detector has a second stage.
         ExportError: If a package is missing, or the file's answers differ from the network's by more than ``TOLERANCE``.
     """
-    out = Path(out)
     if out.suffix not in _ENDINGS:
         raise ConfigError(f"{out}: exports are {' or '.join(_ENDINGS)}, not '{out.suffix}'")
     if isinstance(trained.model, TwoStageConfig):
@@ -116,20 +110,31 @@ def beside(path: Path) -> Path:
 
 
 def largest_difference(detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]) -> float:
-    """Return the largest difference between the maps of an exported file and of the network itself, over some frames.
+    """Return the largest difference between the maps of an exported file and of the network itself, relative above 1.
 
-    Differences are relative where a value exceeds 1.
     The network's side is its own forward pass, not the part that was exported, so that the cut is judged too.
     """
-    run, worst = (_runtime if ending == ".onnx" else _reloaded)(content), 0.0
+    worst = 0.0
+    if ending == ".onnx":
+        import onnxruntime  # type: ignore[import-untyped,unused-ignore]
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    else:
+        program = torch.export.load(io.BytesIO(content)).module()
     for sample in samples:
+        inputs = _inputs(detector, sample)
         with torch.inference_mode():
             heads = detector(collate([sample]).points).heads
-        maps = [value.numpy() for head in heads for value in vars(head).values()]
-        exported = run({name: value.numpy() for name, value in _inputs(detector, sample).items()})
-        assert len(maps) == len(exported) - 3  # then come the boxes
-        for ours, theirs in zip(maps, exported):
-            worst = max(worst, float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max()))
+            if ending == ".onnx":
+                exported = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+            else:
+                exported = program(*inputs.values())
+            maps = [value for head in heads for value in vars(head).values()]
+            assert len(maps) == len(exported) - 3  # then come the boxes
+            for ours, theirs in zip(maps, map(torch.as_tensor, exported)):
+                worst = max(worst, float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max()))
     return worst
 
 
@@ -150,15 +155,10 @@ def _shapes(part: Exportable) -> tuple[Any, ...]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporters' remarks about themselves from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        yield
 
 
 def _program(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
@@ -193,24 +193,3 @@ def _onnx(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -
     for key, value in (("kdlib", json.dumps(facts)), ("class_names", ",".join(facts["class_names"]))):
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())
-
-
-def _runtime(content: bytes) -> _Run:
-    """Return a function that runs an ONNX file."""
-    import onnxruntime  # type: ignore[import-untyped,unused-ignore]
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(None, inputs)  # type: ignore[no-any-return,unused-ignore]
-
-
-def _reloaded(content: bytes) -> _Run:
-    """Return a function that runs an exported program."""
-    module = torch.export.load(io.BytesIO(content)).module()
-
-    def run(inputs: _Arrays) -> list[NDArray[Any]]:
-        with torch.inference_mode():
-            return [value.numpy() for value in module(*map(torch.from_numpy, inputs.values()))]
-
-    return run
