@@ -57,8 +57,7 @@ class CostReport(LayerCost):
 
 def _report(rows: Iterable[CostRow], frames: int) -> CostReport:
     rows = tuple(rows)
-    sums = map(sum, zip(*(astuple(row.cost) for row in rows)))
-    return CostReport(*(value / frames for value in sums), rows=rows)
+    return CostReport(*astuple(sum((row.cost for row in rows), LayerCost()) / frames), rows=rows)
 
 
 @contextmanager
@@ -135,13 +134,12 @@ def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostRepo
         CostError: If a child is missing or a layer with parameters has no counting rule.
     """
     ghosts = {part: _ghost(model, part, "second stage") for part in SECOND_STAGE}
-    cells = int(model.config.second.rois.grid) ** 3
     rows = []
     for part, ghost in ghosts.items():
         for name, layer, count in _counted(part, ghost):
             length = rois if part == "roi_head" else keypoints
             if name.startswith("roi_head.roi_grid_pool_layer."):
-                length = rois * cells
+                length = rois * int(model.config.second.rois.grid) ** 3
             given = torch.empty((length, _inputs(layer)), device="meta")
             with torch.no_grad():
                 rows.append(_row(name, layer, count(layer, (given,), layer(given))))

@@ -30,6 +30,10 @@ class LayerCost:
         """Return the cost of both."""
         return LayerCost(*map(operator.add, astuple(self), astuple(other)))
 
+    def __truediv__(self, frames: int) -> LayerCost:
+        """Return a frame's share."""
+        return LayerCost(*(value / frames for value in astuple(self)))
+
 
 Rule = Callable[[Any, tuple[Any, ...], Any], LayerCost]  # layer, positional inputs, output
 

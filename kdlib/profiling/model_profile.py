@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.types import Sample
 
 _Detector = CenterPoint | AnchorDetector
-_COUNTS = ("macs", "acts", "published_macs", "published_acts", "macs_published_convention", "acts_published_convention")
 SIMULATED_SWEEP = "one simulated full-size sweep (seed 0)"
 
 
@@ -63,21 +63,21 @@ def profile_model(name: str, files: Sequence[Path] = ()) -> dict[str, Any]:
 def model_cost(model: ModelConfig, sweeps: Sequence[Sample]) -> dict[str, Any]:
     """Return a model's cost per frame, averaged over sweeps: totals, dense and sparse part, layers."""
     network = build(model).eval()
-    batches = [collate([sweep]).points for sweep in sweeps]
-    encoders = [measure_cost(network, batch, encoder_only=True) for batch in batches]
-    sparse = _mean([_totals(report) for report in encoders])
+    batch = collate(sweeps).points
+    encoder = measure_cost(network, batch, encoder_only=True)
+    sparse = _totals(encoder)
     counted = [dense := dense_report(network)]
     extra: dict[str, Any] = {}
     if isinstance(network, PVRCNN):
         counted.append(second := second_report(network))
-        rows = {"keypoints": network.second.abstraction.keypoints, "rois": published.PROPOSALS}
-        extra = {"second_stage": {**_totals(second), **rows}}
+        sizes = {"keypoints": network.second.abstraction.keypoints, "rois": published.PROPOSALS}
+        extra = {"second_stage": {**_totals(second), **sizes}}
     total = {key: value + sum(_totals(report)[key] for report in counted) for key, value in sparse.items()}
-    layers = [_mean([row.to_dict() for row in calls]) for calls in zip(*(report.rows for report in encoders))]
-    layers += [row.to_dict() for report in counted for row in report.rows]
-    voxels = sum(len(network.voxelize(batch).coords) for batch in batches) / len(batches)
+    rows = [replace(row, cost=row.cost / batch.batch_size) for row in encoder.rows]
+    layers = [row.to_dict() for part in (rows, *(report.rows for report in counted)) for row in part]
+    voxels = len(network.voxelize(batch).coords) / batch.batch_size
     values = {"params": sum(p.numel() for p in network.parameters()), **total, "dense": _totals(dense)}
-    return {**values, **extra, "sparse": {**sparse, "frames": len(batches), "voxels": voxels}, "layers": layers}
+    return {**values, **extra, "sparse": {**sparse, "frames": batch.batch_size, "voxels": voxels}, "layers": layers}
 
 
 def _totals(report: CostReport) -> dict[str, float]:
@@ -87,12 +87,6 @@ def _totals(report: CostReport) -> dict[str, float]:
         "acts": report.acts,
         "acts_published_convention": report.published_acts,
     }
-
-
-def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means of equal rows; what is no number is the first one's."""
-    first = rows[0]
-    return {key: sum(row[key] for row in rows) / len(rows) if key in _COUNTS else first[key] for key in first}
 
 
 def print_profile(values: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -94,9 +95,8 @@ def draw_bev(
         figure.text(0.62 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
         figure.text(1 - 0.12 / width, 1 - 0.14 / height, note, fontsize=8.5, ha="right", va="top")
         handles = legend_handles(panels)
-        legend = {"handles": handles, "ncol": max(len(handles), 1), "columnspacing": 1.5}
-        legend |= {"handlelength": 2.0, "handletextpad": 0.5, "bbox_to_anchor": (0.5, 0.05 / height)}
-        figure.legend(loc="lower center", **legend)
+        legend = {"ncol": max(len(handles), 1), "columnspacing": 1.5, "handlelength": 2.0, "handletextpad": 0.5}
+        figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.05 / height), **legend)
         return canvas.finish(figure, path)
 
 
@@ -133,8 +133,7 @@ def _ground(figure: Figure, ax: Axes, ground: GroundMap, extent: Extent) -> None
     bar = figure.add_axes((right - 0.95 / wide, 0.47 / high, 0.9 / wide, 0.09 / high))
     bar.imshow(np.linspace(0, 1, 64)[None], _MAP, aspect="auto")
     bar.set(xticks=(), yticks=())
-    for spine in bar.spines.values():
-        spine.set(visible=True, linewidth=0.5)
+    bar.spines[:].set(visible=True, linewidth=0.5)
     place = right - 1.03 / wide, 0.515 / high
     figure.text(*place, f"{ground.name}, none to most", fontsize=8, ha="right", va="center")
 
@@ -144,9 +143,8 @@ def _street(ax: Axes, extent: Extent) -> None:
     x_min, y_min, x_max, y_max = extent
     ax.set(xlim=(x_min, x_max), ylim=(y_min, y_max), xlabel="x, forward [m]", ylabel="y, left [m]", aspect="equal")
     ax.tick_params(length=3)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(True)
-    reach = float(np.hypot(max(abs(x_min), abs(x_max)), max(abs(y_min), abs(y_max))))
+    ax.spines[["top", "right"]].set_visible(True)
+    reach = float(np.hypot(*np.abs(extent).reshape(2, 2).max(axis=0)))
     step = next((value for value in _RING_STEPS if reach / value <= 6), 100)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
     for radius in np.arange(step, reach, step):
@@ -176,15 +174,17 @@ def _boxes(ax: Axes, layer: BoxLayer, scale: float) -> None:
         strength = np.clip(0.35 + 1.1 * np.asarray(layer.scores, float), 0.35, 1.0)  # full from a score of 0.6 on
     edges = [to_rgba(layer.color, share * _strength(layer)) for share in strength]
     corners = ground_corners(layer.boxes)
-    outlines = list(np.concatenate((corners, corners[:, :1]), axis=1))
-    width = layer.width * scale
+    outlines, width = corners[:, [0, 1, 2, 3, 0]], layer.width * scale
     faces = [to_rgba(layer.color, share * 0.1) for share in strength]
     ax.add_collection(PolyCollection(list(corners), facecolors=faces, edgecolors="none", zorder=2.9))
-    # Dashed roles get a pale line below, or their outline would dissolve among the points.
-    if layer.dash != "solid":
-        ax.add_collection(LineCollection(outlines, linewidths=width, colors="white", zorder=3))
-    ax.add_collection(LineCollection(outlines, linewidths=width, colors=edges, linestyles=layer.dash, zorder=3))
-    ax.add_collection(LineCollection(list(heading_ticks(layer.boxes)), linewidths=width, colors=edges, zorder=3))
+
+    def add(lines: FloatArray, colors: Any, dash: str = "solid") -> None:
+        ax.add_collection(LineCollection(list(lines), linewidths=width, colors=colors, linestyles=dash, zorder=3))
+
+    if layer.dash != "solid":  # a pale line below, or the outline would dissolve among the points
+        add(outlines, "white")
+    add(outlines, edges, layer.dash)
+    add(heading_ticks(layer.boxes), edges)
 
 
 def _letters(ax: Axes, layer: BoxLayer, extent: Extent) -> None:

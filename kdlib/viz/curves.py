@@ -85,7 +85,7 @@ def draw_history(
 
     Args:
         runs: Rows of ``history.jsonl`` by run name.
-        keys: The keys to draw.
+        keys: The keys to draw, side by side.
         colors: By run name; runs left out take the next free colour.
         title: Above the chart.
         path: Also save as PNG.
@@ -96,23 +96,20 @@ def draw_history(
     known = {key for rows in runs.values() for row in rows for key in row}
     if known.isdisjoint(keys):
         raise ChartError(f"no history row has a value for {', '.join(keys)}; there are: {', '.join(sorted(known)) or 'none'}")
-    fixed = {name: color for name, color in (colors or {}).items() if name in runs}
+    shades = {name: color for name, color in (colors or {}).items() if name in runs}
     usable = (*palette.SERIES[1:-1], palette.SERIES[0])  # without yellow, which is illegible on white
-    free = itertools.cycle([color for color in usable if color not in fixed.values()] or usable)
-    shades = {name: fixed.get(name) or next(free) for name in runs}
-    columns = min(len(keys), 3)
-    rows_needed = -(-len(keys) // columns)
+    free = itertools.cycle([color for color in usable if color not in shades.values()] or usable)
+    shades |= {name: next(free) for name in runs if name not in shades}
     with canvas.styled():
-        figure = canvas.new_figure(4.2 * columns + 0.4, 2.9 * rows_needed + 0.75)
-        axes = canvas.grid_axes(figure, rows_needed, columns)
+        figure = canvas.new_figure(4.2 * len(keys) + 0.4, 2.9 + 0.75)
+        axes = canvas.grid_axes(figure, 1, len(keys))
         for ax, key in zip(axes, keys):
             for name, rows in runs.items():
-                points = [(row["step"], row[key]) for row in rows if row.get(key) is not None and row.get("step") is not None]
-                _line(ax, np.array(points, float).reshape(-1, 2), name, shades[name])
+                points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+                if points:
+                    _line(ax, np.array(points, float), name, shades[name])
             ax.set(title=key, xlabel="step")
             ax.margins(x=0.01)
-        for ax in axes[len(keys) :]:
-            ax.set_visible(False)
         return canvas.arrange(figure, title, path, axes[0])
 
 
@@ -140,11 +137,7 @@ def draw_precision_recall(curves: Sequence[PRCurve], *, title: str = "", path: s
 
 
 def draw_accuracy_cost(
-    points: Sequence[CostPoint],
-    *,
-    cost_label: str,
-    title: str = "",
-    path: str | Path | None = None,
+    points: Sequence[CostPoint], *, cost_label: str, title: str = "", path: str | Path | None = None
 ) -> Figure:
     """Draw accuracy over cost, a labelled dot with its interval for each model; up and left is better.
 
@@ -162,7 +155,11 @@ def draw_accuracy_cost(
             ax.plot(point.cost, point.score, "o", color=point.color, markersize=8, markeredgecolor="white")
         ax.set(xlabel=cost_label, ylabel="LEVEL_2 mAPH")
         ax.margins(0.16, 0.16)
-        _name_dots(ax, points)
+        for point in points:  # a name stands beside its dot, below it where another dot is close above
+            crowded = any(0 < other.score - point.score < 1.5 for other in points)
+            place, side = (-4, "top") if crowded else (5, "bottom")
+            label = ax.annotate(point.name, (point.cost, point.score), (9, place), textcoords="offset points", va=side)
+            label.set(fontsize=8.5, color=palette.INK)
         ax.text(0.012, 0.985, "↖ better", transform=ax.transAxes, fontsize=8, color=palette.FAINT, va="top")
         return canvas.arrange(figure, title, path)
 
@@ -237,26 +234,14 @@ def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: s
         ax.set_yticks(np.arange(len(table.rows) - 1) + 0.5, minor=True)
         ax.grid(which="minor", color="white", linewidth=2)
         ax.tick_params(which="both", length=0, labelsize=9)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        ax.spines[:].set_visible(False)
         ax.set_xlabel(label, fontsize=8.5, color=palette.FAINT)
         return canvas.arrange(figure, title, path)
 
 
 def _line(ax: Axes, values: FloatArray, name: str, color: str) -> None:
-    if not len(values):
-        return
-    window = max(1, len(values) // 40)
-    if window > 1:
-        ax.plot(values[:, 0], values[:, 1], color=color, linewidth=0.7, alpha=0.3)
-    weight = np.convolve(np.ones(len(values)), np.ones(window), "same")  # fewer rows at both ends
-    ax.plot(values[:, 0], np.convolve(values[:, 1], np.ones(window), "same") / weight, color=color, linewidth=1.8, label=name)
-
-
-def _name_dots(ax: Axes, points: Sequence[CostPoint]) -> None:
-    """Write each name beside its dot, below it where another dot is close above."""
-    for point in points:
-        crowded = any(0 < other.score - point.score < 1.5 for other in points)
-        place, side = (-4, "top") if crowded else (5, "bottom")
-        label = ax.annotate(point.name, (point.cost, point.score), (9, place), textcoords="offset points", va=side)
-        label.set(fontsize=8.5, color=palette.INK)
+    (steps, numbers), window = values.T, np.ones(max(1, len(values) // 40))
+    if len(window) > 1:
+        ax.plot(steps, numbers, color=color, linewidth=0.7, alpha=0.3)
+    weight = np.convolve(np.ones(len(numbers)), window, "same")  # fewer rows at both ends
+    ax.plot(steps, np.convolve(numbers, window, "same") / weight, color=color, linewidth=1.8, label=name)

@@ -149,23 +149,23 @@ def _page(body: str, title: str) -> str:
 
 def _cloud(points: FloatArray) -> dict[str, Any]:
     low, high = height_limits(points)
-    ramp = [[index / (len(palette.NIGHT_RAMP) - 1), color] for index, color in enumerate(palette.NIGHT_RAMP)]
+    ramp = list(zip(np.linspace(0, 1, len(palette.NIGHT_RAMP)).tolist(), palette.NIGHT_RAMP))
     marker = {"size": 1.2, "color": _short(points[:, 2]), "colorscale": ramp, "cmin": low, "cmax": high}
     return {**_coordinates(points[:, :3]), "mode": "markers", "hoverinfo": "skip", "marker": marker}
 
 
 def _boxes(layer: BoxLayer, inside: NDArray[Any]) -> dict[str, Any]:
     vertices, edges = wireframe(layer.boxes)
-    start, end = vertices[:, edges[:, 0], None, None], vertices[:, edges[:, 1], None, None]  # (M, 15, 1, 1, 3)
+    start, end = np.moveaxis(vertices[:, edges, None, None], 2, 0)  # (M, 15, 1, 1, 3)
     style = layer.dash if len(layer) <= _MOST_DASHED else "solid"
     dashes = start + np.array(_DASHES[style])[..., None] * (end - start)  # (M, 15, dashes, 2, 3)
     path = np.insert(dashes, 2, np.nan, axis=-2)  # a gap behind each
     texts = []
-    for index in range(len(layer)):
+    for index, (box, count) in enumerate(zip(layer.boxes, inside)):
         score = "" if layer.scores is None else f"<br>score {layer.scores[index]:.2f}"
-        size = " x ".join(f"{side:.1f}" for side in layer.boxes[index, 3:6])
-        text = f"<b>{html.escape(layer.class_of(index))}</b>{score}<br>{int(inside[index])} points<br>{size} m"
-        texts.extend([text] * path[index, ..., 0].size)
+        size = " x ".join(f"{side:.1f}" for side in box[3:6])
+        text = f"<b>{html.escape(layer.class_of(index))}</b>{score}<br>{count} points<br>{size} m"
+        texts += [text] * path[index, ..., 0].size
     return {
         **_coordinates(path.reshape(-1, 3)),
         "mode": "lines",
@@ -221,12 +221,9 @@ def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str
 def _axes(bounds: FloatArray) -> dict[str, Any]:
     plain = {"showbackground": False, "zeroline": False, "showspikes": False}
     colors = {"gridcolor": palette.NIGHT_FAINT, "color": palette.FAINT}
-    own: dict[str, Any] = {
-        "xaxis": {"title": {"text": "x, forward [m]"}},
-        "yaxis": {"title": {"text": "y, left [m]"}},
-        "zaxis": {"visible": False},
-    }
-    return {name: {**plain, **colors, "range": limits, **axis} for (name, axis), limits in zip(own.items(), bounds.T.tolist())}
+    own = ({"title": {"text": "x, forward [m]"}}, {"title": {"text": "y, left [m]"}}, {"visible": False})
+    rows = zip("xyz", own, bounds.T.tolist())
+    return {f"{name}axis": {**plain, **colors, "range": limits, **axis} for name, axis, limits in rows}
 
 
 def _bounds(points: FloatArray, layers: Sequence[BoxLayer]) -> FloatArray:

@@ -15,6 +15,9 @@ from kdlib.viz import palette
 
 FloatPoints = NDArray[np.float64]
 
+_RING = np.array([(0, 1), (1, 2), (2, 3), (3, 0)])
+_EDGES = np.concatenate((_RING, _RING + 4, [(0, 4), (1, 5), (2, 6), (3, 7), (8, 9), (9, 10), (9, 11)]))
+
 
 class LayerError(KdlibError):
     """Points or boxes that cannot be drawn."""
@@ -159,9 +162,7 @@ def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
     flat = ground_corners(boxes)
     flat = np.concatenate((flat, flat, arrow), axis=1)
     height = boxes[:, 2:3] + np.repeat((-0.5, 0.5, -0.5), 4) * boxes[:, 5:6]  # below, above, and the arrow below again
-    ring = [(0, 1), (1, 2), (2, 3), (3, 0)]
-    edges = ring + [(a + 4, b + 4) for a, b in ring] + [(a, a + 4) for a in range(4)] + [(8, 9), (9, 10), (9, 11)]
-    return np.concatenate((flat, height[..., None]), axis=2), np.asarray(edges, np.int64)
+    return np.concatenate((flat, height[..., None]), axis=2), _EDGES
 
 
 def count_inside(points: FloatArray, boxes: FloatArray) -> IntArray:

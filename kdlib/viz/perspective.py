@@ -38,7 +38,7 @@ class Camera:
         forward = np.subtract(self.target, self.eye)
         forward = forward / np.linalg.norm(forward)
         right = np.cross(forward, self.up)
-        right = right / np.linalg.norm(right)
+        right /= np.linalg.norm(right)
         return np.stack((right, np.cross(forward, right), forward))
 
 
@@ -62,10 +62,10 @@ def paint(points: FloatArray, colors: FloatArray, lines: list[Lines], camera: Ca
     far_first = np.argsort(-seen[:, 2])
     far_first = far_first[seen[far_first, 2] > _NEAR]
     seen = seen[far_first]
-    pixels = _project(seen, camera, size)
+    x, y = _project(seen, camera, size).T
     # A point's disc shrinks with distance, but never below what the screen can show.
     dots = np.clip(26.0 / np.maximum(seen[:, 2], 1.0), 0.35, 2.6) * (height / 800)
-    ax.scatter(pixels[:, 0], pixels[:, 1], s=dots, c=np.asarray(colors)[far_first], linewidths=0, zorder=1)
+    ax.scatter(x, y, s=dots, c=np.asarray(colors)[far_first], linewidths=0, zorder=1)
     for line in lines:
         ends = _clip(_to_camera(line.segments, camera))
         if len(ends):

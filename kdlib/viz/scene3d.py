@@ -91,15 +91,13 @@ def render_views(
     views = [replace(view, points=drawable_points(view.points)) for view in views]
     images: list[NDArray[np.uint8]] = []
     with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
-        folders = [Path(name, f"{number:05d}") for number in range(len(views))]
-        for folder, view in zip(folders, views):
-            folder.mkdir()
-            _hand_over(folder, view, size)
+        for number, view in enumerate(views):
+            _hand_over(Path(name, f"{number:05d}"), view, size)
         trouble = _run_worker([*worker, name], timeout)
-        for folder in [] if trouble else folders:
-            image, why = _read(folder / "picture.png", size)
-            trouble = trouble or why
-            images.append(image)
+        for folder in sorted(Path(name).iterdir()):
+            if not trouble:
+                image, trouble = _read(folder / "picture.png", size)
+                images.append(image)
     if not trouble:
         return images, RenderInfo("open3d", "")
     painted = [paint(view.points, height_colors(view.points), _scene_lines(view), view.camera, size) for view in views]
@@ -138,7 +136,12 @@ def height_colors(points: FloatArray) -> NDArray[np.float64]:
     ramp = np.array([palette.rgb(color) for color in palette.NIGHT_RAMP])
     low, high = height_limits(points)
     place = np.clip((points[:, 2].astype(np.float64) - low) / (high - low), 0, 1) * (len(ramp) - 1)
-    return np.stack([np.interp(place, np.arange(len(ramp)), ramp[:, channel]) for channel in range(3)], axis=1)
+    return np.stack([np.interp(place, range(len(ramp)), channel) for channel in ramp.T], axis=1)
+
+
+def lifted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a rendered picture, whose background is black, on the colour of the night."""
+    return np.maximum(image, np.array([round(255 * share) for share in palette.rgb(palette.NIGHT)], np.uint8))
 
 
 def _scene_lines(view: View) -> list[Lines]:
@@ -157,7 +160,8 @@ def _scene_lines(view: View) -> list[Lines]:
 
 
 def _hand_over(folder: Path, view: View, size: tuple[int, int], title: str = "") -> None:
-    """Write what the worker needs."""
+    """Write what the worker needs into a folder."""
+    folder.mkdir(exist_ok=True)
     lines = _scene_lines(view)
     arrays: dict[str, Any] = {f"lines_{index}": line.segments for index, line in enumerate(lines)}
     arrays.update(points=view.points[:, :3].astype(float), colors=height_colors(view.points))
@@ -175,9 +179,8 @@ def _hand_over(folder: Path, view: View, size: tuple[int, int], title: str = "")
 
 def _run_worker(command: Sequence[str], timeout: float | None) -> str:
     """Run the renderer; return what went wrong, or an empty text."""
-    home = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in (os.environ.get("PYTHONPATH"), home) if path]  # found from any working directory
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    home = str(Path(__file__).resolve().parents[2])  # found from any working directory
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), home)))}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -185,8 +188,7 @@ def _run_worker(command: Sequence[str], timeout: float | None) -> str:
     except OSError as error:
         return f"the renderer could not be started ({error.strerror})"
     if done.returncode < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f"the renderer was killed by {names.get(-done.returncode, f'signal {-done.returncode}')}"
+        return f"the renderer was killed by {signal.Signals(-done.returncode).name}"
     if done.returncode:
         return [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1][:160].rstrip(".")
     return ""
@@ -208,22 +210,14 @@ def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str,
     height, width = image.shape[:2]
     with canvas.styled():
         figure = canvas.new_figure(width / canvas.DPI, height / canvas.DPI, facecolor=palette.NIGHT)
-        night = np.array([round(255 * share) for share in palette.rgb(palette.NIGHT)], np.uint8)
-        figure.figimage(np.maximum(image, night), resize=False)
+        figure.figimage(lifted(image), resize=False)
         scale = height / 900
         if layers:
             handles = legend_handles([Panel("", layers)])
             for handle in handles:  # as in the scene: brighter, without dashes
                 handle.set(color=palette.on_dark(str(handle.get_color())), linestyle="solid", linewidth=2.5 * scale, alpha=1.0)
-            box = figure.legend(
-                handles=handles,
-                loc="upper left",
-                bbox_to_anchor=(0.012, 0.985),
-                fontsize=10 * scale,
-                borderpad=0.8,
-                labelcolor=palette.NIGHT_INK,
-                frameon=True,
-            )
+            look = {"fontsize": 10 * scale, "borderpad": 0.8, "labelcolor": palette.NIGHT_INK, "frameon": True}
+            box = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.012, 0.985), **look)
             box.get_frame().set(alpha=0.75, facecolor=palette.NIGHT, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
         if text := "\n".join(line for line in (caption, note) if line):
             band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75, "pad": 3}

@@ -49,14 +49,7 @@ class _Segment:
     frames: int
 
 
-def bench_data(
-    frames: int = 10,
-    rounds: int = 3,
-    scale: str = "full",
-    keep: Path | None = None,
-    python: str | Path | None = None,
-    seconds: float = 2.0,
-) -> Benchmark:
+def bench_data(frames: int, rounds: int, scale: str, keep: Path | None, python: str | Path | None, seconds: float) -> Benchmark:
     """Measure everything on the same simulated frames, one process after the other, each with one thread.
 
     Args:
@@ -64,8 +57,7 @@ def bench_data(
         rounds: Repetitions of each measurement, at least; the median counts.
         scale: "full" has Waymo's resolution.
         keep: Folder for the simulated files and the store, used again next time; None takes a temporary one.
-        python: A Python with the official package; see :func:`kdlib.tools.judge.official.find_python`. Without any, what needs it
-            is left out and said to be.
+        python: See :func:`kdlib.tools.judge.official.find_python`; without any, what needs it is left out and said to be.
         seconds: kdlib's own measurements are repeated at least so long: they are short, and others work on the machine too.
 
     Raises:
@@ -106,16 +98,14 @@ def _conversion(segment: _Segment, effort: Effort, python: str | Path | None, no
     for name in ("read", "convert") if segment.form == "v2" else ("read",):
         key, title = f"{segment.form}_{name}", f"{segment.form} {'file' if name == 'read' else 'range images'} to points"
         mine, processor = _ms_of_frame(ours, name, segment)
-        theirs, ratio, processor_ratio = None, None, None
-        if official is not None:
-            theirs, their_processor = _ms_of_frame(official["seconds"], name, segment)
-            ratio, processor_ratio = theirs / mine, their_processor / processor
+        theirs, their_processor = _ms_of_frame(official["seconds"], name, segment) if official else (None, None)
         target = FASTER if key in CONVERSIONS else None
+        less = their_processor and their_processor / processor
         lines += [
             Measurement(f"{key}_official_ms", f"{title}, official", theirs, "ms/frame"),
             Measurement(f"{key}_ms", f"{title}, kdlib", mine, "ms/frame"),
-            Measurement(f"{key}_ratio", f"{title}, times faster", ratio, "x", at_least=target),
-            Measurement(f"{key}_processor_ratio", f"{title}, times less processor time", processor_ratio, "x"),
+            Measurement(f"{key}_ratio", f"{title}, times faster", theirs and theirs / mine, "x", at_least=target),
+            Measurement(f"{key}_processor_ratio", f"{title}, times less processor time", less, "x"),
         ]
         if processor < MOST_OF_A_CORE * mine:
             share = f"{processor / mine:.0%} of a core"
@@ -160,13 +150,11 @@ def _check_agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping
 
 def _prepare_lines(segment: _Segment, out: Path, effort: Effort) -> list[Measurement]:
     measured = in_own_process(measure_preparing, segment.folder.parent, out, effort, threads=1)
-    rate, peak = SEGMENTS * segment.frames / measured["seconds"], measured["peak_bytes"] / 1e6
+    size = measured["bytes"] / measured["points"]
     return [
-        Measurement("prepare_fps", "prepare", rate, "frames/s per core"),
-        Measurement(
-            "bytes_per_point", "prepared store", measured["bytes"] / measured["points"], "bytes per point", at_most=POINT_BYTES
-        ),
-        Measurement("prepare_peak_mb", "prepare, peak memory", peak, "MB per worker", at_most=WORKER_MB),
+        Measurement("prepare_fps", "prepare", SEGMENTS * segment.frames / measured["seconds"], "frames/s per core"),
+        Measurement("bytes_per_point", "prepared store", size, "bytes per point", at_most=POINT_BYTES),
+        _peak("prepare", "prepare", measured),
     ]
 
 
@@ -174,15 +162,19 @@ def _loader_lines(store: Path, effort: Effort) -> list[Measurement]:
     lines = []
     for key, title, objects in (("augmented", "augmented", ()), ("objects", "augmented, objects pasted", OBJECTS)):
         measured = in_own_process(measure_loading, store, objects, effort, threads=1)
-        rate, peak = measured["frames"] / measured["seconds"], measured["peak_bytes"] / 1e6
+        rate = measured["frames"] / measured["seconds"]
         lines.append(Measurement(f"loader_{key}_fps", f"loader, {title}", rate, "frames/s per core"))
         if objects:
             pasted = f"loader, objects pasted of {sum(objects)} drawn"
             lines.append(Measurement("objects_pasted", pasted, measured["pasted"], "per frame"))
-        lines.append(
-            Measurement(f"loader_{key}_peak_mb", f"loader, {title}, peak memory", peak, "MB per worker", at_most=WORKER_MB)
-        )
+        lines.append(_peak(f"loader_{key}", f"loader, {title}", measured))
     return lines
+
+
+def _peak(key: str, title: str, measured: _Answer) -> Measurement:
+    return Measurement(
+        f"{key}_peak_mb", f"{title}, peak memory", measured["peak_bytes"] / 1e6, "MB per worker", at_most=WORKER_MB
+    )
 
 
 def _median_seconds(work: Callable[[], Any], effort: Effort) -> float:
@@ -215,13 +207,16 @@ def measure_reading(folder: Path, segment: str, effort: Effort) -> _Answer:
     for reader in (reader_v1, reader_v2):  # in a process of its own: where range images become points, a clock is put
         setattr(reader, "laser_points", timed_points)  # noqa: B010
     rounds: list[dict[str, list[float]]] = []
-    frames: list[dict[str, Any]] = []
-    while len(rounds) <= effort.rounds or sum(sum(spent[part][0] for part in spent) for spent in rounds[1:]) < effort.seconds:
-        converting[:], frames, start = 0.0, [], _now()
+    spent = 0.0
+    while len(rounds) <= effort.rounds or spent < effort.seconds:
+        frames: list[dict[str, Any]] = []
+        converting[:], start = 0.0, _now()
         for frame in read_segment(folder, segment):
             total = frame.points[:, :3].astype(np.float64).sum(axis=0).tolist()
             frames.append({"points": len(frame.points), "sum": total})
-        rounds.append({"read": (_now() - start - converting).tolist(), "convert": converting.tolist()})
+        taken = _now() - start
+        rounds.append({"read": (taken - converting).tolist(), "convert": converting.tolist()})
+        spent += taken[0] if rounds[1:] else 0.0
     return {"seconds": rounds[1:], "frames": frames}
 
 
@@ -243,9 +238,9 @@ def measure_preparing(source: Path, out: Path, effort: Effort) -> _Answer:
         prepare(source, out, splits=("training",), workers=1, progress=False)
 
     seconds, peak = _median_seconds(work, effort), peak_bytes()
-    files = [path for path in (out / "training").glob("*/*") if path.is_file()]
+    size = sum(path.stat().st_size for path in (out / "training").glob("*/*") if path.is_file())
     points = int(Store.open(out).split("training").counts.sum())
-    return {"seconds": seconds, "bytes": sum(path.stat().st_size for path in files), "points": points, "peak_bytes": peak}
+    return {"seconds": seconds, "bytes": size, "points": points, "peak_bytes": peak}
 
 
 def measure_loading(store: Path, objects: Sequence[int], effort: Effort) -> _Answer:
@@ -270,7 +265,7 @@ def measure_loading(store: Path, objects: Sequence[int], effort: Effort) -> _Ans
     def dataset(objects: ObjectSamplingConfig | None) -> FrameDataset:
         return FrameDataset(split, augment=AugmentConfig(objects=objects), drop_empty=True, point_range=reach)
 
-    data, plain = dataset(None), dataset(None)
+    data = plain = dataset(None)
     if objects:
         build_bank(split, progress=False)
         there = [int((split.types == kind).sum()) // len(split) for kind in class_types(CLASS_NAMES)]
@@ -284,6 +279,5 @@ def measure_loading(store: Path, objects: Sequence[int], effort: Effort) -> _Ans
         epoch += 1
 
     seconds, peak = _median_seconds(work, effort), peak_bytes()
-    with_objects, without = (sum(len(frames[(0, i)].labels) for i in range(len(frames))) for frames in (data, plain))
-    pasted = (with_objects - without) / len(data)
+    pasted = sum(len(data[(0, index)].labels) - len(plain[(0, index)].labels) for index in range(len(data))) / len(data)
     return {"seconds": seconds, "frames": len(data), "pasted": pasted, "peak_bytes": peak}

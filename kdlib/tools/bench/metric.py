@@ -9,10 +9,8 @@ from kdlib.tools.bench.measurements import Benchmark, Measurement
 from kdlib.tools.judge.side_by_side import METRIC_AGREEMENT, compare_with_official
 
 
-def bench_metric(
-    frames: int = 1000, labels: int = 100, predictions: int = 200, workers: int = 1, python: str | Path | None = None
-) -> Benchmark:
-    """Score one set of boxes with both metrics, ranges included, each in a fresh process.
+def bench_metric(frames: int, labels: int, predictions: int, workers: int = 1, python: str | Path | None = None) -> Benchmark:
+    """Score one set of boxes with both metrics, ranges included, each in a fresh process; so many boxes in each frame.
 
     Args:
         frames: Frames.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling.hardware import hardware_card
+from kdlib.profiling.sweep import simulated_store
 from kdlib.tools.bench.measurements import Benchmark, Measurement
 from kdlib.tools.bench.timing import Work, device_peak, median_times
 from kdlib.training.optim import OneCycleAdam
@@ -45,14 +45,8 @@ def demo_store(store: Path | None = None, frames: int = 6) -> Iterator[Store]:
     if store is not None:
         yield Store.open(store)
         return
-    from kdlib.data.prepare import prepare
-    from kdlib.simulate import simulate
-
-    with tempfile.TemporaryDirectory(prefix="kdlib-bench-") as folder:
-        source, out = Path(folder, "waymo"), Path(folder, "store")
-        simulate(source, segments=2, frames=frames, seed=0, scale="demo", workers=1, progress=False)
-        prepare(source, out, splits=("training",), workers=1, progress=False, objects=False)
-        yield Store.open(out)
+    with simulated_store(2, frames, 0, "demo", "training") as simulated:
+        yield simulated
 
 
 def training_frames(store: Store, pair: str) -> FrameDataset:
@@ -63,8 +57,8 @@ def training_frames(store: Store, pair: str) -> FrameDataset:
 
 def training_batches(frames: FrameDataset, count: int = 3, size: int = BATCH) -> list[Batch]:
     """Return ``count`` batches of a dataset."""
-    order = [number % len(frames) for number in range(count * size)]
-    return [collate([frames[(0, index)] for index in order[start : start + size]]) for start in range(0, len(order), size)]
+    samples = [frames[(0, number % len(frames))] for number in range(count * size)]
+    return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
 def objectives(pair: str, teacher_weights: Path | None, device: torch.device) -> tuple[Plain, Distillation]:
@@ -81,10 +75,7 @@ def objectives(pair: str, teacher_weights: Path | None, device: torch.device) ->
 
 
 def training_step(objective: nn.Module, data: Sequence[Batch], precision: torch.dtype | None = None) -> Work:
-    """Return what a training does with a batch: forward, backward, clip, update; batches in turn.
-
-    ``precision`` is that of automatic mixed precision, None for none.
-    """
+    """Return what a training does with a batch: forward, backward, clip, update; batches in turn."""
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimiser = OneCycleAdam(parameters, highest=_RATE, weight_decay=0.01, total=10**6)
     turns = itertools.cycle(data)
@@ -123,7 +114,6 @@ def measure_steps(
     data: Sequence[Batch],
     rounds: int,
     teacher_weights: Path | None = None,
-    device: torch.device | None = None,
     precision: torch.dtype | None = None,
     change: Callable[[nn.Module], None] | None = None,
     how: str = "",
@@ -133,35 +123,32 @@ def measure_steps(
 
     Args:
         pair: Of the zoo.
-        data: Batches, used in turn.
+        data: Batches on the device, used in turn.
         rounds: Timed turns; there are as many before as there are batches.
         teacher_weights: Of the pair's teacher; fresh ones make no boxes.
-        device: Default torch's own.
         precision: Of automatic mixed precision, None for none.
-        change: Called with each detector, to compile it or to change its layout.
+        change: Called with each detector, to compile it.
         how: In front of every key and title.
         overhead: What a distillation step may cost over a plain step and the teacher's forward pass, at most.
     """
-    where = device or torch.empty(0).device
-    moved = [batch.to(where) for batch in data]
+    where = data[0].points.points.device
     plain, distilled = objectives(pair, teacher_weights, where)
     if change is not None:
         for detector in (plain.student, distilled.student, distilled.teacher.model):
             change(detector)
     works = {
-        "plain_step": training_step(plain, moved, precision),
-        "distillation_step": training_step(distilled, moved, precision),
-        "teacher": teacher_pass(distilled, moved, precision),
+        "plain_step": training_step(plain, data, precision),
+        "distillation_step": training_step(distilled, data, precision),
+        "teacher": teacher_pass(distilled, data, precision),
     }
-    times = median_times(works, rounds, warmup=len(moved), device=where)
-    lines = step_lines(times["plain_step"], times["distillation_step"], times["teacher"], moved[0].points.batch_size, overhead)
+    times = median_times(works, rounds, warmup=len(data), device=where)
+    plain_ms, distilled_ms, teacher_ms = times.values()
+    lines = step_lines(plain_ms, distilled_ms, teacher_ms, data[0].points.batch_size, overhead)
     for name in ("plain_step", "distillation_step"):
         peak = device_peak(works[name], where)
         if peak is not None:
             lines.append(Measurement(f"{name}_peak_mb", f"peak memory, {name.replace('_', ' ')}", peak / 1e6, "MB"))
-    if not how:
-        return lines
-    return [replace(line, key=f"{how}_{line.key}", title=f"{how}: {line.title}") for line in lines]
+    return [replace(line, key=f"{how}_{line.key}", title=f"{how}: {line.title}") for line in lines] if how else lines
 
 
 def step_lines(plain: float, distilled: float, teacher: float, batch: int, overhead: float | None = None) -> list[Measurement]:
@@ -180,15 +167,7 @@ def step_lines(plain: float, distilled: float, teacher: float, batch: int, overh
 def bench_steps(
     pair: str = PAIR, device: str = "", rounds: int = 15, store: Path | None = None, batch: int = BATCH, compile_too: bool = True
 ) -> Benchmark:
-    """Time training steps of a pair on a device, in full and in mixed precision, and compiled.
-
-    Args:
-        pair: Of the zoo.
-        device: As torch names it; "" is torch's default.
-        rounds: Timed turns.
-        store: Prepared store; default: a small simulated one.
-        batch: Frames of a batch.
-        compile_too: Also with backbones and heads compiled.
+    """Time training steps of a pair of the zoo on a device (see :func:`find_device`), in full and mixed precision, and compiled.
 
     Raises:
         ConfigError: If the pair is unknown or the device is not there.
@@ -196,11 +175,11 @@ def bench_steps(
     where = find_device(device)
     teacher = demo_teacher() if pair == PAIR else None
     with demo_store(store) as opened:
-        data = training_batches(training_frames(opened, pair), size=batch)
-        lines = measure_steps(pair, data, rounds, teacher, where, how="fp32")
-        lines += measure_steps(pair, data, rounds, teacher, where, torch.bfloat16, how="bf16")
+        data = [part.to(where) for part in training_batches(training_frames(opened, pair), size=batch)]
+        lines = measure_steps(pair, data, rounds, teacher, how="fp32")
+        lines += measure_steps(pair, data, rounds, teacher, torch.bfloat16, how="bf16")
         if compile_too:
-            lines += measure_steps(pair, data, rounds, teacher, where, change=compile_dense, how="compiled")
+            lines += measure_steps(pair, data, rounds, teacher, change=compile_dense, how="compiled")
     facts = {"simulated": store is None, "pair": pair, "device": str(where), "batch": batch, "rounds": rounds}
     return Benchmark("steps", tuple(lines), facts, (), hardware_card(where))
 

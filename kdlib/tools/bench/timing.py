@@ -17,24 +17,19 @@ Work = Callable[[], Any]
 def median_times(works: Mapping[str, Work], rounds: int, warmup: int = 1, device: torch.device | None = None) -> dict[str, float]:
     """Time each piece of work in turns, so that whatever else the machine does meets all of them alike; return medians in ms.
 
-    Args:
-        works: By title.
-        rounds: Timed turns.
-        warmup: Turns before, of each.
-        device: Where the work is done; default the host.
+    Each has ``warmup`` turns before; the work is done on ``device``, by default the host.
     """
     watch = Clock(device or torch.device("cpu"))
     times: dict[str, list[float]] = {title: [] for title in works}
-    for turn in range(warmup + rounds):
+    for _ in range(warmup + rounds):
         for title, work in works.items():
             watch.settle()
             start = watch.mark()
             work()
             end = watch.mark()
             watch.settle()
-            if turn >= warmup:
-                times[title].append(watch.milliseconds(start, end))
-    return {title: statistics.median(values) for title, values in times.items()}
+            times[title].append(watch.milliseconds(start, end))
+    return {title: statistics.median(values[warmup:]) for title, values in times.items()}
 
 
 def compare_ways(

@@ -92,9 +92,8 @@ def film(
     chosen = [shots[number * len(shots) // images] for number in range(images)]
     views = []
     for shot, camera in zip(chosen, camera_path(images, reach)):
-        step = max(1, math.ceil(len(shot.points) / MOST_POINTS))
-        for layers in (shot.left, shot.right):
-            views.append(scene3d.View(shot.points[::step], layers, camera))
+        points = shot.points[:: max(1, math.ceil(len(shot.points) / MOST_POINTS))]
+        views += [scene3d.View(points, layers, camera) for layers in (shot.left, shot.right)]
     pictures, info = scene3d.render_views(views, size=panel, worker=worker)
     share = 1.0
     while share > 0.3:
@@ -114,12 +113,11 @@ def _side_by_side(
     panels: Sequence[NDArray[np.uint8]], size: tuple[int, int], captions: tuple[str, str], footer: str
 ) -> Image.Image:
     width, height = size
-    night = np.array([round(255 * value) for value in palette.rgb(palette.NIGHT)], np.uint8)
     whole = Image.new("RGB", (2 * width + 2, height + 2 * _BAND), palette.NIGHT)
     draw = ImageDraw.Draw(whole)
     for number, (pixels, caption, role) in enumerate(zip(panels, captions, ("teacher", "student"))):
         left = number * (width + 2)
-        scaled = Image.fromarray(np.maximum(pixels, night)).resize(size, Image.Resampling.LANCZOS)
+        scaled = Image.fromarray(scene3d.lifted(pixels)).resize(size, Image.Resampling.LANCZOS)
         whole.paste(scaled, (left, _BAND))
         _write(draw, (left + 10, 6), caption, palette.role(role).dark, 13, room=width - 18)
     green = palette.role("truth").dark
@@ -145,9 +143,9 @@ def _write(
 def _gif(frames: Sequence[Image.Image]) -> bytes:
     """Return the film in one palette: a palette for each picture would flicker, dithering would double the bytes."""
     colors = _colors()
-    mapped = [frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames]
+    first, *rest = (frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames)
     buffer = io.BytesIO()
-    mapped[0].save(buffer, "GIF", save_all=True, append_images=mapped[1:], duration=_DURATION, loop=0, optimize=False, disposal=1)
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=_DURATION, loop=0, optimize=False, disposal=1)
     return buffer.getvalue()
 
 

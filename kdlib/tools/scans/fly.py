@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,8 @@ from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.tools.scans.film import Film, Shot, film
 from kdlib.tools.scans.trained import STUDENTS, find_weights, load_detector
 from kdlib.tools.scans.view import detect
-from kdlib.types import Bool, Sample
-from kdlib.viz import scene3d
-from kdlib.viz.layers import layer
+from kdlib.types import Bool, Float32, Sample
+from kdlib.viz.layers import BoxLayer, layer
 
 _OVERLAP = 0.2  # as in kdlib.tools.scans.view: doubles of low score clutter a picture
 
@@ -48,9 +48,7 @@ def fly(
     arm: str | None = None,
     score: float = 0.3,
     images: int = 40,
-    panel: tuple[int, int] = (420, 320),
-    limit: int = 1_500_000,
-    worker: Sequence[str] = scene3d.WORKER,
+    **options: Any,
 ) -> Flown:
     """Film one validation segment of a run; the run is only read.
 
@@ -62,9 +60,7 @@ def fly(
         arm: Which student; by default the one with most of the recipe.
         score: Boxes at or above it are drawn.
         images: Pictures in the film.
-        panel: Width and height of each of the two panels, pixels.
-        limit: Bytes the file may have.
-        worker: Command of the renderer, a process of its own.
+        options: Of :func:`kdlib.tools.scans.film.film`.
 
     Raises:
         ConfigError: If the run, the segment or the ending is none.
@@ -85,14 +81,15 @@ def fly(
     chosen = _segment(split, segment, in_sight)
     numbers = np.flatnonzero(split.segment_of == chosen)[:images]
     networks = [load_detector(weights, score, _OVERLAP) for weights in (teacher, student)]
-    titles = (f"sweep {position + 1} of {len(numbers)}" for position in range(len(numbers)))
-    shots = [_shot(split, int(number), networks, in_sight, score, reach, title) for number, title in zip(numbers, titles)]
+    shots = [
+        Shot(*_panels(split, number, networks, in_sight, score, reach), title=f"sweep {position} of {len(numbers)}")
+        for position, number in enumerate(numbers.tolist(), 1)
+    ]
     roles = ("teacher", "distilled student" if arm in (None, "full") else f"student, {arm}")
     left, right = (_caption(role, network) for role, network in zip(roles, networks))
     simulated = "simulated data" if profile.simulated is not None else "Waymo"
     footer = f"{simulated}, boxes of score {score:g} and above"
-    captions, around = (left, right), 1.05 * reach
-    done = film(shots, captions, footer=footer, reach=around, images=images, panel=panel, limit=limit, worker=worker)
+    done = film(shots, (left, right), footer=footer, reach=1.05 * reach, images=images, **options)
     records.write_bytes(out, done.gif)
     return Flown(out, split.segments[chosen], done)
 
@@ -116,18 +113,19 @@ def _segment(split: StoreSplit, beginning: str | None, in_sight: Bool) -> int:
     return fitting[0]
 
 
-def _shot(
+def _panels(
     split: StoreSplit,
     number: int,
     networks: Sequence[CenterPoint | AnchorDetector],
     in_sight: Bool,
     score: float,
     reach: float,
-    title: str,
-) -> Shot:
+) -> tuple[Float32, Sequence[BoxLayer], Sequence[BoxLayer]]:
+    """Return the points around a frame's vehicle, and the layers of the left and the right panel."""
     points, names, rows = split.points(number)[:, :5], networks[0].config.class_names, split.box_rows(number)
-    labels = np.array([class_types(names).index(kind) + 1 for kind in split.types[rows][in_sight[rows]]], np.int64)
-    truth = layer("truth", split.boxes[rows][in_sight[rows]], labels, class_names=names)
+    boxes, kinds = (values[rows][in_sight[rows]] for values in (split.boxes, split.types))
+    labels = np.array([class_types(names).index(kind) + 1 for kind in kinds], np.int64)
+    truth = layer("truth", boxes, labels, class_names=names)
     panels = []
     for role, network in zip(("teacher", "student"), networks):
         detections = detect(network, Sample.unlabelled(split.frame_id(number), points), score)
@@ -135,4 +133,4 @@ def _shot(
         drawn = (values[inside].numpy() for values in (detections.boxes, detections.labels, detections.scores))
         panels.append((truth, layer(role, *drawn, class_names=names)))
     near = (np.abs(points[:, :2]) < 1.3 * reach).all(axis=1)
-    return Shot(points[near], panels[0], panels[1], title)
+    return points[near], *panels

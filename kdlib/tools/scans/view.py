@@ -91,8 +91,8 @@ def view(
         height: Of the sensor above the road, metres.
         scale: Metres in one unit of the file.
         score: Boxes at or above it are kept.
-        overlap: Of two boxes that overlap by more than this (IoU in the BEV), the better one is kept. The published 0.7 suits the
-            metric, which forgives a double of low score; a picture does not.
+        overlap: Of two boxes that overlap by more (IoU in the BEV), the better one is kept. The published 0.7 suits the metric,
+            which forgives a double of low score; a picture does not.
         out: The PNG; by default ``SCAN_boxes.png`` in the working directory, if there is no window.
         window: True wants a window, False none; None opens one where there is a display and no ``out``.
         size: Of the picture, pixels.
@@ -115,9 +115,10 @@ def view(
     if own.any():
         within = f"within {_OWN[0]:g} m ahead or behind and {_OWN[1]:g} m beside"
         notes.append(f"{int(own.sum()):,} points {within} are its own vehicle and left out.")
-    data = f", trained on {trained_on(trained)}" if trained_on(trained) else ""
+    data = trained_on(trained)
+    taught = f", trained on {data}" if data else ""
     reach = float(max(trained.model.grid.point_range[3:5]))
-    notes.append(f"Model: {trained.origin}{data}. It sees {reach:g} m around; boxes of score {score:g} and above.")
+    notes.append(f"Model: {trained.origin}{taught}. It sees {reach:g} m around; boxes of score {score:g} and above.")
     seen = Viewed(read, trained, points, boxes, scores, classes, ())
     return replace(seen, notes=(*notes, *_show(seen, reach, score, out, window, size, worker)))
 
@@ -140,7 +141,13 @@ def _show(
     worker: Sequence[str],
 ) -> list[str]:
     """Show the scene; return the sentences that say where, and why there."""
-    layers, said = _layers(seen), []
+    names, said = seen.trained.model.class_names, list[str]()
+    labels = np.array([names.index(kind) + 1 for kind in seen.classes], int)
+    boxes = BoxLayer("", seen.boxes, labels, seen.scores, class_names=names)
+    layers = [  # one for each class that was found, each in its own colour
+        replace(boxes.part(labels == label), name=names[label - 1], color=_COLORS[(label - 1) % len(_COLORS)])
+        for label in sorted(set(labels.tolist()))
+    ]
     points = seen.points[np.abs(seen.points[:, :2]).max(axis=1) < 1.6 * reach]
     around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2  # a scan all around is looked at from above
     camera = (Camera.above if around else Camera.behind)(min(reach, 45.0))
@@ -157,15 +164,3 @@ def _show(
     caption = f"{seen.scan.name}: {len(seen.points):,} points. {seen.trained.model.name}{taught}; score {score:g} and above"
     info = scene3d.render_scene(points, layers, path, size=size, camera=camera, caption=caption, worker=worker)
     return [*said, *([info.note] if info.note else []), f"Picture: {path}"]
-
-
-def _layers(seen: Viewed) -> list[BoxLayer]:
-    """Return one layer for each class that was found, each in its own colour."""
-    names, classes = seen.trained.model.class_names, np.array(seen.classes, dtype=object)
-    layers = []
-    for number, name in enumerate(names):
-        own = classes == name
-        if own.any():
-            labels, color = np.full(int(own.sum()), number + 1), _COLORS[number % len(_COLORS)]
-            layers.append(BoxLayer(name, seen.boxes[own], labels, seen.scores[own], color, class_names=names))
-    return layers
