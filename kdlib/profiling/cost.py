@@ -166,9 +166,7 @@ def _inputs(layer: Any) -> int:
 def measure_dense_cost(model: nn.Module, bev_shape: tuple[int, int, int, int]) -> CostReport:
     """Count what lies behind the BEV map (``backbone_2d``, ``dense_head``) without computing it: on tensors with a shape only.
 
-    Args:
-        model: A detector with the children ``backbone_2d`` and ``dense_head``.
-        bev_shape: (B, C, H, W) of the map that enters ``backbone_2d``.
+    ``bev_shape`` is (B, C, H, W) of the map that enters ``backbone_2d``.
 
     Raises:
         CostError: If a child is missing or a layer with parameters has no counting rule.

@@ -79,29 +79,13 @@ def _marking(model: nn.Module, clock: Clock, marks: list[Any]) -> Iterator[None]
             handle.remove()
 
 
-def _once(model: Any, points: PointBatch, clock: Clock, marks: list[Any], stages: int) -> list[float]:
-    marks[:] = [clock.mark()]
-    prediction = model(points)
-    marks.append(clock.mark())
-    model.detect(prediction)
-    marks.append(clock.mark())
-    clock.settle()
-    if len(marks) != stages + 1:
-        raise LatencyError(f"the parts {_ENTRANCES} were called {len(marks) - 3} times in one pass, expected once each")
-    return [clock.milliseconds(a, b) for a, b in itertools.pairwise(marks)]
-
-
 def measure_latency(
-    model: nn.Module, batches: Sequence[PointBatch], *, warmup: int = 5, repeats: int = 20, clock: Clock | None = None
+    model: Any, batches: Sequence[PointBatch], *, warmup: int = 5, repeats: int = 20, clock: Clock | None = None
 ) -> dict[str, Any]:
     """Time a detector in evaluation mode, from points that are already on its device to boxes.
 
-    Args:
-        model: Its children separate the stages, and ``detect`` makes boxes of its prediction.
-        batches: Used in turn, all of one batch size.
-        warmup: Passes whose times are dropped.
-        repeats: Passes that count.
-        clock: Default: device events on an accelerator, the host's clock on a CPU.
+    Its children separate the stages, and ``detect`` makes boxes of its prediction. Batches, all of one size, are used in turn; the
+    times of ``warmup`` passes are dropped. The clock is by default device events on an accelerator, the host's on a CPU.
 
     Returns:
         Plain JSON values: mean, median and 95th percentile, milliseconds a batch, of every stage and of their sum, the settings
@@ -120,8 +104,17 @@ def measure_latency(
     clock = clock or Clock(device)
     marks: list[Any] = []
     with torch.inference_mode(), evaluating(model), _marking(model, clock, marks):
-        turns = range(warmup + repeats)
-        times = [_once(model, batches[turn % len(batches)], clock, marks, len(stages)) for turn in turns]
+        times = []
+        for points in itertools.islice(itertools.cycle(batches), warmup + repeats):
+            marks[:] = [clock.mark()]
+            prediction = model(points)
+            marks.append(clock.mark())
+            model.detect(prediction)
+            marks.append(clock.mark())
+            clock.settle()
+            if len(marks) != len(stages) + 1:
+                raise LatencyError(f"the parts {_ENTRANCES} were called {len(marks) - 3} times in one pass, expected once each")
+            times.append([clock.milliseconds(a, b) for a, b in itertools.pairwise(marks)])
     columns = np.array(times[warmup:]).T  # (stages, repeats)
     return {
         "stages": {name: _summary(column) for name, column in zip(stages, columns)},

@@ -46,20 +46,19 @@ class Probe:
 
 def probe(code: str, seconds: float = 120.0) -> Probe:
     """Run Python code that prints one JSON object on its last line, in a child process that may crash."""
-    command = [sys.executable, "-c", code]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return Probe(None, f"no answer within {seconds:.0f} s")
     if child.returncode < 0:
         return Probe(None, f"the process was ended by {signal.Signals(-child.returncode).name}")
-    lines = (child.stdout if child.returncode == 0 else child.stderr).strip().splitlines() or ["no output"]
+    last = ["no output", *(child.stderr if child.returncode else child.stdout).strip().splitlines()][-1]
     if child.returncode:
-        return Probe(None, lines[-1][:160])
+        return Probe(None, last[:160])
     try:
-        return Probe(json.loads(lines[-1]), "")
+        return Probe(json.loads(last), "")
     except ValueError:
-        return Probe(None, f"unexpected answer '{lines[-1][:120]}'")
+        return Probe(None, f"unexpected answer '{last[:120]}'")
 
 
 _TORCH = """
@@ -153,8 +152,7 @@ def check_sparse(gpu: bool) -> Check:
 
 def check_open3d() -> Check:
     """That open3d casts rays, which the simulator is made of."""
-    both = [name for name in ("open3d", "open3d-cpu") if _version(name)]
-    if len(both) == 2:
+    if _version("open3d") and _version("open3d-cpu"):
         remedy = "pip uninstall -y open3d open3d-cpu && pip install open3d-cpu==0.19.0"
         return Check("open3d", "warn", "open3d and open3d-cpu are both installed and own the same module", remedy)
     seen = probe(_OPEN3D)
@@ -241,8 +239,8 @@ def examine() -> list[Check]:
 def checks_text(checks: Sequence[Check]) -> str:
     """Return one coloured line per check, and its remedy."""
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
-    lines = []
-    for check in checks:
-        remedy = f" -> {check.remedy}" if check.remedy else ""
-        lines.append(f"{typer.style(f'{check.status:4}', colours[check.status])} {check.name:14} {check.found}{remedy}")
-    return "\n".join(lines)
+    return "\n".join(
+        f"{typer.style(f'{check.status:4}', colours[check.status])} {check.name:14} {check.found}"
+        + (f" -> {check.remedy}" if check.remedy else "")
+        for check in checks
+    )

@@ -19,12 +19,9 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW
 
 
 def in_own_process(work: Callable[..., _Answer], *arguments: Any, threads: int = 0) -> _Answer:
-    """Return what a function of a module returns in a fresh interpreter.
+    """Return what a function of a module returns (or raise what it raises) in a fresh interpreter.
 
-    Args:
-        work: The function; what it raises is raised here.
-        arguments: Of the function.
-        threads: Given to the libraries there, 0 for as many as they like.
+    Libraries there get so many threads, with 0 as many as they like.
 
     Raises:
         KdlibError: If the process dies.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -81,14 +80,8 @@ def draw_history(
 ) -> Figure:
     """Draw training curves over the steps, a panel for each key, a line for each run; rows without the key are skipped.
 
-    Long curves are drawn as a running mean over the faint raw line.
-
-    Args:
-        runs: Rows of ``history.jsonl`` by run name.
-        keys: The keys to draw, side by side.
-        colors: By run name; runs left out take the next free colour.
-        title: Above the chart.
-        path: Also save as PNG.
+    Long curves are drawn as a running mean over the faint raw line. ``runs`` are rows of ``history.jsonl`` by name; those without a
+    colour of their own take the next free one.
 
     Raises:
         ChartError: If no run has any of the keys.
@@ -107,7 +100,12 @@ def draw_history(
             for name, rows in runs.items():
                 points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                 if points:
-                    _line(ax, np.array(points, float), name, shades[name])
+                    (steps, values), color, window = np.array(points, float).T, shades[name], np.ones(max(1, len(points) // 40))
+                    if len(window) > 1:
+                        ax.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
+                    weight = np.convolve(np.ones(len(points)), window, "same")  # fewer rows at both ends
+                    mean = np.convolve(values, window, "same") / weight
+                    ax.plot(steps, mean, color=color, linewidth=1.8, label=name)
             ax.set(title=key, xlabel="step")
             ax.margins(x=0.01)
         return canvas.arrange(figure, title, path, axes[0])
@@ -172,14 +170,9 @@ def draw_arms(
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
-    """Draw a forest plot: mean, 95 % interval and single seeds of each arm, best read from top to bottom.
+    """Draw a forest plot: mean, 95 % interval and single seeds of each arm, from top to bottom.
 
-    Args:
-        arms: In the order of drawing, first on top.
-        label: Of the horizontal axis.
-        reference: A vertical line, 0 for differences.
-        title: Above the chart.
-        path: Also save as PNG.
+    ``label`` is that of the horizontal axis, ``reference`` a vertical line, 0 for differences.
 
     Raises:
         ChartError: If there is no arm, or a mean lies outside its interval.
@@ -210,13 +203,9 @@ def draw_arms(
 
 
 def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: str | Path | None = None) -> Figure:
-    """Draw a heat table of differences with their signs: green is a gain, brown a loss, pale is none; NaN is a dash.
+    """Draw a heat table of differences of shares in [0, 1], in percent with their signs, ``label`` saying what they are.
 
-    Args:
-        table: Names and differences of shares in [0, 1], drawn in percent.
-        label: What the numbers are.
-        title: Above the table.
-        path: Also save as PNG.
+    Green is a gain, brown a loss, pale is none; NaN is a dash.
     """
     values = 100 * np.asarray(table.values, np.float64)
     top = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)) or 1.0
@@ -237,11 +226,3 @@ def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: s
         ax.spines[:].set_visible(False)
         ax.set_xlabel(label, fontsize=8.5, color=palette.FAINT)
         return canvas.arrange(figure, title, path)
-
-
-def _line(ax: Axes, values: FloatArray, name: str, color: str) -> None:
-    (steps, numbers), window = values.T, np.ones(max(1, len(values) // 40))
-    if len(window) > 1:
-        ax.plot(steps, numbers, color=color, linewidth=0.7, alpha=0.3)
-    weight = np.convolve(np.ones(len(numbers)), window, "same")  # fewer rows at both ends
-    ax.plot(steps, np.convolve(numbers, window, "same") / weight, color=color, linewidth=1.8, label=name)

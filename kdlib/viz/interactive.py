@@ -64,14 +64,9 @@ _LIVE = """(channel, config, couple) => {
 def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = "", point_budget: int = 60_000) -> Any:
     """Return a ``plotly.graph_objects.Figure`` of one scene, or of two side by side; click the legend to switch a layer in both.
 
-    Points are coloured by height, the axes keep their proportions, and hovering over a box shows its class, score, number of
-    points and size. Maps of the panels are left out.
-
-    Args:
-        points: (N, >=3) x, y, z in metres.
-        panels: One or two.
-        title: Above the scenes.
-        point_budget: Points drawn; of more, a random choice that is the same every time, so that browsers stay quick.
+    Points (N, >=3; x, y, z in metres) are coloured by height, the axes keep their proportions, and hovering over a box shows its
+    class, score, number of points and size. Maps of the panels are left out. Of more points than the budget a random choice is
+    drawn, the same every time, so that browsers stay quick.
 
     Raises:
         LayerError: If the points have a wrong shape or the budget is below 1.
@@ -185,7 +180,9 @@ def _short(values: FloatArray) -> list[float]:
 
 
 def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str, Any]:
-    bounds = _bounds(points, [layer for panel in panels for layer in panel.layers])
+    corners = [wireframe(layer.boxes)[0].reshape(-1, 3) for panel in panels for layer in panel.layers]
+    shown = np.concatenate((points[:, :3].astype(np.float64), *corners, np.zeros((1, 3))))
+    bounds = np.stack((shown.min(axis=0) - 0.5, shown.max(axis=0) + 0.5))  # of all that is shown, a little wider, never flat
     reach = float(np.clip(np.percentile(np.hypot(points[:, 0], points[:, 1]), 90), 15, 40)) if len(points) else 20.0
     cameras = {
         "behind": Camera.behind(reach),
@@ -224,13 +221,6 @@ def _axes(bounds: FloatArray) -> dict[str, Any]:
     own = ({"title": {"text": "x, forward [m]"}}, {"title": {"text": "y, left [m]"}}, {"visible": False})
     rows = zip("xyz", own, bounds.T.tolist())
     return {f"{name}axis": {**plain, **colors, "range": limits, **axis} for name, axis, limits in rows}
-
-
-def _bounds(points: FloatArray, layers: Sequence[BoxLayer]) -> FloatArray:
-    """Return the lowest and highest corner (2, 3) of all that is shown, a little wider, never flat."""
-    corners = [wireframe(layer.boxes)[0].reshape(-1, 3) for layer in layers]
-    shown = np.concatenate((points[:, :3].astype(np.float64), *corners, np.zeros((1, 3))))
-    return np.stack((shown.min(axis=0) - 0.5, shown.max(axis=0) + 0.5))
 
 
 def _view(camera: Camera, bounds: FloatArray) -> dict[str, Any]:

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 if TYPE_CHECKING:
     from kdlib.tools.bench.measurements import Benchmark
 
 bench = typer.Typer(help="Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed.")
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-_Out = Annotated[Path | None, typer.Option(help="Also write the JSON object to this file, and the table beside it as Markdown.")]
-_Python = Annotated[str | None, typer.Option(help="A Python with the official Waymo package.")]
-_Store = Annotated[Path | None, typer.Option(help="Prepared store. Default: a small simulated one.")]
-_Device = Annotated[str, typer.Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")]
-_Rounds = Annotated[int, typer.Option(min=1, help="Timed turns, after warm-up; medians count.")]
-_Compile = Annotated[bool, typer.Option(help="Also measure torch.compile, whose warm-up takes minutes.")]
+_Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
+_Out = Annotated[Path | None, Option(help="Also write the JSON object to this file, and the table beside it as Markdown.")]
+_Python = Annotated[str | None, Option(help="A Python with the official Waymo package.")]
+_Store = Annotated[Path | None, Option(help="Prepared store. Default: a small simulated one.")]
+_Device = Annotated[str, Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")]
+_Rounds = Annotated[int, Option(min=1, help="Timed turns, after warm-up; medians count.")]
+_Compile = Annotated[bool, Option(help="Also measure torch.compile, whose warm-up takes minutes.")]
 
 
 def _print(benchmark: Benchmark, as_json: bool, out: Path | None) -> None:
@@ -54,7 +55,7 @@ def _speed(
     store: _Store = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="The demo teacher's weights. Default: those shipped; fresh ones, which find no boxes, without them."),
+        Option(help="The demo teacher's weights. Default: those shipped; fresh ones, which find no boxes, without them."),
     ] = None,
     compile_too: _Compile = True,
     as_json: _Json = False,
@@ -69,11 +70,11 @@ def _speed(
 
 @bench.command("steps")
 def _steps(
-    pair: Annotated[str, typer.Option(help="A pair of the zoo.")] = "cp_pillar_demo_v0.64_sparsekd",
+    pair: Annotated[str, Option(help="A pair of the zoo.")] = "cp_pillar_demo_v0.64_sparsekd",
     device: _Device = "",
     rounds: _Rounds = 15,
     store: _Store = None,
-    batch: Annotated[int, typer.Option(min=1, help="Frames of a batch.")] = 4,
+    batch: Annotated[int, Option(min=1, help="Frames of a batch.")] = 4,
     compile_too: _Compile = True,
     as_json: _Json = False,
     out: _Out = None,
@@ -86,12 +87,12 @@ def _steps(
 
 @bench.command("data")
 def _data(
-    frames: Annotated[int, typer.Option(min=1, help="Frames of each simulated segment.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 3,
-    scale: Annotated[str, typer.Option(help="'full' has Waymo's resolution.")] = "full",
-    keep: Annotated[Path | None, typer.Option(help="Keep the simulated files here, to be used again.")] = None,
+    frames: Annotated[int, Option(min=1, help="Frames of each simulated segment.")] = 10,
+    rounds: Annotated[int, Option(min=1, help="Repetitions; the median counts.")] = 3,
+    scale: Annotated[str, Option(help="'full' has Waymo's resolution.")] = "full",
+    keep: Annotated[Path | None, Option(help="Keep the simulated files here, to be used again.")] = None,
     python: _Python = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Least time of each of kdlib's own measurements.")] = 2.0,
+    seconds: Annotated[float, Option(min=0.0, help="Least time of each of kdlib's own measurements.")] = 2.0,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
@@ -103,10 +104,10 @@ def _data(
 
 @bench.command("metric")
 def _metric(
-    frames: Annotated[int, typer.Option(min=1)] = 1000,
-    labels: Annotated[int, typer.Option(min=1, help="Labelled boxes of a frame.")] = 100,
-    predictions: Annotated[int, typer.Option(min=1, help="Predicted boxes of a frame.")] = 200,
-    workers: Annotated[int, typer.Option(min=1, help="Processes of kdlib's metric.")] = 1,
+    frames: Annotated[int, Option(min=1)] = 1000,
+    labels: Annotated[int, Option(min=1, help="Labelled boxes of a frame.")] = 100,
+    predictions: Annotated[int, Option(min=1, help="Predicted boxes of a frame.")] = 200,
+    workers: Annotated[int, Option(min=1, help="Processes of kdlib's metric.")] = 1,
     python: _Python = None,
     as_json: _Json = False,
     out: _Out = None,
@@ -119,13 +120,13 @@ def _metric(
 
 @bench.command("models")
 def _models(
-    name: Annotated[list[str] | None, typer.Option("--model", help="A model of the zoo; repeat. Default: ten.")] = None,
+    name: Annotated[list[str] | None, Option("--model", help="A model of the zoo; repeat. Default: ten.")] = None,
     device: _Device = "",
-    frames: Annotated[int, typer.Option(min=1, help="Simulated full-size sweeps, used in turn.")] = 3,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed passes.")] = 10,
-    warmup: Annotated[int, typer.Option(min=0, help="Passes before.")] = 3,
-    mixed: Annotated[bool, typer.Option(help="Also with automatic mixed precision.")] = True,
-    compiled: Annotated[bool, typer.Option(help="Also with backbone and heads compiled by torch.")] = False,
+    frames: Annotated[int, Option(min=1, help="Simulated full-size sweeps, used in turn.")] = 3,
+    repeats: Annotated[int, Option(min=1, help="Timed passes.")] = 10,
+    warmup: Annotated[int, Option(min=0, help="Passes before.")] = 3,
+    mixed: Annotated[bool, Option(help="Also with automatic mixed precision.")] = True,
+    compiled: Annotated[bool, Option(help="Also with backbone and heads compiled by torch.")] = False,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
@@ -138,8 +139,8 @@ def _models(
 
 @bench.command("sparse")
 def _sparse(
-    model: Annotated[str, typer.Option(help="A voxel model of the zoo, whose layers are run.")] = "cp_voxel",
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the best counts.")] = 5,
+    model: Annotated[str, Option(help="A voxel model of the zoo, whose layers are run.")] = "cp_voxel",
+    rounds: Annotated[int, Option(min=1, help="Repetitions; the best counts.")] = 5,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:

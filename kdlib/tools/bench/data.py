@@ -50,15 +50,11 @@ class _Segment:
 
 
 def bench_data(frames: int, rounds: int, scale: str, keep: Path | None, python: str | Path | None, seconds: float) -> Benchmark:
-    """Measure everything on the same simulated frames, one process after the other, each with one thread.
+    """Measure everything on the same simulated frames (so many in each segment), one process after the other, each with one thread.
 
-    Args:
-        frames: Frames of each of two simulated segments; one of them is converted.
-        rounds: Repetitions of each measurement, at least; the median counts.
-        scale: "full" has Waymo's resolution.
-        keep: Folder for the simulated files and the store, used again next time; None takes a temporary one.
-        python: See :func:`kdlib.tools.judge.official.find_python`; without any, what needs it is left out and said to be.
-        seconds: kdlib's own measurements are repeated at least so long: they are short, and others work on the machine too.
+    Every measurement is repeated ``rounds`` times at least, the median counts; kdlib's own also at least so many seconds: they are
+    short, and others work on the machine too. A folder to ``keep`` the simulated files in is used again next time. Without a
+    Python that has the official package (:func:`kdlib.tools.judge.official.find_python`), what needs it is left out and said to be.
 
     Raises:
         ConfigError: If ``frames`` or ``scale`` is out of range.

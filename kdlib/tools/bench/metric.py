@@ -10,14 +10,10 @@ from kdlib.tools.judge.side_by_side import METRIC_AGREEMENT, compare_with_offici
 
 
 def bench_metric(frames: int, labels: int, predictions: int, workers: int = 1, python: str | Path | None = None) -> Benchmark:
-    """Score one set of boxes with both metrics, ranges included, each in a fresh process; so many boxes in each frame.
+    """Score one set of random boxes (so many in each frame) with both metrics, ranges included, each in a fresh process.
 
-    Args:
-        frames: Frames.
-        labels: Labelled boxes of each frame.
-        predictions: Predicted boxes of each frame.
-        workers: Processes of kdlib's metric; the official op uses all cores.
-        python: A Python with the official package; see :func:`kdlib.tools.judge.official.find_python`.
+    ``workers`` are processes of kdlib's metric, the official op uses all cores; ``python`` is for
+    :func:`kdlib.tools.judge.official.find_python`.
 
     Raises:
         OfficialError: If there is no such Python, or the op fails.

@@ -36,16 +36,10 @@ def bench_models(
     mixed: bool = True,
     compiled: bool = False,
 ) -> dict[str, Any]:
-    """Measure models one after the other on the same simulated full-size sweeps, with fresh weights.
+    """Measure models of the zoo one after the other on the same simulated full-size sweeps, used in turn, with fresh weights.
 
-    Args:
-        names: Of the zoo; none means the ten of the published latency table and the teacher of two stages.
-        device: As torch names it; "" is torch's default.
-        frames: Simulated sweeps, used in turn.
-        repeats: Timed passes.
-        warmup: Passes before.
-        mixed: Also time with automatic mixed precision.
-        compiled: Also time with backbone and heads compiled.
+    No names mean the ten of the published latency table and the teacher of two stages; latencies are those of ``repeats`` passes,
+    on request also with automatic mixed precision and with backbone and heads compiled.
 
     Raises:
         ConfigError: If a model is unknown or the device is not there.
@@ -183,17 +177,18 @@ def _ratios(rows: Sequence[_Model]) -> list[str]:
     """Return the cost-performance ratios of the published students whose teacher is in the table too."""
     macs = {row["model"]: row["cost"]["macs"] for row in rows}
     cells = []
+
+    def figures(name: str) -> tuple[float, ...]:
+        """Return a published model's score and its costs, as in the header."""
+        model = published.PUBLISHED_MODELS[name]
+        return model.level_2_maph or 0, model.giga_flops or 0, model.mega_acts or 0, model.latency_ms["GTX 1060"], macs[name]
+
     for name, teacher in published.TEACHERS.items():
-        if name not in macs or teacher not in macs:
-            continue
-        student, master = published.PUBLISHED_MODELS[name], published.PUBLISHED_MODELS[teacher]
-        costs = [(student.giga_flops, master.giga_flops), (student.mega_acts, master.mega_acts)]
-        costs += [(student.latency_ms["GTX 1060"], master.latency_ms["GTX 1060"]), (macs[name], macs[teacher])]
-        for score, how in ((student.level_2_maph, "alone"), (published.DISTILLED[name], "with SparseKD")):
-            assert score is not None and master.level_2_maph is not None, "every student was published with its score"
-            ratios = [cpr(score, master.level_2_maph, own or 0, whole or 0) for own, whole in costs]
-            kept = f"{100 * score / master.level_2_maph:.1f} %"
-            cells.append([f"`{name}` {how}", kept, *(f"{ratio:.2f}" for ratio in ratios)])
+        if name in macs and teacher in macs:
+            (alone, *costs), (whole, *whole_costs) = figures(name), figures(teacher)
+            for score, how in ((alone, "alone"), (published.DISTILLED[name], "with SparseKD")):
+                ratios = (f"{cpr(score, whole, own, theirs):.2f}" for own, theirs in zip(costs, whole_costs))
+                cells.append([f"`{name}` {how}", f"{100 * score / whole:.1f} %", *ratios])
     said = (
         "Cost-performance ratio: the share of the teacher's LEVEL_2 mAPH kept over the share of its cost kept. The definition is "
         "ours; scores are the **published** ones, measured on Waymo by the authors."

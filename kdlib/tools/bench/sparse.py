@@ -37,19 +37,14 @@ def encoder_input(model: str) -> tuple[SparseTensor, list[SparseConvolution]]:
         voxels = network.voxelize(collate(simulated_sweeps(1)).points)
         features = network.vfe(voxels)
         sites = network.backbone_3d.sites((features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-3), voxels)
-        _scale(sites, layers)
+        between = sites
+        for layer in layers:  # whose output gets a mean square of one, as by the normalisation of a trained encoder
+            layer.sparse_backend = "torch"
+            size = layer(between).features.square().mean().sqrt()
+            for parameter in layer.parameters():
+                parameter.div_(size)
+            between = ours(between, [layer])
     return sites, layers
-
-
-def _scale(sites: SparseTensor, layers: list[SparseConvolution]) -> None:
-    """Give every layer's output a mean square of one, as the normalisation of a trained encoder does."""
-    for layer in layers:
-        layer.sparse_backend = "torch"
-        size = layer(sites).features.square().mean().sqrt()
-        for parameter in layer.parameters():
-            parameter.div_(size)
-        sites = layer(sites)
-        sites = sites.replace(torch.relu(sites.features))
 
 
 def ours(sites: SparseTensor, layers: list[SparseConvolution]) -> SparseTensor:

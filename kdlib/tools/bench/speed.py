@@ -38,17 +38,10 @@ def bench_speed(
     sweeps: int = 2,
     grids: Sequence[str] = GRIDS,
 ) -> Benchmark:
-    """Measure operators, training step, loader and settings of a pair on this machine's processor.
+    """Measure operators, training step, loader and settings of a pair of the zoo on this machine's processor.
 
-    Args:
-        rounds: Timed turns of everything, after warm-up; medians count.
-        pair: Of the zoo; demo pairs fit the simulated data.
-        store: Prepared store; default: a small simulated one.
-        teacher: Its trained weights; default: fresh ones, which find no boxes.
-        compile_too: Also measure ``torch.compile``, whose warm-up takes a minute.
-        boxes: For the suppression.
-        sweeps: Full-size sweeps for the voxelisation.
-        grids: Models whose grids are used for it.
+    Medians of ``rounds`` timed turns count. Without a prepared store a small simulated one is made, without the teacher's weights
+    fresh ones find no boxes; ``torch.compile`` takes a minute to warm up. ``boxes`` are suppressed, full-size ``sweeps`` voxelised.
     """
     lines: list[Measurement] = []
     notes: list[str] = []

@@ -65,7 +65,7 @@ class Exported:
 
 
 def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Exported:
-    """Write a detector's exportable part, and run it beside the network before anything is kept.
+    """Write a detector's exportable part, and run it beside the network on simulated frames before anything is kept.
 
     Args:
         trained: Configuration and weights.

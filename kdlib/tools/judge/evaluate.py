@@ -46,15 +46,10 @@ def evaluate(
     python: str | Path | None = None,
     export: str | Path | None = None,
 ) -> Evaluation:
-    """Evaluate two Parquet files with Waymo's metric, all classes and distances.
+    """Evaluate two Parquet files, of predicted and labelled boxes, with Waymo's metric, all classes and distances.
 
-    Args:
-        predictions: Predicted boxes.
-        truth: Labelled boxes.
-        workers: Processes.
-        official: Also run the official metric on the very same boxes.
-        python: A Python that has it; see :func:`kdlib.tools.judge.official.find_python`.
-        export: Write the predictions, all of them, as the leaderboard's ``Objects`` file.
+    On request the official metric runs on the very same boxes in a Python that has it (see
+    :func:`kdlib.tools.judge.official.find_python`), and all predictions are exported as the leaderboard's ``Objects`` file.
 
     Raises:
         DataError: If a table makes no sense.

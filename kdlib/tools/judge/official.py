@@ -45,9 +45,8 @@ class MetricRun:
 def find_python(named: str | Path | None = None) -> Path:
     """Return a Python that should have the official package.
 
-    Args:
-        named: The interpreter to take; else the environment variable KDLIB_OFFICIAL_PYTHON, else what ``make test-official``
-            built, else the running one if it has the package.
+    It is the one named; else that of the environment variable KDLIB_OFFICIAL_PYTHON, else what ``make test-official`` built, else the
+    running one if it has the package.
 
     Raises:
         OfficialError: If there is none, or a named one does not exist.
@@ -72,13 +71,10 @@ def find_python(named: str | Path | None = None) -> Path:
 def official_scores(sets: Sequence[EvalBoxes], *, python: str | Path | None = None, timeout: float = LONGEST) -> list[MetricRun]:
     """Return the official op's scores of each set of boxes, by class and by distance, all from one child process.
 
-    Args:
-        sets: Boxes by frame; frame numbers are the op's frame ids.
-        python: See :func:`find_python`.
-        timeout: Seconds until the child is killed.
+    Frame numbers are the op's frame ids; the child is killed after ``timeout`` seconds.
 
     Raises:
-        OfficialError: If there is no such Python, or the op fails, crashes or takes too long.
+        OfficialError: If there is no such Python (see :func:`find_python`), or the op fails, crashes or takes too long.
     """
     values: dict[str, Any] = {"sets": len(sets)}
     for number, boxes in enumerate(sets):
@@ -91,45 +87,42 @@ def official_scores(sets: Sequence[EvalBoxes], *, python: str | Path | None = No
     answer = ask_official("metric", values, python, timeout)
     runs = []
     for part in answer["sets"]:
-        metrics: dict[str, float] = {}
-        for name, ap, aph in zip(part["names"], part["ap"], part["aph"]):
-            metrics |= {f"{name}/AP": ap, f"{name}/APH": aph}
+        rows = zip(part["names"], part["ap"], part["aph"])
+        metrics = {f"{name}/{kind}": value for name, *row in rows for kind, value in zip(("AP", "APH"), row)}
         runs.append(MetricRun(metrics, part["seconds"], answer["peak_bytes"], answer["version"]))
     return runs
 
 
 def _columns(boxes: EvalBoxes) -> dict[str, NDArray[Any]]:
     """Return the op's arguments in the op's types."""
-    columns = {"prediction_overlap_nlz": boxes.predictions.overlap_nlz, "prediction_score": boxes.predictions.score}
-    columns["ground_truth_difficulty"] = boxes.truth.difficulty.astype(np.uint8)
-    for name, side in (("prediction", boxes.predictions), ("ground_truth", boxes.truth)):
-        columns[f"{name}_frame_id"] = side.frame.astype(np.int64)
-        columns[f"{name}_type"] = side.kind.astype(np.uint8)
-        columns[f"{name}_bbox"] = side.box
-    return columns
+    predictions, truth = boxes.predictions, boxes.truth
+    return {
+        "prediction_frame_id": predictions.frame.astype(np.int64),
+        "prediction_type": predictions.kind.astype(np.uint8),
+        "prediction_bbox": predictions.box,
+        "prediction_score": predictions.score,
+        "prediction_overlap_nlz": predictions.overlap_nlz,
+        "ground_truth_frame_id": truth.frame.astype(np.int64),
+        "ground_truth_type": truth.kind.astype(np.uint8),
+        "ground_truth_bbox": truth.box,
+        "ground_truth_difficulty": truth.difficulty.astype(np.uint8),
+    }
 
 
 def ask_official(
     task: str, values: Mapping[str, Any], python: str | Path | None = None, timeout: float = LONGEST
 ) -> dict[str, Any]:
-    """Return what a task of ``official_child.py`` answers in an official Python.
-
-    Args:
-        task: "metric" or "convert".
-        values: Arrays, numbers and texts.
-        python: See :func:`find_python`.
-        timeout: Seconds until the child is killed.
+    """Return what a task of ``official_child.py``, "metric" or "convert", answers to arrays, numbers and texts in an official Python.
 
     Raises:
-        OfficialError: If there is no such Python, or the task fails.
+        OfficialError: If there is no such Python (see :func:`find_python`), or the task fails or takes more than ``timeout`` seconds.
     """
     interpreter = find_python(python)
     with tempfile.TemporaryDirectory(prefix="kdlib-official-") as folder:
         request, answer = Path(folder) / "request.npz", Path(folder) / "answer.json"
         np.savez(request, **values)
         run_child(interpreter, CHILD, [task, str(request), str(answer)], timeout)
-        answered: dict[str, Any] = json.loads(answer.read_text())
-    return answered
+        return dict(json.loads(answer.read_text()))
 
 
 def run_child(interpreter: Path, script: Path, arguments: Sequence[str], timeout: float = LONGEST) -> None:

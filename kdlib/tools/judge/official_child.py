@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -25,16 +24,11 @@ def _run(task: str, request: str, answer: str) -> None:
     with np.load(request, allow_pickle=False) as stored:
         values = {name: stored[name] for name in stored.files}
     answered = {"metric": _metric, "convert": _convert}[task](values)
-    answered |= {"peak_bytes": _peak_bytes(), "version": f"TensorFlow {tf.__version__}"}
+    # Linux's ru_maxrss would count what the parent held when it forked; the package is for Linux alone.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    answered |= {"peak_bytes": peak, "version": f"TensorFlow {tf.__version__}"}
     Path(answer).write_text(json.dumps(answered))
-
-
-def _peak_bytes() -> int:
-    """Return the most memory this process has held; Linux's ru_maxrss would count what its parent held when it forked."""
-    if os.path.exists("/proc/self/status"):
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _metric(values: dict[str, Any]) -> dict[str, Any]:
@@ -81,25 +75,25 @@ def _convert(values: dict[str, Any]) -> dict[str, Any]:
     """
     clouds = {"v1": _clouds_v1, "v2": _clouds_v2}[str(values["form"])]
     rounds: list[dict[str, list[float]]] = []
-    frames: list[dict[str, Any]] = []
     for _ in range(1 + int(values["rounds"])):
-        spent, frames, start = {"read": [0.0, 0.0], "convert": [0.0, 0.0]}, [], _now()
+        frames: list[dict[str, Any]] = []
+        start = _now()
+        read = convert = 0 * start
         for ready, cloud in clouds(Path(str(values["folder"])), str(values["segment"])):
-            done = _now()
-            for clock in (0, 1):
-                spent["read"][clock] += ready[clock] - start[clock]
-                spent["convert"][clock] += done[clock] - ready[clock]
+            read, convert = read + ready - start, convert + _now() - ready
             frames.append({"points": len(cloud), "sum": cloud.astype("float64").sum(axis=0).tolist()})
             start = _now()
-        rounds.append(spent)
+        rounds.append({"read": read.tolist(), "convert": convert.tolist()})
     return {"seconds": rounds[1:], "frames": frames}
 
 
-def _now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
+def _now() -> Any:
+    import numpy as np
+
+    return np.array((time.perf_counter(), time.process_time()))
 
 
-def _clouds_v1(folder: Path, segment: str) -> Iterator[tuple[tuple[float, float], Any]]:
+def _clouds_v1(folder: Path, segment: str) -> Iterator[tuple[Any, Any]]:
     """Yield when each frame of a TFRecord was in memory, and its points (N, 3)."""
     import numpy as np
     import tensorflow as tf
@@ -118,7 +112,7 @@ def _clouds_v1(folder: Path, segment: str) -> Iterator[tuple[tuple[float, float]
         yield ready, np.concatenate(clouds)
 
 
-def _clouds_v2(folder: Path, segment: str) -> Iterator[tuple[tuple[float, float], Any]]:
+def _clouds_v2(folder: Path, segment: str) -> Iterator[tuple[Any, Any]]:
     """Yield when each frame of the Parquet components was in memory, and its points (N, 3)."""
     import numpy as np
     import pandas as pd

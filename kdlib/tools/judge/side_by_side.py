@@ -76,22 +76,18 @@ class SideBySide:
             "agrees": self.agrees,
             "speedup": self.speedup,
             "version": self.official.version,
-            "kdlib": _plain(self.ours),
-            "official": _plain(self.official),
+            **{
+                name: {"metrics": dict(run.metrics), "seconds": run.seconds, "peak_bytes": run.peak_bytes}
+                for name, run in (("kdlib", self.ours), ("official", self.official))
+            },
         }
-
-
-def _plain(run: MetricRun) -> dict[str, Any]:
-    return {"metrics": dict(run.metrics), "seconds": run.seconds, "peak_bytes": run.peak_bytes}
 
 
 def compare_with_official(boxes: EvalBoxes, *, workers: int = 1, python: str | Path | None = None) -> SideBySide:
     """Return kdlib's and Waymo's scores of the same boxes, one after the other, each in a fresh process.
 
-    Args:
-        boxes: Boxes by frame, as both metrics take them: nothing more is checked or dropped.
-        workers: Processes of kdlib's metric; the official one uses all cores.
-        python: A Python with the official package; see :func:`kdlib.tools.judge.official.find_python`.
+    Nothing more is checked or dropped. ``workers`` are processes of kdlib's metric, the official one uses all cores of its Python
+    (:func:`kdlib.tools.judge.official.find_python`).
 
     Raises:
         OfficialError: If there is no such Python, or the official tool fails.

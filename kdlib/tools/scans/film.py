@@ -72,7 +72,7 @@ def film(
     limit: int = 1_500_000,
     worker: Sequence[str] = scene3d.WORKER,
 ) -> Film:
-    """Render sweeps one after the other, two panels each, while the camera moves.
+    """Render sweeps one after the other, two panels of ``panel`` pixels each, while the camera moves.
 
     Args:
         shots: The sweeps; each is shown for ``images / len(shots)`` pictures.
@@ -142,21 +142,14 @@ def _write(
 
 def _gif(frames: Sequence[Image.Image]) -> bytes:
     """Return the film in one palette: a palette for each picture would flicker, dithering would double the bytes."""
-    colors = _colors()
+    roles = [palette.role(name).dark for name in ("truth", "teacher", "student")]
+    bright = np.array([palette.rgb(color) for color in (*palette.NIGHT_RAMP, *roles, palette.NIGHT_INK, palette.NIGHT_FAINT)])
+    night = np.array([palette.rgb(palette.NIGHT)])
+    # Every colour a scene has, and two darker shades of each for smoothed edges; what is left of 32 is night.
+    shades = [night, *(night + share * (bright - night) for share in (0.35, 0.65, 1.0)), night, night, night, night]
+    colors = Image.new("P", (1, 1))
+    colors.putpalette(np.rint(255 * np.concatenate(shades)).astype(int).ravel().tolist())
     first, *rest = (frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=_DURATION, loop=0, optimize=False, disposal=1)
     return buffer.getvalue()
-
-
-def _colors() -> Image.Image:
-    """Return the palette: every colour a scene has, and two darker shades of each for smoothed edges."""
-    roles = [palette.role(name).dark for name in ("truth", "teacher", "student")]
-    bright = np.array([palette.rgb(color) for color in (*palette.NIGHT_RAMP, *roles, palette.NIGHT_INK, palette.NIGHT_FAINT)])
-    night = np.array([palette.rgb(palette.NIGHT)])
-    shades = [night, *(night + share * (bright - night) for share in (0.35, 0.65, 1.0))]
-    numbers = np.rint(255 * np.concatenate(shades)).astype(int)
-    numbers = np.concatenate((numbers, np.repeat(numbers[:1], 32 - len(numbers), axis=0)))
-    image = Image.new("P", (1, 1))
-    image.putpalette(numbers.ravel().tolist())
-    return image

@@ -50,17 +50,11 @@ def fly(
     images: int = 40,
     **options: Any,
 ) -> Flown:
-    """Film one validation segment of a run; the run is only read.
+    """Film one validation segment of a run whose notebooks 01 and 02 have finished; the run is only read.
 
-    Args:
-        run: Folder of a run whose notebooks 01 and 02 have finished.
-        out: The ``.gif``.
-        data: Folder with the run's ``store``; by default the profile's own.
-        segment: Its name or the beginning of it; by default the one with most objects in sight.
-        arm: Which student; by default the one with most of the recipe.
-        score: Boxes at or above it are drawn.
-        images: Pictures in the film.
-        options: Of :func:`kdlib.tools.scans.film.film`.
+    ``data`` is the folder with the run's ``store``, by default the profile's own. The segment is named by the beginning of its name,
+    by default it is the one with most objects in sight; the student by its arm, by default the one with most of the recipe. Boxes
+    of at least ``score`` are drawn; ``options`` go to :func:`kdlib.tools.scans.film.film`.
 
     Raises:
         ConfigError: If the run, the segment or the ending is none.
@@ -86,17 +80,15 @@ def fly(
         for position, number in enumerate(numbers.tolist(), 1)
     ]
     roles = ("teacher", "distilled student" if arm in (None, "full") else f"student, {arm}")
-    left, right = (_caption(role, network) for role, network in zip(roles, networks))
+    left, right = (
+        f"{role}: {network.config.name}, {sum(value.numel() for value in network.parameters()) / 1000:,.0f} k parameters"
+        for role, network in zip(roles, networks)
+    )
     simulated = "simulated data" if profile.simulated is not None else "Waymo"
     footer = f"{simulated}, boxes of score {score:g} and above"
     done = film(shots, (left, right), footer=footer, reach=1.05 * reach, images=images, **options)
     records.write_bytes(out, done.gif)
     return Flown(out, split.segments[chosen], done)
-
-
-def _caption(role: str, network: CenterPoint | AnchorDetector) -> str:
-    parameters = sum(value.numel() for value in network.parameters())
-    return f"{role}: {network.config.name}, {parameters / 1000:,.0f} k parameters"
 
 
 def _segment(split: StoreSplit, beginning: str | None, in_sight: Bool) -> int:

@@ -30,12 +30,7 @@ def trained_on(trained: TrainedWeights) -> str:
 def load_detector(
     trained: TrainedWeights, score: float | None = None, overlap: float | None = None
 ) -> CenterPoint | AnchorDetector:
-    """Return the network ready to detect.
-
-    Args:
-        trained: Configuration and weights.
-        score: Lowers the threshold below which it drops boxes, where given.
-        overlap: Replaces the overlap in the BEV above which the worse of two boxes goes.
+    """Return the network ready to detect, its score threshold lowered to ``score`` and its suppression by ``overlap`` (BEV), if given.
 
     Raises:
         DataError: If the weights cannot be read or are another model's.

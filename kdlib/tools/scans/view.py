@@ -80,23 +80,13 @@ def view(
     size: tuple[int, int] = (1600, 900),
     worker: Sequence[str] = scene3d.WORKER,
 ) -> Viewed:
-    """Detect in a scan, and show points and boxes.
+    """Detect in a scan (``.bin``, ``.npy``, ``.pcd`` or ``.ply``), and show points and boxes.
 
-    Args:
-        scan: A ``.bin``, ``.npy``, ``.pcd`` or ``.ply`` file.
-        model: What :func:`kdlib.tools.scans.trained.find_weights` takes, with ``weights`` and ``arm``.
-        weights: Another safetensors file.
-        arm: Of a run.
-        layout: See :func:`kdlib.data.scans.read_scan`, like ``height`` and ``scale``.
-        height: Of the sensor above the road, metres.
-        scale: Metres in one unit of the file.
-        score: Boxes at or above it are kept.
-        overlap: Of two boxes that overlap by more (IoU in the BEV), the better one is kept. The published 0.7 suits the metric,
-            which forgives a double of low score; a picture does not.
-        out: The PNG; by default ``SCAN_boxes.png`` in the working directory, if there is no window.
-        window: True wants a window, False none; None opens one where there is a display and no ``out``.
-        size: Of the picture, pixels.
-        worker: Command of the renderer, a process of its own.
+    ``model``, ``weights`` and ``arm`` are for :func:`kdlib.tools.scans.trained.find_weights`; ``layout``, ``height`` and ``scale``
+    for :func:`kdlib.data.scans.read_scan`. Boxes of at least ``score`` are kept; of two that overlap by more than ``overlap`` (IoU in
+    the BEV) the better one: the published 0.7 suits the metric, which forgives a double of low score; a picture does not. There
+    is a window if ``window`` asks for one or, where it is None, if there is a display and no ``out``; else a PNG of ``size``
+    pixels, by default ``SCAN_boxes.png`` in the working directory.
 
     Raises:
         ConfigError: If the score is no share, or there is no such model, layout or file of weights.

@@ -49,20 +49,12 @@ def run_profiles(
     gpus: int = 0,
     scheduler: str | None = None,
 ) -> list[Path]:
-    """Run profiles; a second call goes on where the first one stopped.
+    """Run profiles and return their run folders; a second call goes on where the first one stopped.
 
     Without GPUs or scheduler they run one after the other. With them they run side by side, and all their trainings (arms, seeds)
-    share the GPUs, one on each, or the workers of the cluster.
+    share so many GPUs of this machine, one on each, or the workers of a Dask cluster that see the same files.
 
-    Args:
-        names: Of the profiles.
-        out: The run folder, where there is one profile; otherwise the folder of the run folders.
-        overrides: Notebook parameters, for all of them.
-        gpus: How many GPUs of this machine to train on; 0 means the profile's own way.
-        scheduler: Address of a running Dask scheduler, whose workers see the same files.
-
-    Returns:
-        The run folders.
+    ``out`` is the run folder, of several profiles the folder of their run folders; ``overrides`` are notebook parameters for all.
 
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -47,12 +45,6 @@ def write_csv(folder: Path, out: Path) -> int:
     return len(table)
 
 
-def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    parts = {f"loss/{name}": value for name, value in line["parts"].items()}
-    others = {tag: line[name] for name, tag in _TAGS.items() if line[name] is not None}
-    return {"loss/total": line["loss"], **parts, **others}
-
-
 def write_tensorboard(folder: Path, out: Path) -> int:
     """Write a TensorBoard log of every training into ``out/TRAINING`` and return how many scalars; earlier ones are replaced.
 
@@ -72,7 +64,10 @@ def write_tensorboard(folder: Path, out: Path) -> int:
         with SummaryWriter(str(out / name)) as writer:
             for line in lines:
                 when = ended - lines[-1]["seconds"] + line["seconds"]
-                for tag, value in _scalars(line).items():
+                parts = {f"loss/{name}": value for name, value in line["parts"].items()}
+                others = {tag: line[name] for name, tag in _TAGS.items() if line[name] is not None}
+                scalars = {"loss/total": line["loss"], **parts, **others}
+                for tag, value in scalars.items():
                     writer.add_scalar(tag, value, line["step"], walltime=when)
-                    written += 1
+                written += len(scalars)
     return written

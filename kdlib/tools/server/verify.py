@@ -79,25 +79,21 @@ class VerifyReport:
 def verify(path: Path, source: Path | None = None, workers: int = 0, progress: bool = True) -> VerifyReport:
     """Compute every checksum of a store again and compare its counts with the dataset's.
 
-    Args:
-        path: Folder of the store.
-        source: Waymo files it was prepared from, to find segments it lacks; None to leave that out.
-        workers: Threads; 0 means all cores.
-        progress: Show a progress bar.
+    With the Waymo files it was prepared from as ``source``, also name segments it lacks. ``workers`` are threads, 0 means all cores.
 
     Raises:
         DataError: If there is no store, or none of this version.
     """
     contents = read_index(path)  # not Store.open: a damaged segment must not hide the others
-    names = [(split, segment) for split, segments in contents.items() for segment in segments]
+    folders = {path / split / segment: content for split, segments in contents.items() for segment, content in segments.items()}
     manifests: dict[str, dict[str, Manifest]] = {split: {} for split in contents}
     damaged: list[str] = []
-    with ThreadPoolExecutor(worker_count(workers, len(names))) as pool:
-        results = pool.map(lambda name: _read_segment(path.joinpath(*name), contents[name[0]][name[1]]), names)
-        for (split, segment), (manifest, sentences) in zip(names, watched(results, len(names), "verify", "segment", progress)):
+    with ThreadPoolExecutor(worker_count(workers, len(folders))) as pool:
+        results = pool.map(_read_segment, folders, folders.values())
+        for folder, (manifest, sentences) in zip(folders, watched(results, len(folders), "verify", "segment", progress)):
             damaged += sentences
             if manifest is not None:
-                manifests[split][segment] = manifest
+                manifests[folder.parent.name][folder.name] = manifest
     if not damaged:
         damaged += _beyond_segments(Store.open(path))
     if source is not None:
@@ -105,7 +101,7 @@ def verify(path: Path, source: Path | None = None, workers: int = 0, progress: b
     checks = {split: _check(split, len(contents[split]), read) for split, read in manifests.items()}
     if not damaged:
         damaged += [f"{path / name}: {check}" for name, check in checks.items() if check.kind == "other"]
-    size = sum(file.stat().st_size for name in names for file in path.joinpath(*name).glob("*"))
+    size = sum(file.stat().st_size for folder in folders for file in folder.glob("*"))
     return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged))
 
 

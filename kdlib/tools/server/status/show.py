@@ -27,13 +27,10 @@ _WIDTH, _HEIGHT, _MARGIN, _POINTS = 110, 26, 3, 80  # of a sparkline, in pixels
 
 
 def show_status(root: Path | None = None, out: Path | None = None, watch: float | None = None, as_json: bool = False) -> None:
-    """Say how all runs stand.
+    """Say how all runs in a folder (of runs, one run or one training; default reports/runs) stand, once or every ``watch`` seconds.
 
-    Args:
-        root: Folder of runs, one run, or one training; reports/runs if None.
-        out: The page to write; ``status.html`` in the folder if None, and none at all with JSON.
-        watch: Seconds to the next look, for ever; None looks once.
-        as_json: Print JSON instead of the table.
+    They are printed as a table, with a page in ``out`` or the folder's ``status.html``, or as JSON, without a page unless ``out``
+    asks for one.
 
     Raises:
         ConfigError: If the folder does not exist, or ``watch`` is no time.
@@ -87,12 +84,7 @@ def _row(training: Training) -> str:
 
 
 def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
-    """Return the page.
-
-    Args:
-        runs: In the order of :func:`~kdlib.tools.server.status.scan.scan_runs`.
-        refresh: Seconds after which the browser shall load it anew.
-    """
+    """Return the page of runs in :func:`~kdlib.tools.server.status.scan.scan_runs`' order, which a browser loads anew after ``refresh`` s."""
     counts = Counter(run.state for run in runs)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
     return render_page(
