@@ -84,8 +84,8 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Time a detector in evaluation mode, from points that are already on its device to boxes.
 
-    Its children separate the stages, and ``detect`` makes boxes of its prediction. Batches, all of one size, are used in turn; the
-    times of ``warmup`` passes are dropped. The clock is by default device events on an accelerator, the host's on a CPU.
+    Its children separate the stages, and ``detect`` makes boxes of its prediction. Batches, all of one size, are used in turn;
+    the times of ``warmup`` passes are dropped. The clock is by default device events on an accelerator, the host's on a CPU.
 
     Returns:
         Plain JSON values: mean, median and 95th percentile, milliseconds a batch, of every stage and of their sum, the settings

@@ -80,8 +80,8 @@ def draw_history(
 ) -> Figure:
     """Draw training curves over the steps, a panel for each key, a line for each run; rows without the key are skipped.
 
-    Long curves are drawn as a running mean over the faint raw line. ``runs`` are rows of ``history.jsonl`` by name; those without a
-    colour of their own take the next free one.
+    Long curves are drawn as a running mean over the faint raw line. ``runs`` are rows of ``history.jsonl`` by name; those without
+    a colour of their own take the next free one.
 
     Raises:
         ChartError: If no run has any of the keys.

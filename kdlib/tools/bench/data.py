@@ -50,11 +50,11 @@ class _Segment:
 
 
 def bench_data(frames: int, rounds: int, scale: str, keep: Path | None, python: str | Path | None, seconds: float) -> Benchmark:
-    """Measure everything on the same simulated frames (so many in each segment), one process after the other, each with one thread.
+    """Measure all on the same simulated frames (so many in each segment), one process after the other, each with one thread.
 
-    Every measurement is repeated ``rounds`` times at least, the median counts; kdlib's own also at least so many seconds: they are
-    short, and others work on the machine too. A folder to ``keep`` the simulated files in is used again next time. Without a
-    Python that has the official package (:func:`kdlib.tools.judge.official.find_python`), what needs it is left out and said to be.
+    Every measurement is repeated ``rounds`` times at least, the median counts; kdlib's own also at least so many seconds: they
+    are short, and others work on the machine too. A folder to ``keep`` the simulated files in is used again next time. Without a
+    Python that has the official package (:func:`kdlib.tools.judge.official.find_python`), what needs it is named and left out.
 
     Raises:
         ConfigError: If ``frames`` or ``scale`` is out of range.

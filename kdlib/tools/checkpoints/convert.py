@@ -70,9 +70,9 @@ def initialise_file(
 ) -> CopyReport:
     """Initialise a student of the zoo from a teacher of the zoo, and write it if it has a file to go to.
 
-    ``weights`` are the teacher's: ours, or a checkpoint of OpenPCDet or SparseKD; None takes fresh ones, to see shapes. ``how`` is one
-    of the values of ``Initialisation``. ``layout`` is that of sparse kernels in ``weights``; None takes a safetensors file as ours,
-    and finds it from the shapes in others.
+    ``weights`` are the teacher's: ours, or a checkpoint of OpenPCDet or SparseKD; None takes fresh ones, to see shapes. ``how``
+    is one of the values of ``Initialisation``. ``layout`` is that of sparse kernels in ``weights``; None takes a safetensors file
+    as ours, and finds it from the shapes in others.
 
     Raises:
         ConfigError: If a name is unknown, the two models do not fit, or ``out`` is asked for without ``weights``.

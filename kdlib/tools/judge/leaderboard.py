@@ -37,10 +37,11 @@ def objects_message() -> Any:
 def export_objects(predictions: BoxTable, path: str | Path, name: str = "the predictions table") -> int:
     """Write predictions as a serialised ``waymo.open_dataset.Objects``, whole or not at all; return the number of boxes.
 
-    The table has the columns ``frame_id, x, y, z, length, width, height, heading, type, score`` and, where wanted, ``overlap_nlz``; it
-    is called ``name`` in messages. A box needs its frame's context name and timestamp. They come from the columns ``context_name``
-    and ``frame_timestamp_micros``, or from the schema's metadata ``frame_ids`` and ``frame_timestamps`` (JSON lists, which
-    :func:`kdlib.metric.predict.predict` writes) with the context name being the frame id without its last ``_NNN``.
+    The table has the columns ``frame_id, x, y, z, length, width, height, heading, type, score`` and, where wanted,
+    ``overlap_nlz``; it is called ``name`` in messages. A box needs its frame's context name and timestamp. They come from the
+    columns ``context_name`` and ``frame_timestamp_micros``, or from the schema's metadata ``frame_ids`` and ``frame_timestamps``
+    (JSON lists, which :func:`kdlib.metric.predict.predict` writes) with the context name being the frame id without its last
+    ``_NNN``.
 
     Raises:
         DataError: If a frame's time or segment is unknown, or a box makes no sense.

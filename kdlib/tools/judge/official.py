@@ -45,8 +45,8 @@ class MetricRun:
 def find_python(named: str | Path | None = None) -> Path:
     """Return a Python that should have the official package.
 
-    It is the one named; else that of the environment variable KDLIB_OFFICIAL_PYTHON, else what ``make test-official`` built, else the
-    running one if it has the package.
+    It is the one named; else that of the environment variable KDLIB_OFFICIAL_PYTHON, else what ``make test-official`` built, else
+    the running one if it has the package.
 
     Raises:
         OfficialError: If there is none, or a named one does not exist.
@@ -112,10 +112,10 @@ def _columns(boxes: EvalBoxes) -> dict[str, NDArray[Any]]:
 def ask_official(
     task: str, values: Mapping[str, Any], python: str | Path | None = None, timeout: float = LONGEST
 ) -> dict[str, Any]:
-    """Return what a task of ``official_child.py``, "metric" or "convert", answers to arrays, numbers and texts in an official Python.
+    """Return what a task of ``official_child.py``, "metric" or "convert", answers to arrays, numbers and texts.
 
     Raises:
-        OfficialError: If there is no such Python (see :func:`find_python`), or the task fails or takes more than ``timeout`` seconds.
+        OfficialError: If there is no official Python (see :func:`find_python`), or the task fails or takes too long (seconds).
     """
     interpreter = find_python(python)
     with tempfile.TemporaryDirectory(prefix="kdlib-official-") as folder:

@@ -52,9 +52,9 @@ def fly(
 ) -> Flown:
     """Film one validation segment of a run whose notebooks 01 and 02 have finished; the run is only read.
 
-    ``data`` is the folder with the run's ``store``, by default the profile's own. The segment is named by the beginning of its name,
-    by default it is the one with most objects in sight; the student by its arm, by default the one with most of the recipe. Boxes
-    of at least ``score`` are drawn; ``options`` go to :func:`kdlib.tools.scans.film.film`.
+    ``data`` is the folder with the run's ``store``, by default the profile's own. The segment is named by the beginning of its
+    name, by default it is the one with most objects in sight; the student by its arm, by default the one with most of the recipe.
+    Boxes of at least ``score`` are drawn; ``options`` go to :func:`kdlib.tools.scans.film.film`.
 
     Raises:
         ConfigError: If the run, the segment or the ending is none.

@@ -30,7 +30,7 @@ def trained_on(trained: TrainedWeights) -> str:
 def load_detector(
     trained: TrainedWeights, score: float | None = None, overlap: float | None = None
 ) -> CenterPoint | AnchorDetector:
-    """Return the network ready to detect, its score threshold lowered to ``score`` and its suppression by ``overlap`` (BEV), if given.
+    """Return the network ready to detect; ``score`` lowers its threshold, ``overlap`` (in the BEV) replaces that of its suppression.
 
     Raises:
         DataError: If the weights cannot be read or are another model's.

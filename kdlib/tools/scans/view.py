@@ -82,11 +82,11 @@ def view(
 ) -> Viewed:
     """Detect in a scan (``.bin``, ``.npy``, ``.pcd`` or ``.ply``), and show points and boxes.
 
-    ``model``, ``weights`` and ``arm`` are for :func:`kdlib.tools.scans.trained.find_weights`; ``layout``, ``height`` and ``scale``
-    for :func:`kdlib.data.scans.read_scan`. Boxes of at least ``score`` are kept; of two that overlap by more than ``overlap`` (IoU in
-    the BEV) the better one: the published 0.7 suits the metric, which forgives a double of low score; a picture does not. There
-    is a window if ``window`` asks for one or, where it is None, if there is a display and no ``out``; else a PNG of ``size``
-    pixels, by default ``SCAN_boxes.png`` in the working directory.
+    ``model``, ``weights`` and ``arm`` are for :func:`kdlib.tools.scans.trained.find_weights`; ``layout``, ``height`` and
+    ``scale`` for :func:`kdlib.data.scans.read_scan`. Boxes of at least ``score`` are kept; of two that overlap by more than
+    ``overlap`` (IoU in the BEV) the better one: the published 0.7 suits the metric, which forgives a double of low score; a
+    picture does not. There is a window if ``window`` asks for one or, where it is None, if there is a display and no ``out``;
+    else a PNG of ``size`` pixels, by default ``SCAN_boxes.png`` in the working directory.
 
     Raises:
         ConfigError: If the score is no share, or there is no such model, layout or file of weights.

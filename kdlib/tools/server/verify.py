@@ -79,7 +79,8 @@ class VerifyReport:
 def verify(path: Path, source: Path | None = None, workers: int = 0, progress: bool = True) -> VerifyReport:
     """Compute every checksum of a store again and compare its counts with the dataset's.
 
-    With the Waymo files it was prepared from as ``source``, also name segments it lacks. ``workers`` are threads, 0 means all cores.
+    With the Waymo files it was prepared from as ``source``, also name segments it lacks. ``workers`` are threads, 0 means all
+    cores.
 
     Raises:
         DataError: If there is no store, or none of this version.

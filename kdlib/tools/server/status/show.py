@@ -27,7 +27,7 @@ _WIDTH, _HEIGHT, _MARGIN, _POINTS = 110, 26, 3, 80  # of a sparkline, in pixels
 
 
 def show_status(root: Path | None = None, out: Path | None = None, watch: float | None = None, as_json: bool = False) -> None:
-    """Say how all runs in a folder (of runs, one run or one training; default reports/runs) stand, once or every ``watch`` seconds.
+    """Say how all runs in a folder (of runs, a run or a training; default reports/runs) stand, once or every ``watch`` seconds.
 
     They are printed as a table, with a page in ``out`` or the folder's ``status.html``, or as JSON, without a page unless ``out``
     asks for one.
@@ -84,7 +84,7 @@ def _row(training: Training) -> str:
 
 
 def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
-    """Return the page of runs in :func:`~kdlib.tools.server.status.scan.scan_runs`' order, which a browser loads anew after ``refresh`` s."""
+    """Return the page of runs; a browser loads it anew after ``refresh`` seconds."""
     counts = Counter(run.state for run in runs)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
     return render_page(
