@@ -104,6 +104,6 @@ def print_profile(values: Mapping[str, Any]) -> None:
     console.print(table)
     layers = Table("layer", "kind", "parameters", "M MACs", "M, published convention", "M acts")
     for row in values["layers"]:
-        cells = (row["macs"] / 1e6, row["published_macs"] / 1e6, row["acts"] / 1e6)
-        layers.add_row(row["name"], row["kind"], f"{row['parameters']:,}", *(f"{cell:,.2f}" for cell in cells))
+        costs = (f"{row[key] / 1e6:,.2f}" for key in ("macs", "published_macs", "acts"))
+        layers.add_row(row["name"], row["kind"], f"{row['parameters']:,}", *costs)
     console.print(layers)

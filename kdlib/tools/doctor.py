@@ -128,13 +128,12 @@ def check_gpu(seen: Probe) -> Check:
     values = seen.values or {}
     if values.get("gpus"):
         return Check("GPU", "ok", ", ".join(f"{name} {size:.0f} GiB" for name, size in values["gpus"]))
-    driver = shutil.which("nvidia-smi")
-    if driver and not values.get("cuda"):
-        return Check("GPU", "warn", "a driver is installed, but torch is a CPU build", GPU_INSTALL)
-    if driver:
+    if not shutil.which("nvidia-smi"):
+        none = "none: demo, tests and pictures run on the CPU; the waymo20 and waymo100 profiles are meant for a GPU"
+        return Check("GPU", "warn", none, f"for those, on a machine with an NVIDIA GPU: {GPU_INSTALL}")
+    if values.get("cuda"):
         return Check("GPU", "warn", "a driver is installed, but torch sees no GPU", "look at nvidia-smi and CUDA_VISIBLE_DEVICES")
-    none = "none: demo, tests and pictures run on the CPU; the waymo20 and waymo100 profiles are meant for a GPU"
-    return Check("GPU", "warn", none, f"for those, on a machine with an NVIDIA GPU: {GPU_INSTALL}")
+    return Check("GPU", "warn", "a driver is installed, but torch is a CPU build", GPU_INSTALL)
 
 
 def check_sparse(gpu: bool) -> Check:
@@ -200,9 +199,9 @@ def check_kernel() -> Check:
     return Check("Jupyter kernel", "ok", "python3")
 
 
-def check_disk(folder: Path = Path(".")) -> Check:
+def check_disk() -> Check:
     """Room for the demo, and for Waymo."""
-    free = shutil.disk_usage(folder).free / 1e9
+    free = shutil.disk_usage(".").free / 1e9
     room = f"{free:.0f} GB free here; environment and demo want 5 GB, Waymo's LiDAR files 213 GB"
     if free < 5:
         return Check("Disk", "fail" if free < 2 else "warn", room, "make room, or run with --out on another disk")
@@ -222,18 +221,8 @@ def examine() -> list[Check]:
     """Examine this machine; takes some seconds, changes nothing."""
     torch = probe(_TORCH)
     gpu = check_gpu(torch)
-    return [
-        check_python(),
-        check_torch(torch),
-        gpu,
-        check_sparse(gpu.status == "ok"),
-        check_open3d(),
-        check_rendering(),
-        check_waymo(),
-        check_kernel(),
-        check_disk(),
-        check_memory(),
-    ]
+    first = [check_python(), check_torch(torch), gpu, check_sparse(gpu.status == "ok")]
+    return first + [check() for check in (check_open3d, check_rendering, check_waymo, check_kernel, check_disk, check_memory)]
 
 
 def checks_text(checks: Sequence[Check]) -> str:

@@ -218,7 +218,11 @@ def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str
 def _axes(bounds: FloatArray) -> dict[str, Any]:
     plain = {"showbackground": False, "zeroline": False, "showspikes": False}
     colors = {"gridcolor": palette.NIGHT_FAINT, "color": palette.FAINT}
-    own = ({"title": {"text": "x, forward [m]"}}, {"title": {"text": "y, left [m]"}}, {"visible": False})
+    own: tuple[dict[str, Any], ...] = (
+        {"title": {"text": "x, forward [m]"}},
+        {"title": {"text": "y, left [m]"}},
+        {"visible": False},
+    )
     rows = zip("xyz", own, bounds.T.tolist())
     return {f"{name}axis": {**plain, **colors, "range": limits, **axis} for name, axis, limits in rows}
 

@@ -36,14 +36,10 @@ class RenderInfo:
     path: Path | None = None
 
     def show(self) -> Any:
-        """Return the picture for a notebook to show; without IPython the path, without a picture the note."""
-        if self.path is None:
-            return self.note
-        try:
-            from IPython.display import Image
-        except ImportError:
-            return self.path
-        return Image(filename=str(self.path))
+        """Return the picture for a notebook to show; without a picture the note."""
+        from IPython.display import Image
+
+        return Image(filename=str(self.path)) if self.path else self.note
 
 
 @dataclass(frozen=True)

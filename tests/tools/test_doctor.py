@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,9 +120,9 @@ def test_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("free", "status"), [(1e9, "fail"), (4e9, "warn"), (80e9, "ok")])
-def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    assert doctor.check_disk(tmp_path).status == status
+    assert doctor.check_disk().status == status
 
 
 @pytest.mark.parametrize(("available", "status"), [(4e9, "warn"), (20e9, "ok")])

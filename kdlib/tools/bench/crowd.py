@@ -18,11 +18,12 @@ def crowd(frames: int = 1000, labels: int = 100, predictions: int = 200, seed: i
     rng = np.random.default_rng(seed)
     sizes, types = np.array(((4.6, 2.0, 1.7), (0.9, 0.9, 1.75), (1.8, 0.8, 1.7))), np.array((1, 2, 4))
     kind = rng.integers(0, 3, (frames, labels))
+    each = (frames, labels)
     parts = (
-        rng.uniform(-half, half, (frames, labels, 2)),
-        rng.normal(1.0, 0.3, (frames, labels, 1)),
-        sizes[kind] * rng.uniform(0.8, 1.2, (frames, labels, 3)),
-        rng.uniform(-np.pi, np.pi, (frames, labels, 1)),
+        rng.uniform(-half, half, (*each, 2)),
+        rng.normal(1.0, 0.3, (*each, 1)),
+        sizes[kind] * rng.uniform(0.8, 1.2, (*each, 3)),
+        rng.uniform(-np.pi, np.pi, (*each, 1)),
     )
     truth = np.concatenate(parts, axis=-1)
     close = labels // 3

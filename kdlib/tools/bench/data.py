@@ -65,7 +65,13 @@ def bench_data(frames: int, rounds: int, scale: str, keep: Path | None, python: 
 
     lines: list[Measurement] = []
     notes: list[str] = []
-    effort = Effort(rounds, seconds)
+    effort, interpreter = Effort(rounds, seconds), None
+    try:
+        interpreter = find_python(python)
+    except OfficialError as error:
+        if python:
+            raise
+        notes.append(f"not measured, ratios included: {error}")
     with tempfile.TemporaryDirectory(prefix="kdlib-bench-") as temporary:
         root, segments = Path(keep or temporary), []
         for form in ("v1", "v2"):
@@ -74,17 +80,18 @@ def bench_data(frames: int, rounds: int, scale: str, keep: Path | None, python: 
             name, *_ = simulate(root / form, count, frames, 1, scale, workers=1, progress=False, format=form)
             segments.append(_Segment(form, root / form / "training", name, frames))
         for segment in segments:
-            lines += _conversion(segment, effort, python, notes)
+            lines += _conversion(segment, effort, interpreter, notes)
         lines += _prepare_lines(segments[1], root / "store", effort)
         lines += _loader_lines(root / "store", effort)
     facts = {"frames": frames, "rounds": rounds, "scale": scale, "simulated": True}
     return Benchmark("data", tuple(lines), facts, tuple(dict.fromkeys(notes)), hardware_card())
 
 
-def _conversion(segment: _Segment, effort: Effort, python: str | Path | None, notes: list[str]) -> list[Measurement]:
+def _conversion(segment: _Segment, effort: Effort, python: Path | None, notes: list[str]) -> list[Measurement]:
     """Measure kdlib before and after the official code, so that a machine that slows down meanwhile favours neither."""
     before = in_own_process(measure_reading, segment.folder, segment.name, effort, threads=1)
-    official = _official(segment, effort.rounds, python, notes)
+    request = {"form": segment.form, "folder": str(segment.folder), "segment": segment.name, "rounds": effort.rounds}
+    official = ask_official("convert", request, python) if python else None
     after = in_own_process(measure_reading, segment.folder, segment.name, effort, threads=1)
     if official is not None:
         _check_agreement(before["frames"], official["frames"], segment)
@@ -115,19 +122,6 @@ def _ms_of_frame(rounds: Sequence[Mapping[str, Sequence[float]]], name: str, seg
     spent = np.sum([[spent[part] for part in parts] for spent in rounds], axis=1)
     milliseconds: list[float] = (1000 * np.median(spent, axis=0) / segment.frames).tolist()
     return milliseconds
-
-
-def _official(segment: _Segment, rounds: int, python: str | Path | None, notes: list[str]) -> _Answer | None:
-    """Return what the official child measured; None without an official Python."""
-    try:
-        interpreter = find_python(python)
-    except OfficialError as error:
-        if python:
-            raise
-        notes.append(f"not measured, ratios included: {error}")
-        return None
-    request = {"form": segment.form, "folder": str(segment.folder), "segment": segment.name, "rounds": rounds}
-    return ask_official("convert", request, interpreter)
 
 
 def _check_agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], segment: _Segment) -> None:

@@ -101,8 +101,9 @@ def costs_page(values: Mapping[str, Any]) -> str:
 def costs_text(values: Mapping[str, Any]) -> str:
     """Return the tables as Markdown: costs, latencies, and where there are any further precisions and ratios to a teacher."""
     rows = values["models"]
-    parts = [*_costs(values["facts"], rows), *_latency(values, rows), *_second_stages(rows), *_precisions(rows), *_ratios(rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [*_costs(values["facts"], rows), *_latency(values, rows), *_second_stages(rows), *_precisions(rows), *_ratios(rows)]
+    )
 
 
 _Model = Mapping[str, Any]  # one of the measured models

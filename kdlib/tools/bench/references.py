@@ -97,9 +97,10 @@ def _assign(box: Tensor, plane: Tensor, targets: HeadTargets, place: tuple[int, 
     ix, iy = int(x), int(y)
     radius = int(gaussian_radius(cells(box[3], 0), cells(box[4], 1), head.targets.gaussian_overlap))
     radius = max(head.targets.min_radius, radius)
-    left, right, low, high = min(ix, radius), min(columns - ix, radius + 1), min(iy, radius), min(rows - iy, radius + 1)
-    window = plane[iy - low : iy + high, ix - left : ix + right]
-    bell = gaussian(radius)[radius - low : radius + high, radius - left : radius + right]
+    # Cells that the bell would cover beyond the border are cut off the bell.
+    left, low = max(radius - ix, 0), max(radius - iy, 0)
+    window = plane[max(iy - radius, 0) : iy + radius + 1, max(ix - radius, 0) : ix + radius + 1]
+    bell = gaussian(radius)[low : low + len(window), left : left + window.shape[1]]
     torch.maximum(window, bell, out=window)
     angle = torch.stack((box[6].cos(), box[6].sin()))
     targets.boxes[place] = torch.cat((torch.stack((x - ix, y - iy, box[2])), box[3:6].log(), angle))

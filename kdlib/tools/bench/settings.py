@@ -32,11 +32,8 @@ class Setting:
 
 def contiguous(detector: nn.Module) -> None:
     """Lay weights and maps out channel by channel, as torch does by default and :func:`build` does not."""
-    for parameter in detector.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.contiguous_format)
-    backbone = detector.get_submodule("backbone_2d")
-    backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    detector.to(memory_format=torch.contiguous_format)
+    detector.get_submodule("backbone_2d").register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
 
 SETTINGS = (

@@ -48,21 +48,13 @@ class Imported:
 
 
 def import_checkpoint(
-    path: Path,
-    model: nn.Module,
-    *,
-    layout: str | None = None,
-    rename: Mapping[str, str] | None = None,
-    drop: Sequence[str] = (),
+    path: Path, model: nn.Module, *, layout: str | None = None, rename: Mapping[str, str] | None = None, drop: Sequence[str] = ()
 ) -> Imported:
     """Fit a foreign checkpoint to a model, exactly or not at all.
 
-    Args:
-        path: A ``.pth`` of OpenPCDet or SparseKD, a bare state dict, or a safetensors file.
-        model: Whose names and shapes the tensors must have; it is not changed.
-        layout: Of the sparse kernels; None finds it from their shapes.
-        rename: Beginnings of names in the file and what they are called here.
-        drop: Beginnings of names (after renaming) to leave out, as ``roi_head`` of a two-stage detector.
+    It is a ``.pth`` of OpenPCDet or SparseKD, a bare state dict, or a safetensors file; the model is not changed. None finds the
+    layout of sparse kernels from their shapes. ``rename`` has beginnings of names in the file and what they are called here,
+    ``drop`` those (after renaming) to leave out, as ``roi_head`` of a two-stage detector.
 
     Raises:
         ConfigError: If there is no such layout, or a beginning of names is none.
@@ -178,8 +170,7 @@ def _detect(stored: Mapping[str, Tensor], kernels: Mapping[str, tuple[int, ...]]
         """Return how many axes of a kernel are as long as the model's."""
         return sum(shapes[name][axis] == size for axis, size in zip(_AXES[layout], kernels[name]))
 
-    fits = {name: {layout for layout in _AXES if agreement(layout, name) == 5} for name in shapes}
-    fits = {name: layouts for name, layouts in fits.items() if layouts}
+    fits = {name: layouts for name in shapes if (layouts := {layout for layout in _AXES if agreement(layout, name) == 5})}
     if not fits:  # the nearest says most
         return max(_AXES, key=lambda layout: sum(agreement(layout, name) for name in shapes))
     possible = set.intersection(*fits.values())

@@ -72,17 +72,11 @@ def film(
     limit: int = 1_500_000,
     worker: Sequence[str] = scene3d.WORKER,
 ) -> Film:
-    """Render sweeps one after the other, two panels of ``panel`` pixels each, while the camera moves.
+    """Render sweeps one after the other, two panels of ``panel`` pixels (width, height) each, while the camera moves.
 
-    Args:
-        shots: The sweeps; each is shown for ``images / len(shots)`` pictures.
-        captions: Above the left and the right panel.
-        footer: Below both: what data these are.
-        reach: How far around the vehicle the camera shows, metres.
-        images: Pictures in the film.
-        panel: Width and height of one panel, pixels.
-        limit: Bytes the file may have; the pictures shrink until it fits.
-        worker: Command of the renderer, a process of its own.
+    Each sweep is shown for ``images / len(shots)`` pictures, with captions above the panels and a footer below: what data these
+    are. The camera shows ``reach`` metres around the vehicle. The pictures shrink until the file has ``limit`` bytes at most.
+    ``worker`` is the command of the renderer, a process of its own.
 
     Raises:
         FilmError: If there is no sweep, or the limit cannot be met.
@@ -131,12 +125,11 @@ def _write(
     draw: Any, place: tuple[int, int], text: str, color: str, size: int, anchor: str = "la", room: float = math.inf
 ) -> None:
     """Write a line, smaller where it would be wider than its room."""
-    file = font_manager.findfont("DejaVu Sans")
-    font = ImageFont.truetype(file, size)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
     while font.getlength(text) > room and font.size > 7:
-        font = ImageFont.truetype(file, font.size - 1)
-    box = draw.textbbox(place, text, font=font, anchor=anchor)
-    draw.rectangle((box[0] - 4, box[1] - 2, box[2] + 4, box[3] + 2), fill=palette.NIGHT)
+        font = font.font_variant(size=font.size - 1)
+    left, top, right, bottom = draw.textbbox(place, text, font=font, anchor=anchor)
+    draw.rectangle((left - 4, top - 2, right + 4, bottom + 2), fill=palette.NIGHT)
     draw.text(place, text, fill=color, font=font, anchor=anchor)
 
 

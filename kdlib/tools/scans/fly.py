@@ -106,18 +106,13 @@ def _segment(split: StoreSplit, beginning: str | None, in_sight: Bool) -> int:
 
 
 def _panels(
-    split: StoreSplit,
-    number: int,
-    networks: Sequence[CenterPoint | AnchorDetector],
-    in_sight: Bool,
-    score: float,
-    reach: float,
+    split: StoreSplit, number: int, networks: Sequence[CenterPoint | AnchorDetector], in_sight: Bool, score: float, reach: float
 ) -> tuple[Float32, Sequence[BoxLayer], Sequence[BoxLayer]]:
     """Return the points around a frame's vehicle, and the layers of the left and the right panel."""
     points, names, rows = split.points(number)[:, :5], networks[0].config.class_names, split.box_rows(number)
-    boxes, kinds = (values[rows][in_sight[rows]] for values in (split.boxes, split.types))
-    labels = np.array([class_types(names).index(kind) + 1 for kind in kinds], np.int64)
-    truth = layer("truth", boxes, labels, class_names=names)
+    seen = in_sight[rows]
+    labels = np.array([class_types(names).index(kind) + 1 for kind in split.types[rows][seen]], np.int64)
+    truth = layer("truth", split.boxes[rows][seen], labels, class_names=names)
     panels = []
     for role, network in zip(("teacher", "student"), networks):
         detections = detect(network, Sample.unlabelled(split.frame_id(number), points), score)
@@ -125,4 +120,4 @@ def _panels(
         drawn = (values[inside].numpy() for values in (detections.boxes, detections.labels, detections.scores))
         panels.append((truth, layer(role, *drawn, class_names=names)))
     near = (np.abs(points[:, :2]) < 1.3 * reach).all(axis=1)
-    return points[near], *panels
+    return points[near], panels[0], panels[1]

@@ -30,7 +30,7 @@ def trained_on(trained: TrainedWeights) -> str:
 def load_detector(
     trained: TrainedWeights, score: float | None = None, overlap: float | None = None
 ) -> CenterPoint | AnchorDetector:
-    """Return the network ready to detect; ``score`` lowers its threshold, ``overlap`` (in the BEV) replaces that of its suppression.
+    """Return the network ready to detect; ``score`` lowers its threshold, ``overlap`` replaces that of its suppression (BEV).
 
     Raises:
         DataError: If the weights cannot be read or are another model's.
@@ -63,26 +63,26 @@ def find_weights(source: str, weights: Path | None = None, arm: str | None = Non
         ConfigError: If there is no such thing, or it does not say which model it is; the message says what can be given.
     """
     path = Path(source)
-    whole_run = source not in zoo.MODELS and any((path / stage / "result.json").is_file() for stage in (TEACHER, STUDENTS))
     if source in zoo.MODELS:
         trained = _of_zoo(source, weights)
     elif (path / "job.json").is_file():
         trained = TrainedWeights(TrainJob.read(path).model, path / "weights.safetensors", f"the training in {path}")
-    elif whole_run:
-        trained = _of_run(path, arm)
+    elif any((path / stage / "result.json").is_file() for stage in (TEACHER, STUDENTS)):
+        trained, arm = _of_run(path, arm), None
     elif path.is_file():
         trained = _of_file(path)
     else:
         raise ConfigError(
             f"'{source}' is neither a folder of a run or training, a .safetensors file, nor a model: {', '.join(zoo.MODELS)}"
         )
-    if arm is not None and not whole_run:
+    if arm is not None:
         raise ConfigError(f"an arm ('{arm}') can be chosen from a whole run only, '{source}' is one model")
     if weights is not None:
         trained = replace(trained, weights=weights, origin=f"{trained.model.name} with {weights}")
     if not trained.weights.is_file():
-        lacking = f"the weights {trained.weights} of {trained.origin} do not exist"
-        raise ConfigError(f"{lacking}; train first, or name others with --weights")
+        raise ConfigError(
+            f"the weights {trained.weights} of {trained.origin} do not exist; train first, or name others with --weights"
+        )
     return trained
 
 

@@ -122,13 +122,7 @@ def detect(network: CenterPoint | AnchorDetector, sample: Sample, score: float) 
 
 
 def _show(
-    seen: Viewed,
-    reach: float,
-    score: float,
-    out: Path | None,
-    window: bool | None,
-    size: tuple[int, int],
-    worker: Sequence[str],
+    seen: Viewed, reach: float, score: float, out: Path | None, window: bool | None, size: tuple[int, int], worker: Sequence[str]
 ) -> list[str]:
     """Show the scene; return the sentences that say where, and why there."""
     names, said = seen.trained.model.class_names, list[str]()
