@@ -87,9 +87,8 @@ def measure_latency(
     Its children separate the stages, and ``detect`` makes boxes of its prediction. Batches, all of one size, are used in turn;
     the times of ``warmup`` passes are dropped. The clock is by default device events on an accelerator, the host's on a CPU.
 
-    Returns:
-        Plain JSON values: mean, median and 95th percentile, milliseconds a batch, of every stage and of their sum, the settings
-        and the card of the machine.
+    What is returned are plain JSON values: mean, median and 95th percentile, milliseconds a batch, of every stage and of their
+    sum, the settings and the card of the machine.
 
     Raises:
         LatencyError: If there is nothing to time, batch sizes differ, or the model lacks the parts that separate the stages.

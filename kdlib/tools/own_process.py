@@ -27,7 +27,8 @@ def in_own_process(work: Callable[..., _Answer], *arguments: Any, threads: int =
         KdlibError: If the process dies.
     """
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(_THREADS, str(threads)) if threads else {})
+    if threads:
+        os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(work, *arguments).result()

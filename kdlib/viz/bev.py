@@ -53,14 +53,9 @@ def draw_bev(
 ) -> Figure:
     """Draw one frame from above: points, boxes with heading ticks, maps beneath, range circles, metric axes, one legend.
 
-    Args:
-        points: (N, >=3) x, y, z in metres; may be empty.
-        panels: Side by side; boxes with scores fade as the score falls.
-        extent: x_min, y_min, x_max, y_max in metres; maps cover all of it.
-        title: Above all panels.
-        note: In small letters beside the title.
-        letters: Write the first letter of the class beside each box of a panel's first layer.
-        path: Also save as PNG.
+    Points are (N, >=3) x, y, z in metres, maybe none; the extent is x_min, y_min, x_max, y_max in metres, and maps cover all of
+    it. Panels stand side by side; boxes with scores fade as the score falls, ``letters`` writes the first letter of the class
+    beside each box of a panel's first layer. The title stands above, a note in small letters beside it; a path saves a PNG, too.
 
     Raises:
         LayerError: If there is no panel, or the points or the extent do not make sense.
@@ -104,11 +99,9 @@ def legend_handles(panels: Sequence[Panel]) -> list[Line2D]:
     """Return a legend's entries: each name once, with its number of boxes."""
     looks = {layer.name: layer for panel in panels for layer in panel.layers}
     handles = []
-    for name, count in box_counts(panels).items():
-        look = looks[name]
-        line = Line2D([], [], label=f"{name} ({count})", color=look.color, linewidth=look.width + 0.5)
-        line.set(linestyle=look.dash, alpha=_strength(look))
-        handles.append(line)
+    for (name, look), count in zip(looks.items(), box_counts(panels).values()):
+        line = {"color": look.color, "linewidth": look.width + 0.5, "linestyle": look.dash, "alpha": _strength(look)}
+        handles.append(Line2D([], [], label=f"{name} ({count})", **line))
     return handles
 
 

@@ -138,7 +138,6 @@ def _directions(boxes: FloatArray) -> tuple[FloatPoints, FloatPoints]:
 
 def ground_corners(boxes: FloatArray) -> FloatPoints:
     """Return the corners (M, 4, 2) seen from above: front left, rear left, rear right, front right."""
-    boxes = np.asarray(boxes, np.float64)
     local = np.array([(0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5)]) * boxes[:, None, 3:5]
     ahead, left = _directions(boxes)
     return boxes[:, None, :2] + local[..., :1] * ahead[:, None] + local[..., 1:] * left[:, None]
@@ -146,14 +145,12 @@ def ground_corners(boxes: FloatArray) -> FloatPoints:
 
 def heading_ticks(boxes: FloatArray, beyond: float = 0.6) -> FloatPoints:
     """Return lines (M, 2, 2) from each centre through the front edge, ``beyond`` metres past it."""
-    boxes = np.asarray(boxes, np.float64)
     tip = boxes[:, :2] + _directions(boxes)[0] * (boxes[:, 3:4] / 2 + beyond)
     return np.stack((boxes[:, :2], tip), axis=1)
 
 
 def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
     """Return vertices (M, 12, 3) and edges (15, 2) of 3D boxes: 12 edges and an arrow on the ground that shows the heading."""
-    boxes = np.asarray(boxes, np.float64)
     ahead, left = _directions(boxes)
     size = np.clip(boxes[:, 3:4] * 0.35, 0.5, 1.4)  # a pedestrian's arrow stays visible, a bus's stays short
     front = boxes[:, :2] + ahead * boxes[:, 3:4] / 2
@@ -167,7 +164,6 @@ def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
 
 def count_inside(points: FloatArray, boxes: FloatArray) -> IntArray:
     """Return how many points lie in each box, (M,), for hover texts."""
-    boxes = np.asarray(boxes, np.float64)
     counts = []
     for box, *axes in zip(boxes, *_directions(boxes)):
         offset = points[:, :3] - box[:3]

@@ -130,7 +130,7 @@ def _check_agreement(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping
     if len(ours) != len(theirs):
         raise KdlibError(f"{place}: {len(ours)} frames, the official code finds {len(theirs)}; these times cannot be compared")
     for number, (a, b) in enumerate(zip(ours, theirs)):
-        apart = max(abs(x - y) for x, y in zip(a["sum"], b["sum"])) / max(a["points"], 1)
+        apart = np.abs(np.subtract(a["sum"], b["sum"])).max() / max(a["points"], 1)
         if a["points"] != b["points"] or apart > POINT_AGREEMENT:
             raise KdlibError(
                 f"{place}, frame {number}: {a['points']} points, the official code finds {b['points']}, their means "

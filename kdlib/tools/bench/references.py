@@ -56,7 +56,7 @@ def matrix_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -
     count = len(ranked)
     rows = [paired_overlap(block.repeat_interleave(count, dim=0), ranked.repeat(len(block), 1)) for block in ranked.split(_ROWS)]
     overlap = torch.cat(rows).view(count, count)
-    area = ranked[:, 3].double() * ranked[:, 4].double()
+    area = ranked[:, 3:5].double().prod(dim=1)
     conflict = overlap > iou * (area[:, None] + area - overlap)
     alive = torch.ones(count, dtype=torch.bool)
     for row in range(count):

@@ -32,7 +32,7 @@ class Setting:
 
 def contiguous(detector: nn.Module) -> None:
     """Lay weights and maps out channel by channel, as torch does by default and :func:`build` does not."""
-    detector.to(memory_format=torch.contiguous_format)
+    detector.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     detector.get_submodule("backbone_2d").register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
 

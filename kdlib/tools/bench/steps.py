@@ -121,15 +121,10 @@ def measure_steps(
 ) -> list[Measurement]:
     """Time a training step alone, the same with distillation and the teacher's forward pass, in turns on the same batches.
 
-    Args:
-        pair: Of the zoo.
-        data: Batches on the device, used in turn.
-        rounds: Timed turns; there are as many before as there are batches.
-        teacher_weights: Of the pair's teacher; fresh ones make no boxes.
-        precision: Of automatic mixed precision, None for none.
-        change: Called with each detector, to compile it.
-        how: In front of every key and title.
-        overhead: What a distillation step may cost over a plain step and the teacher's forward pass, at most.
+    The batches are on the device; before the timed turns there are as many as there are batches. A fresh teacher makes no boxes.
+    ``precision`` is that of automatic mixed precision, ``change`` is called with each detector, to compile it, ``how`` stands in
+    front of every key and title, ``overhead`` is what a distillation step may cost over a plain step and the teacher's forward
+    pass, at most.
     """
     where = data[0].points.points.device
     plain, distilled = objectives(pair, teacher_weights, where)

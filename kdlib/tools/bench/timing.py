@@ -43,9 +43,10 @@ def compare_ways(
 
 def device_peak(work: Work, device: torch.device) -> int | None:
     """Do some work and return the most memory (bytes) its device held; None for the host, which does not count."""
-    backend: Any = getattr(torch, device.type, None)
-    counts = hasattr(backend, "max_memory_allocated")
-    if counts:
-        backend.reset_peak_memory_stats(device)
+    backend: Any = getattr(torch, device.type)
+    if not hasattr(backend, "max_memory_allocated"):
+        work()
+        return None
+    backend.reset_peak_memory_stats(device)
     work()
-    return int(backend.max_memory_allocated(device)) if counts else None
+    return int(backend.max_memory_allocated(device))

@@ -67,10 +67,8 @@ class Exported:
 def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Exported:
     """Write a detector's exportable part, and run it beside the network on simulated frames before anything is kept.
 
-    Args:
-        trained: Configuration and weights.
-        out: ``.onnx`` or ``.pt2`` (a :class:`torch.export.ExportedProgram`); a ``.json`` of the same name goes beside it.
-        frames: Simulated frames on which both are compared; 0 compares nothing.
+    ``out`` ends in ``.onnx`` or ``.pt2`` (a :class:`torch.export.ExportedProgram`); a ``.json`` of the same name goes beside it.
+    With 0 frames nothing is compared.
 
     Raises:
         ConfigError: If the ending is another, or the detector has a second stage.

@@ -69,10 +69,10 @@ def _frames(schema: pa.Schema, name: str) -> Mapping[Any, tuple[str, int]]:
 
 
 def _objects(table: pa.Table, frames: Mapping[Any, tuple[str, int]] | None, name: str) -> bytes:
-    boxes, kinds = box_tables.boxes_of(table, name).tolist(), box_tables.types_of(table, name).tolist()
-    scores, flags = box_tables.scores_of(table, name).tolist(), box_tables.flags_of(table, name).tolist()
+    readers = (box_tables.boxes_of, box_tables.types_of, box_tables.scores_of, box_tables.flags_of)
+    columns = (read(table, name).tolist() for read in readers)
     objects = objects_message()()
-    for (context, time), box, kind, score, flag in zip(_places(table, frames, name), boxes, kinds, scores, flags):
+    for (context, time), box, kind, score, flag in zip(_places(table, frames, name), *columns):
         item = objects.objects.add(context_name=context, frame_timestamp_micros=time, score=score)
         item.object.type = kind
         for field, value in zip(PROTO_NAMES, box):

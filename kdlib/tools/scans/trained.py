@@ -53,11 +53,9 @@ def load_detector(
 def find_weights(source: str, weights: Path | None = None, arm: str | None = None) -> TrainedWeights:
     """Return what a name or path means.
 
-    Args:
-        source: A model of the zoo (with ``weights``, or with the ones shipped), a ``.safetensors`` file whose card names its
-            model, the folder of one training, or the folder of a whole run.
-        weights: A safetensors file that replaces the source's own.
-        arm: Of a whole run: ``teacher``, ``alone``, ``init`` or ``full``; by default the student with most of the recipe.
+    It is a model of the zoo (with ``weights``, or with the ones shipped), a ``.safetensors`` file whose card names its model, the
+    folder of one training, or the folder of a whole run and an arm of it: ``teacher``, ``alone``, ``init`` or ``full``, by
+    default the student with most of the recipe. Weights, if given, replace the source's own.
 
     Raises:
         ConfigError: If there is no such thing, or it does not say which model it is; the message says what can be given.

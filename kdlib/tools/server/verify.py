@@ -133,10 +133,8 @@ def _beyond_segments(store: Store) -> Iterator[str]:
 
 def _absent(source: Path, contents: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     for split, segments in contents.items():
-        if (source / split).is_dir():
-            lacking = sorted(set(list_segments(source / split)) - set(segments))
-            if lacking:
-                yield f"split {split} lacks {len(lacking)} segments of {source} (the first: {lacking[0]}); prepare again"
+        if (source / split).is_dir() and (lacking := sorted(set(list_segments(source / split)) - set(segments))):
+            yield f"split {split} lacks {len(lacking)} segments of {source} (the first: {lacking[0]}); prepare again"
 
 
 def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> SplitCheck:

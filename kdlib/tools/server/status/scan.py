@@ -119,9 +119,10 @@ def _noted_stages(folder: Path) -> tuple[str, dict[str, Mapping[str, Any]]]:
 def _stage_state(home: Path, note: Mapping[str, Any], driven: bool) -> State:
     if (home / records.COMPLETE).is_file() and (home / "result.json").is_file():
         return "done"
-    if note.get("state") == "running":
+    state = note.get("state")
+    if state == "running":
         return "running" if driven else "stopped"
-    if note.get("state") == "failed":
+    if state == "failed":
         return "failed"
     # Where nothing was noted, an executed copy of the notebook tells that it was begun.
     return "stopped" if not note and home.with_suffix(".ipynb").is_file() else "waiting"

@@ -65,10 +65,10 @@ def status_table(runs: Sequence[RunStatus]) -> str:
             lines.append(f"    {run.says[:160]}")
         if run.trainings:
             lines.append(_COLUMNS.format("", "state", "training", "step", "loss", "frames", "left", "", "").rstrip())
-            done = [training for training in run.trainings if training.state == "done"]
-            lines += [_row(training) for training in run.trainings if training not in done[FEW:]]
-            if len(done) > FEW:
-                lines.append(f"    {SIGNS['done']} done    and {len(done) - FEW} more")
+            more = [training for training in run.trainings if training.state == "done"][FEW:]
+            lines += [_row(training) for training in run.trainings if training not in more]
+            if more:
+                lines.append(f"    {SIGNS['done']} done    and {len(more)} more")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) or "no runs"
 
