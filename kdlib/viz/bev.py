@@ -100,8 +100,9 @@ def legend_handles(panels: Sequence[Panel]) -> list[Line2D]:
     looks = {layer.name: layer for panel in panels for layer in panel.layers}
     handles = []
     for (name, look), count in zip(looks.items(), box_counts(panels).values()):
-        line = {"color": look.color, "linewidth": look.width + 0.5, "linestyle": look.dash, "alpha": _strength(look)}
-        handles.append(Line2D([], [], label=f"{name} ({count})", **line))
+        line = Line2D([], [], label=f"{name} ({count})", color=look.color, linewidth=look.width + 0.5)
+        line.set(linestyle=look.dash, alpha=_strength(look))
+        handles.append(line)
     return handles
 
 

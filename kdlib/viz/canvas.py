@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kdlib.viz.palette import FAINT, GRID, INK
 
 DPI = 150
 
-_STYLE: Mapping[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -65,8 +64,7 @@ def new_figure(width: float, height: float, *, facecolor: str = "white") -> Stat
 
 def styled() -> Any:
     """Return the context in which kdlib's axes are made: fonts and lines alike everywhere, the user's settings untouched."""
-    settings: Any = dict(_STYLE)
-    return rc_context(settings)
+    return rc_context(_STYLE)
 
 
 def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[Axes]:

@@ -190,7 +190,12 @@ def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str
         "left": Camera((0.1 * reach, 1.3 * reach, 0.5 * reach), (0.1 * reach, 0, 0)),
     }
     views = {name: _view(camera, bounds) for name, camera in cameras.items()}
-    scene = {"aspectmode": "data", "camera": views["behind"], "bgcolor": palette.NIGHT, **_axes(bounds)}
+    scene: dict[str, Any] = {"aspectmode": "data", "camera": views["behind"], "bgcolor": palette.NIGHT}
+    plain: dict[str, Any] = {"showbackground": False, "zeroline": False, "showspikes": False}
+    plain |= {"gridcolor": palette.NIGHT_FAINT, "color": palette.FAINT}
+    own: tuple[Any, ...] = ({"title": {"text": "x, forward [m]"}}, {"title": {"text": "y, left [m]"}}, {"visible": False})
+    for name, axis, limits in zip("xyz", own, bounds.T.tolist()):
+        scene[f"{name}axis"] = {**plain, "range": limits, **axis}
     scenes, captions, buttons = {}, [], []
     for name, panel, left in zip(("scene", "scene2"), panels, (0.0, 0.5)):
         scenes[name] = {**scene, "domain": {"x": [left, left + 1 / len(panels)]}}
@@ -213,18 +218,6 @@ def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str
         "uirevision": "keep",  # what was switched off stays off
         **scenes,
     }
-
-
-def _axes(bounds: FloatArray) -> dict[str, Any]:
-    plain = {"showbackground": False, "zeroline": False, "showspikes": False}
-    colors = {"gridcolor": palette.NIGHT_FAINT, "color": palette.FAINT}
-    own: tuple[dict[str, Any], ...] = (
-        {"title": {"text": "x, forward [m]"}},
-        {"title": {"text": "y, left [m]"}},
-        {"visible": False},
-    )
-    rows = zip("xyz", own, bounds.T.tolist())
-    return {f"{name}axis": {**plain, **colors, "range": limits, **axis} for name, axis, limits in rows}
 
 
 def _view(camera: Camera, bounds: FloatArray) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _NESTED = ("model_state", "state_dict", "model_state_dict", "model")  # OpenPCDe
 _PREFIX = "module."  # DistributedDataParallel
 
 # For each layout of sparse kernels, the axes of a stored tensor in our order (Cout, kz, ky, kx, Cin); spec section 4.1.
-_AXES: Mapping[str, tuple[int, ...]] = {"spconv2": (0, 1, 2, 3, 4), "spconv1": (4, 0, 1, 2, 3), "native": (3, 0, 1, 2, 4)}
+_AXES = {"spconv2": (0, 1, 2, 3, 4), "spconv1": (4, 0, 1, 2, 3), "native": (3, 0, 1, 2, 4)}
 
 
 @dataclass(frozen=True)

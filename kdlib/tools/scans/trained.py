@@ -68,7 +68,10 @@ def find_weights(source: str, weights: Path | None = None, arm: str | None = Non
     elif any((path / stage / "result.json").is_file() for stage in (TEACHER, STUDENTS)):
         trained, arm = _of_run(path, arm), None
     elif path.is_file():
-        trained = _of_file(path)
+        name = str(read_card(path).get("model", ""))
+        if name not in zoo.MODELS:
+            raise ConfigError(f"{path} does not say which model of the zoo it is; give --model NAME --weights {path}")
+        trained = TrainedWeights(zoo.model(name), path, f"{name} in {path}")
     else:
         raise ConfigError(
             f"'{source}' is neither a folder of a run or training, a .safetensors file, nor a model: {', '.join(zoo.MODELS)}"
@@ -90,13 +93,6 @@ def _of_zoo(name: str, weights: Path | None) -> TrainedWeights:
         there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
         raise ConfigError(f"no weights are shipped for {name} (there are: {there}); name a file with --weights")
     return TrainedWeights(zoo.model(name), shipped, f"the shipped {name}")
-
-
-def _of_file(path: Path) -> TrainedWeights:
-    name = str(read_card(path).get("model", ""))
-    if name not in zoo.MODELS:
-        raise ConfigError(f"{path} does not say which model of the zoo it is; give --model NAME --weights {path}")
-    return TrainedWeights(zoo.model(name), path, f"{name} in {path}")
 
 
 def _of_run(folder: Path, arm: str | None) -> TrainedWeights:
