@@ -41,8 +41,7 @@ def bench_speed(
     """Measure operators, training step, loader and settings of a pair of the zoo on this machine's processor.
 
     Medians of ``rounds`` timed turns count. Without a prepared store a small simulated one is made, without the teacher's weights
-    fresh ones find no boxes; ``torch.compile`` takes a minute to warm up. ``boxes`` are suppressed, full-size ``sweeps``
-    voxelised.
+    fresh ones find no boxes; ``torch.compile`` takes a minute to warm up. Boxes are suppressed, full-size sweeps voxelised.
     """
     lines: list[Measurement] = []
     notes: list[str] = []
