@@ -1,7 +1,9 @@
-"""environment.yml in, the requirements of `make test-official` out, with a comment for every line that is not the same.
+"""environment.yml in, the requirements of `make test-official` out, with a comment for every line
+that is not the same.
 
-Two things differ: the index of CUDA 11.8 wheels is not asked, so torch is the same version in whatever build pip's own index has
-(PyPI: CUDA 12.6; none of the tests needs a GPU), and spconv-cu118, which cannot be loaded without CUDA 11.8, is left out.
+Two things differ: the index of CUDA 11.8 wheels is not asked, so torch is the same version in
+whatever build pip's own index has (PyPI: CUDA 12.6; none of the tests needs a GPU), and
+spconv-cu118, which cannot be loaded without CUDA 11.8, is left out.
 """
 
 import re

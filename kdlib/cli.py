@@ -1,4 +1,6 @@
-"""The command line: one verb per use, each a thin call into the package; a user's mistake is one sentence and exit code 2."""
+"""The command line: one verb per use, each a thin call into the package; a user's mistake is one
+sentence and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,30 @@ from typer import Argument, Option
 
 from kdlib.errors import KdlibError
 from kdlib.tools.bench.commands import bench
+from kdlib.tools.scans.commands import TRAINED, Arm, Weights, scans
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 app.add_typer(bench, name="bench")
+app.add_typer(scans)
 
 _File = Path | None
 _Words = list[str] | None
 _Json = Annotated[bool, Option("--json", help="Print one JSON object instead of text.")]
 _Workers = Annotated[int, Option(min=0, help="Processes; 0 means all cores.")]
 _Scheduler = Annotated[
-    str | None, Option(metavar="ADDRESS", help="A running Dask cluster on the same file system, to work on instead.")
+    str | None,
+    Option(
+        metavar="ADDRESS",
+        help="A running Dask cluster on the same file system, to work on instead.",
+    ),
 ]
-_Kernels = Annotated[str | None, Option(help="Layout of sparse kernels: spconv2, spconv1 or native; found from the shapes.")]
+_Kernels = Annotated[
+    str | None,
+    Option(help="Layout of sparse kernels: spconv2, spconv1 or native; found from the shapes."),
+]
 _Model = Annotated[str, Argument(help="A model of the zoo.")]
-_TRAINED = "Folder of a run or training, .safetensors file, or model of the zoo."
-_Score = Annotated[float, Option(help="Boxes at or above it are shown.")]
-_Weights = Annotated[_File, Option(help="A .safetensors file instead of the model's own.")]
-_Arm = Annotated[str | None, Option(help="Of a run: teacher, alone, init or full; default: the distilled student.")]
 
 
 def _show(as_json: bool, report: Any, text: str | None = None) -> None:
@@ -44,7 +53,8 @@ def _doctor(as_json: _Json = False) -> None:
 
     checks = doctor.examine()
     values = {"checks": [asdict(check) for check in checks]}
-    typer.echo(json.dumps(values, indent=2) if as_json else doctor.checks_text(checks))  # colours only for a terminal
+    # colours only for a terminal
+    typer.echo(json.dumps(values, indent=2) if as_json else doctor.checks_text(checks))
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
@@ -54,32 +64,49 @@ def _simulate(
     segments: Annotated[int, Option(min=1, help="Number of segments.")],
     frames: Annotated[int, Option(min=1, help="Frames per segment, 10 a second.")],
     seed: Annotated[int, Option(min=0, help="Same seed, same files.")],
-    scale: Annotated[str, Option(help="'full' has Waymo's resolution, 'demo' trains on a laptop.")] = "demo",
+    scale: Annotated[
+        str, Option(help="'full' has Waymo's resolution, 'demo' trains on a laptop.")
+    ] = "demo",
     split: Annotated[str, Option(help="training or validation")] = "training",
     workers: _Workers = 0,
-    file_format: Annotated[str, Option("--format", help="'v2' writes Parquet files, 'v1' TFRecord.")] = "v2",
+    file_format: Annotated[
+        str, Option("--format", help="'v2' writes Parquet files, 'v1' TFRecord.")
+    ] = "v2",
 ) -> None:
     """Write simulated LiDAR segments as genuine Waymo files, of either format."""
     from kdlib.simulate import simulate as make
 
-    names = make(out, segments, frames, seed, scale, split=split, workers=workers, format=file_format)
+    names = make(
+        out, segments, frames, seed, scale, split=split, workers=workers, format=file_format
+    )
     print(f"{len(names)} simulated segments of {frames} frames in {out / split}")
 
 
 @app.command("prepare")
 def _prepare(
-    source: Annotated[Path, Argument(help="Waymo folder, v1 or v2, holding training/ and validation/.")],
+    source: Annotated[
+        Path, Argument(help="Waymo folder, v1 or v2, holding training/ and validation/.")
+    ],
     out: Annotated[_File, Argument(help="Folder of the prepared store.")] = None,
     workers: _Workers = 0,
     scheduler: _Scheduler = None,
     split: Annotated[_Words, Option(help="Repeat; default: training and validation.")] = None,
-    objects: Annotated[bool, Option(help="Also collect training objects, for pasting into other frames.")] = True,
-    dry_run: Annotated[bool, Option("--dry-run", help="Only say what it will take: disk, memory, time.")] = False,
-    force: Annotated[bool, Option("--force", help="Begin even if the disk seems too small.")] = False,
-    verify: Annotated[bool, Option("--verify", help="Check a finished store instead: prepare --verify [SRC] STORE")] = False,
+    objects: Annotated[
+        bool, Option(help="Also collect training objects, for pasting into other frames.")
+    ] = True,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Only say what it will take: disk, memory, time.")
+    ] = False,
+    force: Annotated[
+        bool, Option("--force", help="Begin even if the disk seems too small.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        Option("--verify", help="Check a finished store instead: prepare --verify [SRC] STORE"),
+    ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Turn Waymo files into the store training reads; continues where an interrupted call stopped."""
+    """Turn Waymo files into the store training reads; goes on after an interruption."""
     if verify:
         from kdlib.tools.server.verify import verify as check
 
@@ -96,10 +123,20 @@ def _prepare(
         return
     try:
         report = preparing.prepare(
-            source, out, splits, workers, progress=not as_json, scheduler=scheduler, objects=objects, force=force
+            source,
+            out,
+            splits,
+            workers,
+            progress=not as_json,
+            scheduler=scheduler,
+            objects=objects,
+            force=force,
         )
     except KeyboardInterrupt:
-        print("kdlib: interrupted; finished segments are kept, the same command continues", file=sys.stderr)
+        print(
+            "kdlib: interrupted; finished segments are kept, the same command continues",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None
     _show(as_json, report)
 
@@ -108,10 +145,16 @@ def _prepare(
 def _train(
     run_dir: Annotated[Path, Argument(help="Run folder with its job.json.")],
     devices: Annotated[
-        int | None, Option(min=1, help="Processes that share every batch, one a GPU; torchrun and srun say it themselves.")
+        int | None,
+        Option(
+            min=1,
+            help=(
+                "Processes that share every batch, one a GPU; torchrun and srun say it themselves."
+            ),
+        ),
     ] = None,
 ) -> None:
-    """Train one model; what the notebooks start as a child process. Continues from the newest checkpoint."""
+    """Train one model, from its newest checkpoint; what notebooks start as a child process."""
     from kdlib.training.loop import train
 
     train(run_dir, devices)
@@ -119,13 +162,20 @@ def _train(
 
 @app.command("run")
 def _run(
-    profile: Annotated[list[str], Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several.")],
-    out: Annotated[_File, Option(help="Run folder (of several: their folder); default reports/runs.")] = None,
+    profile: Annotated[
+        list[str],
+        Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several."),
+    ],
+    out: Annotated[
+        _File, Option(help="Run folder (of several: their folder); default reports/runs.")
+    ] = None,
     parameter: Annotated[_Words, Option("-p", help="NAME=VALUE for the notebooks.")] = None,
-    gpus: Annotated[int, Option(min=0, help="GPUs of this machine to train on, one training on each.")] = 0,
+    gpus: Annotated[
+        int, Option(min=0, help="GPUs of this machine to train on, one training on each.")
+    ] = 0,
     scheduler: _Scheduler = None,
 ) -> None:
-    """Run the notebooks of profiles headlessly and write a report of each; finished stages are kept."""
+    """Run the notebooks of profiles headlessly, with a report; finished stages are kept."""
     from kdlib.lab import execute
     from kdlib.tools.server import batch
 
@@ -145,11 +195,16 @@ def _profile(
     model: _Model,
     frame: Annotated[
         list[Path] | None,
-        Option(help="Sweep to count sparse layers on (.npy, .bin, .pcd.bin); repeat. Default: a simulated one."),
+        Option(
+            help=(
+                "Sweep to count sparse layers on (.npy, .bin, .pcd.bin); repeat. Default: a "
+                "simulated one."
+            )
+        ),
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Count parameters, multiply-accumulates (both conventions) and activations, per layer and in total."""
+    """Count parameters, multiply-accumulates (both conventions) and activations by layer."""
     from kdlib.profiling import model_profile
 
     values = model_profile.profile_model(model, frame or [])
@@ -168,7 +223,7 @@ def _import_checkpoint(
     rename: Annotated[_Words, Option(help="OLD=NEW beginnings of names; repeat.")] = None,
     drop: Annotated[_Words, Option(help="Beginning of names to leave out; repeat.")] = None,
 ) -> None:
-    """Turn another code base's checkpoint into weights of ours, exactly or not at all, and say what went where."""
+    """Turn another code base's checkpoint into weights of ours, exactly or not at all."""
     from kdlib.tools.checkpoints.convert import import_file
 
     print(import_file(file, model, out, layout=layout, rename=rename or [], drop=drop or []))
@@ -179,7 +234,9 @@ def _export_checkpoint(
     weights: Annotated[Path, Argument(help="Weights of ours, .safetensors.")],
     out: Annotated[Path, Argument(help="The .pth to write.")],
     model: Annotated[str, Option(help="The model of the zoo they belong to.")],
-    layout: Annotated[str, Option(help="Of sparse kernels: spconv2, spconv1 or native.")] = "spconv2",
+    layout: Annotated[
+        str, Option(help="Of sparse kernels: spconv2, spconv1 or native.")
+    ] = "spconv2",
 ) -> None:
     """Write our weights as a checkpoint that OpenPCDet and SparseKD load."""
     from kdlib.tools.checkpoints.convert import export_file
@@ -192,18 +249,30 @@ def _initialise(
     student: _Model,
     teacher: Annotated[str, Option("--from", help="The model of the zoo it starts from.")],
     weights: Annotated[
-        _File, Option(help="The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: fresh ones, to see shapes.")
+        _File,
+        Option(
+            help=(
+                "The teacher's: ours, or a .pth of OpenPCDet or SparseKD. Default: "
+                "fresh ones, to see shapes."
+            )
+        ),
     ] = None,
     out: Annotated[_File, Option(help="Write the student's first weights, .safetensors.")] = None,
-    how: Annotated[str, Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")] = "first",
+    how: Annotated[
+        str, Option(help="first, bn_scale, l1, matching ...; a wrong one lists them all.")
+    ] = "first",
     layout: _Kernels = None,
     as_json: _Json = False,
 ) -> None:
-    """Say which channels of a teacher a student starts from, tensor by tensor; with --out, write them."""
+    """Say which channels of a teacher a student starts from; with --out, write them."""
     from kdlib.tools.checkpoints.convert import initialise_file
 
     report = initialise_file(student, teacher, weights, out, how, layout)
-    what = f"written to {out}" if out else "nothing is written" + ("" if weights else "; fresh weights, only shapes count")
+    what = (
+        f"written to {out}"
+        if out
+        else "nothing is written" + ("" if weights else "; fresh weights, only shapes count")
+    )
     _show(as_json, report, f"{report.table()}\n{what}")
 
 
@@ -211,89 +280,64 @@ def _initialise(
 def _evaluate(
     predictions: Annotated[Path, Option(help="Parquet table of predicted boxes.")],
     ground_truth: Annotated[Path, Option(help="Parquet table of annotated boxes.")],
-    official: Annotated[bool, Option("--official", help="Also run Waymo's own metric; print both side by side.")] = False,
+    official: Annotated[
+        bool, Option("--official", help="Also run Waymo's own metric; print both side by side.")
+    ] = False,
     python: Annotated[_File, Option(help="The Python that has it; default .venv-official.")] = None,
     export: Annotated[_File, Option(help="Write the leaderboard's Objects file, .bin.")] = None,
-    workers: Annotated[int, Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")] = 1,
+    workers: Annotated[
+        int, Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")
+    ] = 1,
     as_json: _Json = False,
 ) -> None:
     """Score predictions with the Waymo detection metric: AP and APH per class, level and range."""
     from kdlib.tools.judge.evaluate import evaluate
 
     judged = evaluate(
-        predictions, ground_truth, workers=workers or os.cpu_count() or 1, official=official, python=python, export=export
+        predictions,
+        ground_truth,
+        workers=workers or os.cpu_count() or 1,
+        official=official,
+        python=python,
+        export=export,
     )
     _show(as_json, judged, judged.text())
     raise typer.Exit(1 if judged.comparison and not judged.comparison.agrees else 0)
 
 
-@app.command("view")
-def _view(
-    scan: Annotated[Path, Argument(help="A scan: .bin (KITTI, nuScenes, Waymo), .npy, .pcd or .ply.")],
-    model: Annotated[str, Option(help=_TRAINED)] = "cp_pillar_demo",
-    weights: _Weights = None,
-    arm: _Arm = None,
-    layout: Annotated[
-        str | None, Option(help="kitti, nuscenes, waymo, xyz or xyzi: columns, axes, sensor height; found from the file.")
-    ] = None,
-    height: Annotated[float | None, Option(help="Of the sensor above the road, metres.")] = None,
-    scale: Annotated[float, Option(help="Metres in one unit of the file; 0.001 for millimetres.")] = 1.0,
-    score: _Score = 0.3,
-    overlap: Annotated[float, Option(help="Of two boxes that overlap by more (IoU from above), the better one is shown.")] = 0.2,
-    out: Annotated[_File, Option(help="The picture, .png; default SCAN_boxes.png.")] = None,
-    window: Annotated[
-        bool | None, Option("--window/--no-window", help="An open3d window; default: where there is a display and no --out.")
-    ] = None,
-    as_json: _Json = False,
-) -> None:
-    """Detect in a scan of your own; print the boxes and what was assumed, show both in a window or a picture."""
-    from kdlib.tools.scans.view import view as look
-
-    where: dict[str, Any] = {"weights": weights, "arm": arm, "layout": layout, "height": height, "scale": scale}
-    _show(as_json, look(scan, model, **where, score=score, overlap=overlap, out=out, window=window))
-
-
 @app.command("export")
 def _export(
-    model: Annotated[str, Argument(help=_TRAINED)],
-    out: Annotated[Path, Option(help="The file to write: .onnx, or .pt2 of torch.export; its .json goes beside.")],
-    weights: _Weights = None,
-    arm: _Arm = None,
-    frames: Annotated[int, Option(min=0, help="Simulated frames on which file and network are compared.")] = 2,
+    model: Annotated[str, Argument(help=TRAINED)],
+    out: Annotated[
+        Path,
+        Option(help="The file to write: .onnx, or .pt2 of torch.export; its .json goes beside."),
+    ],
+    weights: Weights = None,
+    arm: Arm = None,
+    frames: Annotated[
+        int, Option(min=0, help="Simulated frames on which file and network are compared.")
+    ] = 2,
     as_json: _Json = False,
 ) -> None:
-    """Write a detector as ONNX or torch.export: pillar models from pillars to boxes, of voxel models the 2D half."""
+    """Write a detector as ONNX or torch.export; of voxel models, the 2D half."""
     from kdlib.tools.export.write import export_detector
     from kdlib.tools.scans.trained import find_weights
 
     _show(as_json, export_detector(find_weights(model, weights, arm), out, frames))
 
 
-@app.command("fly")
-def _fly(
-    run_dir: Annotated[Path, Argument(help="Folder of a run with teacher and students; it is only read.")],
-    out: Annotated[Path, Option(help="The film, .gif.")] = Path("fly.gif"),
-    data: Annotated[_File, Option(help="Folder with the run's store; default data/PROFILE.")] = None,
-    segment: Annotated[str | None, Option(help="Beginning of its name; default: the one with most objects.")] = None,
-    arm: _Arm = None,
-    score: _Score = 0.3,
-    images: Annotated[int, Option(min=1, help="Pictures in the film, ten a second.")] = 40,
-    limit: Annotated[float, Option(help="Megabytes the file may have; the pictures shrink to fit.")] = 1.5,
-) -> None:
-    """Film a validation segment of a run: teacher left, student right, ground truth in both, the camera moving."""
-    from kdlib.tools.scans.fly import fly as make
-
-    print(make(run_dir, out, data=data, segment=segment, arm=arm, score=score, images=images, limit=int(1e6 * limit)))
-
-
 @app.command("status")
 def _status(
-    runs: Annotated[_File, Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")] = None,
+    runs: Annotated[
+        _File, Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")
+    ] = None,
     out: Annotated[_File, Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
-    watch: Annotated[float | None, Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")] = None,
+    watch: Annotated[
+        float | None, Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Say of all runs (default: reports/runs) what is done, at work, failed and waiting; write it as a page, too."""
+    """Say of all runs what is done, at work, failed and waiting; write it as a page, too."""
     from kdlib.tools.server.status.show import show_status
 
     show_status(runs, out, watch, as_json)
@@ -303,9 +347,11 @@ def _status(
 def _history(
     run: Annotated[Path, Argument(help="Folder of a run or of a training.")],
     csv: Annotated[_File, Option(metavar="FILE", help="Write one table of all trainings.")] = None,
-    tensorboard: Annotated[_File, Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'.")] = None,
+    tensorboard: Annotated[
+        _File, Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'.")
+    ] = None,
 ) -> None:
-    """Write the losses, learning rates and speeds of a run's trainings as CSV or for TensorBoard."""
+    """Write losses, learning rates and speeds of trainings as CSV or for TensorBoard."""
     from kdlib.tools.server import tracking
 
     if csv is None and tensorboard is None:
@@ -317,7 +363,7 @@ def _history(
 
 
 def main() -> None:
-    """Run the command line; a :class:`KdlibError` or a failing disk ends in one sentence, not in a traceback."""
+    """Run the command line; a :class:`KdlibError` or a failing disk is one sentence."""
     try:
         app()
     except KdlibError as error:

@@ -1,4 +1,5 @@
-"""Records of a run: JSON files that are whole or absent, completion marks, results with the card of their making.
+"""Records of a run: JSON files that are whole or absent, completion marks, results with the card of
+their making.
 
 A card says what a number rests on: package versions, git commit, hardware, the command that ran.
 """
@@ -26,15 +27,27 @@ from kdlib.errors import DataError
 from kdlib.types import Json
 
 COMPLETE = "complete.json"
-PACKAGES = ("kdlib", "torch", "lightning", "safetensors", "numpy", "pyarrow", "open3d", "open3d-cpu", "spconv-cu118")
+PACKAGES = (
+    "kdlib",
+    "torch",
+    "lightning",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "open3d",
+    "open3d-cpu",
+    "spconv-cu118",
+)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Hand out a temporary file's path; what is written there takes the place of ``path`` at the end, whole or not at all.
+    """Hand out a temporary file's path; what is written there takes the place of ``path`` at the
+    end, whole or not at all.
 
     Raises:
-        OSError: If the disk is full or read-only; the old file is untouched and the temporary one removed.
+        OSError: If the disk is full or read-only; the old file is untouched and the temporary one
+            removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -46,7 +59,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, so that a reader sees the old content or the new; see :func:`replacing`."""
+    """Write a file whole or not at all, so that a reader sees the old content or the new; see
+    :func:`replacing`.
+    """
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -54,7 +69,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove what :func:`replacing` leaves in a folder when its process is killed; only processes that are gone count."""
+    """Remove what :func:`replacing` leaves in a folder when its process is killed; only processes
+    that are gone count.
+    """
     left = []
     for path in folder.glob(".*.tmp"):
         writer = path.name.split(".")[-2]
@@ -81,14 +98,17 @@ def read_json(path: Path) -> Json:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); delete it and repeat the step that writes it") from error
+        raise DataError(
+            f"{path} is not JSON ({error}); delete it and repeat the step that writes it"
+        ) from error
     if not isinstance(values, dict):
         raise DataError(f"{path} holds a {type(values).__name__} where a JSON object belongs")
     return values
 
 
 def read_json_lines(path: Path) -> list[Json]:
-    """Read a file of one JSON object per line; a last line still being written is left out, a missing file has no lines.
+    """Read a file of one JSON object per line; a last line still being written is left out, a
+    missing file has no lines.
 
     Raises:
         DataError: If a line before the last one is damaged.
@@ -119,22 +139,27 @@ def is_complete(folder: Path, key: str) -> bool:
 
 
 def this_process() -> Json:
-    """Return what a file says of the process that works on something: pid, host, and when it began."""
+    """Return what a file says of the process that works on something: pid, host, and when it
+    began.
+    """
     process = psutil.Process()
     return {"pid": process.pid, "host": socket.gethostname(), "created": process.create_time()}
 
 
 def living_process(path: Path) -> Json | None:
-    """Return what :func:`this_process` once wrote into a file, None if that process is gone or there is no such file.
+    """Return what :func:`this_process` once wrote into a file, None if that process is gone or
+    there is no such file.
 
-    Another machine's processes cannot be looked up: they count as living until somebody deletes the file.
+    Another machine's processes cannot be looked up: they count as living until somebody deletes the
+    file.
     """
     try:
         owner = read_json(path)
         if owner["host"] != socket.gethostname():
             return owner
         process = psutil.Process(int(owner["pid"]))
-        same = abs(process.create_time() - owner["created"]) < 2  # numbers of processes are used again
+        # numbers of processes are used again
+        same = abs(process.create_time() - owner["created"]) < 2
         return owner if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (DataError, KeyError, psutil.NoSuchProcess):
         return None
@@ -150,7 +175,9 @@ def sha256(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape a result; those not installed are left out."""
+    """Return the versions of Python and of the packages that shape a result; those not installed
+    are left out.
+    """
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -161,13 +188,17 @@ def versions() -> dict[str, str]:
 def _output(*command: str, cwd: Path | None = None) -> str:
     """Return what a command prints; nothing where it fails, hangs or is not installed."""
     try:
-        return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            command, cwd=cwd, check=True, capture_output=True, text=True, timeout=20
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
 def commit() -> str:
-    """Return the git commit of the checkout kdlib runs from, with '+' where it has changes; empty outside a checkout."""
+    """Return the git commit of the checkout kdlib runs from, with '+' where it has changes; empty
+    outside a checkout.
+    """
     where = Path(__file__).resolve().parents[1]
     head = _output("git", "rev-parse", "HEAD", cwd=where) if (where / ".git").exists() else ""
     changed = head and _output("git", "status", "--porcelain", "-uno", cwd=where)
@@ -225,7 +256,10 @@ def write_result(run_dir: Path, values: Mapping[str, Any]) -> Path:
 
 def table_rows(frame: Any) -> list[Json]:
     """Return a pandas table as JSON rows; NaN, which JSON lacks, becomes None."""
-    return [{key: None if value != value else value for key, value in row.items()} for row in frame.to_dict("records")]
+    return [
+        {key: None if value != value else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
 
 
 def read_history(run_dir: Path) -> list[Json]:

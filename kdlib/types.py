@@ -1,10 +1,11 @@
 """The values that travel between stages, as frozen dataclasses; nobody writes into an input.
 
 Letters used in every shape comment of kdlib:
-    B batch, N points, V voxels or pillars, P points kept per voxel, C channels or classes, H / W BEV rows (y) / columns (x),
-    M boxes, K detections or target slots.
-Boxes are always ``(M, 7) = x, y, z, dx, dy, dz, heading``: metres and radians, geometric centre, vehicle frame, heading
-counter-clockwise from +x. Labels are 1-based positions in ``ModelConfig.class_names``; 0 marks padding.
+    B batch, N points, V voxels or pillars, P points kept per voxel, C channels or classes, H / W
+    BEV rows (y) / columns (x), M boxes, K detections or target slots.
+Boxes are always ``(M, 7) = x, y, z, dx, dy, dz, heading``: metres and radians, geometric centre,
+vehicle frame, heading counter-clockwise from +x. Labels are 1-based positions in
+``ModelConfig.class_names``; 0 marks padding.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ POINT_FEATURES = 5
 """Features of a point of a :class:`Sample`: x, y, z, tanh(intensity), elongation."""
 
 WAYMO_TYPES: Mapping[str, int] = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
-"""Waymo's own type numbers, used in every file and table; labels inside the networks are positions instead."""
+"""Waymo's own type numbers, used in every file and table; labels inside the networks are positions
+instead.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class FrameLabels:
         """Check that all columns have one length and the boxes have seven numbers."""
         count = len(self.ids)
         if self.boxes.shape != (count, 7):
-            raise ValueError(f"{count} box ids but boxes of shape {self.boxes.shape}, expected ({count}, 7)")
+            raise ValueError(
+                f"{count} box ids but boxes of shape {self.boxes.shape}, expected ({count}, 7)"
+            )
         for name in ("types", "difficulty", "num_points", "velocity"):
             if (values := len(getattr(self, name))) != count:
                 raise ValueError(f"{count} boxes but {values} values of '{name}'")
@@ -72,7 +77,8 @@ class Frame:
     segment: str  # context name
     index: int  # position in the segment, 0-based
     timestamp_micros: int
-    points: Float32  # (N, 6) x, y, z, intensity (raw), elongation, no-label-zone flag (+1 inside, -1 outside)
+    # (N, 6) x, y, z, intensity (raw), elongation, no-label-zone flag (+1 inside, -1 outside)
+    points: Float32
     pose: Float64  # (4, 4) world from vehicle
     labels: FrameLabels
 
@@ -89,7 +95,9 @@ def frame_id(segment: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one frame becomes for a network: five point features, labelled boxes of the wanted classes."""
+    """What one frame becomes for a network: five point features, labelled boxes of the wanted
+    classes.
+    """
 
     frame_id: str
     points: Float32  # (N, 5) x, y, z, tanh(intensity), elongation
@@ -107,7 +115,9 @@ class _Movable:
 
     def to(self: _T, where: device | str) -> _T:
         """Return a copy with every tensor on another device."""
-        moved = {name: value.to(where) for name, value in vars(self).items() if hasattr(value, "to")}
+        moved = {
+            name: value.to(where) for name, value in vars(self).items() if hasattr(value, "to")
+        }
         return replace(self, **moved)  # type: ignore[type-var]
 
 

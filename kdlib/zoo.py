@@ -45,18 +45,25 @@ CP_PILLAR_V04 = replace(CP_PILLAR, name="cp_pillar_v0.4", grid=_pillar_grid(73.6
 CP_PILLAR_V048 = replace(CP_PILLAR, name="cp_pillar_v0.48", grid=_pillar_grid(74.88, 0.48, 36))
 CP_PILLAR_V064 = replace(CP_PILLAR, name="cp_pillar_v0.64", grid=_pillar_grid(74.24, 0.64, 50))
 
-# The demo's models are CP-Pillar at a quarter of the width and 20 m of range, so that two CPU cores can train them. The centre
-# limit follows the range: a box decoded on the border cell may lie a little outside.
+# The demo's models are CP-Pillar at a quarter of the width and 20 m of range, so that two CPU cores
+# can train them. The centre limit follows the range: a box decoded on the border cell may lie a
+# little outside.
 CP_PILLAR_DEMO = replace(
     CP_PILLAR,
     name="cp_pillar_demo",
     grid=_pillar_grid(20.48, 0.32, 20),
     encoder=PillarEncoderConfig(filters=(16, 16)),
     backbone=replace(CP_PILLAR.backbone, filters=(16, 32, 64), upsample_filters=(32, 32, 32)),
-    head=HeadConfig(shared_channels=16, decode=DecodeConfig(center_limit=(-22.0, -22.0, -10.0, 22.0, 22.0, 10.0))),
+    head=HeadConfig(
+        shared_channels=16,
+        decode=DecodeConfig(center_limit=(-22.0, -22.0, -10.0, 22.0, 22.0, 10.0)),
+    ),
 )
-CP_PILLAR_DEMO_V064 = replace(CP_PILLAR_DEMO, name="cp_pillar_demo_v0.64", grid=_pillar_grid(20.48, 0.64, 50))
-# Half as wide on the teacher's own pillars: as many multiply-accumulates as twice the pillar, to a few per cent.
+CP_PILLAR_DEMO_V064 = replace(
+    CP_PILLAR_DEMO, name="cp_pillar_demo_v0.64", grid=_pillar_grid(20.48, 0.64, 50)
+)
+# Half as wide on the teacher's own pillars: as many multiply-accumulates as twice the pillar, to a
+# few per cent.
 CP_PILLAR_DEMO_W05 = replace(
     CP_PILLAR_DEMO,
     name="cp_pillar_demo_w0.5",
@@ -82,7 +89,9 @@ def _cp_voxel(
         grid=grid,
         encoder=VoxelEncoderConfig(width=encoder),
         backbone=replace(_VOXEL_BACKBONE, width=backbone),
-        head=HeadConfig(shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=center_limit)),
+        head=HeadConfig(
+            shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=center_limit)
+        ),
     )
 
 
@@ -91,7 +100,8 @@ CP_VOXEL_S = _cp_voxel("cp_voxel_s", 1.0, 0.5, 32)
 CP_VOXEL_XS = _cp_voxel("cp_voxel_xs", 0.75, 0.5, 32)
 CP_VOXEL_XXS = _cp_voxel("cp_voxel_xxs", 0.5, 0.25, 16)
 
-# The demo's voxel models are as narrow as CP-Voxel-XXS and half of that, and see 15 m, so that a CPU can train them.
+# The demo's voxel models are as narrow as CP-Voxel-XXS and half of that, and see 15 m, so that a
+# CPU can train them.
 _DEMO_GRID = GridConfig((-15.36, -15.36, -2.0, 15.36, 15.36, 4.0), (0.12, 0.12, 0.15), 5)
 _DEMO_LIMIT = (-17.0, -17.0, -10.0, 17.0, 17.0, 10.0)
 CP_VOXEL_DEMO = _cp_voxel("cp_voxel_demo", 0.5, 0.25, 16, _DEMO_GRID, _DEMO_LIMIT)
@@ -99,19 +109,26 @@ CP_VOXEL_DEMO_XS = _cp_voxel("cp_voxel_demo_xs", 0.25, 0.125, 8, _DEMO_GRID, _DE
 
 
 def _two_stages(name: str, first: ModelConfig, second: SecondStageConfig) -> TwoStageConfig:
-    return TwoStageConfig(name, first.grid, first.encoder, first.backbone, first.head, second=second)
+    return TwoStageConfig(
+        name, first.grid, first.encoder, first.backbone, first.head, second=second
+    )
 
 
 # The teacher across stages (spec 4.6): CP-Voxel with a second stage.
 PV_RCNN_PP = _two_stages("pv_rcnn_pp", CP_VOXEL, SecondStageConfig())
 
 
-def _demo_pool(kind: PoolKind, reduced: int, radii: tuple[float, ...], channels: int, limit: int) -> VectorPoolConfig:
+def _demo_pool(
+    kind: PoolKind, reduced: int, radii: tuple[float, ...], channels: int, limit: int
+) -> VectorPoolConfig:
     cells = ((2, 2, 2),) * len(radii)
-    return VectorPoolConfig(kind, reduced, cells, radii, 16, (channels, channels), (2 * channels,), limit)
+    return VectorPoolConfig(
+        kind, reduced, cells, radii, 16, (channels, channels), (2 * channels,), limit
+    )
 
 
-# The demo's second stage is as narrow as its first and leaves that as it is, so that what it adds can be told.
+# The demo's second stage is as narrow as its first and leaves that as it is, so that what it adds
+# can be told.
 PV_RCNN_PP_DEMO = _two_stages(
     "pv_rcnn_pp_demo",
     CP_VOXEL_DEMO,
@@ -127,9 +144,13 @@ PV_RCNN_PP_DEMO = _two_stages(
         ),
         points=PointHeadConfig(channels=(64, 64)),
         rois=RoiHeadConfig(
-            grid=4, pool=_demo_pool("voxel_random_choice", 16, (0.8, 1.6), 32, 32), shared=(128, 128), branches=(128, 128)
+            grid=4,
+            pool=_demo_pool("voxel_random_choice", 16, (0.8, 1.6), 32, 32),
+            shared=(128, 128),
+            branches=(128, 128),
         ),
-        refined=RefinedConfig(nms_iou=0.5),  # after so short a training two boxes of one object overlap less
+        # after so short a training two boxes of one object overlap less
+        refined=RefinedConfig(nms_iou=0.5),
         first_stage="frozen",
     ),
 )
@@ -142,7 +163,9 @@ SECOND = replace(
     encoder=VoxelEncoderConfig(filters=(16, 16, 32, 64, 64, 128), residual=False),
     head=AnchorHeadConfig(stride=8),
 )
-POINTPILLAR = replace(CP_PILLAR, name="pointpillar", grid=_pillar_grid(74.88, 0.32, 20), head=AnchorHeadConfig())
+POINTPILLAR = replace(
+    CP_PILLAR, name="pointpillar", grid=_pillar_grid(74.88, 0.32, 20), head=AnchorHeadConfig()
+)
 
 MODELS: dict[str, ModelConfig] = {
     model.name: model
@@ -163,7 +186,8 @@ class Pair:
     teacher: ModelConfig | TwoStageConfig
     student: ModelConfig
     kd: KDConfig
-    initialise_from: ModelConfig | None = None  # whose trained weights the student starts from; None: the teacher's
+    # whose trained weights the student starts from; None: the teacher's
+    initialise_from: ModelConfig | None = None
 
 
 def _pillar_pair(
@@ -175,7 +199,9 @@ def _pillar_pair(
 ) -> Pair:
     # The teacher looks at the student's range, on its own pillars (spec 1.4: 460, 468, 464 cells).
     half = student.grid.point_range[3]
-    seen = replace(teacher, grid=_pillar_grid(half, teacher.grid.voxel_size[0], teacher.grid.max_points))
+    seen = replace(
+        teacher, grid=_pillar_grid(half, teacher.grid.voxel_size[0], teacher.grid.max_points)
+    )
     kd = KDConfig(label=LabelKDConfig(thresholds), initialisation=initialisation)
     return Pair(name, seen, student, kd)
 
@@ -188,7 +214,9 @@ def _voxel_pair(
     initialisation: Initialisation = "first",
     initialise_from: ModelConfig | None = None,
 ) -> Pair:
-    kd = KDConfig(LogitKDConfig(weight=weight, regression_weight=0.2), initialisation=initialisation)
+    kd = KDConfig(
+        LogitKDConfig(weight=weight, regression_weight=0.2), initialisation=initialisation
+    )
     return Pair(name, teacher, student, kd, initialise_from)
 
 
@@ -199,14 +227,25 @@ PAIRS: dict[str, Pair] = {
         _pillar_pair("cp_pillar_v0.48_sparsekd", CP_PILLAR, CP_PILLAR_V048),
         _pillar_pair("cp_pillar_v0.64_sparsekd", CP_PILLAR, CP_PILLAR_V064),
         _pillar_pair("cp_pillar_demo_v0.64_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_V064),
-        _pillar_pair("cp_pillar_demo_w0.5_sparsekd", CP_PILLAR_DEMO, CP_PILLAR_DEMO_W05, initialisation="first"),
+        _pillar_pair(
+            "cp_pillar_demo_w0.5_sparsekd",
+            CP_PILLAR_DEMO,
+            CP_PILLAR_DEMO_W05,
+            initialisation="first",
+        ),
         _voxel_pair("cp_voxel_s_sparsekd", CP_VOXEL, CP_VOXEL_S, 10.0),
         _voxel_pair("cp_voxel_xs_sparsekd", CP_VOXEL, CP_VOXEL_XS, 15.0),
-        _voxel_pair("cp_voxel_xxs_sparsekd", CP_VOXEL, CP_VOXEL_XXS, 15.0, initialise_from=CP_VOXEL_XS),  # XS trained without KD
+        # XS trained without KD
+        _voxel_pair(
+            "cp_voxel_xxs_sparsekd", CP_VOXEL, CP_VOXEL_XXS, 15.0, initialise_from=CP_VOXEL_XS
+        ),
         _voxel_pair("cp_voxel_demo_xs_sparsekd", CP_VOXEL_DEMO, CP_VOXEL_DEMO_XS, 15.0),
-        # Heatmaps of the teacher's first stage, boxes of its second; the student starts from whatever has its names and shapes.
+        # Heatmaps of the teacher's first stage, boxes of its second; the student starts from
+        # whatever has its names and shapes.
         _voxel_pair("cp_voxel_from_pv_rcnn_pp", PV_RCNN_PP, CP_VOXEL, 15.0, "matching"),
-        _voxel_pair("cp_voxel_demo_from_pv_rcnn_pp_demo", PV_RCNN_PP_DEMO, CP_VOXEL_DEMO, 15.0, "matching"),
+        _voxel_pair(
+            "cp_voxel_demo_from_pv_rcnn_pp_demo", PV_RCNN_PP_DEMO, CP_VOXEL_DEMO, 15.0, "matching"
+        ),
     )
 }
 

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 
 
-@pytest.fixture(scope="module", params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in accelerators())])
+@pytest.fixture(
+    scope="module",
+    params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in accelerators())],
+)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where a test's tensors and modules lie: on the CPU, and once more on the accelerator where there is one."""
+    """Where a test's tensors and modules lie: on the CPU, and once more on the accelerator where
+    there is one.
+    """
     if request.param == "cpu":
         yield torch.device("cpu")
         return
@@ -34,22 +39,31 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
-    """Outputs of the official Waymo package and of the original implementation, small ones, in git."""
+    """Outputs of the official Waymo package and of the original implementation, small ones, in
+    git.
+    """
     return TESTS / "goldens"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Larger goldens and real sweeps that stay out of git: a folder beside the checkout, or KDLIB_SHARED."""
+    """Larger goldens and real sweeps that stay out of git: a folder beside the checkout, or
+    KDLIB_SHARED.
+    """
     folder = Path(os.environ.get("KDLIB_SHARED", TESTS.parent.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"needs the folder {folder} (set KDLIB_SHARED); it holds files that may not be committed")
+        pytest.skip(
+            f"needs the folder {folder} (set KDLIB_SHARED); it holds files that may not "
+            "be committed"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DATA_ROOT of the smoke profile: simulated Waymo files and the store prepared from them. Not to be changed."""
+    """DATA_ROOT of the smoke profile: simulated Waymo files and the store prepared from them. Not
+    to be changed.
+    """
     from kdlib.lab import pipeline
 
     root = tmp_path_factory.mktemp("smoke")
@@ -69,12 +83,17 @@ def smoke_run(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 
     run = pipeline.open_run("smoke", str(tmp_path_factory.mktemp("run")), str(smoke_data))
     files = {}
-    models = {"teacher": run.profile.teacher_model, **dict.fromkeys(run.profile.arms, run.profile.student_model)}
+    models = {
+        "teacher": run.profile.teacher_model,
+        **dict.fromkeys(run.profile.arms, run.profile.student_model),
+    }
     for number, (name, model) in enumerate(models.items()):
         files[name] = run.folder / f"{name}.safetensors"
         torch.manual_seed(number)
         save_weights(files[name], build(model), {"made": "for the tests"})
-    pipeline.save_result(run, "01_train_teacher", {"weights": str(files.pop("teacher")), "origin": "scratch"})
+    pipeline.save_result(
+        run, "01_train_teacher", {"weights": str(files.pop("teacher")), "origin": "scratch"}
+    )
     rows = [{"arm": arm, "seed": 1, "weights": str(path)} for arm, path in files.items()]
     budget = {"steps": 4, "samples": 8, "frames": 8, "epochs": 1}
     pipeline.save_result(run, "02_distill_student", {"budget": budget, "students": rows})
@@ -92,7 +111,9 @@ class Chain:
 
     def again(self) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(self.command, cwd=self.cwd, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            self.command, cwd=self.cwd, env=environment, capture_output=True, text=True, check=False
+        )
 
     def result(self, stage: str) -> dict[str, Any]:
         return records.read_json(self.folder / stage / "result.json")
@@ -100,11 +121,16 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def headless(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Chain]:
-    """``f(profile, out, **parameters)``: ``kdlib run`` on the smoke data, from a folder far from the project."""
+    """``f(profile, out, **parameters)``: ``kdlib run`` on the smoke data, from a folder far from
+    the project.
+    """
 
     def execute(profile: str, out: str, **parameters: Any) -> Chain:
         root = tmp_path_factory.mktemp("headless")
-        given = [f"{name}={value}" for name, value in {"DATA_ROOT": smoke_data, "RESAMPLES": 50, **parameters}.items()]
+        given = [
+            f"{name}={value}"
+            for name, value in {"DATA_ROOT": smoke_data, "RESAMPLES": 50, **parameters}.items()
+        ]
         options = [word for value in given for word in ("-p", value)]
         command = (sys.executable, "-m", "kdlib", "run", profile, "--out", out, *options)
         done = Chain(root / out, command, root, "").again()
@@ -116,7 +142,9 @@ def headless(smoke_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture(scope="session")
 def import_objects() -> Callable[[Path], Any]:
-    """``f(path)``: the boxes of a leaderboard's ``Objects`` file as a table of predictions and of ground truth."""
+    """``f(path)``: the boxes of a leaderboard's ``Objects`` file as a table of predictions and of
+    ground truth.
+    """
     import pyarrow as pa
 
     from kdlib.data.segment import BOX_NUMBERS
@@ -128,9 +156,12 @@ def import_objects() -> Callable[[Path], Any]:
             "frame_id": f"{context}_{item.camera_name}_{time:020d}",
             "context_name": context,
             "frame_timestamp_micros": time,
-            **{column: getattr(label.box, field) for column, field in zip(BOX_NUMBERS, PROTO_NAMES)},
+            **{
+                column: getattr(label.box, field) for column, field in zip(BOX_NUMBERS, PROTO_NAMES)
+            },
             "type": label.type,
-            "score": item.score if item.HasField("score") else 1.0,  # as the official command-line tool has it
+            # as the official command-line tool has it
+            "score": item.score if item.HasField("score") else 1.0,
             "overlap_nlz": item.overlap_with_nlz,
             "difficulty": label.detection_difficulty_level,
             "num_points": label.num_lidar_points_in_box,

@@ -1,8 +1,10 @@
-"""The same tests on an accelerator: what a test makes lies there, what the package makes lies where the package puts it.
+"""The same tests on an accelerator: what a test makes lies there, what the package makes lies where
+the package puts it.
 
-A test writes ``torch.tensor(...)`` and compares with ``numpy`` arrays. On an accelerator its tensors and modules
-are made on the CPU as always, from the same random numbers, and moved; reading one back brings it to the CPU. Calls
-that stand in the package are left alone, so that a tensor it makes on the wrong device is a mistake as for a user.
+A test writes ``torch.tensor(...)`` and compares with ``numpy`` arrays. On an accelerator its
+tensors and modules are made on the CPU as always, from the same random numbers, and moved; reading
+one back brings it to the CPU. Calls that stand in the package are left alone, so that a tensor it
+makes on the wrong device is a mistake as for a user.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ READS = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 def accelerators() -> list[str]:
     """Where tests of torch can run beside the CPU; empty on most machines."""
-    return [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
+    return (
+        [torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else []
+    )
 
 
 class Made(TorchFunctionMode):
@@ -36,13 +40,20 @@ class Made(TorchFunctionMode):
         super().__init__()
         self.device = device
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         from_test = sys._getframe(1).f_code.co_filename.startswith(TESTS)
         if function in READS and args[0].device.type != "cpu":
             return function(args[0].detach().cpu(), *args[1:], **kwargs)
         made = function(*args, **kwargs)
-        if from_test and function in MAKES and kwargs.get("device") is None and isinstance(made, torch.Tensor):
+        if (
+            from_test
+            and function in MAKES
+            and kwargs.get("device") is None
+            and isinstance(made, torch.Tensor)
+        ):
             return made.detach().to(self.device).requires_grad_(made.requires_grad)
         return made
 
@@ -52,7 +63,9 @@ def on(device: torch.device) -> Iterator[None]:
     """Let tests make their tensors and modules on a device."""
 
     def parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> nn.Parameter | None:
-        return None if value is None else nn.Parameter(value.detach().to(device), value.requires_grad)
+        return (
+            None if value is None else nn.Parameter(value.detach().to(device), value.requires_grad)
+        )
 
     def buffer(module: nn.Module, name: str, value: torch.Tensor | None) -> torch.Tensor | None:
         return None if value is None else value.to(device)

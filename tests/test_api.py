@@ -1,4 +1,6 @@
-"""The names others build on are a decision: tests/api.json lists them, and a change of it shows in the diff."""
+"""The names others build on are a decision: tests/api.json lists them, and a change of it shows in
+the diff.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ PAGES = ("README.md", "data/README.md", "notebooks/README.md")
 
 
 def taken(code: str) -> Iterator[tuple[str, str]]:
-    """Module and name of everything of kdlib that some code uses, by ``from`` or by the module's name."""
+    """Module and name of everything of kdlib that some code uses, by ``from`` or by the module's
+    name.
+    """
     modules: dict[str, str] = {}
-    tree = ast.parse("\n".join(line for line in code.splitlines() if not line.lstrip().startswith("%")))
+    tree = ast.parse(
+        "\n".join(line for line in code.splitlines() if not line.lstrip().startswith("%"))
+    )
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdlib"):
             for alias in node.names:
@@ -30,13 +36,19 @@ def taken(code: str) -> Iterator[tuple[str, str]]:
                 else:
                     yield str(node.module), alias.name
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+        ):
             yield modules[node.value.id], node.attr
 
 
 @pytest.mark.parametrize("module", AGREED)
 def test_agreed_names_are_there(module: str) -> None:
-    assert not [name for name in AGREED[module] if not hasattr(importlib.import_module(module), name)]
+    assert not [
+        name for name in AGREED[module] if not hasattr(importlib.import_module(module), name)
+    ]
 
 
 @pytest.mark.parametrize("module", ["kdlib.types", "kdlib.config", "kdlib.zoo"])
@@ -56,7 +68,11 @@ def test_notebooks_and_pages_use_agreed_names_only() -> None:
     used: set[tuple[str, str]] = set()
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(notebook.read_text())["cells"]
-        used.update(taken("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")))
+        used.update(
+            taken(
+                "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+            )
+        )
     for page in PAGES:
         text = (ROOT / page).read_text()
         for block in re.findall(r"```python\n(.*?)```", text, re.S):

@@ -1,4 +1,6 @@
-"""The command line: official names in JSON, and for every mistake one sentence, an exit code, nothing half-written."""
+"""The command line: official names in JSON, and for every mistake one sentence, an exit code,
+nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Answer:
     err: str
 
     def refused(self, *words: str) -> None:
-        """Check for one sentence on stderr that names all words; only progress may stand before it."""
+        """Check for one sentence on stderr that names all words; only progress may stand before
+        it.
+        """
         assert self.code not in (0, None), self.out
         assert "Traceback" not in self.err
         sentences = [line for line in self.err.splitlines() if line.startswith("kdlib: ")]
@@ -50,7 +54,9 @@ class Answer:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+def call(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
     """Run ``kdlib ARGUMENTS`` through ``main``."""
 
     def run(*arguments: object) -> Answer:
@@ -65,7 +71,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def child(*arguments: object, file_size: int = resource.RLIM_INFINITY) -> Answer:
-    """Run ``python -m kdlib`` as a process that may write files of a certain size only: the next best thing to a full disk."""
+    """Run ``python -m kdlib`` as a process that may write files of a certain size only: the next
+    best thing to a full disk.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "kdlib", *map(str, arguments)],
         capture_output=True,
@@ -78,7 +86,11 @@ def child(*arguments: object, file_size: int = resource.RLIM_INFINITY) -> Answer
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -93,7 +105,9 @@ def waymo(smoke_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tables(smoke_run: Run, tmp_path: Path) -> tuple[Path, Path]:
-    """Ground truth of the validation split, and predictions that say the same; what no laser hit is nobody's to find."""
+    """Ground truth of the validation split, and predictions that say the same; what no laser hit is
+    nobody's to find.
+    """
     truth = ground_truth_table(smoke_run.store.split("validation"))
     seen = truth.filter(pc.greater(truth.column("num_points"), 0))
     keep = ["frame_id", "x", "y", "z", "length", "width", "height", "heading", "type"]
@@ -122,7 +136,9 @@ def test_doctors_exit_code(call: Callable[..., Answer], monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "examine", lambda: [warning])
     answer = call("doctor")
     assert answer.code == 0 and "buy one" in answer.out
-    monkeypatch.setattr(doctor, "examine", lambda: [warning, doctor.Check("torch", "fail", "lost", "install it")])
+    monkeypatch.setattr(
+        doctor, "examine", lambda: [warning, doctor.Check("torch", "fail", "lost", "install it")]
+    )
     answer = call("doctor", "--json")
     assert answer.code == 1
     assert [check["status"] for check in json.loads(answer.out)["checks"]] == ["warn", "fail"]
@@ -130,20 +146,45 @@ def test_doctors_exit_code(call: Callable[..., Answer], monkeypatch: pytest.Monk
 
 def test_simulate_prepare_evaluate(call: Callable[..., Answer], tmp_path: Path) -> None:
     source, out = tmp_path / "waymo", tmp_path / "store"
-    made = call("simulate", "--out", source, "--segments", 1, "--frames", 2, "--seed", 3, "--split", "validation", "--workers", 1)
+    made = call(
+        "simulate",
+        "--out",
+        source,
+        "--segments",
+        1,
+        "--frames",
+        2,
+        "--seed",
+        3,
+        "--split",
+        "validation",
+        "--workers",
+        1,
+    )
     assert made.code == 0 and "1 simulated segments of 2 frames" in made.out
     prepared = call("prepare", source, out, "--workers", 1, "--json")
     assert prepared.code == 0
     values = json.loads(prepared.out)
-    assert values["splits"]["validation"]["frames"] == 2 and values["missing_splits"] == ["training"]
+    assert values["splits"]["validation"]["frames"] == 2 and values["missing_splits"] == [
+        "training"
+    ]
     split = Store.open(out).split("validation")
     truth = ground_truth_table(split)
     pq.write_table(truth, tmp_path / "truth.parquet")
-    keep = [name for name in truth.column_names if name not in ("difficulty", "num_points", "speed_x", "speed_y")]
+    keep = [
+        name
+        for name in truth.column_names
+        if name not in ("difficulty", "num_points", "speed_x", "speed_y")
+    ]
     predictions = truth.select(keep).append_column("score", pa.array(np.ones(truth.num_rows)))
     pq.write_table(predictions, tmp_path / "predictions.parquet")
     scored = call(
-        "evaluate", "--predictions", tmp_path / "predictions.parquet", "--ground-truth", tmp_path / "truth.parquet", "--json"
+        "evaluate",
+        "--predictions",
+        tmp_path / "predictions.parquet",
+        "--ground-truth",
+        tmp_path / "truth.parquet",
+        "--json",
     )
     assert scored.code == 0 and scored.err == ""
     metrics = json.loads(scored.out)
@@ -153,13 +194,24 @@ def test_simulate_prepare_evaluate(call: Callable[..., Answer], tmp_path: Path) 
 KINDS = ("VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
 SHARDS = [
     *(f"OBJECT_TYPE_TYPE_{kind}" for kind in KINDS),
-    *(f"RANGE_TYPE_{kind}_{part}" for kind in KINDS for part in ("[0, 30)", "[30, 50)", "[50, +inf)")),
+    *(
+        f"RANGE_TYPE_{kind}_{part}"
+        for kind in KINDS
+        for part in ("[0, 30)", "[30, 50)", "[50, +inf)")
+    ),
 ]
-OFFICIAL = {f"{shard}_LEVEL_{level}/{kind}" for shard in SHARDS for level in (1, 2) for kind in ("AP", "APH")}
+OFFICIAL = {
+    f"{shard}_LEVEL_{level}/{kind}"
+    for shard in SHARDS
+    for level in (1, 2)
+    for kind in ("AP", "APH")
+}
 MEANS = {"LEVEL_1/mAP", "LEVEL_1/mAPH", "LEVEL_2/mAP", "LEVEL_2/mAPH"}
 
 
-def test_perfect_predictions_give_one_under_the_official_names(call: Callable[..., Answer], tables: tuple[Path, Path]) -> None:
+def test_perfect_predictions_give_one_under_the_official_names(
+    call: Callable[..., Answer], tables: tuple[Path, Path]
+) -> None:
     answer = call("evaluate", "--predictions", tables[0], "--ground-truth", tables[1], "--json")
     assert answer.code == 0 and answer.err == ""
     metrics = json.loads(answer.out)
@@ -180,8 +232,12 @@ def test_no_predictions_give_zero(call: Callable[..., Answer], tables: tuple[Pat
 def test_headings_turned_by_pi(call: Callable[..., Answer], tables: tuple[Path, Path]) -> None:
     table = pq.read_table(tables[0])
     turned = pa.array(table.column("heading").to_numpy() + np.pi)
-    pq.write_table(table.set_column(table.column_names.index("heading"), "heading", turned), tables[0])
-    metrics = json.loads(call("evaluate", "--predictions", tables[0], "--ground-truth", tables[1], "--json").out)
+    pq.write_table(
+        table.set_column(table.column_names.index("heading"), "heading", turned), tables[0]
+    )
+    metrics = json.loads(
+        call("evaluate", "--predictions", tables[0], "--ground-truth", tables[1], "--json").out
+    )
     assert metrics["LEVEL_2/mAP"] == pytest.approx(1, abs=1e-4)
     assert metrics["LEVEL_2/mAPH"] == pytest.approx(0, abs=1e-4)
 
@@ -189,7 +245,9 @@ def test_headings_turned_by_pi(call: Callable[..., Answer], tables: tuple[Path, 
 # ---- what does not
 
 
-def test_predictions_for_frames_nobody_labelled(call: Callable[..., Answer], tables: tuple[Path, Path]) -> None:
+def test_predictions_for_frames_nobody_labelled(
+    call: Callable[..., Answer], tables: tuple[Path, Path]
+) -> None:
     table = pq.read_table(tables[0])
     names = ["elsewhere_000", *table.column("frame_id").to_pylist()[1:]]
     pq.write_table(table.set_column(0, "frame_id", pa.array(names)), tables[0])
@@ -199,20 +257,28 @@ def test_predictions_for_frames_nobody_labelled(call: Callable[..., Answer], tab
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("damage", ["missing", "cut", "text"])
-def test_tables_that_cannot_be_read(call: Callable[..., Answer], tables: tuple[Path, Path], which: int, damage: str) -> None:
+def test_tables_that_cannot_be_read(
+    call: Callable[..., Answer], tables: tuple[Path, Path], which: int, damage: str
+) -> None:
     path = tables[which]
     whole = path.read_bytes()
-    path.unlink() if damage == "missing" else path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"frame_id,x,y\n")
+    path.unlink() if damage == "missing" else path.write_bytes(
+        whole[: len(whole) // 2] if damage == "cut" else b"frame_id,x,y\n"
+    )
     call("evaluate", "--predictions", tables[0], "--ground-truth", tables[1]).refused(str(path))
 
 
 def test_column_that_is_missing(call: Callable[..., Answer], tables: tuple[Path, Path]) -> None:
     pq.write_table(pq.read_table(tables[0]).drop(["score"]), tables[0])
-    call("evaluate", "--predictions", tables[0], "--ground-truth", tables[1]).refused("predictions.parquet", "'score'")
+    call("evaluate", "--predictions", tables[0], "--ground-truth", tables[1]).refused(
+        "predictions.parquet", "'score'"
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "component"])
-def test_waymo_files_that_are_damaged(call: Callable[..., Answer], waymo: Path, tmp_path: Path, damage: str) -> None:
+def test_waymo_files_that_are_damaged(
+    call: Callable[..., Answer], waymo: Path, tmp_path: Path, damage: str
+) -> None:
     out = tmp_path / "store"
     path = sorted((waymo / "training" / "lidar").glob("*.parquet"))[-1]
     if damage == "component":
@@ -235,14 +301,21 @@ def test_a_damaged_file_leaves_the_earlier_store(
     Store.open(out)
 
 
-def test_a_point_that_is_not_a_number(call: Callable[..., Answer], waymo: Path, tmp_path: Path) -> None:
+def test_a_point_that_is_not_a_number(
+    call: Callable[..., Answer], waymo: Path, tmp_path: Path
+) -> None:
     path = next((waymo / "training" / "lidar").glob("*.parquet"))
     table = pq.read_table(path)
     name = "[LiDARComponent].range_image_return1.values"
     values = table.column(name).to_pylist()
     values[0][0] = float("nan")
     position = table.column_names.index(name)
-    pq.write_table(table.set_column(position, table.schema.field(name), pa.array(values, table.schema.field(name).type)), path)
+    pq.write_table(
+        table.set_column(
+            position, table.schema.field(name), pa.array(values, table.schema.field(name).type)
+        ),
+        path,
+    )
     call("prepare", waymo, tmp_path / "store", "--workers", 1).refused(path.name)
     assert not (tmp_path / "store" / "store.json").exists()
 
@@ -263,27 +336,60 @@ def test_source_that_is_not_there(call: Callable[..., Answer], tmp_path: Path) -
         (["profile", "cp_pilar"], ["cp_pilar", "cp_pillar_v0.64"]),
         (["train", "nowhere"], ["nowhere/job.json", "does not exist"]),
         (
-            ["simulate", "--out", "x", "--segments", "1", "--frames", "1", "--seed", "1", "--scale", "huge"],
+            [
+                "simulate",
+                "--out",
+                "x",
+                "--segments",
+                "1",
+                "--frames",
+                "1",
+                "--seed",
+                "1",
+                "--scale",
+                "huge",
+            ],
             ["huge", "demo", "full"],
         ),
         (
-            ["simulate", "--out", "x", "--segments", "1", "--frames", "1", "--seed", "1", "--split", "train"],
+            [
+                "simulate",
+                "--out",
+                "x",
+                "--segments",
+                "1",
+                "--frames",
+                "1",
+                "--seed",
+                "1",
+                "--split",
+                "train",
+            ],
             ["train", "validation"],
         ),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
 )
 def test_names_that_do_not_exist(
-    arguments: list[str], words: list[str], call: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    words: list[str],
+    call: Callable[..., Answer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(execute, "execute", lambda stage, folder: pytest.fail(f"{stage.name} was executed"))
+    monkeypatch.setattr(
+        execute, "execute", lambda stage, folder: pytest.fail(f"{stage.name} was executed")
+    )
     extra = ["--out", str(tmp_path / "run")] if arguments[0] == "run" else []
     call(*arguments, *extra).refused(*words)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["simulate"], ["evaluate", "--predictions", "p"], ["nonsense"], ["run"], ["prepare", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["simulate"], ["evaluate", "--predictions", "p"], ["nonsense"], ["run"], ["prepare", "x"]],
+)
 def test_usage_errors(arguments: list[str], call: Callable[..., Answer]) -> None:
     answer = call(*arguments)
     assert answer.code == 2 and answer.out == "" and "Traceback" not in answer.err
@@ -292,18 +398,24 @@ def test_usage_errors(arguments: list[str], call: Callable[..., Answer]) -> None
 def job(run: Run, folder: Path, **changes: object) -> TrainJob:
     """A job of two steps in a folder of its own."""
     schedule = replace(run.profile.student, checkpoint_steps=1)
-    made = TrainJob(run.profile.student_model, schedule, str(run.data / "store"), max_steps=2, name="tiny")
+    made = TrainJob(
+        run.profile.student_model, schedule, str(run.data / "store"), max_steps=2, name="tiny"
+    )
     made = replace(made, **changes)
     made.write(folder)
     return made
 
 
-def test_job_that_makes_no_sense(call: Callable[..., Answer], smoke_run: Run, tmp_path: Path) -> None:
+def test_job_that_makes_no_sense(
+    call: Callable[..., Answer], smoke_run: Run, tmp_path: Path
+) -> None:
     job(smoke_run, tmp_path)
     values = records.read_json(tmp_path / "job.json")
     records.write_json(tmp_path / "job.json", {**values, "epochs": 3})
     call("train", tmp_path).refused("TrainJob", "epochs", "max_steps")
-    records.write_json(tmp_path / "job.json", {**values, "train": {**values["train"], "epochs": "three"}})
+    records.write_json(
+        tmp_path / "job.json", {**values, "train": {**values["train"], "epochs": "three"}}
+    )
     call("train", tmp_path).refused("TrainConfig.epochs", "three")
     (tmp_path / "job.json").write_text('{"model": {')
     call("train", tmp_path).refused("job.json", "not JSON")
@@ -330,7 +442,11 @@ def test_store_of_another_version_or_damaged(
         (store / "store.json").write_text("{")
     else:
         next((store / "training").glob("*/points.npy")).write_bytes(b"half")
-    words = {"version": ["version 99", "prepare again"], "segment": ["prepare"], "index": ["store.json", "not JSON"]}[damage]
+    words = {
+        "version": ["version 99", "prepare again"],
+        "segment": ["prepare"],
+        "index": ["store.json", "not JSON"],
+    }[damage]
     call("train", tmp_path / "run").refused(str(store), *words)
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 
@@ -351,20 +467,43 @@ def test_half_written_checkpoint_is_named_and_passed_over(smoke_run: Run, tmp_pa
 
 
 def test_full_disk(smoke_data: Path, tmp_path: Path) -> None:
-    """Files above 100 kB cannot be written: a sentence, no half store, and the same command works once there is room."""
+    """Files above 100 kB cannot be written: a sentence, no half store, and the same command works
+    once there is room.
+    """
     store, source = tmp_path / "store", tmp_path / "waymo"
-    answer = child("prepare", smoke_data / "waymo", store, "--workers", 1, "--json", file_size=100_000)
+    answer = child(
+        "prepare", smoke_data / "waymo", store, "--workers", 1, "--json", file_size=100_000
+    )
     answer.refused(str(store))
     assert not (store / "store.json").exists() and not leftovers(store)
-    answer = child("simulate", "--out", source, "--segments", 1, "--frames", 2, "--seed", 1, "--workers", 1, file_size=100_000)
+    answer = child(
+        "simulate",
+        "--out",
+        source,
+        "--segments",
+        1,
+        "--frames",
+        2,
+        "--seed",
+        1,
+        "--workers",
+        1,
+        file_size=100_000,
+    )
     assert answer.code != 0 and answer.out == "" and "Traceback" not in answer.err
-    assert [line for line in answer.err.splitlines() if line.startswith("kdlib: ") and str(source) in line]
+    assert [
+        line
+        for line in answer.err.splitlines()
+        if line.startswith("kdlib: ") and str(source) in line
+    ]
     assert not [path for path in source.rglob("*") if path.is_file()]
     assert child("prepare", smoke_data / "waymo", store, "--workers", 1).code == 0
     assert Store.open(store).fingerprint == Store.open(smoke_data / "store").fingerprint
 
 
-def test_disk_errors_are_one_sentence(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_disk_errors_are_one_sentence(
+    call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
@@ -372,7 +511,9 @@ def test_disk_errors_are_one_sentence(call: Callable[..., Answer], monkeypatch: 
     call("run", "smoke").refused("No space left on device", str(tmp_path / "x"))
 
 
-def test_json_is_one_object(call: Callable[..., Answer], tables: tuple[Path, Path], smoke_data: Path, tmp_path: Path) -> None:
+def test_json_is_one_object(
+    call: Callable[..., Answer], tables: tuple[Path, Path], smoke_data: Path, tmp_path: Path
+) -> None:
     for arguments in (
         ("prepare", smoke_data / "waymo", tmp_path / "store", "--workers", 1, "--json"),
         ("evaluate", "--predictions", tables[0], "--ground-truth", tables[1], "--json"),

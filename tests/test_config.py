@@ -1,4 +1,6 @@
-"""Settings travel to JSON and back unchanged, and what does not exist is refused in one sentence."""
+"""Settings travel to JSON and back unchanged, and what does not exist is refused in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +37,40 @@ from kdlib.zoo import Pair
 
 DEMO = zoo.pair("cp_pillar_demo_v0.64_sparsekd")
 KD = KDConfig(
-    LogitKDConfig(weight=3.0, positions="rank"), LabelKDConfig(dedupe_iou=0.5), teacher_norm="running", initialisation="none"
+    LogitKDConfig(weight=3.0, positions="rank"),
+    LabelKDConfig(dedupe_iou=0.5),
+    teacher_norm="running",
+    initialisation="none",
 )
-JOB = TrainJob(DEMO.student, TrainConfig(), "/store", kd=KD, teacher=TeacherSource(DEMO.teacher, "/t.safetensors"), name="x")
-ALL = (*zoo.MODELS.values(), *zoo.PAIRS.values(), *profiles.PROFILES.values(), JOB, KDConfig(logit=None, label=None))
+JOB = TrainJob(
+    DEMO.student,
+    TrainConfig(),
+    "/store",
+    kd=KD,
+    teacher=TeacherSource(DEMO.teacher, "/t.safetensors"),
+    name="x",
+)
+ALL = (
+    *zoo.MODELS.values(),
+    *zoo.PAIRS.values(),
+    *profiles.PROFILES.values(),
+    JOB,
+    KDConfig(logit=None, label=None),
+)
 
 
-@pytest.mark.parametrize("config", ALL, ids=lambda config: getattr(config, "name", "") or type(config).__name__)
+@pytest.mark.parametrize(
+    "config", ALL, ids=lambda config: getattr(config, "name", "") or type(config).__name__
+)
 def test_json_and_back(config: Any) -> None:
     text = json.dumps(to_dict(config))
     assert from_dict(type(config), json.loads(text)) == config
 
 
 def test_infinite_distance_survives() -> None:
-    assert math.isinf(from_dict(EvalConfig, json.loads(json.dumps(to_dict(EvalConfig())))).half_width)
+    assert math.isinf(
+        from_dict(EvalConfig, json.loads(json.dumps(to_dict(EvalConfig())))).half_width
+    )
 
 
 def model_with(**changes: Any) -> dict[str, Any]:
@@ -61,7 +83,11 @@ def model_with(**changes: Any) -> dict[str, Any]:
         (TrainConfig, {"epoch": 3}, ["TrainConfig", "epoch", "epochs"]),
         (ModelConfig, model_with(width=2), ["ModelConfig", "width", "backbone"]),
         (ModelConfig, model_with(grid={"pillar": 1}), ["GridConfig", "pillar", "voxel_size"]),
-        (ModelConfig, {k: v for k, v in model_with().items() if k != "head"}, ["ModelConfig", "head"]),
+        (
+            ModelConfig,
+            {k: v for k, v in model_with().items() if k != "head"},
+            ["ModelConfig", "head"],
+        ),
         (ModelConfig, model_with(grid="big"), ["ModelConfig.grid", "big"]),
         (KDConfig, {"teacher_norm": "eval"}, ["teacher_norm", "running", "batch", "eval"]),
         (KDConfig, {"initialisation": None}, ["initialisation", "matching"]),
@@ -99,10 +125,22 @@ RANGE = (-20.48, -20.48, -2.0, 20.48, 20.48, 4.0)
         (lambda: GridConfig(RANGE, (0.0, 0.32, 6.0), 20), "empty"),
         (lambda: GridConfig((20.0, *RANGE[1:]), (0.32, 0.32, 6.0), 20), "range 20"),
         (lambda: GridConfig(RANGE, (0.32, 0.32, 6.0), 0), "max_points"),
-        (lambda: BackboneConfig((3, 5), (1,), (64, 128), (1, 2), (128, 128)), "one entry per level"),
+        (
+            lambda: BackboneConfig((3, 5), (1,), (64, 128), (1, 2), (128, 128)),
+            ("one entry per level"),
+        ),
         (lambda: replace(zoo.CP_PILLAR.backbone, width=0), "width"),
-        (lambda: replace(zoo.CP_PILLAR, head=HeadConfig(heads=(("Vehicle",), ("Pedestrian",)))), "Cyclist"),
-        (lambda: replace(zoo.CP_PILLAR, head=HeadConfig(heads=(("Vehicle", "Pedestrian", "Cyclist"), ("Cyclist",)))), "once"),
+        (
+            lambda: replace(zoo.CP_PILLAR, head=HeadConfig(heads=(("Vehicle",), ("Pedestrian",)))),
+            "Cyclist",
+        ),
+        (
+            lambda: replace(
+                zoo.CP_PILLAR,
+                head=HeadConfig(heads=(("Vehicle", "Pedestrian", "Cyclist"), ("Cyclist",))),
+            ),
+            "once",
+        ),
         (lambda: TrainConfig(epochs=0), "epochs must be positive, not 0"),
         (lambda: TrainConfig(batch_size=0), "batch_size"),
         (lambda: TrainConfig(interval=0), "interval"),
@@ -128,7 +166,10 @@ def variants(config: Any) -> list[tuple[str, Any]]:
         value = getattr(config, item.name)
         hint = get_type_hints(type(config))[item.name]
         if is_dataclass(value):
-            found += [(f"{item.name}.{name}", unchecked(config, item.name, other)) for name, other in variants(value)]
+            found += [
+                (f"{item.name}.{name}", unchecked(config, item.name, other))
+                for name, other in variants(value)
+            ]
         else:
             found.append((item.name, unchecked(config, item.name, another(hint, value))))
     return found
@@ -137,7 +178,9 @@ def variants(config: Any) -> list[tuple[str, Any]]:
 def unchecked(config: Any, name: str, value: Any) -> Any:
     copy = object.__new__(type(config))
     for item in fields(config):
-        object.__setattr__(copy, item.name, value if item.name == name else getattr(config, item.name))
+        object.__setattr__(
+            copy, item.name, value if item.name == name else getattr(config, item.name)
+        )
     return copy
 
 
@@ -153,7 +196,9 @@ def another(hint: Any, value: Any) -> Any:
     return value + "x" if isinstance(value, str) else 0.5 if math.isinf(value) else value + 1
 
 
-@pytest.mark.parametrize("config", [DEMO.student, DEMO.kd, TrainConfig(), EvalConfig()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "config", [DEMO.student, DEMO.kd, TrainConfig(), EvalConfig()], ids=lambda c: type(c).__name__
+)
 def test_hash_changes_with_every_setting(config: Any) -> None:
     every = variants(config)
     hashes = {name: config_hash(other) for name, other in every}
@@ -166,7 +211,9 @@ def test_hash_changes_with_every_setting(config: Any) -> None:
 def test_hash_is_twelve_digits_and_stable() -> None:
     value = config_hash(DEMO.student, TrainConfig(), "text")
     assert len(value) == 12 and int(value, 16) >= 0
-    assert value == config_hash(from_dict(ModelConfig, to_dict(DEMO.student)), TrainConfig(), "text")
+    assert value == config_hash(
+        from_dict(ModelConfig, to_dict(DEMO.student)), TrainConfig(), "text"
+    )
     assert value != config_hash(TrainConfig(), DEMO.student, "text")
 
 
@@ -182,7 +229,9 @@ def test_hash_is_twelve_digits_and_stable() -> None:
     ],
 )
 def test_hashes_outlive_new_kinds_of_models(name: str, value: str) -> None:
-    """Finished trainings are known by them: what one model gains must not make all others strangers."""
+    """Finished trainings are known by them: what one model gains must not make all others
+    strangers.
+    """
     assert config_hash(zoo.model(name)) == value
 
 

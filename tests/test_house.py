@@ -1,4 +1,6 @@
-"""What is in the repository: the agreed rooms, nothing large, no outputs, versions that agree with each other."""
+"""What is in the repository: the agreed rooms, nothing large, no outputs, versions that agree with
+each other.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,16 @@ LARGEST, TOGETHER = 2e6, 13e6  # bytes
 @pytest.fixture(scope="module")
 def tracked() -> list[Path]:
     """Files that are in git, or would be after ``git add``."""
-    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     listing = subprocess.run(command, capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip(f"needs a git checkout, which {ROOT} is not: git clone the project")
@@ -33,7 +44,9 @@ def tracked() -> list[Path]:
 
 
 def requirements(text: str) -> dict[str, Requirement]:
-    """Requirement lines by normalised name; options, comments and editable installs are left out."""
+    """Requirement lines by normalised name; options, comments and editable installs are left
+    out.
+    """
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     found = [Requirement(line) for line in lines if re.match(r"[a-zA-Z0-9][\w.\[\]-]*[<>=]=", line)]
     return {re.sub(r"[-_.]+", "-", r.name).lower(): r for r in found}
@@ -61,9 +74,17 @@ def test_top_level_has_the_agreed_rooms_only(tracked: list[Path]) -> None:
 
 
 def test_data_holds_its_readme_and_weights_only(tracked: list[Path]) -> None:
-    inside = {file.relative_to(ROOT / "data").parts[0] for file in tracked if file.is_relative_to(ROOT / "data")}
+    inside = {
+        file.relative_to(ROOT / "data").parts[0]
+        for file in tracked
+        if file.is_relative_to(ROOT / "data")
+    }
     assert inside <= {"README.md", "weights"}
-    for weights in (file for file in tracked if file.parent == ROOT / "data/weights" and file.suffix == ".safetensors"):
+    for weights in (
+        file
+        for file in tracked
+        if file.parent == ROOT / "data/weights" and file.suffix == ".safetensors"
+    ):
         assert read_card(weights), f"{weights.name} carries no card"
 
 
@@ -78,13 +99,17 @@ def test_notebooks_have_no_outputs(tracked: list[Path]) -> None:
     for file in (f for f in tracked if f.suffix == ".ipynb"):
         for number, cell in enumerate(json.loads(file.read_text())["cells"]):
             assert not cell.get("outputs"), f"{file.name} cell {number} has outputs"
-            assert cell.get("execution_count") is None, f"{file.name} cell {number} has an execution count"
+            assert cell.get("execution_count") is None, (
+                f"{file.name} cell {number} has an execution count"
+            )
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
-    commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+    commands = [
+        line for line in script.read_text().splitlines() if line and not line.startswith("#")
+    ]
     assert "set -euo pipefail" in commands
     assert "make test" in commands and "make test-long" in commands
     assert 'make test-official PYTHON310="$python310"' in [command.strip() for command in commands]
@@ -92,7 +117,11 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_licence_is_apache_2() -> None:
     text = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in text and "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+    assert (
+        "Apache License" in text
+        and "Version 2.0, January 2004" in text
+        and ("END OF TERMS AND CONDITIONS") in text
+    )
 
 
 def test_constraints_pin_every_declared_package() -> None:
@@ -112,4 +141,6 @@ def test_constraints_give_each_python_one_version() -> None:
         for version in ("3.10.13", "3.11.2", "3.11.7", "3.12.3"):
             python = {"python_version": version.rpartition(".")[0], "python_full_version": version}
             if pin.marker is None or pin.marker.evaluate(python):
-                assert seen.setdefault((pin.name, version), str(pin)) == str(pin), f"two pins of {pin.name} for Python {version}"
+                assert seen.setdefault((pin.name, version), str(pin)) == str(pin), (
+                    f"two pins of {pin.name} for Python {version}"
+                )

@@ -1,7 +1,8 @@
-"""A smoke run, killed with SIGKILL at random moments and called again each time, ends as if nobody had disturbed it.
+"""A smoke run, killed with SIGKILL at random moments and called again each time, ends as if nobody
+had disturbed it.
 
-``KDLIB_KILLS=20`` kills the whole chain at 20 moments for each kind of victim, which takes a quarter of an hour; without it, a
-short chain is killed a few times by all kinds in turn.
+``KDLIB_KILLS=20`` kills the whole chain at 20 moments for each kind of victim, which takes a
+quarter of an hour; without it, a short chain is killed a few times by all kinds in turn.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ PARAMETERS = {
     **({"REPEATS": 1, "RESAMPLES": 20} if KILLS else {}),
 }
 
-# The command itself; in the short form with a chain of fewer notebooks, about which the report has nothing to say.
+# The command itself; in the short form with a chain of fewer notebooks, about which the report has
+# nothing to say.
 DRIVER = """
 import sys
 from dataclasses import replace
@@ -67,7 +69,17 @@ class Call:
         words = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, ",".join(CHAIN), "run", "smoke", "--out", str(self.folder), *words],
+            [
+                sys.executable,
+                "-c",
+                DRIVER,
+                ",".join(CHAIN),
+                "run",
+                "smoke",
+                "--out",
+                str(self.folder),
+                *words,
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,7 +110,11 @@ class Call:
         return time.monotonic() - self.begun - times[0] if times else None
 
     def kernel(self) -> list[psutil.Process]:
-        return [p for p in self._descendants() if any("ipykernel_launcher" in word for word in _words(p))]
+        return [
+            p
+            for p in self._descendants()
+            if any("ipykernel_launcher" in word for word in _words(p))
+        ]
 
     def trainings(self) -> list[psutil.Process]:
         """Children at work, also those of an earlier call."""
@@ -142,7 +158,9 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> bool:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: so long after a stage began or, where a training is the victim, after its process started."""
+    """When to kill: so long after a stage began or, where a training is the victim, after its
+    process started.
+    """
 
     victim: str
     place: str  # name of the stage, or folder of the training below the run's
@@ -164,7 +182,9 @@ class Timeline:
         found = []
         for at in (np.arange(count) + rng.random(count)) / count * ends[-1]:
             number = int(np.searchsorted(ends, at, side="right"))
-            found.append(Moment(victim, list(spans)[number], float(at - (ends[number - 1] if number else 0))))
+            found.append(
+                Moment(victim, list(spans)[number], float(at - (ends[number - 1] if number else 0)))
+            )
         return found
 
 
@@ -178,10 +198,18 @@ def undisturbed(folder: Path, data: Path) -> Timeline:
         time.sleep(0.05)
     said = call.end()
     assert call.process.returncode == 0, said
-    starts = [(at, line.partition(":")[0]) for at, line in call.printed if line.endswith(": running")]
+    starts = [
+        (at, line.partition(":")[0]) for at, line in call.printed if line.endswith(": running")
+    ]
     ends = [at for at, _ in starts[1:]] + [call.printed[-1][0]]
-    trainings = {str(Path(name).relative_to(folder)): last - first for name, (first, last) in seen.items() if name != "gone"}
-    return Timeline({name: end - at for (at, name), end in zip(starts, ends)}, trainings, outcome(folder))
+    trainings = {
+        str(Path(name).relative_to(folder)): last - first
+        for name, (first, last) in seen.items()
+        if name != "gone"
+    }
+    return Timeline(
+        {name: end - at for (at, name), end in zip(starts, ends)}, trainings, outcome(folder)
+    )
 
 
 NEUTRAL = re.compile(r"card|hardware|timing|seconds|.* ms")  # keys: times, machine, versions
@@ -197,7 +225,9 @@ def bare(value: Any, folder: Path) -> Any:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Every result and every trained weight of a run; and the steps of each history, which must have no gap."""
+    """Every result and every trained weight of a run; and the steps of each history, which must
+    have no gap.
+    """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("result.json")):
         found[str(path.relative_to(folder))] = bare(records.read_json(path), folder)
@@ -205,7 +235,9 @@ def outcome(folder: Path) -> dict[str, Any]:
         found[str(path.relative_to(folder))] = tensors(path)
     for path in sorted(folder.rglob("history.jsonl")):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        found[str(path.relative_to(folder))] = [(line["step"], line["loss"], line["parts"]) for line in lines]
+        found[str(path.relative_to(folder))] = [
+            (line["step"], line["loss"], line["parts"]) for line in lines
+        ]
     for path in sorted(folder.glob("*.ipynb")):
         found[path.name] = len(json.loads(path.read_text())["cells"])
     return found
@@ -239,7 +271,9 @@ class Hit:
 
 
 def kill_children(call: Call, moments: list[Moment]) -> list[Hit]:
-    """Kill every training at its first moment, until the call ends: those that are left finish, and then it fails."""
+    """Kill every training at its first moment, until the call ends: those that are left finish, and
+    then it fails.
+    """
     first = {moment.place: moment for moment in reversed(moments)}
     hits: list[Hit] = []
     while call.running():
@@ -247,7 +281,11 @@ def kill_children(call: Call, moments: list[Moment]) -> list[Hit]:
             with suppress(psutil.NoSuchProcess, ValueError):
                 place = str(Path(_training(process)).relative_to(call.folder))
                 age = time.time() - process.create_time()
-                if place in first and age > first[place].seconds and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    place in first
+                    and age > first[place].seconds
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     stage = call.stage()
                     kill([process])
                     hits.append(Hit(first.pop(place), stage, call.since(stage) or 0))
@@ -259,13 +297,23 @@ def kill_at(call: Call, moment: Moment) -> list[Hit]:
     """Wait for a moment and kill."""
     # A stage that was finished at the kill before this one is kept; then the moment is now.
     assert until(lambda: call.reached(moment.place) or not call.running(), 200)
-    until(lambda: not call.running() or call.stage() != moment.place or call.since(moment.place) > moment.seconds)
+    until(
+        lambda: (
+            not call.running()
+            or call.stage() != moment.place
+            or call.since(moment.place) > moment.seconds
+        )
+    )
     if moment.victim == "kernel":
         assert until(lambda: call.kernel() or not call.running())
     if not call.running():
         return []
     stage = call.stage()
-    victims = {"driver": lambda: [psutil.Process(call.process.pid)], "kernel": call.kernel, "tree": call.everything}
+    victims = {
+        "driver": lambda: [psutil.Process(call.process.pid)],
+        "kernel": call.kernel,
+        "tree": call.everything,
+    }
     found = victims[moment.victim]()
     kill(found)
     return [Hit(moment, stage, call.since(stage) or 0)] if found else []
@@ -280,8 +328,11 @@ def disturb(call: Call, waiting: list[Moment]) -> list[Hit]:
     return kill_children(call, list(takewhile(lambda moment: moment.victim == "child", waiting)))
 
 
-def survive(moments: list[Moment], root: Path, data: Callable[[Path], Path], expected: dict[str, Any]) -> int:
-    """Kill at all moments, in as many runs as that takes; whatever is killed is called again, and each run must end well.
+def survive(
+    moments: list[Moment], root: Path, data: Callable[[Path], Path], expected: dict[str, Any]
+) -> int:
+    """Kill at all moments, in as many runs as that takes; whatever is killed is called again, and
+    each run must end well.
 
     Returns:
         How many runs it took.
@@ -300,13 +351,19 @@ def survive(moments: list[Moment], root: Path, data: Callable[[Path], Path], exp
                 print(f"{count:3} {hit}", flush=True)
             if code:
                 assert hits, said
-                assert code == (-signal.SIGKILL if hits[0].moment.victim in ("driver", "tree") else 2), said
-                # Kernels that die have words of their own; a driver that is left ends in its one sentence.
-                assert code < 0 or [line for line in said.splitlines() if line.startswith("kdlib: ")], said
+                assert code == (
+                    -signal.SIGKILL if hits[0].moment.victim in ("driver", "tree") else 2
+                ), said
+                # Kernels that die have words of their own; a driver that is left ends in its one
+                # sentence.
+                assert code < 0 or [
+                    line for line in said.splitlines() if line.startswith("kdlib: ")
+                ], said
         check_end(folder, expected)
         if not waiting:
             return number + 1
-        # The others were over before their moment: the machine is less busy than it was, or little was left to do.
+        # The others were over before their moment: the machine is less busy than it was, or little
+        # was left to do.
         waiting = [replace(moment, seconds=0.7 * moment.seconds) for moment in waiting]
     raise AssertionError(f"never came: {waiting}")
 
@@ -315,8 +372,14 @@ def check_end(folder: Path, expected: dict[str, Any]) -> None:
     found = outcome(folder)
     assert set(found) == set(expected)
     wrong = [name for name in expected if found[name] != expected[name]]
-    assert not wrong, [(name, expected[name], found[name]) for name in wrong if not name.endswith("safetensors")] or wrong
-    left = [str(path) for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name == "child.json"]
+    assert not wrong, [
+        (name, expected[name], found[name]) for name in wrong if not name.endswith("safetensors")
+    ] or wrong
+    left = [
+        str(path)
+        for path in folder.rglob("*")
+        if path.name.endswith(".tmp") or path.name == "child.json"
+    ]
     assert not left
     for path in (folder / "run.log", *folder.rglob("train.log")):
         assert "\r" not in path.read_text(), f"{path} cannot be read with tail"
@@ -328,14 +391,19 @@ def survivors(folder: Path) -> list[list[str]]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(FOLDER) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.environ().get(FOLDER) == str(folder)
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process.cmdline())
     return found
 
 
 @pytest.fixture(scope="module")
 def data(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
-    """Where a run finds its data: prepared already in the short form, its own in the long one, where notebook 00 makes it."""
+    """Where a run finds its data: prepared already in the short form, its own in the long one,
+    where notebook 00 makes it.
+    """
     if KILLS:
         return lambda folder: folder.with_name(f"{folder.name}_data")
     prepared = request.getfixturevalue("smoke_data")
@@ -343,20 +411,32 @@ def data(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="module")
-def timeline(data: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timeline]:
+def timeline(
+    data: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Timeline]:
     folder = tmp_path_factory.mktemp("kills") / "undisturbed"
     found = undisturbed(folder, data(folder))
-    print("undisturbed:", {name: round(seconds, 1) for name, seconds in (found.stages | found.trainings).items()}, flush=True)
+    print(
+        "undisturbed:",
+        {name: round(seconds, 1) for name, seconds in (found.stages | found.trainings).items()},
+        flush=True,
+    )
     yield found
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(KILLS > 0, reason="KDLIB_KILLS asks for the long form; unset it for this short one")
-def test_killed_by_all_kinds_in_turn(timeline: Timeline, data: Callable[[Path], Path], tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    KILLS > 0, reason="KDLIB_KILLS asks for the long form; unset it for this short one"
+)
+def test_killed_by_all_kinds_in_turn(
+    timeline: Timeline, data: Callable[[Path], Path], tmp_path: Path
+) -> None:
     rng = np.random.default_rng(1)
     names = [*VICTIMS, *VICTIMS]
-    moments = [timeline.moments(victim, len(names), rng)[number] for number, victim in enumerate(names)]
+    moments = [
+        timeline.moments(victim, len(names), rng)[number] for number, victim in enumerate(names)
+    ]
     survive(moments, tmp_path, data, timeline.outcome)
 
 
@@ -364,7 +444,9 @@ def test_killed_by_all_kinds_in_turn(timeline: Timeline, data: Callable[[Path], 
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not KILLS, reason="set KDLIB_KILLS to the number of kills, such as 20")
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_killed_at_many_moments(victim: str, timeline: Timeline, data: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_killed_at_many_moments(
+    victim: str, timeline: Timeline, data: Callable[[Path], Path], tmp_path: Path
+) -> None:
     rng = np.random.default_rng(VICTIMS.index(victim))
     begun = time.monotonic()
     runs = survive(timeline.moments(victim, KILLS, rng), tmp_path, data, timeline.outcome)

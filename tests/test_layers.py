@@ -1,4 +1,6 @@
-"""Who may import whom: walls between the rooms of the package, no circle anywhere, and light parts that stay light."""
+"""Who may import whom: walls between the rooms of the package, no circle anywhere, and light parts
+that stay light.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +20,73 @@ MODULES = {
     for file in sorted((ROOT / "kdlib").rglob("*.py"))
 }
 ROOMS = {
-    *("types", "errors", "zoo", "records", "config", "models", "kd", "waymo", "data", "metric", "training"),  # the thin package
+    # the thin package
+    *(
+        "types",
+        "errors",
+        "zoo",
+        "records",
+        "config",
+        "models",
+        "kd",
+        "waymo",
+        "data",
+        "metric",
+        "training",
+    ),
     *("simulate", "viz", "profiling", "lab", "tools", "cli", "__main__"),
 }
 METHOD = ("types", "errors", "zoo", "records", "config", "models", "kd")
 THIN = (*METHOD, "waymo", "data", "metric", "training")
 # Rooms on the left import nothing of those on the right, not even inside a function.
 WALLS = {
-    "the thin package stands without what grew around it": (THIN, ("simulate", "viz", "profiling", "lab", "tools", "cli")),
+    "the thin package stands without what grew around it": (
+        THIN,
+        ("simulate", "viz", "profiling", "lab", "tools", "cli"),
+    ),
     "models and distillation know no data": (METHOD, ("waymo", "data", "metric", "training")),
     "models know no distillation": (("models", "config", "types", "errors", "records"), ("kd",)),
     "the metric and the data train nothing": (("waymo", "data", "metric"), ("training", "kd")),
-    "pictures and costs take finished results": (("simulate", "viz", "profiling"), ("metric", "training", "lab", "tools", "cli")),
+    "pictures and costs take finished results": (
+        ("simulate", "viz", "profiling"),
+        ("metric", "training", "lab", "tools", "cli"),
+    ),
     "notebooks reach no tool": (("lab",), ("tools", "cli")),
     "nothing but __main__ starts the command line": (("tools",), ("cli",)),
 }
-NUMPY_ONLY = ("errors", "config", "zoo", "records", "waymo", "simulate", "tools.doctor", "lab.profiles")
-HEAVY = {"numpy", "torch", "tensorflow", "open3d", "lightning", "pandas", "pyarrow", "matplotlib", "plotly", "scipy", "dask"}
-FORBIDDEN = {"tensorflow", "waymo_open_dataset", "pickle", "cloudpickle"}  # in any module, even inside a function
-OFFICIAL = "official_child"  # except there: scripts for the Python that has Waymo's own package, run by path, imported by nobody
+NUMPY_ONLY = (
+    "errors",
+    "config",
+    "zoo",
+    "records",
+    "waymo",
+    "simulate",
+    "tools.doctor",
+    "lab.profiles",
+)
+HEAVY = {
+    "numpy",
+    "torch",
+    "tensorflow",
+    "open3d",
+    "lightning",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "plotly",
+    "scipy",
+    "dask",
+}
+# in any module, even inside a function
+FORBIDDEN = {"tensorflow", "waymo_open_dataset", "pickle", "cloudpickle"}
+# except there: scripts for the Python that has Waymo's own package, run by path, imported by nobody
+OFFICIAL = "official_child"
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module a tree imports, wherever the statement stands; ``from kdlib import records`` counts as ``kdlib.records``."""
+    """Every module a tree imports, wherever the statement stands; ``from kdlib import records``
+    counts as ``kdlib.records``.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -64,8 +110,13 @@ def packages(names: set[str]) -> set[str]:
 
 def loaded_after(code: str) -> set[str]:
     """Top-level packages in ``sys.modules`` of a fresh interpreter after some code."""
-    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
-    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    script = (
+        f"{code}\nimport json, sys\nprint(json.dumps(sorted({{m.partition('.')[0] for m in "
+        f"sys.modules}})))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return set(json.loads(child.stdout.splitlines()[-1]))
 
 
@@ -87,12 +138,17 @@ def test_walls_hold(wall: str) -> None:
 
 
 def test_only_main_imports_the_command_line() -> None:
-    assert {module for module, names in IMPORTS.items() if "kdlib.cli" in names} == {"kdlib.__main__"}
+    assert {module for module, names in IMPORTS.items() if "kdlib.cli" in names} == {
+        "kdlib.__main__"
+    }
 
 
 def test_no_import_runs_in_a_circle() -> None:
     """Also none through a function; a package's ``__init__`` counts for those that import it."""
-    graph = {module: {name for name in names if name in MODULES and name != module} for module, names in IMPORTS.items()}
+    graph = {
+        module: {name for name in names if name in MODULES and name != module}
+        for module, names in IMPORTS.items()
+    }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
@@ -109,13 +165,25 @@ def test_notebooks_import_neither_tensorflow_nor_tools() -> None:
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(file.read_text())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        names = set(imports(ast.parse("\n".join(line for line in code.splitlines() if not line.lstrip().startswith("%")))))
+        names = set(
+            imports(
+                ast.parse(
+                    "\n".join(
+                        line for line in code.splitlines() if not line.lstrip().startswith("%")
+                    )
+                )
+            )
+        )
         assert not packages(names) & FORBIDDEN, file.name
         assert not [name for name in names if is_in(name, ("tools", "cli"))], file.name
 
 
 def test_numpy_only_parts_do_not_name_torch() -> None:
-    assert not [module for module, names in IMPORTS.items() if is_in(module, NUMPY_ONLY) and "torch" in packages(names)]
+    assert not [
+        module
+        for module, names in IMPORTS.items()
+        if is_in(module, NUMPY_ONLY) and "torch" in packages(names)
+    ]
 
 
 def test_package_and_command_line_start_light() -> None:

@@ -1,4 +1,6 @@
-"""The notebooks: short cells that call the package, and the whole chain once, headless, from another folder."""
+"""The notebooks: short cells that call the package, and the whole chain once, headless, from
+another folder.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path:
 
 
 def cells(notebook: Path, kind: str) -> list[str]:
-    return ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(notebook.read_text())["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 @every_notebook
@@ -36,8 +42,11 @@ def test_name_is_a_number_a_verb_and_an_object(notebook: Path) -> None:
     if notebook.stem in CROSS_STAGE:  # a chain of its own
         assert notebook.stem[:2] == "07"
         return
-    tens = ABLATIONS if notebook.stem in ABLATIONS else CHAIN  # 00 to 09 the main line, 11 to 19 ablations
-    assert notebook.stem[:2] == f"{tens.index(notebook.stem) + (11 if tens is ABLATIONS else 0):02d}"
+    # 00 to 09 the main line, 11 to 19 ablations
+    tens = ABLATIONS if notebook.stem in ABLATIONS else CHAIN
+    assert (
+        notebook.stem[:2] == f"{tens.index(notebook.stem) + (11 if tens is ABLATIONS else 0):02d}"
+    )
 
 
 @every_notebook
@@ -75,9 +84,26 @@ def chain(headless: Any) -> Any:
 
 PROMISED = {
     "00_explore_data": {"fingerprint", "renderer", "overview", "difficulty"},
-    "01_train_teacher": {"weights", "origin", "model", "scores", "metrics", "evaluation", "steps", "final"},
+    "01_train_teacher": {
+        "weights",
+        "origin",
+        "model",
+        "scores",
+        "metrics",
+        "evaluation",
+        "steps",
+        "final",
+    },
     "02_distill_student": {"budget", "students", "terms"},
-    "03_evaluate": {"metric", "comparison", "arms", "differences", "verdicts", "metrics", "evaluation"},
+    "03_evaluate": {
+        "metric",
+        "comparison",
+        "arms",
+        "differences",
+        "verdicts",
+        "metrics",
+        "evaluation",
+    },
     "04_visualize_3d": {"frame", "threshold", "renderer"},
     "05_measure_cost": {"hardware", "costs", "family"},
 }
@@ -119,7 +145,9 @@ def test_students_share_one_budget_and_have_finite_losses(chain: Any) -> None:
     for row in values["students"]:
         assert math.isfinite(row["final"]["loss"]) and row["steps"] == values["budget"]["steps"]
         assert (chain.cwd / row["weights"]).is_file()
-    assert all(term["value"] is not None and math.isfinite(term["value"]) for term in values["terms"])
+    assert all(
+        term["value"] is not None and math.isfinite(term["value"]) for term in values["terms"]
+    )
     full = [row for row in values["students"] if row["arm"] == "full"]
     assert len(full[0]["final"]["parts"]) > 2, "distillation adds terms"
 
@@ -127,7 +155,10 @@ def test_students_share_one_budget_and_have_finite_losses(chain: Any) -> None:
 @marked
 def test_scores_are_probabilities_and_the_teacher_can_see(chain: Any) -> None:
     values = chain.result("03_evaluate")
-    found = [values["metrics"]["teacher"], *(m for arm in ("alone", "init", "full") for m in values["metrics"][arm].values())]
+    found = [
+        values["metrics"]["teacher"],
+        *(m for arm in ("alone", "init", "full") for m in values["metrics"][arm].values()),
+    ]
     assert len(found) == 7
     assert all(0 <= value <= 1 for metrics in found for value in metrics.values())
     assert values["metrics"]["teacher"]["LEVEL_2/mAPH"] > 0.3
@@ -162,12 +193,16 @@ def test_pictures_show_something(chain: Any) -> None:
 
 
 def addresses(page: str) -> list[str]:
-    """What a page would load or lead to, but for what lies inside it; the text of scripts is no markup."""
+    """What a page would load or lead to, but for what lies inside it; the text of scripts is no
+    markup.
+    """
     found: list[str] = []
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            found.extend(value or "" for name, value in attrs if name in ("src", "href", "srcset", "action"))
+            found.extend(
+                value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")
+            )
 
     Reader().feed(page)
     return [address for address in found if not address.startswith(("data:", "#"))]
@@ -190,9 +225,18 @@ def test_executed_notebooks_have_static_pictures_and_no_flood(chain: Any) -> Non
     for stage in CHAIN:
         path = chain.folder / f"{stage}.ipynb"
         assert path.stat().st_size < 8e6
-        outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", ())]
+        outputs = [
+            output
+            for cell in json.loads(path.read_text())["cells"]
+            for output in cell.get("outputs", ())
+        ]
         assert not [output for output in outputs if output["output_type"] == "error"]
-        lines = [line for output in outputs if output["output_type"] == "stream" for line in output["text"]]
+        lines = [
+            line
+            for output in outputs
+            if output["output_type"] == "stream"
+            for line in output["text"]
+        ]
         assert len(lines) < 300, f"{stage} printed {len(lines)} lines"
         kinds = [set(output.get("data", ())) for output in outputs]
         if any("application/vnd.jupyter.widget-view+json" in kind for kind in kinds):
@@ -201,7 +245,9 @@ def test_executed_notebooks_have_static_pictures_and_no_flood(chain: Any) -> Non
 
 @marked
 def test_a_second_call_does_no_work_twice(chain: Any) -> None:
-    watched = [path for path in chain.folder.rglob("*") if path.is_file() and path.parent != chain.folder]
+    watched = [
+        path for path in chain.folder.rglob("*") if path.is_file() and path.parent != chain.folder
+    ]
     before = {path: path.stat().st_mtime_ns for path in watched}
     start = time.monotonic()
     done = chain.again()

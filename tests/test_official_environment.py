@@ -1,4 +1,6 @@
-"""What `make test-official` installs is environment.yml but for two stated differences; its lock repeats none of those pins."""
+"""What `make test-official` installs is environment.yml but for two stated differences; its lock
+repeats none of those pins.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ def lines_of(environment: Path) -> list[str]:
 
 
 def names(lines: list[str]) -> set[str]:
-    return {re.sub(r"[-_.]+", "-", re.split(r"[=\[]", line)[0]).lower() for line in lines if re.match(r"\w", line)}
+    return {
+        re.sub(r"[-_.]+", "-", re.split(r"[=\[]", line)[0]).lower()
+        for line in lines
+        if re.match(r"\w", line)
+    }
 
 
 def test_requirements_are_those_of_the_environment() -> None:
@@ -36,13 +42,18 @@ def test_requirements_are_those_of_the_environment() -> None:
 def test_comments_and_other_cuda_builds(tmp_path: Path) -> None:
     file = tmp_path / "environment.yml"
     file.write_text(
-        "dependencies:\n  - python=3.10\n  - pip:\n      # words\n      - a==1.0  # why\n      - b[c]==2+cu121\n      - -e .\n"
+        "dependencies:\n  - python=3.10\n  - pip:\n      # words\n      - a==1.0  # why\n      - "
+        "b[c]==2+cu121\n      - -e .\n"
     )
     assert lines_of(file) == ["a==1.0", "# instead of b[c]==2+cu121", "b[c]==2", "-e ."]
 
 
 def test_the_lock_repeats_no_pin_and_pins_all() -> None:
-    lock = [line for line in (ROOT / ".ci/official-constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lock = [
+        line
+        for line in (ROOT / ".ci/official-constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lock)
     assert len(lock) == len(names(lock)) > 100
     assert not names(lock) & names(lines_of(ROOT / "environment.yml"))

@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "reports/README.md", "notebooks/README.md", "data/README.md")
 
 
-RUNS = sorted(path.parent.name for path in (ROOT / "reports").glob("*/result.json") if path.parent.name != "runs")
+RUNS = sorted(
+    path.parent.name
+    for path in (ROOT / "reports").glob("*/result.json")
+    if path.parent.name != "runs"
+)
 
 
 @pytest.mark.parametrize("page", ["README.md", "reports/README.md"])
@@ -54,7 +58,11 @@ def options(words: list[str]) -> set[str]:
     command = get_command(app)
     while words and words[0] in getattr(command, "commands", ()):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -70,29 +78,54 @@ def test_commands_and_their_options_exist(page):
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M):
         assert target in " ".join(targets).split(), target
     for name in set(re.findall(r"-p ([A-Z_]+)=", text)) - {"NAME"}:
-        assert any(re.search(rf'"{name} = ', book.read_text()) for book in (ROOT / "notebooks").glob("*.ipynb")), name
+        assert any(
+            re.search(rf'"{name} = ', book.read_text())
+            for book in (ROOT / "notebooks").glob("*.ipynb")
+        ), name
 
 
 @pytest.mark.long
 def test_the_pieces_fit_together_as_written():
     block = (ROOT / "README.md").read_text().partition("## The pieces")[2]
     code = re.search(r"```python\n(.*?)```", block, re.S)[1]
-    points = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([60.0, 60.0, 3.0, 1.0, 1.0])
-    truth = GroundTruth(torch.tensor([[[20.0, 10.0, 1.0, 4.5, 2.0, 1.6, 0.3]]]), torch.tensor([[1]]))
-    names = {"batch": Batch(PointBatch(points, torch.zeros(2000, dtype=torch.int64), 1, ("a",)), truth)}
+    points = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [60.0, 60.0, 3.0, 1.0, 1.0]
+    )
+    truth = GroundTruth(
+        torch.tensor([[[20.0, 10.0, 1.0, 4.5, 2.0, 1.6, 0.3]]]), torch.tensor([[1]])
+    )
+    names = {
+        "batch": Batch(PointBatch(points, torch.zeros(2000, dtype=torch.int64), 1, ("a",)), truth)
+    }
     torch.manual_seed(0)
     exec(code, names)
-    assert names["terms"].loss.isfinite() and set(names["terms"].parts) >= {"heatmap", "box", "kd_heatmap"}
+    assert names["terms"].loss.isfinite() and set(names["terms"].parts) >= {
+        "heatmap",
+        "box",
+        "kd_heatmap",
+    }
 
 
 def test_notebook_table_names_every_notebook():
     text = (ROOT / "notebooks/README.md").read_text()
-    assert re.findall(r"^\| `(\w+)`", text, re.M) == sorted(book.stem for book in (ROOT / "notebooks").glob("*.ipynb"))
+    assert re.findall(r"^\| `(\w+)`", text, re.M) == sorted(
+        book.stem for book in (ROOT / "notebooks").glob("*.ipynb")
+    )
 
 
 def test_published_numbers_of_the_main_page():
-    rows = re.findall(r"^\| (CP-\S*)[^|]*\| ([\d.]+) \|[^|]*\| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.M)
-    found = {name.lower().replace("-", "_"): (float(score), float(giga)) for name, score, giga in rows}
-    theirs = {name: (row.level_2_maph, row.giga_flops) for name, row in published.PUBLISHED_MODELS.items() if row.level_2_maph}
+    rows = re.findall(
+        r"^\| (CP-\S*)[^|]*\| ([\d.]+) \|[^|]*\| ([\d.]+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
+    found = {
+        name.lower().replace("-", "_"): (float(score), float(giga)) for name, score, giga in rows
+    }
+    theirs = {
+        name: (row.level_2_maph, row.giga_flops)
+        for name, row in published.PUBLISHED_MODELS.items()
+        if row.level_2_maph
+    }
     assert found == theirs
     assert set(found) <= set(zoo.MODELS)

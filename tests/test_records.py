@@ -39,7 +39,9 @@ def test_nan_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("", "is not JSON"), ("[1]", "holds a list")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("", "is not JSON"), ("[1]", "holds a list")]
+)
 def test_damaged_file_is_named(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -54,7 +56,13 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("", 0), ('{"a": 1}\n', 1), ('{"a": 1}\n{"a"', 1), ('{"a": 1}\n{"a": 2}', 2), ('{"a": 1}\n\n{"a": 2}\n', 2)],
+    [
+        ("", 0),
+        ('{"a": 1}\n', 1),
+        ('{"a": 1}\n{"a"', 1),
+        ('{"a": 1}\n{"a": 2}', 2),
+        ('{"a": 1}\n\n{"a": 2}\n', 2),
+    ],
 )
 def test_lines_tolerate_a_half_last_one(tmp_path, text, count):
     path = tmp_path / "h.jsonl"
@@ -86,7 +94,11 @@ def test_result_carries_its_card(tmp_path):
     assert values["mAPH"] == 0.5
     card = values["card"]
     assert {"python", "torch", "numpy"} <= set(card["versions"])
-    assert card["hardware"]["cores"] >= 1 and card["hardware"]["memory_gb"] > 0 and card["hardware"]["cpu"]
+    assert (
+        card["hardware"]["cores"] >= 1
+        and card["hardware"]["memory_gb"] > 0
+        and card["hardware"]["cpu"]
+    )
 
 
 def test_bad_value_keeps_the_earlier_result(tmp_path):
@@ -103,7 +115,10 @@ def test_history_of_a_folder(tmp_path):
 
 def test_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
-    assert records.sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        records.sha256(tmp_path / "f")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_commit_is_a_hash_or_empty():

@@ -1,4 +1,6 @@
-"""The values that travel: they check their shapes, move between devices, and are never written into."""
+"""The values that travel: they check their shapes, move between devices, and are never written
+into.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_values_are_frozen() -> None:
 
 def test_regression_maps_stand_in_target_order() -> None:
     channels = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}
-    maps = {name: torch.full((1, n, 2, 2), float(i)) for i, (name, n) in enumerate(channels.items())}
+    maps = {
+        name: torch.full((1, n, 2, 2), float(i)) for i, (name, n) in enumerate(channels.items())
+    }
     output = HeadOutput(heatmap=torch.zeros(1, 3, 2, 2), **maps)
     assert output.regression[0, :, 0, 0].tolist() == [0, 0, 1, 2, 2, 2, 3, 3]
 
@@ -82,6 +86,10 @@ def test_parts_add_up_to_the_loss() -> None:
     a, b = torch.tensor(1.5, requires_grad=True), torch.tensor(2.0)
     terms = LossTerms.total({"a": a, "b": b})
     terms.loss.backward()
-    assert float(terms.loss.detach()) == 3.5 and list(terms.parts) == ["a", "b"] and float(a.grad) == 1.0
+    assert (
+        float(terms.loss.detach()) == 3.5
+        and list(terms.parts) == ["a", "b"]
+        and float(a.grad) == 1.0
+    )
     with pytest.raises(ValueError, match="at least one part"):
         LossTerms.total({})

@@ -1,4 +1,6 @@
-"""The zoo holds the published figures of every model and pair, digit by digit (spec sections 1.4, 4.3, 4.5, 5, 6, 7, 9)."""
+"""The zoo holds the published figures of every model and pair, digit by digit (spec sections 1.4,
+4.3, 4.5, 5, 6, 7, 9).
+"""
 
 from __future__ import annotations
 
@@ -63,13 +65,26 @@ def test_voxel_family(name: str) -> None:
     assert model.grid.point_range == (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0)
     assert model.grid.voxel_size == (0.1, 0.1, 0.15) and model.grid.grid_size == (1504, 1504, 40)
     assert (model.grid.max_points, model.grid.max_voxels) == (5, 150_000)
-    assert (model.encoder.channels, model.encoder.residual, model.encoder.point_features) == (sparse, True, 5)
+    assert (model.encoder.channels, model.encoder.residual, model.encoder.point_features) == (
+        sparse,
+        True,
+        5,
+    )
     backbone = model.backbone
-    assert (backbone.layers, backbone.strides, backbone.upsample_strides) == ((5, 5), (1, 2), (1, 2))
+    assert (backbone.layers, backbone.strides, backbone.upsample_strides) == (
+        (5, 5),
+        (1, 2),
+        (1, 2),
+    )
     assert (backbone.channels, backbone.upsample_channels) == (dense, upsampled)
     assert (model.head.shared_channels, model.head.stride) == (shared, 8)
     limit = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0)
-    assert model.head == replace(zoo.CP_PILLAR.head, shared_channels=shared, stride=8, decode=DecodeConfig(center_limit=limit))
+    assert model.head == replace(
+        zoo.CP_PILLAR.head,
+        shared_channels=shared,
+        stride=8,
+        decode=DecodeConfig(center_limit=limit),
+    )
     with torch.device("meta"):
         assert sum(p.numel() for p in build(model).parameters()) == parameters
 
@@ -83,7 +98,12 @@ def test_voxel_pairs(name: str) -> None:
     assert pair.kd.logit == LogitKDConfig(weight=weight, regression_weight=0.2)
     logit = pair.kd.logit
     assert logit is not None
-    assert (logit.positions, logit.soft, logit.threshold, logit.distance) == ("gaussian", True, 0.0, "mse")
+    assert (logit.positions, logit.soft, logit.threshold, logit.distance) == (
+        "gaussian",
+        True,
+        0.0,
+        "mse",
+    )
     assert pair.kd.label == LabelKDConfig(thresholds=(0.6, 0.6, 0.6))
     assert (pair.kd.teacher_norm, pair.kd.initialisation) == ("batch", "first")
 
@@ -92,8 +112,13 @@ def test_voxel_pairs(name: str) -> None:
 def test_every_voxel_student_can_be_slimmed_from_where_it_starts(name: str) -> None:
     pair = zoo.pair(name)
     with torch.device("meta"):
-        source, student = build(pair.initialise_from or pair.teacher).state_dict(), build(pair.student).state_dict()
-    assert {key: value.shape for key, value in remap(source, student).tensors.items()} == {k: v.shape for k, v in student.items()}
+        source, student = (
+            build(pair.initialise_from or pair.teacher).state_dict(),
+            build(pair.student).state_dict(),
+        )
+    assert {key: value.shape for key, value in remap(source, student).tensors.items()} == {
+        k: v.shape for k, v in student.items()
+    }
 
 
 def test_baselines() -> None:
@@ -101,19 +126,35 @@ def test_baselines() -> None:
     assert second.grid == zoo.CP_VOXEL.grid and second.backbone == zoo.CP_VOXEL.backbone
     assert (second.encoder.channels, second.encoder.residual) == ((16, 16, 32, 64, 64, 128), False)
     assert pillars.grid.grid_size == (468, 468, 1) and pillars.grid.point_range[3] == 74.88
-    assert replace(pillars, name="cp_pillar", grid=zoo.CP_PILLAR.grid, head=zoo.CP_PILLAR.head) == zoo.CP_PILLAR
+    assert (
+        replace(pillars, name="cp_pillar", grid=zoo.CP_PILLAR.grid, head=zoo.CP_PILLAR.head)
+        == zoo.CP_PILLAR
+    )
     for model, stride, parameters in ((second, 8, 5_326_008), (pillars, 1, 4_838_760)):
         head = model.head
         assert head == AnchorHeadConfig(stride=stride)
-        kinds = [(a.class_name, a.size, a.bottom, a.rotations, a.positive_iou, a.negative_iou) for a in head.anchors]
+        kinds = [
+            (a.class_name, a.size, a.bottom, a.rotations, a.positive_iou, a.negative_iou)
+            for a in head.anchors
+        ]
         assert kinds == [
             ("Vehicle", (4.7, 2.1, 1.7), 0, (0, 1.57), 0.55, 0.4),
             ("Pedestrian", (0.91, 0.86, 1.73), 0, (0, 1.57), 0.5, 0.35),
             ("Cyclist", (1.78, 0.84, 1.78), 0, (0, 1.57), 0.5, 0.35),
         ]
-        assert (head.class_weight, head.box_weight, head.direction_weight, head.direction_offset) == (1.0, 2.0, 0.2, 0.78539)
+        assert (
+            head.class_weight,
+            head.box_weight,
+            head.direction_weight,
+            head.direction_offset,
+        ) == (1.0, 2.0, 0.2, 0.78539)
         decode = head.decode
-        assert (decode.score_threshold, decode.nms_iou, decode.nms_pre, decode.nms_post) == (0.1, 0.7, 4096, 500)
+        assert (decode.score_threshold, decode.nms_iou, decode.nms_pre, decode.nms_post) == (
+            0.1,
+            0.7,
+            4096,
+            500,
+        )
         with torch.device("meta"):
             assert sum(p.numel() for p in build(model).parameters()) == parameters
 
@@ -136,15 +177,32 @@ def test_the_family_changes_resolution_only(name: str) -> None:
     assert model.class_names == ("Vehicle", "Pedestrian", "Cyclist")
     assert (model.encoder.filters, model.encoder.point_features) == ((64, 64), 5)
     backbone = model.backbone
-    assert (backbone.layers, backbone.strides, backbone.channels) == ((3, 5, 5), (1, 2, 2), (64, 128, 256))
+    assert (backbone.layers, backbone.strides, backbone.channels) == (
+        (3, 5, 5),
+        (1, 2, 2),
+        (64, 128, 256),
+    )
     assert (backbone.upsample_strides, backbone.upsample_channels) == ((1, 2, 4), (128, 128, 128))
     head = model.head
-    assert (head.shared_channels, head.heads, head.stride) == (64, (("Vehicle", "Pedestrian", "Cyclist"),), 1)
+    assert (head.shared_channels, head.heads, head.stride) == (
+        64,
+        (("Vehicle", "Pedestrian", "Cyclist"),),
+        1,
+    )
     assert (head.heatmap_weight, head.box_weight) == (1.0, 2.0)
-    assert (head.targets.max_objects, head.targets.gaussian_overlap, head.targets.min_radius) == (500, 0.1, 2)
+    assert (head.targets.max_objects, head.targets.gaussian_overlap, head.targets.min_radius) == (
+        500,
+        0.1,
+        2,
+    )
     decode = head.decode
     assert decode.center_limit == (-80.0, -80.0, -10.0, 80.0, 80.0, 10.0)
-    assert (decode.score_threshold, decode.nms_iou, decode.nms_pre, decode.nms_post) == (0.1, 0.7, 4096, 500)
+    assert (decode.score_threshold, decode.nms_iou, decode.nms_pre, decode.nms_post) == (
+        0.1,
+        0.7,
+        4096,
+        500,
+    )
     assert decode.max_objects == 500
 
 
@@ -170,7 +228,9 @@ def test_pairs(name: str) -> None:
     assert (logit.weight, logit.regression_weight, logit.threshold) == (7.0, 0.0, 0.0)
     assert (logit.positions, logit.soft, logit.distance) == ("gaussian", True, "mse")
     assert (logit.target, logit.align_corners) == ("teacher", False)
-    assert label == LabelKDConfig(thresholds=thresholds, teacher_first=True, use_truth=True, dedupe_iou=None)
+    assert label == LabelKDConfig(
+        thresholds=thresholds, teacher_first=True, use_truth=True, dedupe_iou=None
+    )
     assert (pair.kd.teacher_norm, pair.kd.initialisation) == ("batch", "matching")
 
 
@@ -196,9 +256,17 @@ def test_simulated_profiles_use_the_small_pair(name: str) -> None:
     assert pair.student == zoo.model("cp_pillar_demo_v0.64") == profile.student_model
     assert tuple(profile.arms) == ("alone", "init", "full")
     small, full = zoo.CP_PILLAR_DEMO.backbone, zoo.CP_PILLAR.backbone
-    assert (small.layers, small.strides, small.upsample_strides) == (full.layers, full.strides, full.upsample_strides)
+    assert (small.layers, small.strides, small.upsample_strides) == (
+        full.layers,
+        full.strides,
+        full.upsample_strides,
+    )
     assert tuple(4 * channels for channels in small.channels) == full.channels
-    assert pair.teacher.grid.grid_size == (128, 128, 1) and pair.student.grid.grid_size == (64, 64, 1)
+    assert pair.teacher.grid.grid_size == (128, 128, 1) and pair.student.grid.grid_size == (
+        64,
+        64,
+        1,
+    )
 
 
 def test_demo_has_three_seeds_and_one_budget() -> None:
@@ -220,10 +288,14 @@ def test_maps_can_be_halved_as_often_as_the_backbone_does(name: str) -> None:
     columns, rows, _ = model.grid.grid_size
     if isinstance(model.encoder, VoxelEncoderConfig):
         columns, rows = columns // 8, rows // 8
-    assert columns % math.prod(model.backbone.strides) == rows % math.prod(model.backbone.strides) == 0
+    assert (
+        columns % math.prod(model.backbone.strides) == rows % math.prod(model.backbone.strides) == 0
+    )
 
 
-@pytest.mark.parametrize("find", [zoo.model, zoo.pair, profiles.profile], ids=["model", "pair", "profile"])
+@pytest.mark.parametrize(
+    "find", [zoo.model, zoo.pair, profiles.profile], ids=["model", "pair", "profile"]
+)
 def test_unknown_names_list_what_there_is(find) -> None:
     known = {zoo.model: zoo.MODELS, zoo.pair: zoo.PAIRS, profiles.profile: profiles.PROFILES}[find]
     with pytest.raises(ConfigError, match="'cp_pilar'") as caught:

@@ -22,7 +22,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(config: Any, *names: str) -> None:
-    """Raise a ConfigError unless these settings, numbers or tuples of numbers, are positive and none is empty."""
+    """Raise a ConfigError unless these settings, numbers or tuples of numbers, are positive and
+    none is empty.
+    """
     for name in names:
         value = getattr(config, name)
         least = min(value, default=0) if isinstance(value, tuple) else value
@@ -45,7 +47,12 @@ def from_dict(kind: type[T], values: Json) -> T:
     unknown = sorted(set(values) - known)
     require(not unknown, f"{kind.__name__} has no setting {unknown}; it has {sorted(known)}")
     try:
-        return kind(**{key: _rebuild(hints[key], value, f"{kind.__name__}.{key}") for key, value in values.items()})
+        return kind(
+            **{
+                key: _rebuild(hints[key], value, f"{kind.__name__}.{key}")
+                for key, value in values.items()
+            }
+        )
     except TypeError as error:
         raise ConfigError(f"{kind.__name__}: {error}") from error
 
@@ -58,13 +65,19 @@ def _rebuild(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         require(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
-        require(len(value) == len(kinds), f"{where} must have {len(kinds)} entries, not {len(value)}")
+        require(
+            len(value) == len(kinds), (f"{where} must have {len(kinds)} entries, not {len(value)}")
+        )
         return tuple(_rebuild(inner, v, where) for v, inner in zip(value, kinds))
     if origin in (Union, UnionType):
         if value is None and type(None) in parts:
             return None
         options = [option for option in parts if option is not type(None)]
-        fitting = (option for option in options if isinstance(value, dict) and set(value) <= _settings(option))
+        fitting = (
+            option
+            for option in options
+            if isinstance(value, dict) and set(value) <= _settings(option)
+        )
         return _rebuild(next(fitting, options[0]), value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         require(isinstance(value, dict), f"{where} must be an object, not {value!r}")
@@ -76,7 +89,11 @@ def _rebuild(hint: Any, value: Any, where: str) -> Any:
 
 
 def _settings(kind: Any) -> set[str]:
-    return {item.name for item in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    return (
+        {item.name for item in dataclasses.fields(kind)}
+        if dataclasses.is_dataclass(kind)
+        else set()
+    )
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
@@ -92,5 +109,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 
 def config_hash(*configs: Any) -> str:
     """Return 12 hexadecimal digits that change whenever any setting does."""
-    text = json.dumps([to_dict(c) if dataclasses.is_dataclass(c) else c for c in configs], sort_keys=True)
+    text = json.dumps(
+        [to_dict(c) if dataclasses.is_dataclass(c) else c for c in configs], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]

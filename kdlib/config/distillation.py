@@ -7,12 +7,14 @@ from typing import Literal
 
 from kdlib.config.codec import require, require_positive
 
-PivotalForm = Literal["all", "confidence", "rank", "center", "gaussian", "instances"]  # "instances": GID's choice of boxes
+# "instances": GID's choice of boxes
+PivotalForm = Literal["all", "confidence", "rank", "center", "gaussian", "instances"]
 FeatureForm = Literal["map", "foreground", "rois", "attention", "affinity", "local"]
 TeacherNorm = Literal["running", "batch"]
-# "matching" copies equal shapes; the others slim a wider teacher (spec 8): by its first channels ("first" is FNAV2; "first_naive"
-# is FNAV1, which ignores what axes are made of), by the largest norm scales ("bn_scale") or by the sums of weights ("l1", OFA).
-# The "_legacy" ones repeat the original's faults.
+# "matching" copies equal shapes; the others slim a wider teacher (spec 8): by its first channels
+# ("first" is FNAV2; "first_naive" is FNAV1, which ignores what axes are made of), by the largest
+# norm scales ("bn_scale") or by the sums of weights ("l1", OFA). The "_legacy" ones repeat the
+# original's faults.
 Initialisation = Literal[
     "none",
     "matching",
@@ -38,7 +40,8 @@ class LogitKDConfig:
     rank: int = 500  # positions kept when positions == "rank"
     instances: int = 10  # boxes kept a frame when positions == "instances"
     distance: Literal["mse", "smooth_l1", "focal"] = "mse"
-    rank_weight: float = 0.0  # of the rank loss over the teacher's ``rank`` most confident entries (spec 7.5 step 6)
+    # of the rank loss over the teacher's ``rank`` most confident entries (spec 7.5 step 6)
+    rank_weight: float = 0.0
     regression_weight: float = 0.0  # needs equal maps of teacher and student
     target: Literal["teacher", "student"] = "teacher"  # grid on which the two maps meet
     align_corners: bool = False  # the original's setting said True and was ignored
@@ -50,23 +53,27 @@ class LabelKDConfig:
 
     thresholds: tuple[float, ...] = (0.6, 0.6, 0.6)  # per class, strict: score > threshold
     teacher_first: bool = True  # order in the merged set
-    score: Literal["class", "iou", "mixed"] = "class"  # compared with the thresholds; "mixed": IoU for the first class (spec 7.4)
+    # compared with the thresholds; "mixed": IoU for the first class (spec 7.4)
+    score: Literal["class", "iou", "mixed"] = "class"
     use_truth: bool = True
-    dedupe_iou: float | None = None  # drop teacher boxes that overlap a better one of the same class; None keeps all
+    # drop teacher boxes that overlap a better one of the same class; None keeps all
+    dedupe_iou: float | None = None
 
 
 @dataclass(frozen=True)
 class FeatureKDConfig:
-    """Feature distillation on BEV features, or around occupied pillars and voxels for ``local`` (spec 7.7).
+    """Feature distillation on BEV features, or around occupied pillars and voxels for ``local``
+    (spec 7.7).
 
-    ``map`` is FitNet, ``foreground`` FG, ``rois`` Mimic and with a relation weight GID-F, ``local`` is in the manner of
-    PointDistiller.
+    ``map`` is FitNet, ``foreground`` FG, ``rois`` Mimic and with a relation weight GID-F, ``local``
+    is in the manner of PointDistiller.
     """
 
     form: FeatureForm = "map"
     weight: float = 1.0
     distance: Literal["mse", "smooth_l1", "cosine"] = "mse"
-    adapter: Literal["none", "1x1", "3x3"] = "1x1"  # from the student's channels to the teacher's; trained, never stored
+    # from the student's channels to the teacher's; trained, never stored
+    adapter: Literal["none", "1x1", "3x3"] = "1x1"
     target: Literal["teacher", "student"] = "teacher"  # grid on which the two maps meet
     align_corners: bool = False
     rois: Literal["truth", "teacher"] = "truth"
@@ -78,13 +85,17 @@ class FeatureKDConfig:
 
     def __post_init__(self) -> None:
         """Check signs."""
-        require(min(self.weight, self.relation_weight) >= 0, f"weights must not be negative: {self}")
+        require(
+            min(self.weight, self.relation_weight) >= 0, (f"weights must not be negative: {self}")
+        )
         require_positive(self, "roi_grid", "samples", "neighbours")
 
 
 @dataclass(frozen=True)
 class KDScheduleConfig:
-    """How the weights of all distillation terms change over a training; label distillation takes no part."""
+    """How the weights of all distillation terms change over a training; label distillation takes no
+    part.
+    """
 
     warm_up: float = 0.0  # share of the steps in which they rise linearly from 0
     decay: float = 0.0  # share of the steps, at the end, in which they fall linearly to ``floor``
@@ -92,10 +103,16 @@ class KDScheduleConfig:
 
     def __post_init__(self) -> None:
         """Check shares."""
-        require(0 <= self.warm_up and 0 <= self.decay and self.warm_up + self.decay <= 1, f"shares must fit into 1: {self}")
+        require(
+            0 <= self.warm_up and 0 <= self.decay and self.warm_up + self.decay <= 1,
+            f"shares must fit into 1: {self}",
+        )
         require(0 <= self.floor <= 1, f"floor must be in [0, 1], not {self.floor}")
         ignored = self.floor != 0 and self.decay == 0
-        require(not ignored, f"a schedule without decay would ignore floor {self.floor}; set decay, or floor to 0")
+        require(
+            not ignored,
+            (f"a schedule without decay would ignore floor {self.floor}; set decay, or floor to 0"),
+        )
 
 
 @dataclass(frozen=True)

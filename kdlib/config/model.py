@@ -23,16 +23,26 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         """Check that the range is a whole, positive number of voxels."""
-        for axis, (a, b, size) in enumerate(zip(self.point_range, self.point_range[3:], self.voxel_size)):
-            require(b > a and size > 0, f"axis {axis}: range {a}..{b} with voxel size {size} is empty")
+        for axis, (a, b, size) in enumerate(
+            zip(self.point_range, self.point_range[3:], self.voxel_size)
+        ):
+            require(
+                b > a and size > 0, (f"axis {axis}: range {a}..{b} with voxel size {size} is empty")
+            )
             cells = (b - a) / size
-            require(abs(cells - round(cells)) < 1e-3, f"axis {axis}: range {a}..{b} is {cells:.3f} voxels of {size} m, not whole")
+            require(
+                abs(cells - round(cells)) < 1e-3,
+                (f"axis {axis}: range {a}..{b} is {cells:.3f} voxels of {size} m, not whole"),
+            )
         require_positive(self, "max_points", "max_voxels")
 
     @property
     def grid_size(self) -> tuple[int, int, int]:
         """Number of cells along x, y, z."""
-        nx, ny, nz = (round((b - a) / s) for a, b, s in zip(self.point_range, self.point_range[3:], self.voxel_size))
+        nx, ny, nz = (
+            round((b - a) / s)
+            for a, b, s in zip(self.point_range, self.point_range[3:], self.voxel_size)
+        )
         return nx, ny, nz
 
 
@@ -46,20 +56,33 @@ class PillarEncoderConfig:
 
 @dataclass(frozen=True)
 class VoxelEncoderConfig:
-    """MeanVFE and the sparse 3D backbone (spec 3.2, 4.1); channel counts are ``int(filters * width)``."""
+    """MeanVFE and the sparse 3D backbone (spec 3.2, 4.1); channel counts are
+    ``int(filters * width)``.
+    """
 
     filters: tuple[int, ...] = (16, 16, 32, 64, 128, 128)  # conv_input, conv1 to conv4, conv_out
     width: float = 1.0
-    residual: bool = True  # VoxelResBackBone8x; False is SECOND's VoxelBackBone8x, with filters 16, 16, 32, 64, 64, 128
+    # VoxelResBackBone8x; False is SECOND's VoxelBackBone8x, with filters 16, 16, 32, 64, 64, 128
+    residual: bool = True
     point_features: int = 5
 
     def __post_init__(self) -> None:
         """Check that there are six positive widths, equal where the residual network adds them."""
-        require(len(self.filters) == 6, f"filters needs six numbers (conv_input, conv1 to conv4, conv_out), not {self.filters}")
-        require(min(self.channels) > 0, f"width {self.width} leaves a layer of {self.filters} without channels")
+        require(
+            len(self.filters) == 6,
+            (
+                "filters needs six numbers (conv_input, conv1 to conv4, "
+                f"conv_out), not {self.filters}"
+            ),
+        )
+        require(
+            min(self.channels) > 0,
+            (f"width {self.width} leaves a layer of {self.filters} without channels"),
+        )
         require(
             not self.residual or self.filters[0] == self.filters[1],
-            f"a residual conv1 keeps the channels of conv_input: filters[0] and filters[1] must be equal, not {self.filters[:2]}",
+            "a residual conv1 keeps the channels of conv_input: filters[0] and filters[1] must "
+            f"be equal, not {self.filters[:2]}",
         )
 
     @property
@@ -81,8 +104,23 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         """Check that every level has all five numbers."""
-        lengths = {len(x) for x in (self.layers, self.strides, self.filters, self.upsample_strides, self.upsample_filters)}
-        require(len(lengths) == 1, "layers, strides, filters, upsample_strides, upsample_filters need one entry per level")
+        lengths = {
+            len(x)
+            for x in (
+                self.layers,
+                self.strides,
+                self.filters,
+                self.upsample_strides,
+                self.upsample_filters,
+            )
+        }
+        require(
+            len(lengths) == 1,
+            (
+                "layers, strides, filters, upsample_strides, upsample_filters "
+                "need one entry per level"
+            ),
+        )
         require_positive(self, "width")
 
     @property
@@ -146,7 +184,8 @@ class AnchorConfig:
         require_positive(self, "size")
         require(
             0 <= self.negative_iou <= self.positive_iou <= 1,
-            f"anchor of {self.class_name}: 0 <= negative_iou {self.negative_iou} <= positive_iou {self.positive_iou} <= 1 fails",
+            f"anchor of {self.class_name}: 0 <= negative_iou {self.negative_iou} <= positive_iou "
+            f"{self.positive_iou} <= 1 fails",
         )
 
 
@@ -187,4 +226,7 @@ class ModelConfig:
             names = [anchor.class_name for anchor in self.head.anchors]
         else:
             names = [name for head in self.head.heads for name in head]
-        require(sorted(names) == sorted(self.class_names), f"heads {names} do not cover classes {self.class_names} once each")
+        require(
+            sorted(names) == sorted(self.class_names),
+            (f"heads {names} do not cover classes {self.class_names} once each"),
+        )

@@ -10,10 +10,14 @@ from kdlib.config.model import HeadConfig, ModelConfig, VoxelEncoderConfig
 from kdlib.errors import ConfigError
 
 PoolKind = Literal["local_interpolation", "voxel_random_choice"]
-"""How a local voxel gets its vector: from the three points nearest to its centre, or from the first point inside."""
+"""How a local voxel gets its vector: from the three points nearest to its centre, or from the first
+point inside.
+"""
 
 FirstStage = Literal["trained", "frozen"]
-"""Whether a training moves the first stage too, as published, or leaves it as it is, BatchNorm statistics included."""
+"""Whether a training moves the first stage too, as published, or leaves it as it is, BatchNorm
+statistics included.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,12 @@ class VectorPoolConfig:
     """Vector pooling in local voxels of several sizes; the defaults are those of the RoI grid."""
 
     kind: PoolKind = "voxel_random_choice"
-    reduced: int = 30  # channels that the support's are folded into: channel i is added to i mod reduced
-    voxels: tuple[tuple[int, int, int], ...] = ((3, 3, 3), (3, 3, 3))  # local voxels along x, y, z of each group
-    radii: tuple[float, ...] = (0.8, 1.6)  # half the side of each group's cube of local voxels, metres
+    # channels that the support's are folded into: channel i is added to i mod reduced
+    reduced: int = 30
+    # local voxels along x, y, z of each group
+    voxels: tuple[tuple[int, int, int], ...] = ((3, 3, 3), (3, 3, 3))
+    # half the side of each group's cube of local voxels, metres
+    radii: tuple[float, ...] = (0.8, 1.6)
     voxel_channels: int = 32  # that each local voxel's vector is turned into
     group_channels: tuple[int, ...] = (64, 64)  # of the MLP behind each group
     channels: tuple[int, ...] = (128,)  # of the MLP over all groups
@@ -31,17 +38,27 @@ class VectorPoolConfig:
 
     def __post_init__(self) -> None:
         """Check that there is a radius for each group and nothing is empty."""
-        require(self.kind in get_args(PoolKind), f"there is no vector pooling of kind '{self.kind}'")
+        require(
+            self.kind in get_args(PoolKind), (f"there is no vector pooling of kind '{self.kind}'")
+        )
         require(
             len(self.voxels) == len(self.radii) > 0,
-            f"vector pooling needs one radius per group of local voxels: {len(self.radii)} radii, {len(self.voxels)} groups",
+            f"vector pooling needs one radius per group of local voxels: {len(self.radii)} "
+            f"radii, {len(self.voxels)} groups",
         )
-        require(min(map(min, self.voxels)) > 0, f"numbers of local voxels must be positive, not {self.voxels}")
-        require_positive(self, "radii", "reduced", "voxel_channels", "limit", "group_channels", "channels")
+        require(
+            min(map(min, self.voxels)) > 0,
+            (f"numbers of local voxels must be positive, not {self.voxels}"),
+        )
+        require_positive(
+            self, "radii", "reduced", "voxel_channels", "limit", "group_channels", "channels"
+        )
 
 
 _NEIGHBOURS = 1000  # as many as the original's kernel has room for
-_RAW = VectorPoolConfig("local_interpolation", 2, ((2, 2, 2), (3, 3, 3)), (0.2, 0.4), 32, (32, 32), (32,), _NEIGHBOURS)
+_RAW = VectorPoolConfig(
+    "local_interpolation", 2, ((2, 2, 2), (3, 3, 3)), (0.2, 0.4), 32, (32, 32), (32,), _NEIGHBOURS
+)
 _CONV3 = VectorPoolConfig("local_interpolation", 32, radii=(1.2, 2.4), limit=_NEIGHBOURS)
 _CONV4 = VectorPoolConfig("local_interpolation", 32, radii=(2.4, 4.8), limit=_NEIGHBOURS)
 
@@ -52,11 +69,14 @@ class SetAbstractionConfig:
 
     keypoints: int = 4096  # per frame; up to one more per sector but one
     sectors: int = 6
-    keypoint_margin: float = 1.6  # metres around the ball of the nearest RoI in which a point may become a key point
+    # metres around the ball of the nearest RoI in which a point may become a key point
+    keypoint_margin: float = 1.6
     raw: VectorPoolConfig = _RAW
     levels: tuple[VectorPoolConfig, ...] = (_CONV3, _CONV4)
-    strides: tuple[int, ...] = (4, 8)  # of the sparse backbone's stages that ``levels`` look at: conv3, conv4
-    margins: tuple[float, ...] = (2.4, 4.0, 6.4)  # metres, as above, for the raw points and each level
+    # of the sparse backbone's stages that ``levels`` look at: conv3, conv4
+    strides: tuple[int, ...] = (4, 8)
+    # metres, as above, for the raw points and each level
+    margins: tuple[float, ...] = (2.4, 4.0, 6.4)
     fused: int = 90  # channels of a key point
 
     def __post_init__(self) -> None:
@@ -64,7 +84,8 @@ class SetAbstractionConfig:
         require_positive(self, "keypoints", "sectors", "fused")
         require(
             len(self.strides) == len(self.levels) and len(self.margins) == len(self.levels) + 1,
-            f"{len(self.levels)} levels need as many strides and one margin more, not {self.strides} and {self.margins}",
+            f"{len(self.levels)} levels need as many strides and one margin more, not "
+            f"{self.strides} and {self.margins}",
         )
         require(min(*self.margins, self.keypoint_margin) >= 0, "margins must not be negative")
 
@@ -79,7 +100,8 @@ class PointHeadConfig:
     """The head that tells key points on objects from others."""
 
     channels: tuple[int, ...] = (256, 256)
-    margin: float = 0.2  # metres that a box is longer, wider and higher for its surroundings to be left out
+    # metres that a box is longer, wider and higher for its surroundings to be left out
+    margin: float = 0.2
     weight: float = 1.0  # of its loss
 
 
@@ -108,17 +130,27 @@ class RoiSamplingConfig:
 
     rois: int = 128  # per frame
     foreground: float = 0.5  # share of them, at most, that lie on objects
-    foreground_iou: float = 0.55  # IoU of volumes with an object of the RoI's class, from which on a RoI lies on it
+    # IoU of volumes with an object of the RoI's class, from which on a RoI lies on it
+    foreground_iou: float = 0.55
     easy_iou: float = 0.1  # below it a background is an easy one
     hard: float = 0.8  # share of hard ones among the background, at most
-    score_iou: tuple[float, float] = (0.25, 0.75)  # between these the wanted confidence rises from 0 to 1
+    # between these the wanted confidence rises from 0 to 1
+    score_iou: tuple[float, float] = (0.25, 0.75)
 
     def __post_init__(self) -> None:
         """Check counts and thresholds."""
         require_positive(self, "rois")
-        require(0 <= self.foreground <= 1 and 0 <= self.hard <= 1, f"shares must be in [0, 1]: {self}")
-        require(0 <= self.easy_iou <= self.foreground_iou <= 1, f"0 <= easy_iou <= foreground_iou <= 1 fails: {self}")
-        require(0 <= self.score_iou[0] < self.score_iou[1] <= 1, f"score_iou must rise within [0, 1], not {self.score_iou}")
+        require(
+            0 <= self.foreground <= 1 and 0 <= self.hard <= 1, (f"shares must be in [0, 1]: {self}")
+        )
+        require(
+            0 <= self.easy_iou <= self.foreground_iou <= 1,
+            (f"0 <= easy_iou <= foreground_iou <= 1 fails: {self}"),
+        )
+        require(
+            0 <= self.score_iou[0] < self.score_iou[1] <= 1,
+            (f"score_iou must rise within [0, 1], not {self.score_iou}"),
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +177,10 @@ class SecondStageConfig:
     def __post_init__(self) -> None:
         """Check that what is pooled can be folded."""
         fused, folded = self.abstraction.fused, self.rois.pool.reduced
-        require(fused % folded == 0, f"{fused} channels of a key point cannot be folded into {folded}; give a multiple")
+        require(
+            fused % folded == 0,
+            (f"{fused} channels of a key point cannot be folded into {folded}; give a multiple"),
+        )
 
 
 @dataclass(frozen=True)
@@ -159,14 +194,22 @@ class TwoStageConfig(ModelConfig):
         super().__post_init__()
         encoder = self.encoder
         if not (isinstance(encoder, VoxelEncoderConfig) and isinstance(self.head, HeadConfig)):
-            raise ConfigError(f"'{self.name}': a second stage needs voxels and a centre head below it")
+            raise ConfigError(
+                f"'{self.name}': a second stage needs voxels and a centre head below it"
+            )
         config = self.second.abstraction
         widths = [("points", encoder.point_features - 3, config.raw)]
         for stride, level in zip(config.strides, config.levels):
-            require(stride in (1, 2, 4, 8), f"the 3D backbone has stages of stride 1, 2, 4 and 8, not {stride}")
-            widths.append((f"stage of stride {stride}", encoder.channels[stride.bit_length()], level))
+            require(
+                stride in (1, 2, 4, 8),
+                (f"the 3D backbone has stages of stride 1, 2, 4 and 8, not {stride}"),
+            )
+            widths.append(
+                (f"stage of stride {stride}", encoder.channels[stride.bit_length()], level)
+            )
         for what, channels, pool in widths:
             require(
                 channels % pool.reduced == 0,
-                f"'{self.name}': {channels} channels of the {what} cannot be folded into {pool.reduced}; change reduced",
+                f"'{self.name}': {channels} channels of the {what} cannot be folded into "
+                f"{pool.reduced}; change reduced",
             )

@@ -15,7 +15,8 @@ class ObjectSamplingConfig:
 
     counts: tuple[int, ...] = (15, 10, 10)  # per class; a frame is filled up to this many
     min_points: int = 5  # an object of the bank needs at least this many
-    extra_width: tuple[float, float, float] = (0.0, 0.0, 0.0)  # metres added to a pasted box before points inside are removed
+    # metres added to a pasted box before points inside are removed
+    extra_width: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         """Check signs."""
@@ -32,7 +33,8 @@ class AugmentConfig:
     flip_y: bool = True  # x -> -x with probability 0.5
     rotation: float = math.pi / 4  # uniform in +- this, radians
     scaling: tuple[float, float] = (0.95, 1.05)
-    objects: ObjectSamplingConfig | None = None  # pasted before all of these; needs the store's object bank
+    # pasted before all of these; needs the store's object bank
+    objects: ObjectSamplingConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check signs."""
-        require_positive(self, "epochs", "batch_size", "learning_rate", "interval", "accumulate", "checkpoint_steps")
+        require_positive(
+            self,
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "interval",
+            "accumulate",
+            "checkpoint_steps",
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,6 @@ class EvalConfig:
     interval: int = 5
     batch_size: int = 4
     workers: int = 0
-    # Boxes with |x| or |y| above this are left out on both sides, metres: for models that see less than Waymo labels.
-    # The official metric knows no such limit, so real data keeps the default.
+    # Boxes with |x| or |y| above this are left out on both sides, metres: for models that see less
+    # than Waymo labels. The official metric knows no such limit, so real data keeps the default.
     half_width: float = math.inf

@@ -11,14 +11,17 @@ from kdlib.types import POINT_FEATURES, Batch, GroundTruth, PointBatch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Concatenate points with their batch index and pad boxes with zeros to the frame that has most of them (spec 2.5).
+    """Concatenate points with their batch index and pad boxes with zeros to the frame that has most
+    of them (spec 2.5).
 
     One rank's share of a batch may be no frame at all.
     """
     none = np.zeros((0, POINT_FEATURES), np.float32)
     points = PointBatch(
         points=torch.from_numpy(np.concatenate([none, *(sample.points for sample in samples)])),
-        batch_index=torch.repeat_interleave(torch.tensor([len(sample.points) for sample in samples], dtype=torch.int64)),
+        batch_index=torch.repeat_interleave(
+            torch.tensor([len(sample.points) for sample in samples], dtype=torch.int64)
+        ),
         batch_size=len(samples),
         frame_ids=tuple(sample.frame_id for sample in samples),
     )

@@ -1,4 +1,6 @@
-"""Says which box owns each point, and which boxes collide, for points (N, >=3) and boxes (M, 7), in numpy."""
+"""Says which box owns each point, and which boxes collide, for points (N, >=3) and boxes (M, 7), in
+numpy.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ _MARGIN = 0.01  # metres; far more than float32 loses at 80 m
 def owner_of_points(points: Float32, boxes: Float32) -> NDArray[np.int32]:
     """Return the position (N,) of the first box each point lies in, borders included, -1 for none.
 
-    A map of the cells that boxes touch rules out nearly all points before any is rotated: 170,000 points and 100 boxes take a
-    few milliseconds.
+    A map of the cells that boxes touch rules out nearly all points before any is rotated: 170,000
+    points and 100 boxes take a few milliseconds.
     """
     owner = np.full(len(points), -1, np.int32)
     if not len(boxes) or not len(points):
@@ -26,11 +28,18 @@ def owner_of_points(points: Float32, boxes: Float32) -> NDArray[np.int32]:
     reach = _reach(boxes)[:, 0]
     first = np.searchsorted(x, boxes[:, 0] - reach)
     last = np.searchsorted(x, boxes[:, 0] + reach, side="right")
-    for number in range(len(boxes) - 1, -1, -1):  # backwards, so that the first box has the last word
+    # backwards, so that the first box has the last word
+    for number in range(len(boxes) - 1, -1, -1):
         close = slice(first[number], last[number])
-        centre_x, centre_y, centre_z, length, width, height, heading = boxes[number].astype(np.float64)
+        centre_x, centre_y, centre_z, length, width, height, heading = boxes[number].astype(
+            np.float64
+        )
         along, across = _turned(x[close] - centre_x, y[close] - centre_y, heading)
-        inside = (along <= length / 2) & (across <= width / 2) & (np.abs(z[close] - centre_z) <= height / 2)
+        inside = (
+            (along <= length / 2)
+            & (across <= width / 2)
+            & (np.abs(z[close] - centre_z) <= height / 2)
+        )
         owner[near[close][inside]] = number
     return owner
 
@@ -52,13 +61,18 @@ def _near_boxes(points: Float32, boxes: Float32) -> NDArray[np.intp]:
     """Return which points lie in a cell of the ground that some box touches."""
     reach = _reach(boxes)
     low, high = boxes[:, :2] - reach, boxes[:, :2] + reach
-    origin = low.min(axis=0) - _CELL  # so that the first and the last row and column belong to no box
+    # so that the first and the last row and column belong to no box
+    origin = low.min(axis=0) - _CELL
     first, last = (np.floor((corner - origin) / _CELL).astype(np.int64) for corner in (low, high))
     touched = np.zeros(last.max(axis=0) + 2, np.bool_)
     for (x0, y0), (x1, y1) in zip(first, last):
         touched[x0 : x1 + 1, y0 : y1 + 1] = True
     cell = [
-        np.clip((points[:, axis] - np.float32(origin[axis])) * np.float32(1 / _CELL), 0, touched.shape[axis] - 1)
+        np.clip(
+            (points[:, axis] - np.float32(origin[axis])) * np.float32(1 / _CELL),
+            0,
+            touched.shape[axis] - 1,
+        )
         for axis in (0, 1)
     ]
     flat = cell[0].astype(np.int32) * np.int32(touched.shape[1]) + cell[1].astype(np.int32)
@@ -66,10 +80,12 @@ def _near_boxes(points: Float32, boxes: Float32) -> NDArray[np.intp]:
 
 
 def collisions(a: Float32, b: Float32) -> Bool:
-    """Return which boxes (M, 7) and (K, 7) overlap seen from above, as (M, K); touching is no overlap.
+    """Return which boxes (M, 7) and (K, 7) overlap seen from above, as (M, K); touching is no
+    overlap.
 
-    Separating axes: two rectangles share no area if and only if a side of one of them has the other one wholly behind it. No
-    area is computed, so none can round to a hair above zero for boxes that lie far apart.
+    Separating axes: two rectangles share no area if and only if a side of one of them has the other
+    one wholly behind it. No area is computed, so none can round to a hair above zero for boxes that
+    lie far apart.
     """
     first, second = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
     dx, dy = np.moveaxis(second[..., :2] - first[..., :2], -1, 0)

@@ -1,4 +1,6 @@
-"""Makes samples of a split's frames: augmented and masked for training, untouched for evaluation (spec section 2)."""
+"""Makes samples of a split's frames: augmented and masked for training, untouched for evaluation
+(spec section 2).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import numpy as np
 
 from kdlib.config import CLASS_NAMES, AugmentConfig
 from kdlib.config.model import Bounds
-from kdlib.data.augment import Augmentation, augment_boxes, augment_points, boxes_in_range, draw, points_in_range
+from kdlib.data.augment import (
+    Augmentation,
+    augment_boxes,
+    augment_points,
+    boxes_in_range,
+    draw,
+    points_in_range,
+)
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler, Pasted
 from kdlib.data.store import StoreSplit, class_types
@@ -18,26 +27,33 @@ from kdlib.types import POINT_FEATURES, Float32, Int64, Sample
 _TRIES = 100
 
 
-class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no torch
+# not torch's: a DataLoader asks for no more than __len__ and __getitem__, and numpy users need no
+# torch
+class FrameDataset:
     """Every ``interval``-th frame of a split as a :class:`~kdlib.types.Sample`.
 
-    With ``drop_empty`` it is a training set: boxes without points are dropped, so are boxes outside ``point_range``, points are
-    shuffled, and a frame left without any box is replaced by another one. Without, it is an evaluation set: all boxes of the
-    classes, points in file order (a shuffle before a voxel cap would make the score depend on luck), empty frames as they are.
-    Objects of other frames, where ``augment`` asks for them, are pasted after empty boxes are dropped and before the flips.
+    With ``drop_empty`` it is a training set: boxes without points are dropped, so are boxes outside
+    ``point_range``, points are shuffled, and a frame left without any box is replaced by another
+    one. Without, it is an evaluation set: all boxes of the classes, points in file order (a shuffle
+    before a voxel cap would make the score depend on luck), empty frames as they are. Objects of
+    other frames, where ``augment`` asks for them, are pasted after empty boxes are dropped and
+    before the flips.
 
     Args:
         split: Where frames come from.
         class_names: Label n of a sample is the n-th of these.
         interval: Distance between two frames in the concatenated list of all segments.
         augment: Augmentations, None for none. ``augment.objects`` needs the split's object bank.
-        seed: Samples are a pure function of (seed, epoch, frame number): workers, order and resuming do not matter.
+        seed: Samples are a pure function of (seed, epoch, frame number): workers, order and
+            resuming do not matter.
         drop_empty: See above.
-        point_range: x, y, z minima, then maxima, of the models fed; points are cut in x and y. None keeps all.
+        point_range: x, y, z minima, then maxima, of the models fed; points are cut in x and y. None
+            keeps all.
 
     Raises:
         ConfigError: If a class is unknown, or interval or seed out of range.
-        DataError: If there is no frame, or none with a box to train on, or no sound object bank where one is needed.
+        DataError: If there is no frame, or none with a box to train on, or no sound object bank
+            where one is needed.
     """
 
     def __init__(
@@ -53,7 +69,12 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
         if seed < 0:
             raise ConfigError(f"seed must not be negative: {seed}")
         self.split, self.class_names, self.interval = split, tuple(class_names), interval
-        self._augment, self._seed, self._drop_empty, self._range = augment, seed, drop_empty, point_range
+        self._augment, self._seed, self._drop_empty, self._range = (
+            augment,
+            seed,
+            drop_empty,
+            point_range,
+        )
         self._label_of = np.zeros(256, np.int64)
         self._label_of[list(class_types(class_names))] = np.arange(1, len(class_names) + 1)
         self._frames = split.frames(interval)
@@ -63,7 +84,10 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
         count = np.diff(np.concatenate(([0], np.cumsum(useful)))[split.first_box])
         self._with_boxes = self._frames[count[self._frames] > 0]
         if drop_empty and not len(self._with_boxes):
-            raise DataError(f"no frame of split '{split.name}' of {split.path} has a box of {', '.join(class_names)} to train on")
+            raise DataError(
+                f"no frame of split '{split.name}' of {split.path} has a box of "
+                f"{', '.join(class_names)} to train on"
+            )
         self._objects: ObjectSampler | None = None
         if augment and augment.objects:
             bank = ObjectBank.open(bank_path(split), split.fingerprint)
@@ -86,7 +110,8 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
                 return Sample(self.split.frame_id(frame), points, boxes, labels)
             frame = rng.choice(self._with_boxes)
         raise DataError(
-            f"split '{self.split.name}' of {self.split.path}: {_TRIES} frames in a row have no box inside {self._range}; "
+            f"split '{self.split.name}' of {self.split.path}: {_TRIES} frames in a row have no "
+            f"box inside {self._range}; "
             "widen the range or add data"
         )
 
@@ -106,10 +131,16 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
             filled = self.split.num_points[rows] > 0
             boxes, labels = boxes[filled], labels[filled]
         pasted = None
-        if self._objects:  # boxes of other classes are still there: nothing may be pasted into them either
+        # boxes of other classes are still there: nothing may be pasted into them either
+        if self._objects:
             # A stream of its own, so that with or without objects the world is augmented alike.
-            pasted = self._objects.draw(boxes, labels, np.random.default_rng([self._seed, epoch, frame, 1 + attempt]))
-            boxes, labels = np.concatenate((boxes, pasted.boxes)), np.concatenate((labels, pasted.labels))
+            pasted = self._objects.draw(
+                boxes, labels, np.random.default_rng([self._seed, epoch, frame, 1 + attempt])
+            )
+            boxes, labels = (
+                np.concatenate((boxes, pasted.boxes)),
+                np.concatenate((labels, pasted.labels)),
+            )
         boxes, labels = boxes[labels > 0], labels[labels > 0]
         if self._augment:
             boxes = augment_boxes(boxes, world)
@@ -119,7 +150,8 @@ class FrameDataset:  # not torch's: a DataLoader asks for no more than __len__ a
         return boxes, labels, world, pasted
 
     def _points(self, frame: int, world: Augmentation, pasted: Pasted | None) -> Float32:
-        points = self.split.points(frame)[:, :POINT_FEATURES]  # no-label-zone points stay, their flag is no feature (spec 1.3)
+        # no-label-zone points stay, their flag is no feature (spec 1.3)
+        points = self.split.points(frame)[:, :POINT_FEATURES]
         if self._objects and pasted:
             points = self._objects.paste(points, pasted)
         if self._augment:

@@ -1,4 +1,6 @@
-"""Lists the segments to prepare, and reckons from a few samples what preparing all will take: disk, memory and time."""
+"""Lists the segments to prepare, and reckons from a few samples what preparing all will take: disk,
+memory and time.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class SegmentTask:
 
 @dataclass(frozen=True)
 class PrepareEstimate:
-    """What preparing will take; figures per frame are measured on samples of the source, on this machine."""
+    """What preparing will take; figures per frame are measured on samples of the source, on this
+    machine.
+    """
 
     segments: Mapping[str, int]  # by split
     frames: Mapping[str, int]  # by split; for v1 reckoned from the samples
@@ -73,33 +77,46 @@ class PrepareEstimate:
     @property
     def shortage(self) -> str:
         """What to say where it has not."""
-        return f"about {_bytes(self.store_bytes)} are to be written, the disk has {_bytes(self.free_bytes)} free"
+        return (
+            f"about {_bytes(self.store_bytes)} are to be written, the disk has "
+            f"{_bytes(self.free_bytes)} free"
+        )
 
     def to_dict(self) -> Json:
         """Return plain JSON values."""
         return {**asdict(self), "fits": self.fits}
 
     def __str__(self) -> str:
-        parts = [f"{name} {count:,} segments, {self.frames[name]:,} frames" for name, count in self.segments.items()]
+        parts = [
+            f"{name} {count:,} segments, {self.frames[name]:,} frames"
+            for name, count in self.segments.items()
+        ]
         lines = [f"source: {'; '.join(parts)}; {_bytes(self.source_bytes)}"]
         if self.finished:
             lines.append(f"finished by an earlier call: {self.finished:,} segments")
         if sum(self.segments.values()) == self.finished:
             return "\n".join([*lines, "nothing is left to prepare"])
-        disk, duration = f"{_bytes(self.store_bytes)} to be written", f"about {_duration(self.seconds)}"
+        disk, duration = (
+            f"{_bytes(self.store_bytes)} to be written",
+            f"about {_duration(self.seconds)}",
+        )
         if not self.sampled_frames:
             disk = duration = "unknown, for the sampled segments cannot be read"
         lines += [
-            f"disk:   {disk}; {_bytes(self.free_bytes)} free{'' if self.fits else ', which is NOT ENOUGH'}",
-            f"memory: at most {self.workers} x {_bytes(WORKER_MEMORY)}; {_bytes(self.available_memory)} available here",
+            f"disk:   {disk}; {_bytes(self.free_bytes)} "
+            f"free{'' if self.fits else ', which is NOT ENOUGH'}",
+            f"memory: at most {self.workers} x {_bytes(WORKER_MEMORY)}; "
+            f"{_bytes(self.available_memory)} available here",
             f"time:   {duration}, with {self.workers} worker{'s' if self.workers > 1 else ''}",
-            f"        ({self.frames_to_do:,} frames to do; measured on {self.sampled_frames} of them, here and now)",
+            f"        ({self.frames_to_do:,} frames to do; measured on {self.sampled_frames} of "
+            "them, here and now)",
         ]
         return "\n".join(lines)
 
 
 def list_tasks(folder: Path, out: Path) -> list[SegmentTask]:
-    """Return what is to be prepared of a split, in order of names; only names, sizes and footers are looked at.
+    """Return what is to be prepared of a split, in order of names; only names, sizes and footers
+    are looked at.
 
     Raises:
         DataError: If the split has no segments, or a component is missing.
@@ -113,7 +130,9 @@ def list_tasks(folder: Path, out: Path) -> list[SegmentTask]:
         files = component_files(folder, name)
         with reading(files["vehicle_pose"]):
             frames = pq.read_metadata(files["vehicle_pose"]).num_rows
-        return SegmentTask(folder, name, out / name, frames, sum(path.stat().st_size for path in files.values()))
+        return SegmentTask(
+            folder, name, out / name, frames, sum(path.stat().st_size for path in files.values())
+        )
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(look, names))
@@ -122,7 +141,8 @@ def list_tasks(folder: Path, out: Path) -> list[SegmentTask]:
 def estimate_tasks(
     tasks: Mapping[str, Sequence[SegmentTask]], out: Path, workers: int, objects: Sequence[str] = ()
 ) -> PrepareEstimate:
-    """Prepare the first frames of a few segments in a temporary folder, and reckon from that what all will take.
+    """Prepare the first frames of a few segments in a temporary folder, and reckon from that what
+    all will take.
 
     Args:
         tasks: From :func:`list_tasks`, by split.
@@ -138,10 +158,14 @@ def estimate_tasks(
     typical = _typical(missing)
 
     def frames(tasks: Iterable[SegmentTask]) -> int:
-        return sum(round(typical["frames"]) if task.frames is None else task.frames for task in tasks)
+        return sum(
+            round(typical["frames"]) if task.frames is None else task.frames for task in tasks
+        )
 
     of_objects = frames(task for task in missing if task.source.name in objects)
-    seconds = len(missing) * typical["seconds_opening"] + frames(missing) * typical["seconds_a_frame"]
+    seconds = (
+        len(missing) * typical["seconds_opening"] + frames(missing) * typical["seconds_a_frame"]
+    )
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     return PrepareEstimate(
         segments={split: len(of_split) for split, of_split in tasks.items()},
@@ -150,7 +174,10 @@ def estimate_tasks(
         finished=len(everything) - len(missing),
         frames_to_do=frames(missing),
         sampled_frames=int(typical["sampled"]),
-        store_bytes=int(frames(missing) * typical["bytes_a_frame"] + of_objects * typical["object_bytes_a_frame"]),
+        store_bytes=int(
+            frames(missing) * typical["bytes_a_frame"]
+            + of_objects * typical["object_bytes_a_frame"]
+        ),
         free_bytes=shutil.disk_usage(place).free,
         workers=workers,
         memory_bytes=workers * WORKER_MEMORY,
@@ -168,13 +195,20 @@ def _seems_finished(folder: Path) -> bool:
 
 
 def _typical(tasks: Sequence[SegmentTask]) -> dict[str, float]:
-    """Return what a segment of those to prepare takes, from the first, a middle and the last one."""
+    """Return what a segment of those to prepare takes, from the first, a middle and the last
+    one.
+    """
     samples = []
-    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kdlib-") as folder:
+    with (
+        writing(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="kdlib-") as folder,
+    ):
         for number in sorted({0, len(tasks) // 2, len(tasks) - 1} if tasks else ()):
             try:
                 samples.append(_sample(tasks[number], Path(folder) / "sample"))
-            except DataError:  # a damaged segment: the run itself gets to it, says so, and keeps what was finished before
+            # a damaged segment: the run itself gets to it, says so, and keeps what was finished
+            # before
+            except DataError:
                 continue
     return dict(pd.DataFrame(samples, columns=list(_TYPICAL)).agg(_TYPICAL).fillna(0))
 
@@ -192,14 +226,16 @@ def _sample(task: SegmentTask, folder: Path) -> dict[str, float]:
     started = time.monotonic()
     manifest = write_segment(first_frames(), folder, "sample")
     ended, count = time.monotonic(), manifest["frames"]
-    # The first frame comes with the tables of the whole segment; what it takes beyond a later one is paid once a segment.
+    # The first frame comes with the tables of the whole segment; what it takes beyond a later one
+    # is paid once a segment.
     each = ended - arrivals[0] if count == 1 else (arrivals[-1] - arrivals[0]) / (count - 1)
     object_points = 0.0
     for of_frame in labels:
         for name, every in EVERY.items():
             object_points += of_frame.num_points[of_frame.types == WAYMO_TYPES[name]].sum() / every
     return dict(
-        frames=task.frames or len(tfrecord.index(segment_files(task.source, task.segment)["tfrecord"])),
+        frames=task.frames
+        or len(tfrecord.index(segment_files(task.source, task.segment)["tfrecord"])),
         sampled=count,
         seconds_opening=max(0.0, ended - started - count * each),
         seconds_a_frame=each,

@@ -1,8 +1,10 @@
-"""Collects every annotated object's points of a training split in one memory-mapped file (spec 2.3).
+"""Collects every annotated object's points of a training split in one memory-mapped file (spec
+2.3).
 
-The published banks keep points relative to the centre of their box, without rotation, and add that centre back when an object is
-pasted. So objects always return to the place they were seen at, and this bank keeps the frame's own 8-byte points instead: the
-same points without a rounding, in less than half the room.
+The published banks keep points relative to the centre of their box, without rotation, and add that
+centre back when an object is pasted. So objects always return to the place they were seen at, and
+this bank keeps the frame's own 8-byte points instead: the same points without a rounding, in less
+than half the room.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def remedy(bank: Path) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ObjectBank:
-    """Objects of a training split; all arrays are views of the file, read when they are looked at and shared by all processes."""
+    """Objects of a training split; all arrays are views of the file, read when they are looked at
+    and shared by all processes.
+    """
 
     path: Path
     fingerprint: str  # of the split
@@ -76,7 +80,8 @@ class ObjectBank:
         """Map a bank; only its index is read, to check it.
 
         Raises:
-            DataError: If the file is missing, damaged, of another version, or made from other frames.
+            DataError: If the file is missing, damaged, of another version, or made from other
+                frames.
         """
         if not path.is_file():
             raise DataError(f"{path.parent} has no object bank ({path.name}); {remedy(path)}")
@@ -108,20 +113,24 @@ class ObjectBank:
         return np.diff(self.offsets)
 
     def points(self, rows: Sequence[int] | IntArray) -> Float32:
-        """Return the points (N, 5) of some objects, one after the other, where they were seen: features as in a sample."""
+        """Return the points (N, 5) of some objects, one after the other, where they were seen:
+        features as in a sample.
+        """
         parts = [self.stored[self.offsets[row] : self.offsets[row + 1]] for row in rows]
         stored = np.concatenate(parts) if parts else np.zeros(0, POINT)
         return np.ascontiguousarray(decode_points(stored)[:, :5])
 
 
 def build_bank(split: StoreSplit, progress: bool = True) -> Path:
-    """Write the object bank of a split in one pass over all of its frames, and return its path; one that fits is kept.
+    """Write the object bank of a split in one pass over all of its frames, and return its path; one
+    that fits is kept.
 
-    Vehicles come from every 4th frame, pedestrians from every 2nd, cyclists from all. A point in two boxes belongs to the first.
-    In memory are one frame and the index, some 150 bytes an object.
+    Vehicles come from every 4th frame, pedestrians from every 2nd, cyclists from all. A point in
+    two boxes belongs to the first. In memory are one frame and the index, some 150 bytes an object.
 
     Raises:
-        DataError: If a frame cannot be read, or the disk is full or read-only; an older bank is left as it was.
+        DataError: If a frame cannot be read, or the disk is full or read-only; an older bank is
+            left as it was.
     """
     path = bank_path(split)
     if not is_current(split):
@@ -133,20 +142,28 @@ def build_bank(split: StoreSplit, progress: bool = True) -> Path:
 def is_current(split: StoreSplit) -> bool:
     """Return whether the split has a sound bank of its present frames."""
     try:
-        return set(CLASS_NAMES) <= set(ObjectBank.open(bank_path(split), split.fingerprint).class_names)
+        return set(CLASS_NAMES) <= set(
+            ObjectBank.open(bank_path(split), split.fingerprint).class_names
+        )
     except DataError:
         return False
 
 
 def verify_bank(path: Path, split_fingerprint: str) -> list[str]:
-    """Recompute the checksum of a whole bank; return one sentence if it is damaged or of other frames, none if it is sound."""
+    """Recompute the checksum of a whole bank; return one sentence if it is damaged or of other
+    frames, none if it is sound.
+    """
     try:
         ObjectBank.open(path, split_fingerprint)
         notes, _ = _read(path)
         digest = hashlib.sha256(np.memmap(path, np.uint8, "r", _HEADER).data).hexdigest()
     except (DataError, OSError) as error:
         return [str(error)]
-    return [] if digest == notes["sha256"] else [f"{path} is not what was written; delete it and {remedy(path)}"]
+    return (
+        []
+        if digest == notes["sha256"]
+        else [(f"{path} is not what was written; delete it and {remedy(path)}")]
+    )
 
 
 def _write(stream: BinaryIO, split: StoreSplit, progress: bool) -> None:
@@ -161,7 +178,8 @@ def _write(stream: BinaryIO, split: StoreSplit, progress: bool) -> None:
         points += len(stored)
     parts["segments"].append(np.frombuffer("\n".join(split.segments).encode(), np.uint8))
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    arrays["offsets"] = np.concatenate(([0], np.cumsum(arrays["offsets"]))).astype("<i8")  # _objects gives counts
+    # _objects gives counts
+    arrays["offsets"] = np.concatenate(([0], np.cumsum(arrays["offsets"]))).astype("<i8")
     content = b"".join(array.tobytes() for array in arrays.values())
     stream.write(content)
     digest.update(content)
@@ -180,12 +198,15 @@ def _write(stream: BinaryIO, split: StoreSplit, progress: bool) -> None:
 
 
 def _objects(split: StoreSplit, progress: bool) -> Iterator[tuple[_Arrays, StoredPoints]]:
-    """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their points."""
+    """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their
+    points.
+    """
     every, types = np.ones(256, np.int64), class_types(CLASS_NAMES)
     every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
     for number in watched(range(len(split)), len(split), "object bank", "frame", progress):
         rows = split.box_rows(number)
-        due = number % every[split.types[rows]] == 0  # boxes of other classes, too: they own their points
+        # boxes of other classes, too: they own their points
+        due = number % every[split.types[rows]] == 0
         boxes, kinds = split.boxes[rows][due], split.types[rows][due]
         collected = np.isin(kinds, types)
         if not collected.any():
@@ -214,12 +235,18 @@ def _header(notes: dict[str, str], points: int, arrays: _Arrays) -> bytes:
     text["points"] = {"dtype": "U8", "shape": [points, POINT.itemsize], "data_offsets": [0, end]}
     for name, (kind, _) in _INDEX.items():
         begin, end = end, end + arrays[name].nbytes
-        text[name] = {"dtype": _KINDS[kind], "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
+        text[name] = {
+            "dtype": _KINDS[kind],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [begin, end],
+        }
     return (_HEADER - 8).to_bytes(8, "little") + json.dumps(text).encode().ljust(_HEADER - 8)
 
 
 def _checksum(notes: dict[str, str], index: Any) -> str:
-    """Return a checksum over everything but the points; those are too many to look at whenever a bank is opened."""
+    """Return a checksum over everything but the points; those are too many to look at whenever a
+    bank is opened.
+    """
     known = json.dumps({name: value for name, value in notes.items() if name != "checksum"})
     return f"{zlib.crc32(index, zlib.crc32(known.encode())):08x}"
 
@@ -231,7 +258,10 @@ def _read(path: Path) -> tuple[dict[str, str], _Arrays]:
         header = json.loads(whole[8:_HEADER].tobytes())
         notes, arrays, end = header["__metadata__"], {}, _HEADER
         if (notes["format"], notes["version"]) != (_FORMAT, str(BANK_VERSION)):
-            raise ValueError(f"it is {notes['format']} of version {notes['version']}, this is version {BANK_VERSION}")
+            raise ValueError(
+                f"it is {notes['format']} of version {notes['version']}, this is "
+                f"version {BANK_VERSION}"
+            )
         for name, (kind, shape) in {"points": ("u1", (POINT.itemsize,)), **_INDEX}.items():
             begin, end = end, _HEADER + header[name]["data_offsets"][1]
             arrays[name] = np.asarray(whole[begin:end]).view(kind).reshape(-1, *shape)

@@ -1,7 +1,8 @@
-"""Reads the points of .pcd and .ply files as columns by name; what is damaged is said in one sentence.
+"""Reads the points of .pcd and .ply files as columns by name; what is damaged is said in one
+sentence.
 
-PCD: ascii, binary and binary_compressed, as PCL and open3d write. PLY: ascii and binary of either byte order. Read here, not
-by open3d, which fills a truncated file up with zeros and may be absent.
+PCD: ascii, binary and binary_compressed, as PCL and open3d write. PLY: ascii and binary of either
+byte order. Read here, not by open3d, which fills a truncated file up with zeros and may be absent.
 """
 
 from __future__ import annotations
@@ -44,10 +45,14 @@ def read_pcd(path: Path) -> PointColumns:
     if "POINTS" in header:
         points = _count(path, "POINTS", header["POINTS"])
     else:
-        points = _count(path, "WIDTH", header.get("WIDTH", [])) * _count(path, "HEIGHT", header.get("HEIGHT", ["1"]))
+        points = _count(path, "WIDTH", header.get("WIDTH", [])) * _count(
+            path, "HEIGHT", header.get("HEIGHT", ["1"])
+        )
     storage = " ".join(header.get("DATA", [])).lower()
     if storage not in ("ascii", "binary", "binary_compressed"):
-        raise DataError(f"{path}: DATA is '{storage}', a PCD file has ascii, binary or binary_compressed")
+        raise DataError(
+            f"{path}: DATA is '{storage}', a PCD file has ascii, binary or binary_compressed"
+        )
     return _columns(path, storage, body, points, row)
 
 
@@ -63,8 +68,17 @@ def read_ply(path: Path) -> PointColumns:
     lines, body = _header(path, content, "PLY", rb"^[ \t]*end_header[ \t\r]*(\n|$)")
     storage, points, row = _ply_table(path, lines)
     if storage not in ("ascii", "binary_little_endian", "binary_big_endian"):
-        raise DataError(f"{path}: format is '{storage}', a PLY file has ascii, binary_little_endian or binary_big_endian")
-    return _columns(path, storage, body, points, row.newbyteorder(">" if storage == "binary_big_endian" else "<"))
+        raise DataError(
+            f"{path}: format is '{storage}', a PLY file has ascii, "
+            "binary_little_endian or binary_big_endian"
+        )
+    return _columns(
+        path,
+        storage,
+        body,
+        points,
+        row.newbyteorder(">" if storage == "binary_big_endian" else "<"),
+    )
 
 
 def _header(path: Path, content: bytes, kind: str, last: bytes) -> tuple[list[list[str]], bytes]:
@@ -85,7 +99,9 @@ def _count(path: Path, name: str, words: Sequence[str]) -> int:
 
 
 def _row(fields: Iterable[tuple[str, str, int]]) -> np.dtype[np.void]:
-    """Return the type of one point from names, kinds and numbers a point; PCL calls all its padding columns '_'."""
+    """Return the type of one point from names, kinds and numbers a point; PCL calls all its padding
+    columns '_'.
+    """
     columns = {}
     for number, (name, kind, count) in enumerate(fields):
         free = f"{name} {number}" if name.lower() in columns else name
@@ -97,18 +113,25 @@ def _pcd_row(path: Path, header: Mapping[str, list[str]]) -> np.dtype[np.void]:
     names, sizes, kinds = (header.get(key, []) for key in ("FIELDS", "SIZE", "TYPE"))
     counts = header.get("COUNT", ["1"] * len(names))
     if not names or not len(names) == len(sizes) == len(kinds) == len(counts):
-        raise DataError(f"{path}: FIELDS, SIZE, TYPE and COUNT of a PCD header must have one entry per column")
+        raise DataError(
+            f"{path}: FIELDS, SIZE, TYPE and COUNT of a PCD header must have one entry per column"
+        )
     fields = []
     for name, size, kind, count in zip(names, sizes, kinds, counts):
         known = len(size) == 1 and size in _PCD_SIZES.get(kind.upper(), "")
         if not known or not count.isdecimal() or not 0 < int(count) < 10_000:
-            raise DataError(f"{path}: column '{name}' of TYPE {kind}, SIZE {size}, COUNT {count} is none a PCD file can have")
+            raise DataError(
+                f"{path}: column '{name}' of TYPE {kind}, SIZE {size}, COUNT {count} "
+                "is none a PCD file can have"
+            )
         fields.append((name, f"<{kind.lower()}{size}", int(count)))
     return _row(fields)
 
 
 def _ply_table(path: Path, lines: Sequence[list[str]]) -> tuple[str, int, np.dtype[np.void]]:
-    """Return storage, number of points and type of one; the vertices must be the first element, as everybody writes them."""
+    """Return storage, number of points and type of one; the vertices must be the first element, as
+    everybody writes them.
+    """
     storage, element, points, fields = "", "", -1, []
     for words in lines:
         if words[0] == "format" and len(words) > 1:
@@ -116,18 +139,26 @@ def _ply_table(path: Path, lines: Sequence[list[str]]) -> tuple[str, int, np.dty
         elif words[0] == "element" and len(words) == 3:
             element = words[1]
             if points < 0 and element != "vertex":
-                raise DataError(f"{path}: its first element is '{element}'; points are read where 'element vertex' comes first")
+                raise DataError(
+                    f"{path}: its first element is '{element}'; points are read "
+                    "where 'element vertex' comes first"
+                )
             points = _count(path, "element vertex", words[2:]) if element == "vertex" else points
         elif words[0] == "property" and element == "vertex":
             if len(words) != 3 or words[1] not in _PLY_KINDS:
-                raise DataError(f"{path}: vertex property '{' '.join(words[1:])}' is not one number; write the points without it")
+                raise DataError(
+                    f"{path}: vertex property '{' '.join(words[1:])}' is not one "
+                    "number; write the points without it"
+                )
             fields.append((words[2], _PLY_KINDS[words[1]], 1))
     if points < 0 or not fields:
         raise DataError(f"{path} has no 'element vertex' with properties")
     return storage, points, _row(fields)
 
 
-def _columns(path: Path, storage: str, body: bytes, points: int, row: np.dtype[np.void]) -> PointColumns:
+def _columns(
+    path: Path, storage: str, body: bytes, points: int, row: np.dtype[np.void]
+) -> PointColumns:
     """Return the columns of one number a point."""
     if storage == "ascii":
         rows = _from_text(path, body, points, row)
@@ -135,7 +166,11 @@ def _columns(path: Path, storage: str, body: bytes, points: int, row: np.dtype[n
         rows = _from_columns(path, _inflated(path, body), points, row)
     else:
         rows = _from_rows(path, body, points, row)
-    return {name: rows[name][:, 0].astype(np.float64) for name in row.names or () if rows[name].shape[1] == 1}
+    return {
+        name: rows[name][:, 0].astype(np.float64)
+        for name in row.names or ()
+        if rows[name].shape[1] == 1
+    }
 
 
 def _from_text(path: Path, body: bytes, points: int, row: np.dtype[np.void]) -> _Rows:
@@ -143,7 +178,10 @@ def _from_text(path: Path, body: bytes, points: int, row: np.dtype[np.void]) -> 
     width = wide.itemsize // 8
     words = body.split(maxsplit=points * width)[: points * width] if points else []
     if len(words) < points * width:
-        raise DataError(f"{path} is cut off: {points} points of {width} numbers are announced, {len(words)} numbers are there")
+        raise DataError(
+            f"{path} is cut off: {points} points of {width} numbers are announced, "
+            f"{len(words)} numbers are there"
+        )
     try:
         return np.array(words, dtype="S32").astype(np.float64).view(wide)
     except ValueError as error:
@@ -152,7 +190,10 @@ def _from_text(path: Path, body: bytes, points: int, row: np.dtype[np.void]) -> 
 
 def _from_rows(path: Path, body: bytes, points: int, row: np.dtype[np.void]) -> _Rows:
     if len(body) < points * row.itemsize:
-        raise DataError(f"{path} is cut off: {points} points of {row.itemsize} bytes are announced, {len(body)} bytes are there")
+        raise DataError(
+            f"{path} is cut off: {points} points of {row.itemsize} bytes are "
+            f"announced, {len(body)} bytes are there"
+        )
     return np.frombuffer(body, row, points)
 
 
@@ -171,15 +212,21 @@ def _inflated(path: Path, body: bytes) -> bytes:
         raise DataError(f"{path} is cut off: its compressed part has no length")
     packed, size = (int(number) for number in np.frombuffer(body, "<u4", 2))
     if len(body) - 8 < packed or size > _LZF_REACH * packed:
-        raise DataError(f"{path} is cut off: {packed} compressed bytes are announced, {len(body) - 8} are there")
+        raise DataError(
+            f"{path} is cut off: {packed} compressed bytes are announced, {len(body) - 8} are there"
+        )
     inflated = _lzf(body[8 : 8 + packed], size)
     if len(inflated) != size:
-        raise DataError(f"{path} is damaged: its compressed part does not unpack to the {size} bytes announced")
+        raise DataError(
+            f"{path} is damaged: its compressed part does not unpack to the {size} bytes announced"
+        )
     return inflated
 
 
 def _lzf(packed: bytes, size: int) -> bytes:
-    """Undo Marc Lehmann's LZF: literal runs, and copies of what came up to 8 KiB before; empty where that is not possible."""
+    """Undo Marc Lehmann's LZF: literal runs, and copies of what came up to 8 KiB before; empty
+    where that is not possible.
+    """
     out, stream = bytearray(), iter(packed)
     try:
         for control in stream:

@@ -1,8 +1,10 @@
-"""Packs float points into 8 bytes each and unpacks them: x and y in steps of 2.4 mm, z of 1 mm, tanh(intensity) of 1/255.
+"""Packs float points into 8 bytes each and unpacks them: x and y in steps of 2.4 mm, z of 1 mm,
+tanh(intensity) of 1/255.
 
-Elongation has steps of 1/64 up to 127/64 (Waymo's reach about 1.5; what is above saturates), the no-label-zone flag one bit.
-Intensity is unbounded in Waymo's files; networks see its tanh, and that is what is kept. Points beyond +-80 m in x or y, or
-+-32 m in z, cannot be held; Waymo's lasers end at 75 m and no published model looks beyond 75.2 m. They are counted and left out.
+Elongation has steps of 1/64 up to 127/64 (Waymo's reach about 1.5; what is above saturates), the
+no-label-zone flag one bit. Intensity is unbounded in Waymo's files; networks see its tanh, and that
+is what is kept. Points beyond +-80 m in x or y, or +-32 m in z, cannot be held; Waymo's lasers end
+at 75 m and no published model looks beyond 75.2 m. They are counted and left out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from kdlib.types import Float32
 StoredPoints = NDArray[np.void]
 """Points (N,) of ``POINT``."""
 
-POINT = np.dtype([("x", "<i2"), ("y", "<i2"), ("z", "<i2"), ("intensity", "u1"), ("elongation_nlz", "u1")])
+POINT = np.dtype(
+    [("x", "<i2"), ("y", "<i2"), ("z", "<i2"), ("intensity", "u1"), ("elongation_nlz", "u1")]
+)
 """One stored point."""
 
 STEPS = {"x": 80.0 / 32767, "y": 80.0 / 32767, "z": 0.001}
@@ -29,7 +33,8 @@ _FLAGS = np.where(np.arange(256) >= 128, 1.0, -1.0).astype(np.float32)
 
 
 def encode_points(points: Float32) -> StoredPoints:
-    """Compress points (N, 6) x, y, z, raw intensity, elongation, no-label-zone flag, in order; leave out those out of reach.
+    """Compress points (N, 6) x, y, z, raw intensity, elongation, no-label-zone flag, in order;
+    leave out those out of reach.
 
     Returns:
         (n,) of ``POINT``, n <= N.
@@ -38,22 +43,30 @@ def encode_points(points: Float32) -> StoredPoints:
         DataError: If a number is not finite.
     """
     if not np.isfinite(points).all():
-        raise DataError(f"{(~np.isfinite(points).all(axis=1)).sum()} of {len(points)} points hold NaN or infinity")
+        raise DataError(
+            f"{(~np.isfinite(points).all(axis=1)).sum()} of {len(points)} points "
+            "hold NaN or infinity"
+        )
     counts = np.rint(points[:, :3] / np.array(list(STEPS.values())))
     held = (np.abs(counts) <= 32767).all(axis=1)
     points, counts = points[held], counts[held]
     stored = np.empty(len(points), POINT)
     for axis, name in enumerate(STEPS):
         stored[name] = counts[:, axis].astype(np.int16)
-    # In float32 the last bits of a tanh differ between releases of NumPy, and with them the fingerprint of a store.
-    stored["intensity"] = np.rint(255 * np.tanh(np.maximum(points[:, 3], 0), dtype=np.float64)).astype(np.uint8)
+    # In float32 the last bits of a tanh differ between releases of NumPy, and with them the
+    # fingerprint of a store.
+    stored["intensity"] = np.rint(
+        255 * np.tanh(np.maximum(points[:, 3], 0), dtype=np.float64)
+    ).astype(np.uint8)
     elongation = np.clip(np.rint(points[:, 4] * _ELONGATION), 0, 127).astype(np.uint8)
     stored["elongation_nlz"] = elongation | np.where(points[:, 5] > 0, 128, 0).astype(np.uint8)
     return stored
 
 
 def decode_points(stored: StoredPoints) -> Float32:
-    """Return points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1 outside)."""
+    """Return points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1
+    outside).
+    """
     points = np.empty((len(stored), 6), np.float32)
     for axis, (name, step) in enumerate(STEPS.items()):
         np.multiply(stored[name], np.float32(step), out=points[:, axis])

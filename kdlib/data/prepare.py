@@ -1,4 +1,6 @@
-"""Turns Waymo files of either format into a prepared store, segment by segment, continuing where it was interrupted."""
+"""Turns Waymo files of either format into a prepared store, segment by segment, continuing where it
+was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
 from kdlib.data.estimate import PrepareEstimate, SegmentTask, estimate_tasks, list_tasks
 from kdlib.data.object_bank import build_bank
 from kdlib.data.progress import watched
-from kdlib.data.segment import STORE_VERSION, read_manifest, source_fingerprint, write_segment, writing
+from kdlib.data.segment import (
+    STORE_VERSION,
+    read_manifest,
+    source_fingerprint,
+    write_segment,
+    writing,
+)
 from kdlib.data.store import INDEX, Store, fingerprint
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Json
@@ -70,9 +78,15 @@ class PrepareReport:
             boxes = ", ".join(f"{count:,} {kind}" for kind, count in split.boxes.items())
             counts = f"{split.frames:,} frames, {split.points:,} points"
             what = "simulated segments" if split.simulated else "segments"
-            lines += [f"  {name}: {split.segments} {what} ({split.reused} kept), {counts}", f"    boxes: {boxes}"]
+            lines += [
+                f"  {name}: {split.segments} {what} ({split.reused} kept), {counts}",
+                f"    boxes: {boxes}",
+            ]
             if split.elsewhere:
-                lines.append(f"    {split.elsewhere} of the segments are of earlier calls, the source does not have them")
+                lines.append(
+                    f"    {split.elsewhere} of the segments are of earlier calls, the "
+                    "source does not have them"
+                )
             if split.points_out_of_reach:
                 lines.append(f"    {split.points_out_of_reach:,} points beyond +-80 m left out")
         lines += [f"  {name}: the source has no such folder" for name in self.missing_splits]
@@ -108,20 +122,24 @@ def prepare(
     objects: bool = True,
     force: bool = False,
 ) -> PrepareReport:
-    """Turn Waymo v1 or v2 files into a store; segments whose source files have not changed are kept as they are.
+    """Turn Waymo v1 or v2 files into a store; segments whose source files have not changed are kept
+    as they are.
 
     Args:
-        source: ``<root>`` of ``<root>/<split>/<component>/<segment>.parquet`` or ``<root>/<split>/*.tfrecord``.
+        source: ``<root>`` of ``<root>/<split>/<component>/<segment>.parquet`` or
+            ``<root>/<split>/*.tfrecord``.
         out: Folder of the store, made if missing. Other splits and segments already in it stay.
         splits: Folder names; at least one must exist.
         workers: Processes; each needs less than 1 GB for full-size segments. 0 means all cores.
         progress: Show the estimate and a progress bar.
-        scheduler: Address of a running Dask cluster that shares the file system; ``workers`` is not used then.
+        scheduler: Address of a running Dask cluster that shares the file system; ``workers`` is not
+            used then.
         objects: Also collect the objects of the training split, for pasting them into other frames.
         force: Begin even if the disk seems too small.
 
     Raises:
-        DataError: If the source is missing or damaged, or the disk too small, full or read-only; finished segments are kept.
+        DataError: If the source is missing or damaged, or the disk too small, full or read-only;
+            finished segments are kept.
     """
     started, out = time.monotonic(), Path(out)
     tasks, threads = _survey(Path(source), out, splits, workers, scheduler)
@@ -130,22 +148,32 @@ def prepare(
     if progress:
         print(expected, file=sys.stderr)
     if not (expected.fits or force):
-        raise DataError(f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force")
+        raise DataError(
+            f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force"
+        )
     with only_writer(out):
         everything = list(chain(*tasks.values()))
         results = run_tasks(prepare_segment, everything, threads, scheduler)
         done = dict(watched(results, len(everything), "prepare", "segment", progress))
-        fresh = {split: {task.segment: done[task][0] for task in of_split} for split, of_split in tasks.items()}
+        fresh = {
+            split: {task.segment: done[task][0] for task in of_split}
+            for split, of_split in tasks.items()
+        }
         manifests = write_index(out, fresh)
         store = Store.open(out)
-        paths = [build_bank(store.split(split), progress=progress) for split in tasks if split in banks]
+        paths = [
+            build_bank(store.split(split), progress=progress) for split in tasks if split in banks
+        ]
     return PrepareReport(
         store=str(out),
         fingerprint=store.fingerprint,
         seconds=time.monotonic() - started,
         workers=threads,
         missing_splits=tuple(split for split in splits if split not in tasks),
-        splits={split: _split_report(manifests[split], [done[task][1] for task in tasks[split]]) for split in tasks},
+        splits={
+            split: _split_report(manifests[split], [done[task][1] for task in tasks[split]])
+            for split in tasks
+        },
         object_bank=str(paths[0]) if paths else None,
     )
 
@@ -156,10 +184,19 @@ def _survey(
     """Return the segments of the splits that exist, and how many threads will share them."""
     present = [split for split in dict.fromkeys(splits) if (source / split).is_dir()]
     if not present:
-        raise DataError(f"{source} has none of the folders {', '.join(splits)}; point to the folder that holds them")
-    tasks = {split: list_tasks(source.resolve() / split, out.resolve() / split) for split in present}
-    _check_homes(source, {split: [task.segment for task in of_split] for split, of_split in tasks.items()})
-    return tasks, cluster_cores(scheduler) if scheduler else worker_count(workers, sum(map(len, tasks.values())))
+        raise DataError(
+            f"{source} has none of the folders {', '.join(splits)}; point to the "
+            "folder that holds them"
+        )
+    tasks = {
+        split: list_tasks(source.resolve() / split, out.resolve() / split) for split in present
+    }
+    _check_homes(
+        source, {split: [task.segment for task in of_split] for split, of_split in tasks.items()}
+    )
+    return tasks, cluster_cores(scheduler) if scheduler else worker_count(
+        workers, sum(map(len, tasks.values()))
+    )
 
 
 def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
@@ -169,7 +206,8 @@ def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
         for segment in segments:
             if home.setdefault(segment, split) != split:
                 raise DataError(
-                    f"{place}: segment {segment} is in both {home[segment]} and {split}; remove it from one of them, "
+                    f"{place}: segment {segment} is in both {home[segment]} and {split}; remove "
+                    "it from one of them, "
                     "or a model would be tested on what it was trained on"
                 )
 
@@ -189,31 +227,45 @@ def prepare_segment(task: SegmentTask) -> tuple[Manifest, bool]:
     kept = manifest.get("source") == source and "checksum" in manifest
     if not kept:
         frames = read_segment(task.source, task.segment)
-        manifest = write_segment(frames, task.folder, source, simulated=is_simulated(files), expected=task.frames)
+        manifest = write_segment(
+            frames, task.folder, source, simulated=is_simulated(files), expected=task.frames
+        )
     return manifest, kept
 
 
 def _split_report(manifests: Sequence[Manifest], kept: Sequence[bool]) -> SplitReport:
-    """Add up the manifests of a split; ``kept`` says of each segment of the source whether an earlier call wrote it."""
+    """Add up the manifests of a split; ``kept`` says of each segment of the source whether an
+    earlier call wrote it.
+    """
     return SplitReport(
         segments=len(manifests),
         reused=sum(kept),
         elsewhere=len(manifests) - len(kept),
         simulated=bool(manifests[0].get("simulated")),
-        **{name: sum(manifest[name] for manifest in manifests) for name in ("frames", "points", "points_out_of_reach")},
-        boxes={name: sum(manifest["boxes"][name] for manifest in manifests) for name in WAYMO_TYPES},
+        **{
+            name: sum(manifest[name] for manifest in manifests)
+            for name in ("frames", "points", "points_out_of_reach")
+        },
+        boxes={
+            name: sum(manifest["boxes"][name] for manifest in manifests) for name in WAYMO_TYPES
+        },
     )
 
 
-def write_index(out: Path, fresh: Mapping[str, Mapping[str, Manifest]]) -> dict[str, list[Manifest]]:
-    """Write store.json last, without which the store does not open; return the manifests of all segments of some splits.
+def write_index(
+    out: Path, fresh: Mapping[str, Mapping[str, Manifest]]
+) -> dict[str, list[Manifest]]:
+    """Write store.json last, without which the store does not open; return the manifests of all
+    segments of some splits.
 
     Args:
         out: The store.
-        fresh: By split and segment, what was just written. Segments an earlier call took from elsewhere stay.
+        fresh: By split and segment, what was just written. Segments an earlier call took from
+            elsewhere stay.
 
     Raises:
-        DataError: If an earlier segment is damaged or in another split, or simulated ones would stand beside others.
+        DataError: If an earlier segment is damaged or in another split, or simulated ones would
+            stand beside others.
     """
     path = out / INDEX
     index = records.read_json(path) if path.is_file() else {}
@@ -225,16 +277,26 @@ def write_index(out: Path, fresh: Mapping[str, Mapping[str, Manifest]]) -> dict[
             try:
                 merged[name] = read_manifest(out / split / name)
             except DataError as error:
-                raise DataError(f"{error}, from a source that has this segment; or delete {path} to forget it") from error
+                raise DataError(
+                    f"{error}, from a source that has this segment; or delete {path} to forget it"
+                ) from error
         kinds = {bool(manifest.get("simulated")): name for name, manifest in merged.items()}
         if len(kinds) > 1:
             raise DataError(
-                f"{out / split}: segment {kinds[True]} is simulated, {kinds[False]} is not; prepare them into two stores"
+                f"{out / split}: segment {kinds[True]} is simulated, {kinds[False]} is not; "
+                "prepare them into two stores"
             )
         manifests[split] = [merged[name] for name in sorted(merged)]
-        contents[split] = {manifest["segment"]: manifest["content"] for manifest in manifests[split]}
+        contents[split] = {
+            manifest["segment"]: manifest["content"] for manifest in manifests[split]
+        }
     _check_homes(out, contents)
-    values = {"format": "kdlib-store", "version": STORE_VERSION, "fingerprint": fingerprint(contents), "splits": contents}
+    values = {
+        "format": "kdlib-store",
+        "version": STORE_VERSION,
+        "fingerprint": fingerprint(contents),
+        "splits": contents,
+    }
     if index != values:
         records.write_json(path, values)
     return manifests
@@ -242,7 +304,8 @@ def write_index(out: Path, fresh: Mapping[str, Mapping[str, Manifest]]) -> dict[
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Make a store's folder and hold its lock, which ends with the process, however that ends; clear what killed calls left.
+    """Make a store's folder and hold its lock, which ends with the process, however that ends;
+    clear what killed calls left.
 
     Raises:
         DataError: If another process holds the lock, or the disk is full or read-only.
@@ -257,7 +320,9 @@ def only_writer(out: Path) -> Iterator[None]:
                 finally:
                     _remove_leftovers(out)  # of workers that were ended in the middle
         except Timeout as error:
-            raise DataError(f"{out} is being prepared by another process; wait for it or choose another folder") from error
+            raise DataError(
+                f"{out} is being prepared by another process; wait for it or choose another folder"
+            ) from error
 
 
 def _remove_leftovers(out: Path) -> None:

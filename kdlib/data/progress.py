@@ -1,4 +1,6 @@
-"""A progress bar: one line that moves on a terminal or in a notebook, now and then a new line in a log."""
+"""A progress bar: one line that moves on a terminal or in a notebook, now and then a new line in a
+log.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class _Lines:
 
 
 def watched(items: Iterable[_T], total: int, title: str, unit: str, show: bool) -> Iterable[_T]:
-    """Return the items under a bar that redraws every 2 seconds on a terminal or in a notebook, and every 30 in a log."""
+    """Return the items under a bar that redraws every 2 seconds on a terminal or in a notebook, and
+    every 30 in a log.
+    """
     options: dict[str, Any] = {"mininterval": 2}
     if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
         options = {"mininterval": 30, "ncols": 100, "file": _Lines(sys.stderr)}

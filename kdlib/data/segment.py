@@ -1,4 +1,5 @@
-"""Writes the frames of one segment into its folder of the store, and reads and checks such a folder.
+"""Writes the frames of one segment into its folder of the store, and reads and checks such a
+folder.
 
 A folder holds points.npy, frames.parquet, boxes.parquet and manifest.json.
 """
@@ -55,8 +56,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error) or " requested and " in str(error):  # the last is numpy's
-            reason = "the disk is full; free some space and run the same command again, finished segments are kept"
+        # the last is numpy's
+        if (
+            error.errno == errno.ENOSPC
+            or "No space left" in str(error)
+            or " requested and " in str(error)
+        ):
+            reason = (
+                "the disk is full; free some space and run the same command again, finished "
+                "segments are kept"
+            )
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "may not be written by this user; choose another folder"
         else:
@@ -65,14 +74,18 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def source_fingerprint(files: Iterable[Path]) -> str:
-    """Return a hash of the size and 16 spread blocks of each file, footer included; reading all of 200 GB would take an hour."""
+    """Return a hash of the size and 16 spread blocks of each file, footer included; reading all of
+    200 GB would take an hour.
+    """
     digest = hashlib.sha256()
     block = 1 << 16
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.parent.name}/{path.name} {size}\n".encode())
         with path.open("rb") as stream:
-            for start in sorted({int(position) for position in np.linspace(0, max(size - block, 0), 16)}):
+            for start in sorted(
+                {int(position) for position in np.linspace(0, max(size - block, 0), 16)}
+            ):
                 stream.seek(start)
                 digest.update(stream.read(block))
     return digest.hexdigest()
@@ -97,9 +110,14 @@ def _box_table(labels: Sequence[tuple[int, FrameLabels]]) -> pa.Table:
 
 
 def write_segment(
-    frames: Iterable[Frame], folder: Path, source: str, simulated: bool = False, expected: int | None = None
+    frames: Iterable[Frame],
+    folder: Path,
+    source: str,
+    simulated: bool = False,
+    expected: int | None = None,
 ) -> Json:
-    """Write the folder of one segment and return its manifest; an interrupted call leaves nothing under the folder's name.
+    """Write the folder of one segment and return its manifest; an interrupted call leaves nothing
+    under the folder's name.
 
     Args:
         frames: In time order.
@@ -116,7 +134,11 @@ def write_segment(
         with writing(folder):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            manifest = _fill(frames, temporary, {"segment": folder.name, "simulated": simulated, "source": source})
+            manifest = _fill(
+                frames,
+                temporary,
+                {"segment": folder.name, "simulated": simulated, "source": source},
+            )
             if expected is not None and manifest["frames"] != expected:
                 counts = f"{manifest['frames']} of {expected} frames were read"
                 raise DataError(f"segment {folder.name}: {counts}; download its files again")
@@ -132,7 +154,9 @@ def _process() -> str:
 
 
 def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Json:
-    """Write the files of a segment, the manifest last, frame by frame: the points of a whole segment are never in memory."""
+    """Write the files of a segment, the manifest last, frame by frame: the points of a whole
+    segment are never in memory.
+    """
     digest, offset, seen = hashlib.sha256(), 0, 0
     rows = []
     labels = []
@@ -145,7 +169,11 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Js
                 raise DataError(f"frame {frame.frame_id}: {error}") from error
             stream.write(stored.tobytes())
             digest.update(stored.tobytes())
-            place = {"offset": offset, "count": len(stored), "pose": np.asarray(frame.pose, np.float64).ravel()}
+            place = {
+                "offset": offset,
+                "count": len(stored),
+                "pose": np.asarray(frame.pose, np.float64).ravel(),
+            }
             rows.append({"frame": frame.index, "timestamp": frame.timestamp_micros, **place})
             labels.append((frame.index, frame.labels))
             offset, seen = offset + len(stored), seen + len(frame.points)
@@ -167,7 +195,10 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Js
         "points": offset,
         "points_out_of_reach": seen - offset,
         "boxes": {name: int((types == number).sum()) for name, number in WAYMO_TYPES.items()},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": records.sha256(path)} for path in paths},
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": records.sha256(path)}
+            for path in paths
+        },
         "content": digest.hexdigest(),
     }
     manifest["checksum"] = _checksum(manifest)
@@ -182,13 +213,19 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 def _npy_header(count: int) -> bytes:
     text = repr({"descr": POINT.descr, "fortran_order": False, "shape": (count,)})
-    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
+    return (
+        b"\x93NUMPY\x01\x00"
+        + (_HEADER - 10).to_bytes(2, "little")
+        + text.ljust(_HEADER - 11).encode()
+        + b"\n"
+    )
 
 
 def _put_in_place(temporary: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
     """Rename; a directory cannot replace a full one, so an older version steps aside first.
 
-    Somebody else may have written the same by now: a worker whose caller was killed works on for a moment.
+    Somebody else may have written the same by now: a worker whose caller was killed works on for a
+    moment.
     """
     try:
         os.replace(temporary, folder)
@@ -205,7 +242,8 @@ def _put_in_place(temporary: Path, folder: Path, manifest: Mapping[str, Any]) ->
 
 
 def read_manifest(folder: Path) -> Json:
-    """Return a segment's manifest after checking version, and that every file is there at its full length.
+    """Return a segment's manifest after checking version, and that every file is there at its full
+    length.
 
     Raises:
         DataError: If the folder is missing, incomplete or of another version.
@@ -215,10 +253,14 @@ def read_manifest(folder: Path) -> Json:
         raise DataError(f"{folder} is missing or incomplete; {remedy}")
     manifest = records.read_json(folder / MANIFEST)
     if manifest.get("version") != STORE_VERSION:
-        written = f"{folder} was written as version {manifest.get('version')}, this is {STORE_VERSION}"
+        written = (
+            f"{folder} was written as version {manifest.get('version')}, this is {STORE_VERSION}"
+        )
         raise DataError(f"{written}; delete the store and {remedy}")
     if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
-        raise DataError(f"{folder / MANIFEST} is not what was written; delete {folder} and {remedy}")
+        raise DataError(
+            f"{folder / MANIFEST} is not what was written; delete {folder} and {remedy}"
+        )
     for name, record in manifest["files"].items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if size != record["bytes"]:
@@ -230,7 +272,8 @@ def read_manifest(folder: Path) -> Json:
 def read_points(folder: Path, offset: int, count: int) -> StoredPoints:
     """Return a frame's stored points (count,) of ``POINT``.
 
-    One seek and one read: 800 open memory maps would use up a process's file handles, and a cut file would be a bus error.
+    One seek and one read: 800 open memory maps would use up a process's file handles, and a cut
+    file would be a bus error.
 
     Raises:
         DataError: If the file is missing or ends before the frame does.
@@ -239,7 +282,13 @@ def read_points(folder: Path, offset: int, count: int) -> StoredPoints:
     try:
         stored = np.fromfile(path, POINT, count, offset=_HEADER + offset * POINT.itemsize)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); run 'python -m kdlib prepare' again") from error
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}); run 'python -m "
+            "kdlib prepare' again"
+        ) from error
     if len(stored) < count:
-        raise DataError(f"{path} ends after {len(stored)} of {count} points of a frame; delete {folder} and prepare again")
+        raise DataError(
+            f"{path} ends after {len(stored)} of {count} points of a frame; delete "
+            f"{folder} and prepare again"
+        )
     return stored

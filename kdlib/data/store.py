@@ -26,12 +26,16 @@ INDEX = "store.json"
 
 
 def fingerprint(contents: Mapping[str, Mapping[str, str]]) -> str:
-    """Return 16 hexadecimal digits over split -> segment -> content hash; the same frames give the same on every machine."""
+    """Return 16 hexadecimal digits over split -> segment -> content hash; the same frames give the
+    same on every machine.
+    """
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def class_types(class_names: Sequence[str]) -> tuple[int, ...]:
-    """Return Waymo's type number of every class; raises ConfigError if a class is none of Waymo's."""
+    """Return Waymo's type number of every class; raises ConfigError if a class is none of
+    Waymo's.
+    """
     unknown = [name for name in class_names if name not in WAYMO_TYPES]
     if unknown or not class_names:
         raise ConfigError(f"unknown class {unknown}; Waymo's classes are {', '.join(WAYMO_TYPES)}")
@@ -39,20 +43,28 @@ def class_types(class_names: Sequence[str]) -> tuple[int, ...]:
 
 
 def read_index(path: Path) -> dict[str, dict[str, str]]:
-    """Return the hash of every segment's content, by split and segment, without looking at the segments.
+    """Return the hash of every segment's content, by split and segment, without looking at the
+    segments.
 
     Raises:
         DataError: If there is no store, or it is damaged or of another version.
     """
     if not (path / INDEX).is_file():
-        raise DataError(f"{path} holds no finished store ({INDEX} is missing); run 'python -m kdlib prepare SRC {path}'")
+        raise DataError(
+            f"{path} holds no finished store ({INDEX} is missing); run 'python -m "
+            f"kdlib prepare SRC {path}'"
+        )
     index = records.read_json(path / INDEX)
     if index.get("format") != "kdlib-store" or index.get("version") != STORE_VERSION:
         raise DataError(
-            f"{path} is a store of version {index.get('version')}, this is version {STORE_VERSION}; delete it and prepare again"
+            f"{path} is a store of version {index.get('version')}, this is version "
+            f"{STORE_VERSION}; delete it and prepare again"
         )
     if index.get("fingerprint") not in (None, fingerprint(index["splits"])):
-        raise DataError(f"{path / INDEX} is not what was written; delete it and run 'python -m kdlib prepare' again")
+        raise DataError(
+            f"{path / INDEX} is not what was written; delete it and run 'python -m "
+            "kdlib prepare' again"
+        )
     return index["splits"]
 
 
@@ -70,7 +82,8 @@ class Store:
         Sizes are compared; :mod:`~kdlib.tools.server.verify` computes checksums.
 
         Raises:
-            DataError: If there is no store, it is of another version, or a segment is missing, changed or truncated.
+            DataError: If there is no store, it is of another version, or a segment is missing,
+                changed or truncated.
         """
         path = Path(path)
         contents = read_index(path)
@@ -78,7 +91,10 @@ class Store:
             for name, content in segments.items():
                 folder = path / split / name
                 if read_manifest(folder)["content"] != content:
-                    raise DataError(f"{folder} changed after the store was finished; run 'python -m kdlib prepare' again")
+                    raise DataError(
+                        f"{folder} changed after the store was finished; run 'python "
+                        "-m kdlib prepare' again"
+                    )
         return Store(path, contents)
 
     @property
@@ -87,22 +103,32 @@ class Store:
         return fingerprint(self.contents)
 
     def split(self, name: str) -> StoreSplit:
-        """Load the tables of a split; raises DataError if the store has no such split, or a table is damaged."""
+        """Load the tables of a split; raises DataError if the store has no such split, or a table
+        is damaged.
+        """
         if name not in self.contents:
-            raise DataError(f"{self.path} has no split '{name}', it has: {', '.join(self.contents) or 'none'}")
+            raise DataError(
+                f"{self.path} has no split '{name}', it has: {', '.join(self.contents) or 'none'}"
+            )
         segments = tuple(sorted(self.contents[name]))
         columns = ["frame", "type", *BOX_NUMBERS, "difficulty", "num_points", "speed_x", "speed_y"]
         frame_tables, box_tables = (
             [_read_table(self.path / name / segment / file, read) for segment in segments]
-            for file, read in ((FRAMES, ["frame", "timestamp", "offset", "count"]), (BOXES, columns))
+            for file, read in (
+                (FRAMES, ["frame", "timestamp", "offset", "count"]),
+                (BOXES, columns),
+            )
         )
         lengths = [len(table) for table in frame_tables]
         frames, boxes = (
             {column: table.column(column).to_numpy() for column in table.column_names}
             for table in map(pa.concat_tables, (frame_tables, box_tables))
         )
-        # frame numbers of the split, from frame numbers of each segment; the rows of a frame are contiguous and in order
-        owner = boxes["frame"] + np.repeat(np.cumsum([0, *lengths[:-1]]), [len(table) for table in box_tables])
+        # frame numbers of the split, from frame numbers of each segment; the rows of a frame are
+        # contiguous and in order
+        owner = boxes["frame"] + np.repeat(
+            np.cumsum([0, *lengths[:-1]]), [len(table) for table in box_tables]
+        )
         return StoreSplit(
             path=self.path,
             name=name,
@@ -146,7 +172,9 @@ class StoreSplit:
         return len(self.index)
 
     def frames(self, interval: int = 1) -> Int64:
-        """Return every ``interval``-th frame number of the concatenated segments, beginning with 0 (spec 2.1)."""
+        """Return every ``interval``-th frame number of the concatenated segments, beginning with 0
+        (spec 2.1).
+        """
         if interval < 1:
             raise ConfigError(f"the sampling interval must be at least 1, not {interval}")
         return np.arange(0, len(self), interval, dtype=np.int64)
@@ -160,40 +188,62 @@ class StoreSplit:
         return [self.frame_id(number) for number in self.frames(interval)]
 
     def stored_points(self, number: int) -> StoredPoints:
-        """Return a frame's points as they are stored; raises DataError if the points cannot be read whole."""
+        """Return a frame's points as they are stored; raises DataError if the points cannot be read
+        whole.
+        """
         folder = self.path / self.name / self.segments[self.segment_of[number]]
         return read_points(folder, self.offsets[number], self.counts[number])
 
     def points(self, number: int) -> Float32:
-        """Return a frame's points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag (+1 inside, -1 outside)."""
+        """Return a frame's points (N, 6) x, y, z, tanh(intensity), elongation, no-label-zone flag
+        (+1 inside, -1 outside).
+        """
         return decode_points(self.stored_points(number))
 
     def box_rows(self, number: int) -> slice:
-        """Return where a frame's boxes lie in ``boxes``, ``types``, ``difficulty``, ``num_points`` and ``velocity``."""
+        """Return where a frame's boxes lie in ``boxes``, ``types``, ``difficulty``, ``num_points``
+        and ``velocity``.
+        """
         return slice(self.first_box[number], self.first_box[number + 1])
 
     def labels(self, number: int) -> FrameLabels:
         """Return a frame's annotations, object ids included (read from disk)."""
-        table = _read_table(self.path / self.name / self.segments[self.segment_of[number]] / BOXES, ["frame", "id"])
-        ids = table.filter(pc.equal(table.column("frame"), int(self.index[number]))).column("id").to_pylist()
+        table = _read_table(
+            self.path / self.name / self.segments[self.segment_of[number]] / BOXES, ["frame", "id"]
+        )
+        ids = (
+            table.filter(pc.equal(table.column("frame"), int(self.index[number])))
+            .column("id")
+            .to_pylist()
+        )
         rows = self.box_rows(number)
-        types, difficulty, num_points = (a[rows].astype(np.int64) for a in (self.types, self.difficulty, self.num_points))
-        return FrameLabels(self.boxes[rows], types, tuple(ids), difficulty, num_points, self.velocity[rows])
+        types, difficulty, num_points = (
+            a[rows].astype(np.int64) for a in (self.types, self.difficulty, self.num_points)
+        )
+        return FrameLabels(
+            self.boxes[rows], types, tuple(ids), difficulty, num_points, self.velocity[rows]
+        )
 
 
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}); delete its folder and prepare again") from error
+        raise DataError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); delete its folder and prepare again"
+        ) from error
 
 
-def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequence[str] = CLASS_NAMES) -> pa.Table:
-    """Return all annotated boxes of some classes, as annotated: boxes without points and unset difficulties included.
+def ground_truth_table(
+    split: StoreSplit, interval: int = 1, class_names: Sequence[str] = CLASS_NAMES
+) -> pa.Table:
+    """Return all annotated boxes of some classes, as annotated: boxes without points and unset
+    difficulties included.
 
-    Columns: frame_id, x, y, z, length, width, height, heading, type, difficulty, num_points, speed_x, speed_y (vehicle frame).
-    Frames without any box have no row; the schema's metadata ``frame_ids`` (JSON) names all frames, ``class_names`` (JSON) the
-    classes and ``dataset`` the split's fingerprint; it survives Parquet.
+    Columns: frame_id, x, y, z, length, width, height, heading, type, difficulty, num_points,
+    speed_x, speed_y (vehicle frame). Frames without any box have no row; the schema's metadata
+    ``frame_ids`` (JSON) names all frames, ``class_names`` (JSON) the classes and ``dataset`` the
+    split's fingerprint; it survives Parquet.
 
     Raises:
         ConfigError: If a class is unknown or the interval is below 1.
@@ -202,14 +252,20 @@ def ground_truth_table(split: StoreSplit, interval: int = 1, class_names: Sequen
     owner = np.repeat(np.arange(len(split)), np.diff(split.first_box))
     rows = np.flatnonzero(np.isin(owner, numbers) & np.isin(split.types, class_types(class_names)))
     columns = {
-        "frame_id": pa.array([names[number] for number in np.searchsorted(numbers, owner[rows])], pa.string()),
+        "frame_id": pa.array(
+            [names[number] for number in np.searchsorted(numbers, owner[rows])], pa.string()
+        ),
         **dict(zip(BOX_NUMBERS, split.boxes[rows].astype(np.float64).T)),
         "type": split.types[rows],
         "difficulty": split.difficulty[rows],
         "num_points": split.num_points[rows].astype(np.int64),
         **dict(zip(("speed_x", "speed_y"), split.velocity[rows].astype(np.float64).T)),
     }
-    facts = {"frame_ids": json.dumps(names), "class_names": json.dumps(class_names), "dataset": split.fingerprint}
+    facts = {
+        "frame_ids": json.dumps(names),
+        "class_names": json.dumps(class_names),
+        "dataset": split.fingerprint,
+    }
     return pa.table(columns).replace_schema_metadata(facts)
 
 

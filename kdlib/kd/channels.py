@@ -1,11 +1,13 @@
 """The graph of a detector's channels: what every axis of its tensors is made of (spec 8.5).
 
-A group is one set of channels, however many tensors have an axis of it: to narrow a network is to choose once per group and cut
-all of its axes alike. Most axes are one group. The others are what makes narrowing hard, and they are all here:
+A group is one set of channels, however many tensors have an axis of it: to narrow a network is to
+choose once per group and cut all of its axes alike. Most axes are one group. The others are what
+makes narrowing hard, and they are all here:
 
-    sums of a stage     each residual block of a stage adds to one map, so all that write into it share a group
-    the BEV map         height compression turns a channel into ``levels`` of them: c * levels + level
-    joined levels       what the 2D backbone hands on is its deblocks' groups behind each other
+    sums of a stage     each residual block of a stage adds to one map, so all that write into it
+    share a group the BEV map         height compression turns a channel into ``levels`` of them: c
+    * levels + level joined levels       what the 2D backbone hands on is its deblocks' groups
+      behind each other
     pillar layers       all but the last hand on every slot and their maximum: their group twice
 """
 
@@ -19,13 +21,15 @@ from torch import Tensor
 
 from kdlib.errors import ConfigError
 
-# "legacy" is as SparseKD sees it (spec 8.2, 8.3): levels of the BEV map laid behind each other, nothing known of pillar layers,
-# a group for each layer even where maps are added. "flat" sees no composition at all.
+# "legacy" is as SparseKD sees it (spec 8.2, 8.3): levels of the BEV map laid behind each other,
+# nothing known of pillar layers, a group for each layer even where maps are added. "flat" sees no
+# composition at all.
 Wiring = Literal["true", "legacy", "flat"]
 Tensors = Mapping[str, Tensor]  # a state dict
 Chosen = Mapping[str, tuple[int, ...]]  # by group: channels of the teacher, in the student's order
 Widths = Mapping[str, int]  # by group: how many channels there are
-Axes = Mapping[int, "AxisSource"]  # axis of a tensor -> what it is made of; axes that are no channels are missing
+# axis of a tensor -> what it is made of; axes that are no channels are missing
+Axes = Mapping[int, "AxisSource"]
 
 _PILLAR_LAYER = "vfe.pfn_layers.{}.linear"
 _CONV_INPUT, _CONV_OUT = "backbone_3d.conv_input.0", "backbone_3d.conv_out.0"
@@ -38,7 +42,8 @@ _ANCHOR_MAPS = ("dense_head.conv_cls", "dense_head.conv_box", "dense_head.conv_d
 class AxisSource:
     """What an axis is made of: the channels of groups laid behind each other."""
 
-    groups: tuple[str, ...]  # none: features of a point, classes, numbers of a box, none of which can be narrowed
+    # none: features of a point, classes, numbers of a box, none of which can be narrowed
+    groups: tuple[str, ...]
     levels: int = 1  # entries per channel: channel * levels + level
     flat: bool = False  # narrowed to its first entries, whatever it is made of
 
@@ -47,13 +52,17 @@ class AxisSource:
         return sum(widths[group] for group in self.groups) * self.levels
 
     def entries(self, kept: Chosen, widths: Widths) -> list[int]:
-        """Return which entries of a wide axis are left, given the channels kept of every group and how many there were."""
+        """Return which entries of a wide axis are left, given the channels kept of every group and
+        how many there were.
+        """
         start = 0
         channels = []
         for group in self.groups:
             channels += [start + channel for channel in kept[group]]
             start += widths[group]
-        return [channel * self.levels + level for channel in channels for level in range(self.levels)]
+        return [
+            channel * self.levels + level for channel in channels for level in range(self.levels)
+        ]
 
     def __str__(self) -> str:
         """Name the groups."""
@@ -81,28 +90,35 @@ class Layer:
     def axes(self, dimensions: int) -> tuple[int, int]:
         """Return the axes of outputs and inputs of a weight with that many axes.
 
-        Linear (out, in), convolution (out, in, ky, kx), transposed (in, out, ky, kx), sparse (out, kz, ky, kx, in). The sparse
-        layout is always this one here: others are turned when a checkpoint is imported, not guessed from shapes.
+        Linear (out, in), convolution (out, in, ky, kx), transposed (in, out, ky, kx), sparse (out,
+        kz, ky, kx, in). The sparse layout is always this one here: others are turned when a
+        checkpoint is imported, not guessed from shapes.
         """
         if self.transposed:
             return 1, 0
         return 0, 4 if dimensions == 5 else 1
 
     def tensors(self, state: Tensors) -> Iterator[tuple[str, Axes]]:
-        """Yield every tensor of the layer and of its norm with what its channel axes are made of."""
+        """Yield every tensor of the layer and of its norm with what its channel axes are made
+        of.
+        """
         result = FIXED if self.output is None else AxisSource((self.output,))
         outputs, inputs = self.axes(state[self.weight].dim())
         yield self.weight, {outputs: result, inputs: self.inputs}
         vectors = [f"{self.name}.bias"]
         if self.norm is not None:
-            vectors += [f"{self.norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+            vectors += [
+                f"{self.norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")
+            ]
         yield from ((name, {0: result}) for name in vectors if name in state)
 
 
 def layers(state: Tensors, wiring: Wiring = "true") -> tuple[Layer, ...]:
-    """Return the layers of a detector's state dict in the order data passes through them; ``wiring`` composes groups.
+    """Return the layers of a detector's state dict in the order data passes through them;
+    ``wiring`` composes groups.
 
-    Tensors have the original's names (spec appendix A); of the shapes, only the height of the BEV map is looked at.
+    Tensors have the original's names (spec appendix A); of the shapes, only the height of the BEV
+    map is looked at.
 
     Raises:
         ConfigError: If it is no detector's, or its BEV map is no whole number of levels.
@@ -112,7 +128,10 @@ def layers(state: Tensors, wiring: Wiring = "true") -> tuple[Layer, ...]:
     elif f"{_CONV_INPUT}.weight" in state:
         encoder, bev = _voxels(state, wiring)
     else:
-        raise ConfigError(f"no detector: its tensors include neither {_PILLAR_LAYER.format(0)}.weight nor {_CONV_INPUT}.weight")
+        raise ConfigError(
+            "no detector: its tensors include neither "
+            f"{_PILLAR_LAYER.format(0)}.weight nor {_CONV_INPUT}.weight"
+        )
     backbone, joined = _levels(state, bev, wiring)
     return (*encoder, *backbone, *_head(state, joined))
 
@@ -127,7 +146,10 @@ def bev_levels(state: Tensors) -> int:
         return 1
     wide, encoder = state[FIRST_2D].shape[1], state[f"{_CONV_OUT}.weight"].shape[0]
     if wide % encoder:
-        raise ConfigError(f"{FIRST_2D}: its {wide} inputs are no whole number of levels of the {encoder} outputs of {_CONV_OUT}")
+        raise ConfigError(
+            f"{FIRST_2D}: its {wide} inputs are no whole number of levels of the "
+            f"{encoder} outputs of {_CONV_OUT}"
+        )
     return int(wide // encoder)
 
 
@@ -156,7 +178,9 @@ def _voxels(state: Tensors, wiring: Wiring) -> tuple[list[Layer], AxisSource]:
             chain.append(Layer(f"{prefix}.0", source, group, f"{prefix}.1"))
         source = AxisSource((group,))
     levels = bev_levels(state)
-    return chain, AxisSource((group,) * levels) if wiring == "legacy" else AxisSource((group,), levels)
+    return chain, AxisSource((group,) * levels) if wiring == "legacy" else AxisSource(
+        (group,), levels
+    )
 
 
 def _parts(state: Tensors) -> Iterator[str]:
@@ -176,11 +200,22 @@ def _levels(state: Tensors, bev: AxisSource, wiring: Wiring) -> tuple[list[Layer
     chain = []
     joined: list[str] = []
     while f"backbone_2d.{(deblock := f'deblocks.{len(joined)}')}.0.weight" in state:
-        block, place = f"blocks.{len(joined)}", 1  # behind the padding; convolution, norm and ReLU from there on
+        # behind the padding; convolution, norm and ReLU from there on
+        block, place = f"blocks.{len(joined)}", 1
         while f"backbone_2d.{(group := f'{block}.{place}')}.weight" in state:
-            chain.append(Layer(f"backbone_2d.{group}", bev, group, f"backbone_2d.{block}.{place + 1}"))
+            chain.append(
+                Layer(f"backbone_2d.{group}", bev, group, f"backbone_2d.{block}.{place + 1}")
+            )
             bev, place = AxisSource((group,)), place + 3
-        chain.append(Layer(f"backbone_2d.{deblock}.0", bev, deblock, f"backbone_2d.{deblock}.1", transposed=True))
+        chain.append(
+            Layer(
+                f"backbone_2d.{deblock}.0",
+                bev,
+                deblock,
+                f"backbone_2d.{deblock}.1",
+                transposed=True,
+            )
+        )
         joined.append(deblock)
     return chain, AxisSource(tuple(joined), flat=wiring == "flat")
 

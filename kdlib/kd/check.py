@@ -23,13 +23,16 @@ def with_centre_head(model: Detector, role: str) -> CenterPoint:
     """
     if not isinstance(model, CenterPoint):
         raise ConfigError(
-            f"{role} '{model.config.name}' has an anchor head; distillation works on centre heatmaps, so train it with Plain "
+            f"{role} '{model.config.name}' has an anchor head; distillation works on centre "
+            "heatmaps, so train it with Plain "
             "or take a CenterPoint model"
         )
     return model
 
 
-def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig, extra: Sequence[Term] = ()) -> None:
+def check_pair(
+    student: CenterPoint, teacher: Teacher, config: KDConfig, extra: Sequence[Term] = ()
+) -> None:
     """Refuse a recipe, or terms beside it, that cannot work for a teacher and a student.
 
     Raises:
@@ -37,59 +40,90 @@ def check_pair(student: CenterPoint, teacher: Teacher, config: KDConfig, extra: 
     """
     ours, theirs = student.config, teacher.model.config
     if not student.learns_heads:
-        raise ConfigError(f"the first stage of student '{ours.name}' is frozen: nothing to distil into; set it to 'trained'")
+        raise ConfigError(
+            f"the first stage of student '{ours.name}' is frozen: nothing to "
+            "distil into; set it to 'trained'"
+        )
     if teacher.norm != config.teacher_norm:
-        raise ConfigError(f"the recipe asks for teacher norm '{config.teacher_norm}', the given teacher has '{teacher.norm}'")
+        raise ConfigError(
+            f"the recipe asks for teacher norm '{config.teacher_norm}', the given "
+            f"teacher has '{teacher.norm}'"
+        )
     if ours.class_names != theirs.class_names or student.head.heads != teacher.model.head.heads:
         raise ConfigError(
-            f"student '{ours.name}' has classes {ours.class_names} in heads {student.head.heads}, teacher '{theirs.name}' "
+            f"student '{ours.name}' has classes {ours.class_names} in heads "
+            f"{student.head.heads}, teacher '{theirs.name}' "
             f"{theirs.class_names} in {teacher.model.head.heads}; both must be the same"
         )
     if bev_region(ours) != bev_region(theirs):
         raise ConfigError(
-            f"student '{ours.name}' sees x, y in {bev_region(ours)} m, teacher '{theirs.name}' in {bev_region(theirs)} m; "
+            f"student '{ours.name}' sees x, y in {bev_region(ours)} m, teacher '{theirs.name}' "
+            f"in {bev_region(theirs)} m; "
             "give the teacher the student's point_range"
         )
     logit, feature = config.logit, config.feature
     names = [*logit_weights(logit), *feature_weights(feature), *(term.name for term in extra)]
     if config.label is None and not names:
-        raise ConfigError("the recipe has neither logit nor label nor feature distillation; train the student with Plain")
+        raise ConfigError(
+            "the recipe has neither logit nor label nor feature distillation; "
+            "train the student with Plain"
+        )
     if config.schedule != KDScheduleConfig() and not names:
-        raise ConfigError("the schedule weighs distillation terms, and label distillation is none; leave it at its default")
+        raise ConfigError(
+            "the schedule weighs distillation terms, and label distillation is "
+            "none; leave it at its default"
+        )
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"there is a term '{name}' already; give yours another name")
     if logit is not None:
         check_logit(logit, _map_size(ours), _map_size(theirs))
     if feature is not None:
-        check_feature(feature, feature_width(student, feature.form), feature_width(teacher.model, feature.form))
+        check_feature(
+            feature,
+            feature_width(student, feature.form),
+            feature_width(teacher.model, feature.form),
+        )
     if config.label is not None and len(config.label.thresholds) != len(ours.class_names):
-        raise ConfigError(f"{len(config.label.thresholds)} label thresholds for {len(ours.class_names)} classes; they must match")
+        raise ConfigError(
+            f"{len(config.label.thresholds)} label thresholds for "
+            f"{len(ours.class_names)} classes; they must match"
+        )
 
 
 def check_logit(config: LogitKDConfig, student: tuple[int, int], teacher: tuple[int, int]) -> None:
-    """Refuse settings of logit distillation that contradict each other or do not fit the sizes (H, W) of the two maps.
+    """Refuse settings of logit distillation that contradict each other or do not fit the sizes (H,
+    W) of the two maps.
 
     Raises:
         ConfigError: Naming the setting.
     """
     if config.positions == "all" and config.threshold > 0:
         raise ConfigError(
-            f"positions 'all' would ignore the threshold {config.threshold}; set positions to 'confidence' or threshold to 0"
+            f"positions 'all' would ignore the threshold {config.threshold}; set positions to "
+            "'confidence' or threshold to 0"
         )
     if config.positions == "rank" and config.rank < 1:
         raise ConfigError(f"positions 'rank' needs a rank of at least 1, not {config.rank}")
     if config.positions == "instances" and config.instances < 1:
         raise ConfigError(f"positions 'instances' needs at least 1 of them, not {config.instances}")
     if config.rank_weight != 0 and config.rank < 2:
-        raise ConfigError(f"rank_weight {config.rank_weight} compares entries with each other, so rank must be at least 2")
-    if config.regression_weight != 0 and student != teacher:  # the original turned this into 0 without a word
         raise ConfigError(
-            f"regression_weight {config.regression_weight} needs equal maps, but the student has {student[0]} x {student[1]} "
+            f"rank_weight {config.rank_weight} compares entries with each other, "
+            "so rank must be at least 2"
+        )
+    # the original turned this into 0 without a word
+    if config.regression_weight != 0 and student != teacher:
+        raise ConfigError(
+            f"regression_weight {config.regression_weight} needs equal maps, but the student has "
+            f"{student[0]} x {student[1]} "
             f"cells and the teacher {teacher[0]} x {teacher[1]}; set regression_weight to 0"
         )
     if min(config.weight, config.regression_weight, config.rank_weight) < 0:
-        raise ConfigError(f"weights must not be negative: {config.weight}, {config.regression_weight}, {config.rank_weight}")
+        raise ConfigError(
+            f"weights must not be negative: {config.weight}, "
+            f"{config.regression_weight}, {config.rank_weight}"
+        )
 
 
 def _map_size(config: ModelConfig) -> tuple[int, int]:

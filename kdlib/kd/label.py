@@ -16,22 +16,30 @@ from kdlib.types import Detections, GroundTruth
 
 
 def confident(
-    detections: Detections, thresholds: Sequence[float], annotated: tuple[Tensor, Tensor], score: str = "class"
+    detections: Detections,
+    thresholds: Sequence[float],
+    annotated: tuple[Tensor, Tensor],
+    score: str = "class",
 ) -> Detections:
-    """Return a frame's detections whose mark exceeds the threshold of their class, in float32 and strictly, order kept.
+    """Return a frame's detections whose mark exceeds the threshold of their class, in float32 and
+    strictly, order kept.
 
-    The mark is for ``class`` the detection's score; for ``iou`` its largest IoU of volumes with an annotated box of any class;
-    for ``mixed`` that with an annotated box of the first class (vehicles) if it is one itself, else the score. ``annotated`` are
-    boxes (M, 7) and labels (M,).
+    The mark is for ``class`` the detection's score; for ``iou`` its largest IoU of volumes with an
+    annotated box of any class; for ``mixed`` that with an annotated box of the first class
+    (vehicles) if it is one itself, else the score. ``annotated`` are boxes (M, 7) and labels (M,).
 
     Raises:
         ConfigError: If a label has no threshold.
 
-    Source: spec section 7.4; goldens of the original show that its ``mixed`` asks for a box of the first class.
+    Source: spec section 7.4; goldens of the original show that its ``mixed`` asks for a box of the
+        first class.
     """
     labels = detections.labels
     if labels.numel() and labels.max() > len(thresholds):
-        raise ConfigError(f"a teacher box has label {labels.max()} but only {len(thresholds)} classes have a threshold")
+        raise ConfigError(
+            f"a teacher box has label {labels.max()} but only {len(thresholds)} "
+            "classes have a threshold"
+        )
     marks = detections.scores.float()
     if score != "class":
         boxes, kinds = annotated
@@ -46,12 +54,16 @@ def _best_overlap(boxes: Tensor, others: Tensor) -> Tensor:
     return volume_iou(boxes.to(others.dtype), others).amax(dim=1).float()
 
 
-def merge_labels(teacher: Sequence[Detections], truth: GroundTruth, config: LabelKDConfig, max_objects: int = 500) -> GroundTruth:
-    """Return confident teacher boxes and ground truth as one set of labels, at most ``max_objects`` per frame.
+def merge_labels(
+    teacher: Sequence[Detections], truth: GroundTruth, config: LabelKDConfig, max_objects: int = 500
+) -> GroundTruth:
+    """Return confident teacher boxes and ground truth as one set of labels, at most ``max_objects``
+    per frame.
 
-    Ground truth always stays: where both exceed the limit, the teacher's boxes of lowest score leave. (The original cuts the tail
-    of the list in target assignment, whatever it holds; pains B13.) The teacher's boxes are one entry per frame, decoded without
-    NMS; near-duplicates are kept unless ``config.dedupe_iou`` is set.
+    Ground truth always stays: where both exceed the limit, the teacher's boxes of lowest score
+    leave. (The original cuts the tail of the list in target assignment, whatever it holds; pains
+    B13.) The teacher's boxes are one entry per frame, decoded without NMS; near-duplicates are kept
+    unless ``config.dedupe_iou`` is set.
 
     Raises:
         ConfigError: If a label has no threshold.
@@ -64,15 +76,22 @@ def merge_labels(teacher: Sequence[Detections], truth: GroundTruth, config: Labe
         raise ValueError(f"teacher boxes of {len(teacher)} frames but ground truth of {frames}")
     if not frames:
         return truth
-    merged = [_merge_frame(*frame, config, max_objects) for frame in zip(teacher, truth.boxes, truth.labels)]
+    merged = [
+        _merge_frame(*frame, config, max_objects)
+        for frame in zip(teacher, truth.boxes, truth.labels)
+    ]
     return GroundTruth(*(pad_sequence(list(rows), batch_first=True) for rows in zip(*merged)))
 
 
-def labels_added(truth: GroundTruth, labels: GroundTruth, config: LabelKDConfig | None) -> int | None:
+def labels_added(
+    truth: GroundTruth, labels: GroundTruth, config: LabelKDConfig | None
+) -> int | None:
     """Return how many labels are the teacher's; None without label distillation."""
     if config is None:
         return None
-    return int((labels.labels > 0).sum()) - (int((truth.labels > 0).sum()) if config.use_truth else 0)
+    return int((labels.labels > 0).sum()) - (
+        int((truth.labels > 0).sum()) if config.use_truth else 0
+    )
 
 
 def _merge_frame(
@@ -89,11 +108,17 @@ def _merge_frame(
     if len(teacher.labels) > room:
         teacher = _take(teacher, teacher.scores.topk(room).indices.sort().values)
     order = 1 if config.teacher_first else -1
-    return torch.cat((teacher.boxes.to(boxes.dtype), boxes)[::order]), torch.cat((teacher.labels, labels)[::order])
+    return torch.cat((teacher.boxes.to(boxes.dtype), boxes)[::order]), torch.cat(
+        (teacher.labels, labels)[::order]
+    )
 
 
-def _without_duplicates(teacher: Detections, boxes: Tensor, labels: Tensor, limit: float) -> Detections:
-    """Drop boxes that overlap an annotated box, or a teacher's box of higher score, of their own class by more than ``limit``."""
+def _without_duplicates(
+    teacher: Detections, boxes: Tensor, labels: Tensor, limit: float
+) -> Detections:
+    """Drop boxes that overlap an annotated box, or a teacher's box of higher score, of their own
+    class by more than ``limit``.
+    """
     kept = []
     for label in teacher.labels.unique().tolist():
         own = (teacher.labels == label).nonzero().squeeze(1)
@@ -101,7 +126,9 @@ def _without_duplicates(teacher: Detections, boxes: Tensor, labels: Tensor, limi
         if len(same):
             own = own[bev_iou(teacher.boxes[own].to(same.dtype), same).amax(dim=1) <= limit]
         if len(own):
-            own = own[rotated_nms(teacher.boxes[own], teacher.scores[own], limit, len(own), len(own))]
+            own = own[
+                rotated_nms(teacher.boxes[own], teacher.scores[own], limit, len(own), len(own))
+            ]
         kept.append(own)
     if not kept:
         return teacher

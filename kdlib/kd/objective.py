@@ -38,7 +38,9 @@ class _Objective(nn.Module, ABC):
         """Return the parts at their full weights, and the labels they learn from."""
 
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
-        """Return the active terms with their full values on one batch; student and teacher stay as they are."""
+        """Return the active terms with their full values on one batch; student and teacher stay as
+        they are.
+        """
         with torch.no_grad(), unmoved_statistics(self.student):
             parts, labels = self._parts(batch)
         return active_terms(parts, labels_added(batch.truth, labels, self.label))
@@ -53,10 +55,11 @@ class Plain(_Objective):
         self.student = student
 
     def forward(self, batch: Batch, progress: float | None = None) -> LossTerms:
-        """Return the parts ``heatmap`` and ``box``; of an anchor head ``class``, ``box`` and ``direction``.
+        """Return the parts ``heatmap`` and ``box``; of an anchor head ``class``, ``box`` and
+        ``direction``.
 
-        A second stage adds its own; where the first is frozen they are all there is. ``progress`` is there because every
-        objective is called alike; nothing here depends on it.
+        A second stage adds its own; where the first is frozen they are all there is. ``progress``
+        is there because every objective is called alike; nothing here depends on it.
         """
         return loss_terms(self._parts(batch)[0])
 
@@ -69,8 +72,9 @@ class Plain(_Objective):
 class Distillation(_Objective):
     """A student, a frozen teacher and the terms between them.
 
-    The teacher moves between devices with this module but is no part of it otherwise: ``parameters()``, ``state_dict()`` and
-    ``train()`` reach the student and what is learned beside it: the adapter of feature distillation, terms that are modules.
+    The teacher moves between devices with this module but is no part of it otherwise:
+    ``parameters()``, ``state_dict()`` and ``train()`` reach the student and what is learned beside
+    it: the adapter of feature distillation, terms that are modules.
 
     Source: SparseKD; spec section 7.
     """
@@ -78,9 +82,15 @@ class Distillation(_Objective):
     student: CenterPoint
 
     def __init__(
-        self, student: Detector, teacher: Detector | Teacher, config: KDConfig, extra: Sequence[Term] = (), seed: int = 0
+        self,
+        student: Detector,
+        teacher: Detector | Teacher,
+        config: KDConfig,
+        extra: Sequence[Term] = (),
+        seed: int = 0,
     ) -> None:
-        """Take over both, which need centre heads; a plain detector becomes a :class:`Teacher` in the norm mode of the recipe.
+        """Take over both, which need centre heads; a plain detector becomes a :class:`Teacher` in
+        the norm mode of the recipe.
 
         Args:
             student: To be trained.
@@ -90,19 +100,29 @@ class Distillation(_Objective):
             seed: Draws the adapter.
 
         Raises:
-            ConfigError: If recipe, terms, teacher and student do not fit together; the message names the setting.
+            ConfigError: If recipe, terms, teacher and student do not fit together; the message
+                names the setting.
         """
         super().__init__()
         if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
-            raise ConfigError("student and teacher share parameters, so freezing one freezes the other; build them apart")
+            raise ConfigError(
+                "student and teacher share parameters, so freezing one freezes the "
+                "other; build them apart"
+            )
         learner = with_centre_head(student, "student")
-        frozen = teacher if isinstance(teacher, Teacher) else Teacher(with_centre_head(teacher, "teacher"), config.teacher_norm)
+        frozen = (
+            teacher
+            if isinstance(teacher, Teacher)
+            else Teacher(with_centre_head(teacher, "teacher"), config.teacher_norm)
+        )
         check_pair(learner, frozen, config, extra)
         self.student = learner
         self.config, self.label = config, config.label
         self.adapter = make_adapter(learner, frozen.model, config.feature, seed)
         self.extra = tuple(extra)
-        self.learned = nn.ModuleList(term.value for term in extra if isinstance(term.value, nn.Module))
+        self.learned = nn.ModuleList(
+            term.value for term in extra if isinstance(term.value, nn.Module)
+        )
         self._asked = _asked(config, extra)
         self._unregistered = (frozen,)  # a tuple hides it from nn.Module
         self._watch = ZeroWatch()
@@ -113,27 +133,38 @@ class Distillation(_Objective):
         return self._unregistered[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Distillation:
-        """Move or cast the teacher along with the student (``to``, ``cuda``, ``double`` all end here)."""
+        """Move or cast the teacher along with the student (``to``, ``cuda``, ``double`` all end
+        here).
+        """
         super()._apply(fn, *args, **kwargs)
         self.teacher._apply(fn, *args, **kwargs)
         return self
 
     def forward(self, batch: Batch, progress: float | None = None) -> LossTerms:
-        """Return the parts ``heatmap``, ``box`` and those of the distillation terms, whose names begin with ``kd_``.
+        """Return the parts ``heatmap``, ``box`` and those of the distillation terms, whose names
+        begin with ``kd_``.
 
-        ``progress``, steps done divided by the steps of the training, sets the weights by the schedule; None for full weights.
+        ``progress``, steps done divided by the steps of the training, sets the weights by the
+        schedule; None for full weights.
 
         Raises:
-            ConfigError: If an enabled distillation term was exactly 0 for fifty training steps in a row.
+            ConfigError: If an enabled distillation term was exactly 0 for fifty training steps in a
+                row.
         """
         scale = 1.0 if progress is None else factor(progress, self.config.schedule)
         parts, _ = self._parts(batch)
-        if scale != 1:  # at full weight nothing is multiplied, so that a run without a schedule keeps its bits
-            parts = [replace(part, value=scale * part.value) if part.name.startswith(PREFIX) else part for part in parts]
+        # at full weight nothing is multiplied, so that a run without a schedule keeps its bits
+        if scale != 1:
+            parts = [
+                replace(part, value=scale * part.value) if part.name.startswith(PREFIX) else part
+                for part in parts
+            ]
         terms = loss_terms(parts)
         # What the schedule has switched off says nothing about a term.
         if scale != 0 and self.training and torch.is_grad_enabled():
-            self._watch.see({name: value for name, value in terms.parts.items() if name.startswith(PREFIX)})
+            self._watch.see(
+                {name: value for name, value in terms.parts.items() if name.startswith(PREFIX)}
+            )
         return terms
 
     def _parts(self, batch: Batch) -> tuple[list[LossPart], GroundTruth]:
@@ -141,7 +172,9 @@ class Distillation(_Objective):
         answer = self.teacher(batch, asked)
         labels = batch.truth
         if config.label is not None:
-            labels = merge_labels(answer.boxes, batch.truth, config.label, self.student.head.targets.max_objects)
+            labels = merge_labels(
+                answer.boxes, batch.truth, config.label, self.student.head.targets.max_objects
+            )
         prediction = self.student(batch.points, sites="sites" in asked, truth=labels)
         context = StepContext(batch, labels, prediction, self.student.targets(labels), answer)
         parts = list(detector_loss(self.student, prediction, context.targets))
@@ -155,16 +188,21 @@ class Distillation(_Objective):
 
 
 def factor(progress: float, config: KDScheduleConfig) -> float:
-    """Return what the weights of all ``kd_`` terms are multiplied by, in [0, 1]; exactly 1 outside of warm-up and decay.
+    """Return what the weights of all ``kd_`` terms are multiplied by, in [0, 1]; exactly 1 outside
+    of warm-up and decay.
 
-    It rises linearly from 0 over the first ``warm_up`` of a training and falls linearly to ``floor`` over the last ``decay``.
-    ``progress`` is steps done divided by the steps of the schedule: 0 in the first step.
+    It rises linearly from 0 over the first ``warm_up`` of a training and falls linearly to
+    ``floor`` over the last ``decay``. ``progress`` is steps done divided by the steps of the
+    schedule: 0 in the first step.
 
     Raises:
         ValueError: If ``progress`` lies outside [0, 1].
     """
     if not 0 <= progress <= 1:
-        raise ValueError(f"progress {progress} of a training is not in [0, 1]; it is steps done divided by all steps")
+        raise ValueError(
+            f"progress {progress} of a training is not in [0, 1]; it is steps done "
+            "divided by all steps"
+        )
     if progress < config.warm_up:
         return progress / config.warm_up
     left = 1 - progress

@@ -11,11 +11,15 @@ from kdlib.types import HeadTargets
 
 
 def pivotal_mask(
-    probability: Tensor, targets: HeadTargets | None, config: LogitKDConfig, instances: Tensor | None = None
+    probability: Tensor,
+    targets: HeadTargets | None,
+    config: LogitKDConfig,
+    instances: Tensor | None = None,
 ) -> Tensor:
     """Return the weights (B, H, W) of the positions at which the student is to copy the teacher.
 
-    Every form keeps only cells whose confidence, the maximum over classes, exceeds ``config.threshold`` (float32, strict):
+    Every form keeps only cells whose confidence, the maximum over classes, exceeds
+    ``config.threshold`` (float32, strict):
 
     - ``all``, ``confidence``: all of those;
     - ``rank``: those among the frame's ``config.rank`` most confident cells;
@@ -60,14 +64,22 @@ def _top_cells(confidence: Tensor, rank: int) -> Tensor:
 
 def _target_cells(confidence: Tensor, targets: HeadTargets | None, config: LogitKDConfig) -> Tensor:
     if targets is None:
-        raise ConfigError(f"positions '{config.positions}' need targets on the '{config.target}' grid")
+        raise ConfigError(
+            f"positions '{config.positions}' need targets on the '{config.target}' grid"
+        )
     if targets.heatmap.shape[-2:] != confidence.shape[-2:]:
         raise ValueError(
-            f"targets on a grid of {tuple(targets.heatmap.shape[-2:])} cells, maps on {tuple(confidence.shape[-2:])} cells"
+            f"targets on a grid of {tuple(targets.heatmap.shape[-2:])} cells, maps on "
+            f"{tuple(confidence.shape[-2:])} cells"
         )
     if config.positions == "center":
-        # Empty slots point at cell 0, which is an ordinary cell: they add False there instead of clearing it.
+        # Empty slots point at cell 0, which is an ordinary cell: they add False there instead of
+        # clearing it.
         used = targets.mask.to(confidence.dtype)
-        return torch.zeros_like(confidence.flatten(1)).scatter_reduce_(1, targets.indices, used, "amax").view_as(confidence)
+        return (
+            torch.zeros_like(confidence.flatten(1))
+            .scatter_reduce_(1, targets.indices, used, "amax")
+            .view_as(confidence)
+        )
     gaussian = targets.heatmap.amax(dim=1)
     return (gaussian if config.soft else gaussian > 0).to(confidence.dtype)

@@ -1,7 +1,7 @@
 """Narrows a teacher's tensors to a student's shapes, and says where each entry came from.
 
-One choice of channels per group of :mod:`kdlib.kd.channels`, which all axes of that group obey: a network narrowed by channels
-that do nothing answers as before, whatever the criterion.
+One choice of channels per group of :mod:`kdlib.kd.channels`, which all axes of that group obey: a
+network narrowed by channels that do nothing answers as before, whatever the criterion.
 """
 
 from __future__ import annotations
@@ -16,10 +16,22 @@ from torch import Tensor
 
 from kdlib.config import Initialisation
 from kdlib.errors import ConfigError
-from kdlib.kd.channels import FIRST_2D, Axes, AxisSource, Chosen, Layer, Tensors, Widths, Wiring, bev_levels, layers
+from kdlib.kd.channels import (
+    FIRST_2D,
+    Axes,
+    AxisSource,
+    Chosen,
+    Layer,
+    Tensors,
+    Widths,
+    Wiring,
+    bev_levels,
+    layers,
+)
 from kdlib.types import Json
 
-Score = Callable[[Tensors, Layer, Sequence[int] | None], Tensor]  # teacher, layer, inputs kept -> (outputs,)
+# teacher, layer, inputs kept -> (outputs,)
+Score = Callable[[Tensors, Layer, Sequence[int] | None], Tensor]
 _COUNTERS = ("global_step", "num_batches_tracked")
 _RUNS = 3  # of indices that are written out
 
@@ -39,13 +51,21 @@ class Part:
         return self.kept == tuple(range(self.of))
 
     def __str__(self) -> str:
-        """Say which, as ``first 24 of 32 (conv2.0)``; long lists are cut short and told apart by a digest."""
+        """Say which, as ``first 24 of 32 (conv2.0)``; long lists are cut short and told apart by a
+        digest.
+        """
         return f"{spell(self.kept, self.of)} ({self.source})"
 
     def to_dict(self) -> Json:
         """Return plain values; indices themselves are in the report's groups."""
         words = {"selection": spell(self.kept, self.of), "digest": digest(self.kept)}
-        return {"axis": self.axis, "groups": self.source.groups, "kept": len(self.kept), "of": self.of, **words}
+        return {
+            "axis": self.axis,
+            "groups": self.source.groups,
+            "kept": len(self.kept),
+            "of": self.of,
+            **words,
+        }
 
 
 @dataclass(frozen=True)
@@ -53,12 +73,15 @@ class Remapped:
     """A student's tensors, and where they are from."""
 
     tensors: Tensors
-    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)  # by tensor, one for every axis of channels
+    # by tensor, one for every axis of channels
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     kept: Chosen = field(default_factory=dict)
 
 
 def norm_scale(teacher: Tensors, layer: Layer, inputs: Sequence[int] | None) -> Tensor:
-    """Return the scale of the norm behind a layer: how much of its variation each channel hands on."""
+    """Return the scale of the norm behind a layer: how much of its variation each channel hands
+    on.
+    """
     return teacher[f"{layer.norm}.weight"].double()
 
 
@@ -68,7 +91,9 @@ def absolute_norm_scale(teacher: Tensors, layer: Layer, inputs: Sequence[int] | 
 
 
 def weight_sum(teacher: Tensors, layer: Layer, inputs: Sequence[int] | None) -> Tensor:
-    """Return the sum of the absolute weights that lead to each output, from the inputs that are kept or from all (None)."""
+    """Return the sum of the absolute weights that lead to each output, from the inputs that are
+    kept or from all (None).
+    """
     weight = teacher[layer.weight].double().abs()
     outputs, axis = layer.axes(weight.dim())
     if inputs is not None:
@@ -97,17 +122,20 @@ WAYS: Mapping[Initialisation, Way] = {
 
 
 def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> Remapped:
-    """Return, for every tensor of the student, its part of the teacher's tensor of that name; nothing is written.
+    """Return, for every tensor of the student, its part of the teacher's tensor of that name;
+    nothing is written.
 
-    ``first`` keeps the first channels of every group (FNAV2), ``bn_scale`` those with the largest absolute norm scale (BN_SCALE;
-    ``bn_scale_signed`` goes by the scale itself), ``l1`` those with the largest sum of absolute weights from the inputs that are
-    kept (OFA). Where several layers add to a group, each one's scores are divided by their sum, then added up; inputs about
-    which nothing is decided yet count whole.
+    ``first`` keeps the first channels of every group (FNAV2), ``bn_scale`` those with the largest
+    absolute norm scale (BN_SCALE; ``bn_scale_signed`` goes by the scale itself), ``l1`` those with
+    the largest sum of absolute weights from the inputs that are kept (OFA). Where several layers
+    add to a group, each one's scores are divided by their sum, then added up; inputs about which
+    nothing is decided yet count whole.
 
-    ``first_naive`` keeps the first entries of every axis (FNAV1), which takes joined maps apart at the wrong places. The
-    ``_legacy`` ways repeat SparseKD's faults: a BEV map with its levels behind each other, tensors of equal shape copied as they
-    are, and for the scored ones separate choices where maps are added and sparse weights summed over all inputs. Pillar layers,
-    which it never narrowed, only ``first_legacy`` narrows: the first inputs of each.
+    ``first_naive`` keeps the first entries of every axis (FNAV1), which takes joined maps apart at
+    the wrong places. The ``_legacy`` ways repeat SparseKD's faults: a BEV map with its levels
+    behind each other, tensors of equal shape copied as they are, and for the scored ones separate
+    choices where maps are added and sparse weights summed over all inputs. Pillar layers, which it
+    never narrowed, only ``first_legacy`` narrows: the first inputs of each.
 
     Counters, which are no weights, may be missing on either side.
 
@@ -117,7 +145,8 @@ def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> 
         how: A key of ``WAYS``.
 
     Raises:
-        ConfigError: If a tensor has no counterpart, is wider than it or differs in more than width; it is named.
+        ConfigError: If a tensor has no counterpart, is wider than it or differs in more than width;
+            it is named.
 
     Source: SparseKD section 4.4; spec 8, with what its section 11 says of items 8 to 11.
     """
@@ -127,7 +156,10 @@ def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> 
     _check_names(teacher, student)
     student = {name: value for name, value in student.items() if name in teacher}
     if (few := bev_levels(student)) != (many := bev_levels(teacher)):
-        raise ConfigError(f"{FIRST_2D}: the BEV map has {few} levels in the student, {many} in the teacher; make grids equal")
+        raise ConfigError(
+            f"{FIRST_2D}: the BEV map has {few} levels in the student, {many} in "
+            "the teacher; make grids equal"
+        )
     order = layers(teacher, way.wiring)
     axes = {name: sources for layer in order for name, sources in layer.tensors(teacher)}
     _check_shapes(teacher, student, axes)
@@ -136,10 +168,16 @@ def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> 
     tensors, parts = {}, {}
     for name, ours in student.items():
         value, shape = teacher[name], ours.shape
-        # The original looks at shapes alone: a tensor that has its size already keeps its channels, whatever its neighbours do.
+        # The original looks at shapes alone: a tensor that has its size already keeps its channels,
+        # whatever its neighbours do.
         sources = {} if way.wiring == "legacy" and value.shape == shape else axes.get(name, {})
         parts[name] = tuple(
-            Part(axis, source, _entries(name, source, shape[axis], way, kept, wide), value.shape[axis])
+            Part(
+                axis,
+                source,
+                _entries(name, source, shape[axis], way, kept, wide),
+                value.shape[axis],
+            )
             for axis, source in sorted(sources.items())
             if source.groups
         )
@@ -151,12 +189,17 @@ def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> 
 
 
 def spell(kept: Sequence[int], of: int) -> str:
-    """Return a choice of indices in words: runs of neighbours if they are few, the first ones and a digest if they are many."""
+    """Return a choice of indices in words: runs of neighbours if they are few, the first ones and a
+    digest if they are many.
+    """
     count = len(kept)
     if list(kept) == list(range(count)):
         return f"all {of}" if count == of else f"first {count} of {of}"
     # Of neighbours in a run, index and place rise together.
-    runs = [[index for _, index in run] for _, run in groupby(enumerate(kept), lambda item: item[1] - item[0])]
+    runs = [
+        [index for _, index in run]
+        for _, run in groupby(enumerate(kept), lambda item: item[1] - item[0])
+    ]
     if len(runs) <= _RUNS:
         listed = " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     else:
@@ -174,7 +217,8 @@ def _check_names(teacher: Tensors, student: Tensors) -> None:
     if odd:
         side = "student" if odd[0] in teacher else "teacher"
         raise ConfigError(
-            f"the {side} has no tensor '{odd[0]}': channels can only be chosen of a teacher that differs in width alone"
+            f"the {side} has no tensor '{odd[0]}': channels can only be chosen of a teacher that "
+            "differs in width alone"
         )
 
 
@@ -183,18 +227,28 @@ def _check_shapes(teacher: Tensors, student: Tensors, axes: Mapping[str, Axes]) 
         ours, theirs = tuple(narrow.shape), tuple(teacher[name].shape)
         sources = axes.get(name, {})
         if len(ours) != len(theirs):
-            raise ConfigError(f"{name}: student {ours}, teacher {theirs}; channels are chosen along axes, none is added")
+            raise ConfigError(
+                f"{name}: student {ours}, teacher {theirs}; channels are chosen "
+                "along axes, none is added"
+            )
         if not sources and not name.endswith(_COUNTERS):
-            raise ConfigError(f"{name}: nothing says what its axes are made of; teach kdlib/kd/channels.py this layer")
+            raise ConfigError(
+                f"{name}: nothing says what its axes are made of; teach "
+                "kdlib/kd/channels.py this layer"
+            )
         for axis, (a, b) in enumerate(zip(ours, theirs)):
             fixed = axis not in sources or not sources[axis].groups
             if (fixed and a != b) or a > b:
                 demand = "must be equal" if fixed else "the teacher must be at least as wide"
-                raise ConfigError(f"{name}: axis {axis} has {a} in the student, {b} in the teacher; {demand}")
+                raise ConfigError(
+                    f"{name}: axis {axis} has {a} in the student, {b} in the teacher; {demand}"
+                )
 
 
 def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Tensors) -> dict[str, int]:
-    """Return the channels of every group; what writes a group says how many, all others must agree."""
+    """Return the channels of every group; what writes a group says how many, all others must
+    agree.
+    """
     widths: dict[str, int] = {}
     for layer in order:
         if layer.output is not None:
@@ -208,7 +262,9 @@ def _widths(order: Sequence[Layer], axes: Mapping[str, Axes], state: Tensors) ->
     return widths
 
 
-def _choose(order: Sequence[Layer], teacher: Tensors, way: Way, wide: Widths, narrow: Widths) -> Chosen:
+def _choose(
+    order: Sequence[Layer], teacher: Tensors, way: Way, wide: Widths, narrow: Widths
+) -> Chosen:
     """Choose the channels of every group, in the order of the data."""
     if way.score is None:
         return {group: tuple(range(narrow[group])) for group in wide}
@@ -218,7 +274,8 @@ def _choose(order: Sequence[Layer], teacher: Tensors, way: Way, wide: Widths, na
         for layer in order:
             if layer.output != group:
                 continue
-            # Only inputs whose own channels are chosen can count alone; the original never does so for sparse weights.
+            # Only inputs whose own channels are chosen can count alone; the original never does so
+            # for sparse weights.
             known = bool(layer.inputs.groups) and all(name in kept for name in layer.inputs.groups)
             known &= way.wiring != "legacy" or teacher[layer.weight].dim() != 5
             score = way.score(teacher, layer, layer.inputs.entries(kept, wide) if known else None)
@@ -229,10 +286,15 @@ def _choose(order: Sequence[Layer], teacher: Tensors, way: Way, wide: Widths, na
     return kept
 
 
-def _entries(name: str, source: AxisSource, length: int, way: Way, kept: Chosen, wide: Widths) -> tuple[int, ...]:
+def _entries(
+    name: str, source: AxisSource, length: int, way: Way, kept: Chosen, wide: Widths
+) -> tuple[int, ...]:
     """Return which entries of an axis are left for a student that has ``length`` of them."""
     if not source.flat:
         return tuple(source.entries(kept, wide))
     if way.score is not None:
-        raise ConfigError(f"{name}: SparseKD has no rule for the inputs of a pillar layer; choose a way that is not legacy")
+        raise ConfigError(
+            f"{name}: SparseKD has no rule for the inputs of a pillar layer; "
+            "choose a way that is not legacy"
+        )
     return tuple(range(length))

@@ -21,8 +21,8 @@ def bev_region(config: ModelConfig) -> Region:
 def roi_points(boxes: Tensor, size: int) -> Tensor:
     """Return ``size`` x ``size`` places (..., size, size, 2) in metres inside boxes (..., 7).
 
-    They are the centres of equal cells: at ``((k + 0.5) / size - 0.5)`` of the length (last grid axis) and of the width (the one
-    before), turned by the heading.
+    They are the centres of equal cells: at ``((k + 0.5) / size - 0.5)`` of the length (last grid
+    axis) and of the width (the one before), turned by the heading.
 
     Source: spec section 7.7.
     """
@@ -35,17 +35,22 @@ def roi_points(boxes: Tensor, size: int) -> Tensor:
 
 
 def roi_grid_pool(maps: Tensor, boxes: Tensor, region: Region, size: int) -> Tensor:
-    """Return the features (B, M, C, size, size) that maps (B, C, H, W) over a region have inside boxes (B, M, 7).
+    """Return the features (B, M, C, size, size) that maps (B, C, H, W) over a region have inside
+    boxes (B, M, 7).
 
-    Every map is read at the same metric places, whatever its cell size, bilinearly between the centres of its cells and with
-    zeros beyond its border. The original wrote its grid for ``align_corners=True`` and sampled with ``False``, which is exact at
-    the low edge of a map and about a cell off at the far one (spec section 11 item 14).
+    Every map is read at the same metric places, whatever its cell size, bilinearly between the
+    centres of its cells and with zeros beyond its border. The original wrote its grid for
+    ``align_corners=True`` and sampled with ``False``, which is exact at the low edge of a map and
+    about a cell off at the far one (spec section 11 item 14).
 
     Source: Mimic (Li et al., CVPR 2017) as in SparseKD; spec section 7.7.
     """
     frames, count = boxes.shape[:2]
     low, high = boxes.new_tensor(region).view(2, 2)
-    # From -1 at one border of the map to +1 at the other: what grid_sample calls align_corners=False.
+    # From -1 at one border of the map to +1 at the other: what grid_sample calls
+    # align_corners=False.
     places = (roi_points(boxes, size) - low) / (high - low) * 2 - 1
-    read = F.grid_sample(maps, places.view(frames, count * size, size, 2).to(maps.dtype), align_corners=False)
+    read = F.grid_sample(
+        maps, places.view(frames, count * size, size, 2).to(maps.dtype), align_corners=False
+    )
     return read.view(frames, maps.shape[1], count, size, size).transpose(1, 2)

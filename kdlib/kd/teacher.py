@@ -16,7 +16,8 @@ from kdlib.errors import ConfigError
 from kdlib.models.detector import CenterPoint, Sites
 from kdlib.types import Batch, Detections, HeadOutput, HeadTargets
 
-Need = Literal["targets", "boxes", "bev", "sites"]  # the fields of an answer that are computed on demand
+# the fields of an answer that are computed on demand
+Need = Literal["targets", "boxes", "bev", "sites"]
 _STORED = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -25,7 +26,8 @@ class TeacherAnswer:
     """Everything a student may learn from, on the teacher's own grid."""
 
     heads: tuple[HeadOutput, ...]  # logits and raw maps
-    targets: tuple[HeadTargets, ...]  # from the ground truth alone, one per head; empty if not asked for
+    # from the ground truth alone, one per head; empty if not asked for
+    targets: tuple[HeadTargets, ...]
     boxes: tuple[Detections, ...]  # decoded without NMS, one per frame; empty if not asked for
     bev: Tensor | None = None  # (B, C, H, W) what enters the heads; only if asked for
     sites: Sites | None = None  # what the encoder found in every pillar or voxel; only if asked for
@@ -34,8 +36,9 @@ class TeacherAnswer:
 class Teacher(nn.Module):
     """A frozen detector with a BatchNorm mode that no outer ``train()`` can change.
 
-    ``norm="running"`` uses the stored statistics: a frame's answer does not depend on the other frames of the batch.
-    ``norm="batch"`` uses those of the current batch, as the original does: it depends on them. Neither changes what is stored.
+    ``norm="running"`` uses the stored statistics: a frame's answer does not depend on the other
+    frames of the batch. ``norm="batch"`` uses those of the current batch, as the original does: it
+    depends on them. Neither changes what is stored.
 
     Source: spec section 7.2.
     """
@@ -48,7 +51,9 @@ class Teacher(nn.Module):
         """
         super().__init__()
         if norm not in get_args(TeacherNorm):
-            raise ConfigError(f"unknown teacher norm '{norm}'; use one of {', '.join(get_args(TeacherNorm))}")
+            raise ConfigError(
+                f"unknown teacher norm '{norm}'; use one of {', '.join(get_args(TeacherNorm))}"
+            )
         self.model = model
         self.norm: TeacherNorm = norm
         self.requires_grad_(False)
@@ -61,8 +66,11 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, batch: Batch, needs: Collection[Need] = ("targets", "boxes")) -> TeacherAnswer:
-        """Return the answer to a batch, voxelised on the teacher's own grid: the heads' maps, and what else is needed.
+    def forward(
+        self, batch: Batch, needs: Collection[Need] = ("targets", "boxes")
+    ) -> TeacherAnswer:
+        """Return the answer to a batch, voxelised on the teacher's own grid: the heads' maps, and
+        what else is needed.
 
         Source: spec section 7.3 step 4.
         """
@@ -85,9 +93,11 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def hidden_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Take the stored statistics of layers away inside a block, and put back the very same tensors afterwards.
+    """Take the stored statistics of layers away inside a block, and put back the very same tensors
+    afterwards.
 
-    A BatchNorm without statistics normalises by the current batch in either mode and has nothing to update.
+    A BatchNorm without statistics normalises by the current batch in either mode and has nothing to
+    update.
     """
     stored = [(layer, name, getattr(layer, name)) for layer in layers for name in _STORED]
     try:
@@ -100,5 +110,7 @@ def hidden_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
 
 
 def unmoved_statistics(model: nn.Module) -> AbstractContextManager[None]:
-    """Let a model run in whatever mode its layers are, without leaving a trace in their statistics."""
+    """Let a model run in whatever mode its layers are, without leaving a trace in their
+    statistics.
+    """
     return hidden_statistics([layer for layer in batch_norms(model) if layer.training])

@@ -22,7 +22,9 @@ class StepContext:
     """What one training step has computed; a term reads it and leaves it as it is."""
 
     batch: Batch
-    labels: GroundTruth  # what the student is assigned: the batch's own, merged with the teacher's boxes if the recipe says so
+    # what the student is assigned: the batch's own, merged with the teacher's boxes if the recipe
+    # says so
+    labels: GroundTruth
     prediction: Prediction[HeadOutput]  # the student's, with gradient; heatmaps are logits
     targets: tuple[HeadTargets, ...]  # from ``labels``, on the student's grid, one per head
     answer: TeacherAnswer  # on the teacher's grid, without gradient
@@ -32,8 +34,9 @@ class StepContext:
 class Term:
     """A distillation term: a function of a step, its name in every log and its weight.
 
-    A ``value`` that is a module is trained with the student; like an adapter it enters checkpoints, never the student's weights.
-    In a training by several processes it sees this rank's frames alone and is taken to be a mean over them.
+    A ``value`` that is a module is trained with the student; like an adapter it enters checkpoints,
+    never the student's weights. In a training by several processes it sees this rank's frames alone
+    and is taken to be a mean over them.
     """
 
     name: str  # begins with "kd_"
@@ -48,20 +51,33 @@ class Term:
             ConfigError: Naming the term and the remedy.
         """
         if not self.name.startswith(PREFIX) or self.name == PREFIX:
-            raise ConfigError(f"the name of term '{self.name}' must begin with '{PREFIX}', like 'kd_{self.name or 'mine'}'")
+            raise ConfigError(
+                f"the name of term '{self.name}' must begin with '{PREFIX}', like "
+                f"'kd_{self.name or 'mine'}'"
+            )
         if not self.weight > 0:
-            raise ConfigError(f"term '{self.name}' has weight {self.weight}; give it a positive one or leave the term out")
+            raise ConfigError(
+                f"term '{self.name}' has weight {self.weight}; give it a positive "
+                "one or leave the term out"
+            )
         unknown = sorted(set(self.needs) - set(get_args(Need)))
         if unknown:
-            raise ConfigError(f"term '{self.name}' needs {unknown}; a teacher can answer {', '.join(get_args(Need))}")
+            raise ConfigError(
+                f"term '{self.name}' needs {unknown}; a teacher can answer "
+                f"{', '.join(get_args(Need))}"
+            )
 
     def __call__(self, context: StepContext) -> Tensor:
         """Return the weighted value on one step; raises ConfigError if it is not one number."""
         value = self.value(context)
         if value.dim() != 0:
-            raise ConfigError(f"term '{self.name}' returned a tensor of shape {tuple(value.shape)}; reduce it to one number")
+            raise ConfigError(
+                f"term '{self.name}' returned a tensor of shape "
+                f"{tuple(value.shape)}; reduce it to one number"
+            )
         if ranks.several():
             frames = context.batch.points.batch_size
             share = frames / ranks.over(frames, value)
-            value = share * (value if frames else value.nan_to_num())  # the mean over no frame may be no number
+            # the mean over no frame may be no number
+            value = share * (value if frames else value.nan_to_num())
         return self.weight * value

@@ -1,1 +1,3 @@
-"""What the notebooks call: runs and their stages, comparisons, studies, reports; nothing of ``tools`` is imported here."""
+"""What the notebooks call: runs and their stages, comparisons, studies, reports; nothing of
+``tools`` is imported here.
+"""

@@ -1,4 +1,6 @@
-"""Compares arms that were scored on the same frames: paired differences with intervals, tables, sentences, charts."""
+"""Compares arms that were scored on the same frames: paired differences with intervals, tables,
+sentences, charts.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ CONTRASTS = (
 
 def contrasts_among(contrasts: Iterable[Contrast], arms: Collection[str]) -> tuple[Contrast, ...]:
     """Return those contrasts whose arms are both there."""
-    return tuple(contrast for contrast in contrasts if contrast.first in arms and contrast.second in arms)
+    return tuple(
+        contrast for contrast in contrasts if contrast.first in arms and contrast.second in arms
+    )
 
 
 # Wanted margins in points of LEVEL_2 mAPH, and whether the interval must stay above zero.
@@ -81,7 +85,9 @@ _WISHES = {
 
 @dataclass(frozen=True)
 class Gain(Difference):
-    """What came of a contrast, in points of LEVEL_2 mAPH; the arms go by their titles, the limits are checked."""
+    """What came of a contrast, in points of LEVEL_2 mAPH; the arms go by their titles, the limits
+    are checked.
+    """
 
     seeds: tuple[float, ...] = ()  # the difference, seed by seed
 
@@ -91,7 +97,9 @@ class Gain(Difference):
 
     @property
     def shown(self) -> Literal["above", "below", "no difference"]:
-        """On which side of 0 the interval lies, as it is printed: a limit that prints as 0 touches 0."""
+        """On which side of 0 the interval lies, as it is printed: a limit that prints as 0 touches
+        0.
+        """
         if round(self.low, 2) > 0:
             return "above"
         return "below" if round(self.high, 2) < 0 else "no difference"
@@ -99,12 +107,19 @@ class Gain(Difference):
     def sentence(self, simulated: bool) -> str:
         """Say what the comparison showed; the sentence follows the interval as it is printed."""
         where = f"On {'simulated' if simulated else 'these'} data, at this budget,"
-        mean, low, high = (round(value, 2) + 0.0 for value in (self.mean, self.low, self.high))  # + 0.0: no negative zero
+        # + 0.0: no negative zero
+        mean, low, high = (round(value, 2) + 0.0 for value in (self.mean, self.low, self.high))
         interval = f"95 % interval {low:+.2f} to {high:+.2f}"
         if self.shown == "no difference":
             pair = f"{self.first} and {self.second}"
-            return f"{where} no difference between {pair} is shown: {mean:+.2f} {UNIT}, and the {interval} includes 0."
-        return f"{where} {self.first} scores {abs(mean):.2f} {UNIT} {self.shown} {self.second} ({interval})."
+            return (
+                f"{where} no difference between {pair} is shown: {mean:+.2f} {UNIT}, and the "
+                f"{interval} includes 0."
+            )
+        return (
+            f"{where} {self.first} scores {abs(mean):.2f} {UNIT} {self.shown} {self.second} "
+            f"({interval})."
+        )
 
     def row(self) -> dict[str, float]:
         """Return the mean and its interval as a row of a table."""
@@ -116,9 +131,16 @@ def summary(gains: Sequence[Gain]) -> str:
     sides = [gain.shown for gain in gains]
     above, below, none = (sides.count(side) for side in ("above", "below", "no difference"))
     if len(sides) == 1:
-        return f"One comparison: {sides[0]} is shown." if none else f"One comparison: it is shown {sides[0]} its base."
+        return (
+            f"One comparison: {sides[0]} is shown."
+            if none
+            else (f"One comparison: it is shown {sides[0]} its base.")
+        )
     verb = "is" if above == 1 else "are"
-    return f"Of {len(sides)} comparisons, {above} {verb} shown above the base, {below} below, and {none} show no difference."
+    return (
+        f"Of {len(sides)} comparisons, {above} {verb} shown above the base, {below} below, "
+        f"and {none} show no difference."
+    )
 
 
 def in_percent(score: ArmScore | Difference) -> tuple[float, float, float]:
@@ -152,7 +174,12 @@ class Comparison:
     def estimates(self) -> list[Estimate]:
         """Return every arm in percent, for a chart."""
         return [
-            Estimate(self.titles[arm.name], *in_percent(arm), tuple(100 * value for value in arm.values), arm_color(arm.name))
+            Estimate(
+                self.titles[arm.name],
+                *in_percent(arm),
+                tuple(100 * value for value in arm.values),
+                arm_color(arm.name),
+            )
             for arm in self.report.arms
         ]
 
@@ -161,12 +188,20 @@ class Comparison:
         first, second = contrast.first, contrast.second
         pairs = zip(self.report.arm(first).values, self.report.arm(second).values)
         seeds = tuple(100 * (ours - theirs) for ours, theirs in pairs)
-        return Gain(self.titles[first], self.titles[second], *in_percent(self.report.difference(first, second)), seeds)
+        return Gain(
+            self.titles[first],
+            self.titles[second],
+            *in_percent(self.report.difference(first, second)),
+            seeds,
+        )
 
     def difference_table(self) -> pd.DataFrame:
         """Return the paired differences between the arms of the main line, in points."""
         gains = map(self.gain, contrasts_among(CONTRASTS, self.results))
-        rows = [{"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0} for gain in gains]
+        rows = [
+            {"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0}
+            for gain in gains
+        ]
         return pd.DataFrame(rows).round(2)
 
     def verdicts(self) -> list[Json]:
@@ -178,14 +213,19 @@ class Comparison:
             verdicts.append(
                 {
                     "wish": f"{gain.first} at least {margin:g} above {gain.second}{extra}",
-                    "result": f"{gain.mean:+.2f} points, 95 % interval {gain.low:+.2f} to {gain.high:+.2f}",
+                    "result": (
+                        f"{gain.mean:+.2f} points, 95 % interval {gain.low:+.2f} to "
+                        f"{gain.high:+.2f}"
+                    ),
                     "met": bool(gain.mean >= margin and (gain.low > 0 or not significant)),
                 }
             )
         return verdicts
 
     def last_step(self) -> tuple[str, str]:
-        """Return the arm that the recipe's last part led to, and the one it came from: full and initialised, where both are."""
+        """Return the arm that the recipe's last part led to, and the one it came from: full and
+        initialised, where both are.
+        """
         arms = [arm for arm in ARMS if arm in self.results]
         return arms[-1], arms[-2:][0]
 
@@ -197,27 +237,42 @@ class Comparison:
             for kind in CLASS_NAMES:
                 name = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2"
                 curve, score = result.curves[name], result.metrics[f"{name}/AP"]
-                drawn.append(PRCurve(self.titles[arm], kind, curve.recall, curve.precision, arm_color(arm), score))
+                drawn.append(
+                    PRCurve(
+                        self.titles[arm], kind, curve.recall, curve.precision, arm_color(arm), score
+                    )
+                )
         return drawn
 
     def breakdown(self, first: str, second: str) -> ScoreTable:
-        """Return ``first`` minus ``second`` by class and level: AP, APH, and APH by range where several ranges hold objects."""
+        """Return ``first`` minus ``second`` by class and level: AP, APH, and APH by range where
+        several ranges hold objects.
+        """
         kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
 
         def scores(form: str) -> Float64:
             names = [form.format(kind.upper(), level) for kind, level in kinds]
             return np.array([[self.mean(arm, name) for name in names] for arm in (first, second)])
 
-        columns = {name: scores(f"OBJECT_TYPE_TYPE_{{}}_LEVEL_{{}}/{name}") for name in ("AP", "APH")}
+        columns = {
+            name: scores(f"OBJECT_TYPE_TYPE_{{}}_LEVEL_{{}}/{name}") for name in ("AP", "APH")
+        }
         ranges = {f"APH {r} m": scores(f"RANGE_TYPE_{{}}_{r}_LEVEL_{{}}/APH") for r in RANGES}
         reached = {name: values for name, values in ranges.items() if values.any()}
         columns |= reached if len(reached) > 1 else {}
         change = [ours - theirs for ours, theirs in columns.values()]
-        return ScoreTable(np.stack(change, axis=1), tuple(f"{kind} LEVEL_{level}" for kind, level in kinds), tuple(columns))
+        return ScoreTable(
+            np.stack(change, axis=1),
+            tuple(f"{kind} LEVEL_{level}" for kind, level in kinds),
+            tuple(columns),
+        )
 
     def to_dict(self) -> Json:
         """Return everything the report of the main line and the tests need."""
-        metrics = {arm: {str(seed): result.to_dict() for seed, result in own.items()} for arm, own in self.results.items()}
+        metrics = {
+            arm: {str(seed): result.to_dict() for seed, result in own.items()}
+            for arm, own in self.results.items()
+        }
         teacher = next(iter(self.results["teacher"].values()))
         return {
             "metric": METRIC,
@@ -231,21 +286,30 @@ class Comparison:
 
 
 def compare_arms(profile: Profile, titles: Words, results: Scores, resamples: int) -> Comparison:
-    """Compare arms that were scored on the same frames, by paired bootstrap over segments and seeds.
+    """Compare arms that were scored on the same frames, by paired bootstrap over segments and
+    seeds.
 
     An arm with a single seed, as a given teacher has, stands beside every seed of the others.
     """
     count = max(len(seeds) for seeds in results.values())
-    lists = {arm: list(seeds.values()) * (count if len(seeds) == 1 else 1) for arm, seeds in results.items()}
+    lists = {
+        arm: list(seeds.values()) * (count if len(seeds) == 1 else 1)
+        for arm, seeds in results.items()
+    }
     report = bootstrap(lists, metric=METRIC, resamples=resamples)
-    arms = [replace(arm, values=arm.values[:1], std=0.0) if len(results[arm.name]) == 1 else arm for arm in report.arms]
+    arms = [
+        replace(arm, values=arm.values[:1], std=0.0) if len(results[arm.name]) == 1 else arm
+        for arm in report.arms
+    ]
     return Comparison(profile, titles, results, replace(report, arms=tuple(arms)))
 
 
 def compare_run(run: Run, resamples: int) -> Comparison:
-    """Score the teacher and every student of notebooks 01 and 02 on the same frames and compare them.
+    """Score the teacher and every student of notebooks 01 and 02 on the same frames and compare
+    them.
 
-    ConfigError if one of these notebooks has not finished, DataError if the students were trained on another store.
+    ConfigError if one of these notebooks has not finished, DataError if the students were trained
+    on another store.
     """
     results = score_all(run, trained_students(run), {"teacher": chosen_teacher(run)})
     return compare_arms(run.profile, {"teacher": "teacher", **ARMS}, results, resamples)
@@ -253,7 +317,9 @@ def compare_run(run: Run, resamples: int) -> Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of some contrasts that belong together: a table, sentences, pictures and a part of the report."""
+    """What came of some contrasts that belong together: a table, sentences, pictures and a part of
+    the report.
+    """
 
     title: str
     contrasts: tuple[Contrast, ...]
@@ -271,14 +337,19 @@ class Finding:
         return bases.pop() if len(bases) == 1 else "its own base"
 
     def labels(self, minus: str = " − ") -> list[str]:
-        """Return what the rows are called: both arms, or only the first where all rows have one base."""
+        """Return what the rows are called: both arms, or only the first where all rows have one
+        base.
+        """
         alone = self.base != "its own base"
         return [gain.first if alone else f"{gain.first}{minus}{gain.second}" for gain in self.gains]
 
     def table(self) -> pd.DataFrame:
         """Return each difference with its interval, in points."""
         name = "difference" if self.base == "its own base" else f"difference from {self.base}"
-        rows = [{name: label, **gain.row(), "shown": gain.shown} for label, gain in zip(self.labels(), self.gains)]
+        rows = [
+            {name: label, **gain.row(), "shown": gain.shown}
+            for label, gain in zip(self.labels(), self.gains)
+        ]
         return pd.DataFrame(rows).round(2)
 
     def sentences(self) -> list[str]:
@@ -289,11 +360,16 @@ class Finding:
         """Draw the differences with their intervals and seeds."""
         rows = []
         for label, gain, contrast in zip(self.labels(minus="\n− "), self.gains, self.contrasts):
-            # A mean over resamples may miss the measured one's interval by a hair where all seeds agree.
+            # A mean over resamples may miss the measured one's interval by a hair where all seeds
+            # agree.
             low, high = min(gain.low, gain.mean), max(gain.high, gain.mean)
-            rows.append(Estimate(label, gain.mean, low, high, gain.seeds, _GROUP_COLORS[contrast.group]))
+            rows.append(
+                Estimate(label, gain.mean, low, high, gain.seeds, _GROUP_COLORS[contrast.group])
+            )
         title = self.comparison.profile.titled(self.title)
-        return curves.draw_arms(rows, label=f"{UNIT} above {self.base}", reference=0, title=title, path=path)
+        return curves.draw_arms(
+            rows, label=f"{UNIT} above {self.base}", reference=0, title=title, path=path
+        )
 
     def classes(self) -> ScoreTable:
         """Return each difference class by class, APH at both levels."""
@@ -305,4 +381,10 @@ class Finding:
     def part(self, pictures: Words) -> Json:
         """Return a chapter of the report: sentences, table and pictures (file name to caption)."""
         tables = {f"Paired differences, {UNIT}": self.table()}
-        return part(self.title, summary(self.gains), sentences=self.sentences(), tables=tables, pictures=pictures)
+        return part(
+            self.title,
+            summary(self.gains),
+            sentences=self.sentences(),
+            tables=tables,
+            pictures=pictures,
+        )

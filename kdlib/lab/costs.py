@@ -1,4 +1,6 @@
-"""Tables of what models cost: parameters, multiply-accumulates in two conventions, activations, latency, ratios."""
+"""Tables of what models cost: parameters, multiply-accumulates in two conventions, activations,
+latency, ratios.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,18 @@ COSTS = ("G MACs", "M acts", "parameters", "latency p50 ms")
 
 
 def cpr(score: float, teacher_score: float, cost: float, teacher_cost: float) -> float:
-    """Return the cost-performance ratio of a student: the share of the teacher's score kept over the share of its cost kept.
+    """Return the cost-performance ratio of a student: the share of the teacher's score kept over
+    the share of its cost kept.
 
-    1 for the teacher itself; 2 keeps twice as much of the score as of the cost, in any unit. The specification does not say how
-    the paper computes its ratio of that name: this definition is ours. ConfigError if costs or teacher's score are not positive.
+    1 for the teacher itself; 2 keeps twice as much of the score as of the cost, in any unit. The
+    specification does not say how the paper computes its ratio of that name: this definition is
+    ours. ConfigError if costs or teacher's score are not positive.
     """
     if min(teacher_score, cost, teacher_cost) <= 0:
-        raise ConfigError(f"a ratio needs positive costs and a teacher that scores: {teacher_score=}, {cost=}, {teacher_cost=}")
+        raise ConfigError(
+            "a ratio needs positive costs and a teacher that scores: "
+            f"{teacher_score=}, {cost=}, {teacher_cost=}"
+        )
     return (score / teacher_score) / (cost / teacher_cost)
 
 
@@ -47,12 +54,15 @@ def frames_for(run: Run, model: ModelConfig, count: int) -> list[PointBatch]:
 def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: int) -> Json:
     """Return one row: parameters, cost per frame averaged over the frames, latency on this machine.
 
-    Latency depends on the weights through the number of boxes that suppression sees, so they are loaded.
+    Latency depends on the weights through the number of boxes that suppression sees, so they are
+    loaded.
     """
     network = build(trained.model).eval()
     load_weights(trained.weights, network)
     costs = [measure_cost(network, frame) for frame in frames]
-    macs, published_macs, acts = np.mean([(cost.macs, cost.published_macs, cost.acts) for cost in costs], axis=0).tolist()
+    macs, published_macs, acts = np.mean(
+        [(cost.macs, cost.published_macs, cost.acts) for cost in costs], axis=0
+    ).tolist()
     latency = measure_latency(network, frames, warmup=3, repeats=repeats)
     return {
         "model": trained.model.name,
@@ -68,7 +78,10 @@ def measure_model(trained: TrainedWeights, frames: list[PointBatch], repeats: in
 
 def measure_roles(run: Run, models: Mapping[str, TrainedWeights], repeats: int) -> pd.DataFrame:
     """Return a row of costs for each role's model, on the run's own frames and this machine."""
-    costs = {role: measure_model(model, frames_for(run, model.model, repeats), repeats) for role, model in models.items()}
+    costs = {
+        role: measure_model(model, frames_for(run, model.model, repeats), repeats)
+        for role, model in models.items()
+    }
     return pd.DataFrame([{"role": role, **cost} for role, cost in costs.items()]).round(3)
 
 
@@ -79,9 +92,11 @@ def measure_run(run: Run, repeats: int) -> pd.DataFrame:
 
 
 def family_table() -> pd.DataFrame:
-    """Return the published models: dense cost counted here in both conventions, beside the published cells.
+    """Return the published models: dense cost counted here in both conventions, beside the
+    published cells.
 
-    The published numbers also hold the encoder, whose share depends on the voxels of real Waymo frames (spec 10.2).
+    The published numbers also hold the encoder, whose share depends on the voxels of real Waymo
+    frames (spec 10.2).
     """
     rows = []
     for name, figures in published.PUBLISHED_MODELS.items():
@@ -103,28 +118,44 @@ def family_table() -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
-def ratio_row(score: float, teacher_score: float, costs: pd.DataFrame, role: str) -> dict[str, float]:
-    """Return the share of the teacher's score that a student keeps, and its cost-performance ratio by each of ``COSTS``."""
+def ratio_row(
+    score: float, teacher_score: float, costs: pd.DataFrame, role: str
+) -> dict[str, float]:
+    """Return the share of the teacher's score that a student keeps, and its cost-performance ratio
+    by each of ``COSTS``.
+    """
     own, whole = (costs.set_index("role").loc[name] for name in (role, "teacher"))
     by_cost = {f"CPR, {cost}": cpr(score, teacher_score, own[cost], whole[cost]) for cost in COSTS}
     return {"share of mAPH kept": score / teacher_score, **by_cost}
 
 
 def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
-    """Return the cost-performance ratio of every student arm of a run, by each cost that was measured."""
+    """Return the cost-performance ratio of every student arm of a run, by each cost that was
+    measured.
+    """
     scores = {row["arm"]: row["LEVEL_2 mAPH"] for row in run.result("03_evaluate")["arms"]}
     full = scores.pop("teacher")
-    return pd.DataFrame([{"arm": arm, **ratio_row(score, full, costs, "student")} for arm, score in scores.items()]).round(3)
+    return pd.DataFrame(
+        [{"arm": arm, **ratio_row(score, full, costs, "student")} for arm, score in scores.items()]
+    ).round(3)
 
 
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
-    """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm: one model, one cost."""
+    """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm:
+    one model, one cost.
+    """
     cost = costs.set_index("role")["G MACs"]
     arms = {row["arm"]: row for row in run.result("03_evaluate")["arms"]}
-    students = sorted((arm for arm in arms if arm != "teacher"), key=lambda arm: arms[arm]["LEVEL_2 mAPH"])
+    students = sorted(
+        (arm for arm in arms if arm != "teacher"), key=lambda arm: arms[arm]["LEVEL_2 mAPH"]
+    )
     points = []
     for arm in dict.fromkeys(("teacher", students[0], students[-1])):
         role, row = "teacher" if arm == "teacher" else "student", arms[arm]
         color = palette.role(role).color
-        points.append(CostPoint(arm, cost[role], row["LEVEL_2 mAPH"], row["95 % low"], row["95 % high"], color))
+        points.append(
+            CostPoint(
+                arm, cost[role], row["LEVEL_2 mAPH"], row["95 % low"], row["95 % high"], color
+            )
+        )
     return points

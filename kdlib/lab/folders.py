@@ -1,4 +1,6 @@
-"""Where things lie in a checkout of the project: notebooks, shipped weights, and the folder of a run."""
+"""Where things lie in a checkout of the project: notebooks, shipped weights, and the folder of a
+run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One driver to a run folder: a lock that dies with its holder, and what a killed holder left is cleared away."""
+"""One driver to a run folder: a lock that dies with its holder, and what a killed holder left is
+cleared away.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,11 @@ class FolderBusy(KdlibError):
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process: end orphaned kernels and remove half-written files, then keep others out.
+    """Hold a run folder for this process: end orphaned kernels and remove half-written files, then
+    keep others out.
 
-    The lock is the system's, not a file that could outlive its writer; it is not handed on to kernels or trainings.
+    The lock is the system's, not a file that could outlive its writer; it is not handed on to
+    kernels or trainings.
 
     FolderBusy if another process holds it.
     """
@@ -40,7 +44,10 @@ def hold(folder: Path) -> Iterator[None]:
     except Timeout as error:
         owner = driver(folder)
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-        raise FolderBusy(f"{folder} is being run by {who}; wait for it, stop it, or choose another folder (--out)") from error
+        raise FolderBusy(
+            f"{folder} is being run by {who}; wait for it, stop it, or choose "
+            "another folder (--out)"
+        ) from error
     try:
         records.write_json(folder / DRIVER, records.this_process())
         end_orphans(folder)
@@ -56,7 +63,9 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def driver(folder: Path) -> Json | None:
-    """Return pid and host of the living driver of a folder, or None; the lock is not touched: another may just be taking it."""
+    """Return pid and host of the living driver of a folder, or None; the lock is not touched:
+    another may just be taking it.
+    """
     return records.living_process(folder / DRIVER)
 
 
@@ -83,7 +92,10 @@ def end_orphans(folder: Path) -> None:
     """
     orphans = []
     for process in psutil.process_iter(["cmdline", "uids"]):
-        if not any(_KERNEL in word for word in process.info["cmdline"] or ()) or process.info["uids"].real != os.getuid():
+        if (
+            not any(_KERNEL in word for word in process.info["cmdline"] or ())
+            or process.info["uids"].real != os.getuid()
+        ):
             continue
         with contextlib.suppress(psutil.Error):
             if process.environ().get(FOLDER) == str(folder):

@@ -1,4 +1,6 @@
-"""The page of a run: parts of text, tables, pictures and scenes become one HTML file that needs nothing else."""
+"""The page of a run: parts of text, tables, pictures and scenes become one HTML file that needs
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ from kdlib.viz import canvas
 from kdlib.viz.interactive import CONTENT_POLICY, figure_html, plotly_script
 
 MAX_BYTES = 15_000_000
-_PIXELS_PER_INCH = 104  # of a picture on the page: its letters come out a little smaller than the text's
-_BANNER = "Simulated data: every number below was measured on simulated street scenes and says nothing about real traffic."
+# of a picture on the page: its letters come out a little smaller than the text's
+_PIXELS_PER_INCH = 104
+_BANNER = (
+    "Simulated data: every number below was measured on simulated street scenes and says "
+    "nothing about real traffic."
+)
 
 
 class ReportError(KdlibError):
@@ -30,7 +36,9 @@ class ReportError(KdlibError):
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Return a page made from a template, named by its path in the package; whatever is put into HTML is escaped."""
+    """Return a page made from a template, named by its path in the package; whatever is put into
+    HTML is escaped.
+    """
     return _templates().get_template(template).render(**values)
 
 
@@ -42,7 +50,12 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"rich": _rich, "cell": cell_text, "kinds": _kinds, "paragraphs": _paragraphs}
+    templates.filters |= {
+        "rich": _rich,
+        "cell": cell_text,
+        "kinds": _kinds,
+        "paragraphs": _paragraphs,
+    }
     return templates
 
 
@@ -51,30 +64,45 @@ def _rich(words: Any) -> Markup:
     return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(words))))
 
 
-def write_report(path: Path, parts: Sequence[Json], *, simulated: bool = False, **cover: Any) -> Path:
-    """Write one self-contained ``report.html``: no network, pictures inside, plotly.js once where a scene needs it.
+def write_report(
+    path: Path, parts: Sequence[Json], *, simulated: bool = False, **cover: Any
+) -> Path:
+    """Write one self-contained ``report.html``: no network, pictures inside, plotly.js once where a
+    scene needs it.
 
     Args:
         path: The file to write; an earlier one is replaced only when the new one is complete.
-        parts: Chapters in order, as :func:`kdlib.lab.parts.part` makes them, but pictures with their whole path.
+        parts: Chapters in order, as :func:`kdlib.lab.parts.part` makes them, but pictures with
+            their whole path.
         simulated: Whether the banner says so.
-        cover: ``title`` and ``subtitle``; ``tiles``, headline numbers: ``value``, ``label`` and ``role`` ('teacher', 'student' or
-            nothing), which colours it; ``verdicts``, what was wanted (``wish``) and what came of it: ``result``, and ``met``,
-            None where it was not measured; ``card``, what the numbers hold for.
+        cover: ``title`` and ``subtitle``; ``tiles``, headline numbers: ``value``, ``label`` and
+            ``role`` ('teacher', 'student' or nothing), which colours it; ``verdicts``, what was
+            wanted (``wish``) and what came of it: ``result``, and ``met``, None where it was not
+            measured; ``card``, what the numbers hold for.
 
     Raises:
         ReportError: If a picture cannot be read, or the page grows past 15 MB.
     """
     cover = {"title": "Distilling a LiDAR detector", **cover}
-    scenes = any(picture["file"].endswith(".json") for part in parts for picture in part["pictures"])
-    cover |= {"script": Markup(plotly_script()) if scenes else "", "banner": _BANNER if simulated else ""}
+    scenes = any(
+        picture["file"].endswith(".json") for part in parts for picture in part["pictures"]
+    )
+    cover |= {
+        "script": Markup(plotly_script()) if scenes else "",
+        "banner": _BANNER if simulated else "",
+    }
     for colors in (None, 256):  # pictures lose colours only where the page would be too large
         figure = partial(_figure, colors=colors)
-        page = render_page("lab/page.html", policy=CONTENT_POLICY, parts=parts, figure=figure, **cover).encode()
+        page = render_page(
+            "lab/page.html", policy=CONTENT_POLICY, parts=parts, figure=figure, **cover
+        ).encode()
         if len(page) <= MAX_BYTES:
             records.write_bytes(path, page)
             return path
-    raise ReportError(f"{path}: {len(page) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}; show fewer scenes, points or pictures")
+    raise ReportError(
+        f"{path}: {len(page) / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}; show "
+        "fewer scenes, points or pictures"
+    )
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -84,7 +112,10 @@ def _paragraphs(text: str) -> list[str]:
 def _kinds(rows: Sequence[Json]) -> dict[str, str]:
     """Return the class of each column: those of numbers (or nothing) are set right."""
     numbers = {int, float, type(None)}
-    return {name: "number" if all(type(row[name]) in numbers for row in rows) else "" for name in rows[0]}
+    return {
+        name: "number" if all(type(row[name]) in numbers for row in rows) else ""
+        for name in rows[0]
+    }
 
 
 def _figure(picture: Words, colors: int | None) -> Json:
@@ -94,20 +125,31 @@ def _figure(picture: Words, colors: int | None) -> Json:
 
         return {"scene": Markup(figure_html(plotly.io.read_json(path)))}
     png, pixels = packed_png(path, colors)
-    return {"width": round(pixels / canvas.DPI * _PIXELS_PER_INCH), "png": base64.b64encode(png).decode()}
+    return {
+        "width": round(pixels / canvas.DPI * _PIXELS_PER_INCH),
+        "png": base64.b64encode(png).decode(),
+    }
 
 
-def packed_png(path: Path, colors: int | None = None, widest: int | None = None) -> tuple[bytes, int]:
-    """Return a picture packed tightly, with fewer colours or pixels where wanted, and its width; ReportError if it is no PNG."""
+def packed_png(
+    path: Path, colors: int | None = None, widest: int | None = None
+) -> tuple[bytes, int]:
+    """Return a picture packed tightly, with fewer colours or pixels where wanted, and its width;
+    ReportError if it is no PNG.
+    """
     try:
         with Image.open(path, formats=["PNG"]) as image:
             picture = image.convert("RGB")
     except OSError as error:
-        raise ReportError(f"picture {path} cannot be read as PNG ({error}); draw it again") from error
+        raise ReportError(
+            f"picture {path} cannot be read as PNG ({error}); draw it again"
+        ) from error
     if widest:
         picture.thumbnail((widest, picture.height), Image.Resampling.LANCZOS)
     if colors:
-        picture = picture.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture = picture.quantize(
+            colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue(), picture.width

@@ -1,4 +1,6 @@
-"""The parts a notebook hands over for report and published page (title, text, tables, pictures), and tables as Markdown."""
+"""The parts a notebook hands over for report and published page (title, text, tables, pictures),
+and tables as Markdown.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,27 @@ def part(
 ) -> Json:
     """Return one chapter of a run's report, as plain JSON values for a notebook's result.
 
-    In ``text`` a blank line begins a paragraph and backticks mark code; tables go by their caption; pictures are captions by file
-    in the notebook's folder: a .png, or the .json of a plotly figure.
+    In ``text`` a blank line begins a paragraph and backticks mark code; tables go by their caption;
+    pictures are captions by file in the notebook's folder: a .png, or the .json of a plotly figure.
     """
     return {
         "title": title,
         "text": text,
         "sentences": list(sentences),
-        "tables": [{"caption": caption, "rows": records.table_rows(table)} for caption, table in (tables or {}).items()],
-        "pictures": [{"file": file, "caption": caption} for file, caption in (pictures or {}).items()],
+        "tables": [
+            {"caption": caption, "rows": records.table_rows(table)}
+            for caption, table in (tables or {}).items()
+        ],
+        "pictures": [
+            {"file": file, "caption": caption} for file, caption in (pictures or {}).items()
+        ],
     }
 
 
 def cell_text(value: Any) -> str:
-    """Return a cell as every table shows it: two decimals, thousands apart, a dash for what is missing."""
+    """Return a cell as every table shows it: two decimals, thousands apart, a dash for what is
+    missing.
+    """
     if value is None or value != value:
         return "–"
     if isinstance(value, bool):
@@ -46,7 +55,9 @@ def cell_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def markdown_table(header: Iterable[str], rows: Iterable[Iterable[Any]], right: Collection[str] = ()) -> str:
+def markdown_table(
+    header: Iterable[str], rows: Iterable[Iterable[Any]], right: Collection[str] = ()
+) -> str:
     """Return a table as Markdown; columns named in ``right`` are set right."""
     names = list(header)
     rule = "|".join("---:" if name in right else "---" for name in names)

@@ -1,4 +1,6 @@
-"""What the notebooks call, stage by stage: data, teacher, students, predictions; every stage keeps what is already there."""
+"""What the notebooks call, stage by stage: data, teacher, students, predictions; every stage keeps
+what is already there.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Run:
 
     @property
     def store(self) -> Store:
-        """The prepared store; DataError if it is missing or damaged; the message says to run notebook 00."""
+        """The prepared store; DataError if it is missing or damaged; the message says to run
+        notebook 00.
+        """
         return Store.open(self.data / "store")
 
     @property
@@ -47,7 +51,9 @@ class Run:
     def frames(self, model: ModelConfig) -> FrameDataset:
         """Return the evaluated frames as a model sees them."""
         interval, reach = self.profile.evaluation.interval, model.grid.point_range
-        return FrameDataset(self.store.split("validation"), model.class_names, interval, point_range=reach)
+        return FrameDataset(
+            self.store.split("validation"), model.class_names, interval, point_range=reach
+        )
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage, made if missing."""
@@ -64,11 +70,15 @@ class Run:
 
 
 def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
-    """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the profile is unknown."""
+    """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the
+    profile is unknown.
+    """
     chosen = profiles.profile(profile)
     folder = run_folder(profile, Path(run_dir) if run_dir else None)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / chosen.folder)
+    return Run(
+        chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / chosen.folder
+    )
 
 
 def save_result(run: Run, stage: str, values: Json) -> Path:
@@ -78,26 +88,46 @@ def save_result(run: Run, stage: str, values: Json) -> Path:
 
 
 def prepare_data(run: Run) -> Store:
-    """Simulate the profile's dataset if it has one, prepare the store; both continue. ConfigError if real files are missing."""
+    """Simulate the profile's dataset if it has one, prepare the store; both continue. ConfigError
+    if real files are missing.
+    """
     source = run.data / "waymo"
     if run.profile.simulated is None and not source.is_dir():
         if (run.data / "store" / INDEX).is_file():
-            return run.store  # frames of another dataset, or the licensed files are on another machine
-        raise ConfigError(f"{source} does not exist; data/README.md says how to get Waymo, then pass DATA_ROOT={run.data}")
-    pasted = any(schedule.augment.objects is not None for schedule in (run.profile.teacher, run.profile.student))
+            # frames of another dataset, or the licensed files are on another machine
+            return run.store
+        raise ConfigError(
+            f"{source} does not exist; data/README.md says how to get Waymo, then "
+            f"pass DATA_ROOT={run.data}"
+        )
+    pasted = any(
+        schedule.augment.objects is not None
+        for schedule in (run.profile.teacher, run.profile.student)
+    )
     made, workers = run.profile.simulated, 0
     with occupancy.take_turn(run.data):
         if made is not None:
             # Starting a process costs more than a smoke run's few frames.
             workers = 1 if made.training_segments < 10 else 0
-            for split, count, seed in (("training", made.training_segments, 1), ("validation", made.validation_segments, 2)):
+            for split, count, seed in (
+                ("training", made.training_segments, 1),
+                ("validation", made.validation_segments, 2),
+            ):
                 simulate(source, count, made.frames, seed, "demo", split=split, workers=workers)
-        prepare(source, run.data / "store", workers=workers, objects=pasted, scheduler=os.environ.get(places.SCHEDULER) or None)
+        prepare(
+            source,
+            run.data / "store",
+            workers=workers,
+            objects=pasted,
+            scheduler=os.environ.get(places.SCHEDULER) or None,
+        )
     return run.store
 
 
 def portable(path: Path) -> str:
-    """Return a path as results name it: from the project's folder on where it lies inside, so that no result names a machine."""
+    """Return a path as results name it: from the project's folder on where it lies inside, so that
+    no result names a machine.
+    """
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
 
 
@@ -115,11 +145,17 @@ class TrainedWeights:
     origin: str = ""  # of a teacher: "shipped", "scratch" or the path given
 
 
-def launch_all(run: Run, jobs: Mapping[Path, TrainJob], every: float = 5.0) -> dict[Path, RunResult]:
-    """Train every job in its folder; what is trained already is kept (``every``: seconds between two lines of a training)."""
+def launch_all(
+    run: Run, jobs: Mapping[Path, TrainJob], every: float = 5.0
+) -> dict[Path, RunResult]:
+    """Train every job in its folder; what is trained already is kept (``every``: seconds between
+    two lines of a training).
+    """
     for folder, job in jobs.items():
         job.write(folder)
-    results = launch(list(jobs), parallel=run.profile.parallel, threads=run.profile.threads, every=every)
+    results = launch(
+        list(jobs), parallel=run.profile.parallel, threads=run.profile.threads, every=every
+    )
     return dict(zip(jobs, results))
 
 
@@ -135,24 +171,31 @@ def plain_job(run: Run, model: ModelConfig, schedule: TrainConfig, name: str) ->
 
 
 def teacher_job(run: Run, epochs: int = 0, name: str = "teacher") -> TrainJob:
-    """Return the teacher's training from scratch by the profile's schedule (``epochs`` above 0 replaces its length)."""
+    """Return the teacher's training from scratch by the profile's schedule (``epochs`` above 0
+    replaces its length).
+    """
     schedule = replace(run.profile.teacher, epochs=epochs or run.profile.teacher.epochs)
     # It trains on its own range; the pair may show it the student's.
     return plain_job(run, zoo.model(run.profile.teacher_model.name), schedule, name)
 
 
 def exercise_training(run: Run, teacher: TrainedWeights) -> RunResult:
-    """Return the training from scratch, or train a given teacher some more steps at a hundredth of the learning rate."""
+    """Return the training from scratch, or train a given teacher some more steps at a hundredth of
+    the learning rate.
+    """
     if teacher.origin == "scratch":
         return launch([teacher.weights.parent], parallel=1, threads=run.profile.threads)[0]
     job = teacher_job(run, name="teacher, continued")
     slow = replace(job.train, learning_rate=job.train.learning_rate / 100)
-    job = replace(job, train=slow, init_weights=str(teacher.weights), max_steps=run.profile.continue_steps)
+    job = replace(
+        job, train=slow, init_weights=str(teacher.weights), max_steps=run.profile.continue_steps
+    )
     return train_one(run, "teacher/continued", job)
 
 
 def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
-    """Return the teacher a notebook asks for: ``auto``, ``shipped``, ``scratch`` or a file; ``auto`` is shipped where possible.
+    """Return the teacher a notebook asks for: ``auto``, ``shipped``, ``scratch`` or a file;
+    ``auto`` is shipped where possible.
 
     ConfigError if the file is missing, or none is shipped.
     """
@@ -160,20 +203,27 @@ def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
     if teacher == "auto":
         teacher = "shipped" if shipped else "scratch"
     if teacher == "scratch":
-        return TrainedWeights(model, train_one(run, "teacher/scratch", teacher_job(run, epochs)).weights, "scratch")
+        return TrainedWeights(
+            model, train_one(run, "teacher/scratch", teacher_job(run, epochs)).weights, "scratch"
+        )
     if teacher == "shipped":
         if not shipped:
             raise ConfigError(
-                f"profile {run.profile.name} ships no teacher (Waymo's licence); pass TEACHER=scratch or TEACHER=FILE"
+                f"profile {run.profile.name} ships no teacher (Waymo's licence); pass "
+                "TEACHER=scratch or TEACHER=FILE"
             )
         if not (WEIGHTS / shipped).is_file():
-            raise ConfigError(f"{WEIGHTS / shipped} is missing; restore it from git, or pass TEACHER=scratch")
+            raise ConfigError(
+                f"{WEIGHTS / shipped} is missing; restore it from git, or pass TEACHER=scratch"
+            )
         return TrainedWeights(model, WEIGHTS / shipped, "shipped")
     return given_weights(model, teacher, "TEACHER", "'auto', 'shipped', 'scratch'")
 
 
 def given_weights(model: ModelConfig, file: str, parameter: str, words: str) -> TrainedWeights:
-    """Return the weights in the file a notebook's parameter names; ConfigError if it is none of the parameter's words either."""
+    """Return the weights in the file a notebook's parameter names; ConfigError if it is none of the
+    parameter's words either.
+    """
     if not Path(file).is_file():
         raise ConfigError(f"{parameter}={file} is neither {words} nor a safetensors file")
     return TrainedWeights(model, Path(file).resolve(), file)
@@ -186,7 +236,9 @@ def chosen_teacher(run: Run) -> TrainedWeights:
 
 
 def starting_weights(run: Run, teacher: TrainedWeights, schedule: TrainConfig) -> Path:
-    """Return what an initialised student starts from: the teacher, or the model its pair names, trained without distillation."""
+    """Return what an initialised student starts from: the teacher, or the model its pair names,
+    trained without distillation.
+    """
     source = run.profile.zoo_pair.initialise_from
     if source is None or run.profile.kd.initialisation == "none":
         return teacher.weights
@@ -204,10 +256,13 @@ def student_name(arm: str, seed: int) -> str:
     return f"{arm}_seed{seed}"
 
 
-def student_job(run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: Path | None = None) -> TrainJob:
+def student_job(
+    run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: Path | None = None
+) -> TrainJob:
     """Return the training of one arm and seed; the arms differ in nothing else.
 
-    The seed decides data order, augmentation and fresh weights; an initialised arm begins at ``start``, the teacher's if None.
+    The seed decides data order, augmentation and fresh weights; an initialised arm begins at
+    ``start``, the teacher's if None.
     """
     starts = arm.initialisation != "none"
     return TrainJob(
@@ -224,14 +279,20 @@ def student_job(run: Run, arm: Arm, seed: int, teacher: TrainedWeights, start: P
 
 
 def longest_first(run: Run, arms: Iterable[Arm], seeds: Sequence[int]) -> list[tuple[Arm, int]]:
-    """Return every training of some arms, those that take longest first: no core waits at the end."""
+    """Return every training of some arms, those that take longest first: no core waits at the
+    end.
+    """
     usual = run.profile.student.epochs
     ordered = sorted(arms, key=lambda arm: (arm.epochs or usual, arm.kd is not None), reverse=True)
     return [(arm, seed) for arm in ordered for seed in seeds]
 
 
-def train_students(run: Run, teacher: TrainedWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0) -> Students:
-    """Train every arm with every seed under one schedule; finished runs are kept; ConfigError if an arm is unknown."""
+def train_students(
+    run: Run, teacher: TrainedWeights, arms: Sequence[str], seeds: Sequence[int], epochs: int = 0
+) -> Students:
+    """Train every arm with every seed under one schedule; finished runs are kept; ConfigError if an
+    arm is unknown.
+    """
     chosen = [replace(run.profile.arm(name), epochs=epochs) for name in arms]
     schedule = replace(run.profile.student, epochs=epochs or run.profile.student.epochs)
     starts = any(arm.initialisation != "none" for arm in chosen)
@@ -245,14 +306,20 @@ def train_students(run: Run, teacher: TrainedWeights, arms: Sequence[str], seeds
 
 
 def trained_students(run: Run) -> dict[Student, TrainedWeights]:
-    """Return the students notebook 02 trained, by arm and seed; ConfigError if it has not finished."""
+    """Return the students notebook 02 trained, by arm and seed; ConfigError if it has not
+    finished.
+    """
     rows = run.result("02_distill_student")["students"]
     model = run.profile.student_model
-    return {(row["arm"], row["seed"]): TrainedWeights(model, located(row["weights"])) for row in rows}
+    return {
+        (row["arm"], row["seed"]): TrainedWeights(model, located(row["weights"])) for row in rows
+    }
 
 
 def students_result(run: Run, students: Students, epochs: int = 0) -> Json:
-    """Return what notebook 02 hands over: the budget all arms share, and every student's weights."""
+    """Return what notebook 02 hands over: the budget all arms share, and every student's
+    weights.
+    """
     rows = [
         {
             "arm": arm,
@@ -265,8 +332,14 @@ def students_result(run: Run, students: Students, epochs: int = 0) -> Json:
     ]
     budgets = {(row["steps"], row["samples"]) for row in rows}
     if len(budgets) != 1:
-        raise ConfigError(f"the arms were trained for different budgets (steps, samples): {sorted(budgets)}; delete {run.folder}")
+        raise ConfigError(
+            "the arms were trained for different budgets (steps, samples): "
+            f"{sorted(budgets)}; delete {run.folder}"
+        )
     steps, samples = budgets.pop()
     frames = next(iter(students.values())).values["frames"]
     epochs = epochs or run.profile.student.epochs
-    return {"budget": {"steps": steps, "samples": samples, "frames": frames, "epochs": epochs}, "students": rows}
+    return {
+        "budget": {"steps": steps, "samples": samples, "frames": frames, "epochs": epochs},
+        "students": rows,
+    }

@@ -1,4 +1,6 @@
-"""The runs the notebooks can do, by name: which data, which pair, how long; ``dataclasses.replace`` makes another."""
+"""The runs the notebooks can do, by name: which data, which pair, how long; ``dataclasses.replace``
+makes another.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,26 @@ class SimulatedData:
     frames: int  # per segment, at 10 Hz
 
 
-MAIN_LINE = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate", "04_visualize_3d", "05_measure_cost")
-ABLATIONS = ("11_ablate_signals", "12_ablate_initialisation", "13_ablate_teacher_batchnorm", "14_compress_by_width_or_resolution")
+MAIN_LINE = (
+    "00_explore_data",
+    "01_train_teacher",
+    "02_distill_student",
+    "03_evaluate",
+    "04_visualize_3d",
+    "05_measure_cost",
+)
+ABLATIONS = (
+    "11_ablate_signals",
+    "12_ablate_initialisation",
+    "13_ablate_teacher_batchnorm",
+    "14_compress_by_width_or_resolution",
+)
 
 CROSS_STAGE = ("07_cross_stage",)
 
 
-# The main line's ways of training the student, with their titles; all share data, schedule and seeds.
+# The main line's ways of training the student, with their titles; all share data, schedule and
+# seeds.
 ARMS = {"alone": "student alone", "init": "initialised from the teacher", "full": "full SparseKD"}
 
 
@@ -61,9 +76,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What the ablations vary besides the recipe; the profile's student schedule is the short one."""
+    """What the ablations vary besides the recipe; the profile's student schedule is the short
+    one.
+    """
 
-    width_pair: str  # in kdlib.zoo.PAIRS: the same teacher, its student as costly as the profile's, but narrow instead of coarse
+    # in kdlib.zoo.PAIRS: the same teacher, its student as costly as the profile's, but narrow
+    # instead of coarse
+    width_pair: str
     long_epochs: int  # of the long schedule
     weak_epochs: int  # of the weak teacher's training, otherwise the teacher's schedule
     arms: tuple[str, ...] = ()  # in kdlib.lab.study.arms; () means all
@@ -71,12 +90,16 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class CrossStageSettings:
-    """How a teacher of two stages is made; the schedule of a first stage from scratch is the profile's ``teacher``."""
+    """How a teacher of two stages is made; the schedule of a first stage from scratch is the
+    profile's ``teacher``.
+    """
 
     teacher: TrainConfig  # the schedule of both stages, or of the second where the first is frozen
     seeds: tuple[int, ...]  # of that training; the first one's detector teaches
-    above_first: bool  # it begins with a trained first stage; False trains both at once from nothing, as published
-    borrow: str = ""  # the profile whose teacher, on the same data, is that first stage where it was trained already
+    # it begins with a trained first stage; False trains both at once from nothing, as published
+    above_first: bool
+    # the profile whose teacher, on the same data, is that first stage where it was trained already
+    borrow: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,7 +149,9 @@ class Profile:
         return self.zoo_pair.teacher
 
     def arm(self, name: str) -> Arm:
-        """Return one of the main line's ways of training the student; ConfigError lists them if there is none of that name."""
+        """Return one of the main line's ways of training the student; ConfigError lists them if
+        there is none of that name.
+        """
         title = lookup(ARMS, name, "arm")
         start: Initialisation = "none" if name == "alone" else self.kd.initialisation
         return Arm(name, title, self.student_model, self.kd if name == "full" else None, start)
@@ -143,7 +168,9 @@ DEMO = Profile(
     name="demo",
     simulated=SimulatedData(training_segments=150, validation_segments=25, frames=20),
     pair="cp_pillar_demo_v0.64_sparsekd",
-    teacher=replace(_DEMO_SCHEDULE, epochs=20, interval=1, precision="bf16-mixed", checkpoint_steps=500),
+    teacher=replace(
+        _DEMO_SCHEDULE, epochs=20, interval=1, precision="bf16-mixed", checkpoint_steps=500
+    ),
     shipped_teacher="cp_pillar_demo.safetensors",
     continue_steps=40,
     student=_DEMO_SCHEDULE,
@@ -153,8 +180,8 @@ DEMO = Profile(
     threads=1,
 )
 
-# Small enough for the tests: every cell runs, no number means anything. A checkpoint after each of the few steps, so that a
-# training that is killed has something to go on from.
+# Small enough for the tests: every cell runs, no number means anything. A checkpoint after each of
+# the few steps, so that a training that is killed has something to go on from.
 SMOKE = replace(
     DEMO,
     name="smoke",
@@ -166,8 +193,8 @@ SMOKE = replace(
     seeds=(1, 2),
 )
 
-# The ablations, on the demo's data and with its teacher: many short trainings instead of a few long ones, and every validation
-# frame, because differences are small.
+# The ablations, on the demo's data and with its teacher: many short trainings instead of a few long
+# ones, and every validation frame, because differences are small.
 _STUDY = StudySettings("cp_pillar_demo_w0.5_sparsekd", long_epochs=10, weak_epochs=1)
 STUDY = replace(
     DEMO,
@@ -185,10 +212,18 @@ STUDY_SMOKE = replace(
     data="smoke",
     chain=ABLATIONS,
     seeds=(1,),
-    study=replace(_STUDY, arms=("base", "full", "full_running", "narrow_none", "narrow", "narrow_full")),
+    study=replace(
+        _STUDY, arms=("base", "full", "full_running", "narrow_none", "narrow", "narrow_full")
+    ),
 )
 
-_PUBLISHED = TrainConfig(epochs=30, batch_size=2, interval=5, workers=4, augment=AugmentConfig(objects=ObjectSamplingConfig()))
+_PUBLISHED = TrainConfig(
+    epochs=30,
+    batch_size=2,
+    interval=5,
+    workers=4,
+    augment=AugmentConfig(objects=ObjectSamplingConfig()),
+)
 
 WAYMO20 = Profile(
     name="waymo20",
@@ -210,8 +245,9 @@ WAYMO100 = replace(
     evaluation=replace(WAYMO20.evaluation, interval=1),
 )
 
-# The voxel family: width instead of resolution. On the demo's data, with a teacher of its own; a step takes ten times as long as
-# one of the pillars, so there are fewer of them, on smaller batches.
+# The voxel family: width instead of resolution. On the demo's data, with a teacher of its own; a
+# step takes ten times as long as one of the pillars, so there are fewer of them, on smaller
+# batches.
 DEMO_VOXEL = replace(
     DEMO,
     name="demo_voxel",
@@ -226,10 +262,17 @@ DEMO_VOXEL = replace(
 
 def _waymo20_voxel(size: str) -> Profile:
     schedule = replace(_PUBLISHED, batch_size=4)
-    return replace(WAYMO20, name=f"waymo20_voxel_{size}", pair=f"cp_voxel_{size}_sparsekd", teacher=schedule, student=schedule)
+    return replace(
+        WAYMO20,
+        name=f"waymo20_voxel_{size}",
+        pair=f"cp_voxel_{size}_sparsekd",
+        teacher=schedule,
+        student=schedule,
+    )
 
 
-# Across stages: a second stage above the voxel teacher, and that teacher's own architecture as the student.
+# Across stages: a second stage above the voxel teacher, and that teacher's own architecture as the
+# student.
 _SECOND_STAGE = replace(DEMO_VOXEL.teacher, epochs=1, weight_decay=0.001)
 DEMO_CROSS_STAGE = replace(
     DEMO_VOXEL,
@@ -249,7 +292,9 @@ SMOKE_CROSS_STAGE = replace(
     student=SMOKE.student,
     evaluation=replace(SMOKE.evaluation, interval=2, half_width=15.36),
     seeds=(1,),
-    cross=CrossStageSettings(replace(SMOKE.teacher, weight_decay=0.001), seeds=(1,), above_first=True),
+    cross=CrossStageSettings(
+        replace(SMOKE.teacher, weight_decay=0.001), seeds=(1,), above_first=True
+    ),
 )
 
 WAYMO20_CROSS_STAGE = replace(
@@ -257,7 +302,9 @@ WAYMO20_CROSS_STAGE = replace(
     name="waymo20_cross_stage",
     pair="cp_voxel_from_pv_rcnn_pp",
     chain=CROSS_STAGE,
-    cross=CrossStageSettings(replace(_PUBLISHED, learning_rate=0.01, weight_decay=0.001), seeds=(1,), above_first=False),
+    cross=CrossStageSettings(
+        replace(_PUBLISHED, learning_rate=0.01, weight_decay=0.001), seeds=(1,), above_first=False
+    ),
 )
 
 PROFILES = {
@@ -271,5 +318,7 @@ PROFILES = {
 
 
 def profile(name: str) -> Profile:
-    """Return a profile by name; ConfigError if there is none of that name; the message lists those there are."""
+    """Return a profile by name; ConfigError if there is none of that name; the message lists those
+    there are.
+    """
     return lookup(PROFILES, name, "profile")

@@ -1,4 +1,6 @@
-"""A finished run for the repository: its numbers, pictures and tables under ``reports/`` and in the READMEs."""
+"""A finished run for the repository: its numbers, pictures and tables under ``reports/`` and in the
+READMEs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from kdlib.lab.page import packed_png, render_page
 from kdlib.lab.parts import Json, markdown_table
 from kdlib.lab.report import STUDY_SUBJECT, run_results
 
-BEGIN, END = "<!-- results of reports/{profile}/result.json, written by python -m kdlib publish -->", "<!-- end of results -->"
+BEGIN, END = (
+    ("<!-- results of reports/{profile}/result.json, written by python -m kdlib publish -->"),
+    "<!-- end of results -->",
+)
 HEADINGS = {
     "11_ablate_signals": "Which signal helps, and from what budget on",
     "12_ablate_initialisation": "Where the student starts",
@@ -25,10 +30,12 @@ HEADINGS = {
 def publish_run(folder: Path, project: Path = PROJECT) -> Path:
     """Copy a finished run's numbers and pictures to ``reports/<profile>``, its tables into pages.
 
-    The main line's headline table goes into the READMEs that have a place for it (the page of the reports must have one, the main
-    README may), with those pictures that the page of the reports shows. Ablations get a page of their own, ``<profile>.md``.
+    The main line's headline table goes into the READMEs that have a place for it (the page of the
+    reports must have one, the main README may), with those pictures that the page of the reports
+    shows. Ablations get a page of their own, ``<profile>.md``.
 
-    Returned is the folder under ``reports``, or of a run of ablations the page there; DataError if the run is not finished.
+    Returned is the folder under ``reports``, or of a run of ablations the page there; DataError if
+    the run is not finished.
     """
     profile = str(records.read_json(folder / "result.json")["profile"])
     results = {"profile": profile, **run_results(folder, profile)}
@@ -40,7 +47,10 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
             for picture in part["pictures"]:
                 name = f"{stage[:2]}_{picture['file']}"  # beside those of the other notebooks
                 if not main_line or f"({profile}/{name})" in shown:
-                    records.write_bytes(home / name, packed_png(folder / stage / picture["file"], colors=128, widest=1400)[0])
+                    records.write_bytes(
+                        home / name,
+                        packed_png(folder / stage / picture["file"], colors=128, widest=1400)[0],
+                    )
     if not main_line:
         records.write_json(home / "study.json", results)
         records.write_bytes(home.with_suffix(".md"), study_page(results).encode())
@@ -49,7 +59,9 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
     for readme in (project / "README.md", project / "reports" / "README.md"):
         text = readme.read_text()
         if readme.parent != project or BEGIN.format(profile=profile) in text:
-            records.write_bytes(readme, with_results(text, results_table(results), profile, str(readme)).encode())
+            records.write_bytes(
+                readme, with_results(text, results_table(results), profile, str(readme)).encode()
+            )
     return home
 
 
@@ -57,7 +69,15 @@ def results_table(results: Json) -> str:
     """Return the headline table and the verdicts of a run of the main line as Markdown."""
     evaluation = results["03_evaluate"]
     costs = {row["role"]: row for row in results["05_measure_cost"]["costs"]}
-    header = ("simulated data", "LEVEL_2 mAPH", "95 % interval", "std over seeds", "G MACs", "parameters", "ms a frame")
+    header = (
+        "simulated data",
+        "LEVEL_2 mAPH",
+        "95 % interval",
+        "std over seeds",
+        "G MACs",
+        "parameters",
+        "ms a frame",
+    )
     rows = []
     for arm in evaluation["arms"]:
         cost = costs["teacher" if arm["arm"] == "teacher" else "student"]
@@ -71,13 +91,18 @@ def results_table(results: Json) -> str:
         trained=results["02_distill_student"],
         frames=evaluation["evaluation"]["frames"],
         hardware=results["05_measure_cost"]["hardware"],
-        verdicts=[[verdict["wish"], verdict["result"], verdict["met"]] for verdict in evaluation["verdicts"]],
+        verdicts=[
+            [verdict["wish"], verdict["result"], verdict["met"]]
+            for verdict in evaluation["verdicts"]
+        ],
         table=markdown_table,
     )
 
 
 def with_results(text: str, table: str, profile: str, name: str) -> str:
-    """Return a document with the table between the two marks of its profile; ConfigError if a mark is missing."""
+    """Return a document with the table between the two marks of its profile; ConfigError if a mark
+    is missing.
+    """
     opening = BEGIN.format(profile=profile)
     head, begin, rest = text.partition(opening)
     _, end, tail = rest.partition(END)
@@ -87,7 +112,9 @@ def with_results(text: str, table: str, profile: str, name: str) -> str:
 
 
 def study_page(results: Json) -> str:
-    """Return the page of a study from a run's ``result.json``: what was run, then each notebook's sentences, tables, pictures."""
+    """Return the page of a study from a run's ``result.json``: what was run, then each notebook's
+    sentences, tables, pictures.
+    """
     stages = {name: values for name, values in results.items() if name != "profile"}
     page = render_page(
         "lab/study.md.jinja",

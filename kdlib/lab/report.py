@@ -1,4 +1,6 @@
-"""The report of a finished run: the results and pictures of its notebooks become ``result.json`` and ``report.html``."""
+"""The report of a finished run: the results and pictures of its notebooks become ``result.json``
+and ``report.html``.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +23,48 @@ _TILES = {  # arm -> role
     "initialisation alone": "",
     "full SparseKD": "student",
 }
-_EVERY_ARM = {"scores": "Scores, percent", "students": "Trainings", "terms": "Startup report: active terms on the first batch"}
+_EVERY_ARM = {
+    "scores": "Scores, percent",
+    "students": "Trainings",
+    "terms": ("Startup report: active terms on the first batch"),
+}
 
 
 def run_results(folder: Path, profile: str) -> Json:
-    """Return the results of a run's notebooks by name; DataError if a notebook's result is missing or damaged."""
-    return {stage: records.read_json(folder / stage / "result.json") for stage in profiles.profile(profile).chain}
+    """Return the results of a run's notebooks by name; DataError if a notebook's result is missing
+    or damaged.
+    """
+    return {
+        stage: records.read_json(folder / stage / "result.json")
+        for stage in profiles.profile(profile).chain
+    }
 
 
 def write_run_report(folder: Path, profile: str) -> Path:
-    """Write ``result.json`` and ``report.html`` of a finished run; DataError if a notebook's result is missing or damaged."""
+    """Write ``result.json`` and ``report.html`` of a finished run; DataError if a notebook's result
+    is missing or damaged.
+    """
     stages = run_results(folder, profile)
     records.write_json(folder / "result.json", {"profile": profile, **stages})
     study = profiles.profile(profile).study is not None
     # The notebook that compared the arms: of several that did, the first.
     compared = next(values for values in stages.values() if "comparison" in values)
     subject = compared.get("title", STUDY_SUBJECT if study else _SUBJECT)
-    parts = [_located(part, folder / stage) for stage, values in stages.items() for part in values["parts"]]
+    parts = [
+        _located(part, folder / stage)
+        for stage, values in stages.items()
+        for part in values["parts"]
+    ]
     if "verdicts" not in compared:
         parts += [_every_arm(stage, values) for stage, values in stages.items()]
     return write_report(
         folder / "report.html",
         parts,
         title=subject[0].upper() + subject[1:],
-        subtitle=f"Run '{profile}': LEVEL_2 mAPH on {compared['evaluation']['frames']} frames nobody trained on.",
+        subtitle=(
+            f"Run '{profile}': LEVEL_2 mAPH on {compared['evaluation']['frames']} frames "
+            "nobody trained on."
+        ),
         simulated=bool(compared["simulated"]),
         tiles=[
             {"value": f"{row['LEVEL_2 mAPH']:.1f}", "label": row["arm"], "role": _TILES[row["arm"]]}
@@ -64,7 +84,13 @@ def _located(part: Json, home: Path) -> Json:
 def _every_arm(stage: str, values: Json) -> Json:
     tables = [{"caption": caption, "rows": values[name]} for name, caption in _EVERY_ARM.items()]
     text = f"Everything `{stage}` trained."
-    return {"title": f"{stage[:2]} · Arms", "text": text, "sentences": [], "tables": tables, "pictures": []}
+    return {
+        "title": f"{stage[:2]} · Arms",
+        "text": text,
+        "sentences": [],
+        "tables": tables,
+        "pictures": [],
+    }
 
 
 def _card(profile: str, stages: Json, compared: Json) -> Json:
@@ -72,13 +98,21 @@ def _card(profile: str, stages: Json, compared: Json) -> Json:
     made = compared["card"]
     card = {
         "profile": profile,
-        "data": "simulated, in the Waymo file format" if compared["simulated"] else "Waymo Open Dataset",
+        "data": "simulated, in the Waymo file format"
+        if compared["simulated"]
+        else "Waymo Open Dataset",
         "dataset fingerprint": stages.get("00_explore_data", {}).get("fingerprint"),
         "training frames": compared.get("frames"),
         "seeds": ", ".join(map(str, compared.get("seeds", ()))),
         "metric": "LEVEL_2 mAPH over vehicle, pedestrian, cyclist",
-        "intervals": "95 %, paired bootstrap over {units} {unit}s and seeds".format(**compared["comparison"]),
-        **{f"evaluation: {key}": value for key, value in compared["evaluation"].items() if isinstance(value, (int, float, str))},
+        "intervals": "95 %, paired bootstrap over {units} {unit}s and seeds".format(
+            **compared["comparison"]
+        ),
+        **{
+            f"evaluation: {key}": value
+            for key, value in compared["evaluation"].items()
+            if isinstance(value, (int, float, str))
+        },
         **{key: value for key, value in made.items() if isinstance(value, str)},
         **made["versions"],
         **{f"hardware: {key}": value for key, value in made["hardware"].items()},

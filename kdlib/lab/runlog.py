@@ -18,7 +18,9 @@ class RunLog:
         self._file, self._rest = file, ""
 
     def write(self, text: str) -> int:
-        """Take some text; of a line that overwrites itself by carriage returns, what stood there last is kept."""
+        """Take some text; of a line that overwrites itself by carriage returns, what stood there
+        last is kept.
+        """
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             line = line.rstrip("\r").rpartition("\r")[2]

@@ -1,4 +1,6 @@
-"""Scores trained weights on a run's validation frames; predictions are kept until anything changes."""
+"""Scores trained weights on a run's validation frames; predictions are kept until anything
+changes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ import torch
 from kdlib import records
 from kdlib.config import CLASS_NAMES, config_hash
 from kdlib.data.store import fingerprint, ground_truth_table, limit_table
-from kdlib.lab.pipeline import Run, Student, TrainedWeights, chosen_teacher, student_name, trained_students
+from kdlib.lab.pipeline import (
+    Run,
+    Student,
+    TrainedWeights,
+    chosen_teacher,
+    student_name,
+    trained_students,
+)
 from kdlib.metric.box_tables import read_table, write_predictions
 from kdlib.metric.loading import check_trained_on
 from kdlib.metric.predict import predict
@@ -35,14 +44,28 @@ def truth(run: Run) -> pa.Table:
 
 
 def predict_weights(run: Run, name: str, trained: TrainedWeights) -> pa.Table:
-    """Return a model's boxes on the validation frames, from ``predictions/<name>.parquet`` if nothing changed since."""
-    path, settings, model = run.folder / "predictions" / f"{name}.parquet", run.profile.evaluation, trained.model
-    key = config_hash(model, settings, records.sha256(trained.weights), run.store.split("validation").fingerprint)
+    """Return a model's boxes on the validation frames, from ``predictions/<name>.parquet`` if
+    nothing changed since.
+    """
+    path, settings, model = (
+        run.folder / "predictions" / f"{name}.parquet",
+        run.profile.evaluation,
+        trained.model,
+    )
+    key = config_hash(
+        model, settings, records.sha256(trained.weights), run.store.split("validation").fingerprint
+    )
     mark = path.with_suffix(".json")
     if not (mark.is_file() and path.is_file() and records.read_json(mark).get("key") == key):
         detector = build(model)
         load_weights(trained.weights, detector)
-        table = predict(detector, run.frames(model), batch_size=settings.batch_size, device=_device(), progress=False)
+        table = predict(
+            detector,
+            run.frames(model),
+            batch_size=settings.batch_size,
+            device=_device(),
+            progress=False,
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, table)
         records.write_json(mark, {"key": key, "model": model.name})
@@ -60,8 +83,12 @@ def evaluate_weights(run: Run, name: str, trained: TrainedWeights) -> EvalResult
     return evaluate_tables(predict_weights(run, name, trained), truth(run))
 
 
-def score_all(run: Run, students: Mapping[Student, TrainedWeights], others: Mapping[str, TrainedWeights]) -> Scores:
-    """Score other models (their seed is 0) and students side by side; DataError if weights are damaged or of another store."""
+def score_all(
+    run: Run, students: Mapping[Student, TrainedWeights], others: Mapping[str, TrainedWeights]
+) -> Scores:
+    """Score other models (their seed is 0) and students side by side; DataError if weights are
+    damaged or of another store.
+    """
     check_store(run, [student.weights for student in students.values()])
     models = {(name, 0): (name, trained) for name, trained in others.items()}
     models |= {key: (student_name(*key), trained) for key, trained in students.items()}
@@ -69,12 +96,16 @@ def score_all(run: Run, students: Mapping[Student, TrainedWeights], others: Mapp
     boxes = truth(run)
     results: Scores = {}
     for (arm, seed), (name, trained) in models.items():
-        results.setdefault(arm, {})[seed] = evaluate_tables(predict_weights(run, name, trained), boxes)
+        results.setdefault(arm, {})[seed] = evaluate_tables(
+            predict_weights(run, name, trained), boxes
+        )
     return results
 
 
 def check_store(run: Run, weights: Iterable[Path]) -> None:
-    """Check that students were trained on the store of the run; DataError names the first that was not."""
+    """Check that students were trained on the store of the run; DataError names the first that was
+    not.
+    """
     contents = run.store.contents
     present = fingerprint({"training": contents["training"]}) if "training" in contents else ""
     for path in weights:
@@ -82,27 +113,43 @@ def check_store(run: Run, weights: Iterable[Path]) -> None:
 
 
 def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> None:
-    missing = {name: model for name, model in models.items() if not (run.folder / "predictions" / f"{name}.json").is_file()}
+    missing = {
+        name: model
+        for name, model in models.items()
+        if not (run.folder / "predictions" / f"{name}.json").is_file()
+    }
     if run.profile.parallel < 2 or run.frame_count * len(missing) < _WORTH_A_PROCESS:
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
+    # a fork would inherit torch's threads in an unknown state
+    context = multiprocessing.get_context("spawn")
     threads = (run.profile.threads or torch.get_num_threads(),)
     with ProcessPoolExecutor(run.profile.parallel, context, torch.set_num_threads, threads) as pool:
-        for number, _ in enumerate(pool.map(predict_weights, itertools.repeat(run), missing, missing.values()), 1):
+        for number, _ in enumerate(
+            pool.map(predict_weights, itertools.repeat(run), missing, missing.values()), 1
+        ):
             if number % 10 == 0 or number == len(missing):
                 print(f"detected with {number} of {len(missing)} models", flush=True)
 
 
 def score_frame(result: EvalResult) -> pd.DataFrame:
     """Return AP and APH in percent, a row for each class and the mean."""
-    forms = {name: f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_{{}}/{{}}" for name in CLASS_NAMES} | {"mean": "LEVEL_{}/m{}"}
+    forms = {name: f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_{{}}/{{}}" for name in CLASS_NAMES} | {
+        "mean": "LEVEL_{}/m{}"
+    }
     columns = [(level, kind) for level in (1, 2) for kind in ("AP", "APH")]
-    rows = [[100 * result.metrics[form.format(*column)] for column in columns] for form in forms.values()]
-    return pd.DataFrame(rows, list(forms), [f"LEVEL_{level} {kind}" for level, kind in columns]).round(2)
+    rows = [
+        [100 * result.metrics[form.format(*column)] for column in columns]
+        for form in forms.values()
+    ]
+    return pd.DataFrame(
+        rows, list(forms), [f"LEVEL_{level} {kind}" for level, kind in columns]
+    ).round(2)
 
 
 def run_predictions(run: Run, arms: Sequence[str] = ()) -> dict[str, pa.Table]:
-    """Return the kept predictions of the teacher and of the first seed of each arm (of some, where named), by arm."""
+    """Return the kept predictions of the teacher and of the first seed of each arm (of some, where
+    named), by arm.
+    """
     tables = {"teacher": predict_weights(run, "teacher", chosen_teacher(run))}
     for (arm, seed), trained in trained_students(run).items():
         if arm not in tables and (not arms or arm in arms):

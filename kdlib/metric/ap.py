@@ -1,4 +1,6 @@
-"""Counts per score cutoff in, precision, recall and the area between them out (metric spec sections 7 and 8)."""
+"""Counts per score cutoff in, precision, recall and the area between them out (metric spec sections
+7 and 8).
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,19 @@ class Curve:
     recall: Float32  # (..., C)
 
 
-def precision_recall(tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any], sum_ha: FloatArray) -> Curve:
-    """Return the curve of counts (..., C); where recall is 0 both precisions are 1, as in the official tool."""
-    hits, claims, positives, headings = (np.asarray(a, np.float32) for a in (tp, tp + fp, tp + fn, sum_ha))
+def precision_recall(
+    tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any], sum_ha: FloatArray
+) -> Curve:
+    """Return the curve of counts (..., C); where recall is 0 both precisions are 1, as in the
+    official tool.
+    """
+    hits, claims, positives, headings = (
+        np.asarray(a, np.float32) for a in (tp, tp + fp, tp + fn, sum_ha)
+    )
     recall = _divide(hits, positives)
     precision, precision_heading = (
-        np.where(recall == 0.0, np.float32(1.0), _divide(numerator, claims)) for numerator in (hits, headings)
+        np.where(recall == 0.0, np.float32(1.0), _divide(numerator, claims))
+        for numerator in (hits, headings)
     )
     return Curve(precision, precision_heading, recall)
 
@@ -39,11 +48,17 @@ def _divide(a: Float32, b: Float32) -> Float32:
 
 
 def average_precision(precision: Float32, recall: Float32) -> np.float32:
-    """Return the area under one curve (C,), accumulated in float32 like the official tool's: it may come out as 1.0000001."""
+    """Return the area under one curve (C,), accumulated in float32 like the official tool's: it may
+    come out as 1.0000001.
+    """
     best_at: dict[np.float32, np.float32] = {}
     for r, p in zip(recall, precision):
         best_at[r] = max(p, best_at.get(r, p))
-    zero, step, slack = np.float32(0.0), np.float32(RECALL_STEP), np.float32(RECALL_STEP + _STEP_SLACK)
+    zero, step, slack = (
+        np.float32(0.0),
+        np.float32(RECALL_STEP),
+        np.float32(RECALL_STEP + _STEP_SLACK),
+    )
     best_at[zero] = np.float32(1.0)
     points = []
     best = last = zero
@@ -59,13 +74,15 @@ def average_precision(precision: Float32, recall: Float32) -> np.float32:
         points[-1] = (points[-2][0], points[-1][1])
     area = zero
     for (p0, r0), (p1, r1) in pairwise(points):
-        # Differences and sums are float32, the product is float64, the running total is float32 again.
+        # Differences and sums are float32, the product is float64, the running total is float32
+        # again.
         area = np.float32(float(area) + 0.5 * float(r0 - r1) * float(p0 + p1))
     return area
 
 
 def average_precisions(precision: FloatArray, recall: FloatArray) -> Float64:
-    """Return the areas (...) under many curves (..., C) at once, in float64: within 2e-7 of :func:`average_precision`.
+    """Return the areas (...) under many curves (..., C) at once, in float64: within 2e-7 of
+    :func:`average_precision`.
 
     Recalls are compared bitwise in float32 for equality.
     """
@@ -75,7 +92,8 @@ def average_precisions(precision: FloatArray, recall: FloatArray) -> Float64:
     p = np.maximum.accumulate(np.take_along_axis(p, order, axis=-1), axis=-1).astype(np.float64)
     r_next = np.concatenate((r[..., 1:], np.zeros_like(r[..., :1])), axis=-1)
     p_next = np.concatenate((p[..., 1:], p[..., -1:]), axis=-1)
-    p_next = np.where(r_next == 0.0, p, p_next)  # the segment that ends at recall 0 keeps the precision it starts with
+    # the segment that ends at recall 0 keeps the precision it starts with
+    p_next = np.where(r_next == 0.0, p, p_next)
     gap = r - r_next
     filled = RECALL_STEP * np.maximum(np.ceil((gap - RECALL_STEP - _STEP_SLACK) / RECALL_STEP), 0.0)
     return (p * filled + 0.5 * (gap - filled) * (p + p_next)).sum(axis=-1)

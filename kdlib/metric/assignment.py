@@ -1,4 +1,6 @@
-"""A matrix of integer weights in, the maximum-weight matching out, in the official order among equals (spec section 5)."""
+"""A matrix of integer weights in, the maximum-weight matching out, in the official order among
+equals (spec section 5).
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,20 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def weights_from_iou(iou: Float32) -> Int64:
-    """Return the integer weights of the official matcher: IoU times a million in float32, halves rounded up."""
+    """Return the integer weights of the official matcher: IoU times a million in float32, halves
+    rounded up.
+    """
     scaled = iou.astype(np.float32) * np.float32(WEIGHT_ONE)
     return np.floor(scaled.astype(np.float64) + 0.5).astype(np.int64)
 
 
 def unique_assignment(weights: Int64) -> Pairs | None:
-    """Return the row-column pairs of positive weight with the largest sum, or None if several sets reach it.
+    """Return the row-column pairs of positive weight with the largest sum, or None if several sets
+    reach it.
 
-    Whether the optimum is unique is found by solving twice, the weights disturbed by a little noise and by its opposite: the
-    noise adds up to less than one unit of weight, so it only chooses among optima, and chooses differently if there are two.
+    Whether the optimum is unique is found by solving twice, the weights disturbed by a little noise
+    and by its opposite: the noise adds up to less than one unit of weight, so it only chooses among
+    optima, and chooses differently if there are two.
 
     Args:
         weights: (P, G) integers >= 0; 0 marks a pair that cannot match.
@@ -47,13 +53,16 @@ def _solve(weights: Int64) -> Pairs:
 
 
 def kuhn_munkres(weights: Int64) -> Pairs:
-    """Return the official tool's choice among all maximum-weight matchings, as row-column pairs of positive weight.
+    """Return the official tool's choice among all maximum-weight matchings, as row-column pairs of
+    positive weight.
 
-    Where weights are equal the order in which trees grow decides: rows are roots in ascending order; the tree's tight columns
-    are listed row by row (in the order the rows joined), ascending; always the first listed column outside the tree joins.
+    Where weights are equal the order in which trees grow decides: rows are roots in ascending
+    order; the tree's tight columns are listed row by row (in the order the rows joined), ascending;
+    always the first listed column outside the tree joins.
 
     Args:
-        weights: (P, G) integers >= 0, rows are predictions and columns ground truth, both in input order.
+        weights: (P, G) integers >= 0, rows are predictions and columns ground truth, both in input
+            order.
     """
     size = max(weights.shape)
     padded = np.zeros((size, size), np.int64)
@@ -61,7 +70,9 @@ def kuhn_munkres(weights: Int64) -> Pairs:
     labelling = _Labelling(padded)
     for root in range(size):
         labelling.match_row(root)
-    return tuple(sorted((r, c) for c, r in enumerate(labelling.row_of.tolist()) if padded[r, c] > 0))
+    return tuple(
+        sorted((r, c) for c, r in enumerate(labelling.row_of.tolist()) if padded[r, c] > 0)
+    )
 
 
 class _Labelling:
@@ -75,14 +86,17 @@ class _Labelling:
         self.column_of = np.full(len(weights), -1, np.int64)
 
     def match_row(self, root: int) -> None:
-        """Grow the alternating tree of one root until a free column joins, then flip the path back to the root.
+        """Grow the alternating tree of one root until a free column joins, then flip the path back
+        to the root.
 
-        Listed columns that are matched only ever list further columns behind them, so the first free one listed is the one that
-        will join: a whole generation of columns joins at once, as long as none of it is free.
+        Listed columns that are matched only ever list further columns behind them, so the first
+        free one listed is the one that will join: a whole generation of columns joins at once, as
+        long as none of it is free.
         """
         rows = np.array([root])
         inside = np.zeros(len(self.row_of), np.bool_)  # columns of the tree
-        parent = np.full(len(self.row_of), -1, np.int64)  # row that listed the column first, -1: not listed
+        # row that listed the column first, -1: not listed
+        parent = np.full(len(self.row_of), -1, np.int64)
         queue = self._list_columns(rows, parent)
         while True:
             free = (self.row_of[queue] < 0).nonzero()[0]
@@ -106,7 +120,9 @@ class _Labelling:
         self.column_label[columns] += step
 
     def _list_columns(self, rows: Int64, parent: Int64) -> Int64:
-        """Return the rows' tight columns without a parent, row by row and ascending, and note which row lists each first."""
+        """Return the rows' tight columns without a parent, row by row and ascending, and note which
+        row lists each first.
+        """
         tight = (self.excess[rows] + self.column_label == 0) & (parent < 0)
         listed = tight.any(axis=0).nonzero()[0]
         lister = tight.argmax(axis=0)[listed]

@@ -1,4 +1,6 @@
-"""Paired bootstrap over segments and seeds: mean, spread and 95 % interval of every arm, and of what one wins over another."""
+"""Paired bootstrap over segments and seeds: mean, spread and 95 % interval of every arm, and of
+what one wins over another.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from kdlib.metric.shards import LEVELS, MEAN_TYPES, type_breakdown
 from kdlib.metric.waymo_metrics import EvalResult, FrameCounts
 from kdlib.types import Float64, Int64, Json
 
-METRICS = {f"LEVEL_{level}/m{kind}": (level, kind) for level in LEVELS for kind in ("AP", "APH")}  # what can be resampled
+# what can be resampled
+METRICS = {f"LEVEL_{level}/m{kind}": (level, kind) for level in LEVELS for kind in ("AP", "APH")}
 _BLOCK = 100  # resamples scored at once
 
 
@@ -65,7 +68,8 @@ class BootstrapReport:
             if (d.first, d.second) == (first, second):
                 return d
             if (d.first, d.second) == (second, first):
-                return Difference(first, second, 0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)  # no negative zero
+                # no negative zero
+                return Difference(first, second, 0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)
         raise KeyError(f"no difference between '{first}' and '{second}'")
 
     def to_dict(self) -> Json:
@@ -74,17 +78,23 @@ class BootstrapReport:
 
 
 def bootstrap(
-    arms: Mapping[str, Sequence[EvalResult]], *, metric: str = "LEVEL_2/mAPH", resamples: int = 1000, seed: int = 0
+    arms: Mapping[str, Sequence[EvalResult]],
+    *,
+    metric: str = "LEVEL_2/mAPH",
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> BootstrapReport:
-    """Return each arm's mean with a 95 % percentile interval, and the paired differences of all arms.
+    """Return each arm's mean with a 95 % percentile interval, and the paired differences of all
+    arms.
 
-    Every resample draws segments with replacement, the same for all arms, and seeds with replacement, the same positions for all
-    arms that have equally many: an interval answers both "other streets" and "other random numbers". Frames of a segment show the
-    same objects, so resampling single frames would understate the spread.
+    Every resample draws segments with replacement, the same for all arms, and seeds with
+    replacement, the same positions for all arms that have equally many: an interval answers both
+    "other streets" and "other random numbers". Frames of a segment show the same objects, so
+    resampling single frames would understate the spread.
 
     Args:
-        arms: Name -> one result per seed, all on the same frames, with ``frames`` kept; arms are paired in seed order. A frame's
-            segment is its id up to the last underscore.
+        arms: Name -> one result per seed, all on the same frames, with ``frames`` kept; arms are
+            paired in seed order. A frame's segment is its id up to the last underscore.
         metric: One of :data:`METRICS`.
         resamples: Number of resamples.
         seed: Of the resampling; equal inputs and seed give equal reports.
@@ -101,17 +111,25 @@ def bootstrap(
     group, units = np.array([segments[name] for name in names]), len(segments)
     rng = np.random.default_rng(seed)
     weight = rng.multinomial(units, np.full(units, 1.0 / units), size=resamples).astype(np.float64)
-    drawn = {n: rng.integers(0, n, (resamples, n)) for n in sorted({len(results) for results in arms.values()})}
+    drawn = {
+        n: rng.integers(0, n, (resamples, n))
+        for n in sorted({len(results) for results in arms.values()})
+    }
     means = {}
     scores = []
     for name, results in arms.items():
-        resampled = np.stack([_resampled(_counts_of(result), group, weight, metric) for result in results], axis=1)
+        resampled = np.stack(
+            [_resampled(_counts_of(result), group, weight, metric) for result in results], axis=1
+        )
         means[name] = np.take_along_axis(resampled, drawn[len(results)], axis=1).mean(axis=1)
         values = [result.metrics[metric] for result in results]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        scores.append(ArmScore(name, tuple(values), float(np.mean(values)), std, *_interval(means[name])))
+        scores.append(
+            ArmScore(name, tuple(values), float(np.mean(values)), std, *_interval(means[name]))
+        )
     differences = tuple(
-        Difference(a.name, b.name, a.mean - b.mean, *_interval(means[a.name] - means[b.name])) for b, a in combinations(scores, 2)
+        Difference(a.name, b.name, a.mean - b.mean, *_interval(means[a.name] - means[b.name]))
+        for b, a in combinations(scores, 2)
     )
     return BootstrapReport(metric, tuple(scores), differences, units, resamples, seed)
 
@@ -123,7 +141,9 @@ def _interval(resampled: Float64) -> tuple[float, float]:
 
 def _counts_of(result: EvalResult) -> FrameCounts:
     if result.frames is None:
-        raise ConfigError("the bootstrap needs the counts of every frame; evaluate with keep_frames=True")
+        raise ConfigError(
+            "the bootstrap needs the counts of every frame; evaluate with keep_frames=True"
+        )
     return result.frames
 
 
@@ -138,7 +158,8 @@ def _same_frames(arms: Mapping[str, Sequence[EvalResult]]) -> tuple[Any, ...]:
             same_truth = result.card.get("truth_fingerprint") == first.card.get("truth_fingerprint")
             if _counts_of(result).frame_ids != ids or not same_truth:
                 raise ConfigError(
-                    f"result {i} of arm '{name}' was evaluated on other frames or ground truth than '{first_name}'; "
+                    f"result {i} of arm '{name}' was evaluated on other frames or ground truth "
+                    f"than '{first_name}'; "
                     "evaluate all arms on one table"
                 )
     if not ids:
@@ -147,12 +168,17 @@ def _same_frames(arms: Mapping[str, Sequence[EvalResult]]) -> tuple[Any, ...]:
 
 
 def _resampled(frames: FrameCounts, group: Int64, weight: Float64, metric: str) -> Float64:
-    """Return the metric of every resample (R,); ``weight`` (R, units) is how often each unit was drawn."""
+    """Return the metric of every resample (R,); ``weight`` (R, units) is how often each unit was
+    drawn.
+    """
     level, kind = METRICS[metric]
     rows = [frames.breakdowns.index(type_breakdown(name)) for name in MEAN_TYPES]
     counts = frames.counts
     shape = (len(rows), counts.tp.shape[2])
-    columns = [column[:, rows].reshape(len(group), -1) for column in (counts.tp, counts.fp, counts.fn(level), counts.sum_ha)]
+    columns = [
+        column[:, rows].reshape(len(group), -1)
+        for column in (counts.tp, counts.fp, counts.fn(level), counts.sum_ha)
+    ]
     sums = np.zeros((len(columns), weight.shape[1], shape[0] * shape[1]))  # of every unit's frames
     for total, column in zip(sums, columns):
         np.add.at(total, group, column.astype(np.float64))

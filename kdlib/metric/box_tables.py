@@ -1,4 +1,6 @@
-"""Boxes as a table in memory or a Parquet file: its columns, read batch by batch with every value checked, and written."""
+"""Boxes as a table in memory or a Parquet file: its columns, read batch by batch with every value
+checked, and written.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from kdlib.waymo.column_types import is_text
 
 PREDICTION_COLUMNS = ("frame_id", *BOX_NUMBERS, "type", "score")
 TRUTH_COLUMNS = ("frame_id", *BOX_NUMBERS, "type", "difficulty", "num_points")
-TIMESTAMPS = "frame_timestamps"  # schema metadata: a JSON list of microseconds beside the list of frame_ids
+# schema metadata: a JSON list of microseconds beside the list of frame_ids
+TIMESTAMPS = "frame_timestamps"
 _INTEGERS = ("type", "difficulty", "num_points")
 _ROWS = 65_536  # of a batch
 
@@ -43,7 +46,9 @@ class TableFile:
 
     @staticmethod
     def open(path: str | Path, what: str) -> TableFile:
-        """Read what the file says of itself; raises DataError if it is missing, truncated or no Parquet."""
+        """Read what the file says of itself; raises DataError if it is missing, truncated or no
+        Parquet.
+        """
         if not Path(path).is_file():
             raise DataError(f"{what} file '{path}' does not exist; check the path")
         with _reading(path, what):
@@ -61,7 +66,8 @@ def _reading(path: str | Path, what: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{what} file '{path}' is no readable Parquet ({reason}); it may be cut short, so write it again"
+            f"{what} file '{path}' is no readable Parquet ({reason}); it may be cut short, so "
+            "write it again"
         ) from error
 
 
@@ -77,10 +83,14 @@ def read_table(path: str | Path, what: str) -> pa.Table:
 
 
 def row_batches(source: BoxTable, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield some columns, a few rows at a time, after a first table without rows; raises DataError if a file cannot be read."""
+    """Yield some columns, a few rows at a time, after a first table without rows; raises DataError
+    if a file cannot be read.
+    """
     yield source.schema.empty_table().select(columns)
     if isinstance(source, pa.Table):
-        yield from (source.select(columns).slice(start, _ROWS) for start in range(0, source.num_rows, _ROWS))
+        yield from (
+            source.select(columns).slice(start, _ROWS) for start in range(0, source.num_rows, _ROWS)
+        )
         return
     # One string a frame instead of one a box.
     texts = ["frame_id"] if is_text(source.schema.field("frame_id").type) else []
@@ -91,11 +101,15 @@ def row_batches(source: BoxTable, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None:
-    """Check that a table has the columns, once each and of a usable type; raises DataError if not."""
+    """Check that a table has the columns, once each and of a usable type; raises DataError if
+    not.
+    """
     missing = [column for column in required if column not in schema.names]
     if missing:
         listed = ", ".join(f"'{column}'" for column in missing)
-        raise DataError(f"{name}: no column {listed}; needed are {', '.join(required)}, found {schema.names}")
+        raise DataError(
+            f"{name}: no column {listed}; needed are {', '.join(required)}, found {schema.names}"
+        )
     for column in required:
         if schema.names.count(column) > 1:
             raise DataError(f"{name}: column '{column}' occurs twice; keep one of them")
@@ -106,28 +120,39 @@ def check_columns(schema: pa.Schema, required: Sequence[str], name: str) -> None
         elif column not in _INTEGERS:
             usable, needed = usable or pa.types.is_floating(kind), "a number"
         if not usable:
-            raise DataError(f"{name}: column '{column}' is of type {kind}, not {needed}; cast it before writing the table")
+            raise DataError(
+                f"{name}: column '{column}' is of type {kind}, not {needed}; cast it "
+                "before writing the table"
+            )
 
 
 def check_same_kind_of_id(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> None:
-    """Check that both tables name frames by strings, or both by integers; raises DataError if they differ."""
+    """Check that both tables name frames by strings, or both by integers; raises DataError if they
+    differ.
+    """
     first, second = predictions.field("frame_id").type, truth.field("frame_id").type
     if is_text(first) != is_text(second):
         raise DataError(
-            f"{names[0]}: frame_id is of type {first}, but {second} in {names[1]}; write the same ids into both, they are how "
+            f"{names[0]}: frame_id is of type {first}, but {second} in {names[1]}; write the "
+            "same ids into both, they are how "
             "boxes find their frame"
         )
 
 
 def stated(schema: pa.Schema, key: str) -> list[Any]:
-    """Return a JSON list of the schema's metadata, empty where it is absent; raises DataError if it is something else."""
+    """Return a JSON list of the schema's metadata, empty where it is absent; raises DataError if it
+    is something else.
+    """
     text = (schema.metadata or {}).get(key.encode(), b"[]")
     try:
         values = json.loads(text)
     except ValueError:
         values = None
     if not isinstance(values, list):
-        raise DataError(f"the schema's metadata '{key}' is {text[:60]!r}, not a JSON list; write it with json.dumps")
+        raise DataError(
+            f"the schema's metadata '{key}' is {text[:60]!r}, not a JSON list; write "
+            "it with json.dumps"
+        )
     return values
 
 
@@ -139,14 +164,19 @@ def _values_of(table: pa.Table, column: str, kind: pa.DataType, name: str) -> An
 
 
 def boxes_of(table: pa.Table, name: str) -> Float64:
-    """Return the boxes (N, 7); raises DataError if a number is missing or not finite as float32; the message names its frame."""
-    box = np.stack([_values_of(table, column, pa.float64(), name) for column in BOX_NUMBERS], axis=1)
+    """Return the boxes (N, 7); raises DataError if a number is missing or not finite as float32;
+    the message names its frame.
+    """
+    box = np.stack(
+        [_values_of(table, column, pa.float64(), name) for column in BOX_NUMBERS], axis=1
+    )
     with np.errstate(over="ignore"):
         bad = np.argwhere(~np.isfinite(box.astype(np.float32)))
     if len(bad):
         row, axis = bad[0]
         raise DataError(
-            f"{name}: a box of frame {_frame_of(table, row)!r} has {BOX_NUMBERS[axis]} = {box[row, axis]}; every box needs seven "
+            f"{name}: a box of frame {_frame_of(table, row)!r} has {BOX_NUMBERS[axis]} = "
+            f"{box[row, axis]}; every box needs seven "
             "finite numbers, so leave out boxes that have none"
         )
     return box
@@ -158,7 +188,8 @@ def types_of(table: pa.Table, name: str) -> Int64:
     unknown = np.setdiff1d(kind, np.arange(5))
     if len(unknown):
         raise DataError(
-            f"{name}: type {unknown[0]} is none of Waymo's (1 vehicle, 2 pedestrian, 3 sign, 4 cyclist); types are no "
+            f"{name}: type {unknown[0]} is none of Waymo's (1 vehicle, 2 pedestrian, 3 sign, 4 "
+            "cyclist); types are no "
             "positions in a class list"
         )
     return kind
@@ -171,7 +202,8 @@ def scores_of(table: pa.Table, name: str) -> Float64:
     bad = np.flatnonzero(~((score >= 0.0) & (score <= 1.0 + 2e-7)))
     if len(bad):
         raise DataError(
-            f"{name}: frame {_frame_of(table, bad[0])!r} has the score {score[bad[0]]}; scores lie in [0, 1], so apply the "
+            f"{name}: frame {_frame_of(table, bad[0])!r} has the score {score[bad[0]]}; scores "
+            "lie in [0, 1], so apply the "
             "sigmoid to logits first"
         )
     return score
@@ -187,7 +219,10 @@ def flags_of(table: pa.Table, name: str) -> Bool:
         return np.zeros(table.num_rows, np.bool_)
     column = table.column("overlap_nlz")
     if not pa.types.is_boolean(column.type):
-        raise DataError(f"{name}: column 'overlap_nlz' is of type {column.type}, not boolean; cast it before writing the table")
+        raise DataError(
+            f"{name}: column 'overlap_nlz' is of type {column.type}, not boolean; "
+            "cast it before writing the table"
+        )
     return column.fill_null(False).to_numpy()
 
 
@@ -203,17 +238,31 @@ def predictions_table(
     overlap_nlz: Bool | None = None,
     frames: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return a predictions table of N boxes (N, 7) with their frames' ids, Waymo's type numbers and scores.
+    """Return a predictions table of N boxes (N, 7) with their frames' ids, Waymo's type numbers and
+    scores.
 
-    ``overlap_nlz`` None stands for all False; ``frames``, every frame predicted on, those without boxes included, goes into the
-    schema's metadata.
+    ``overlap_nlz`` None stands for all False; ``frames``, every frame predicted on, those without
+    boxes included, goes into the schema's metadata.
     """
     flags = np.zeros(len(boxes), np.bool_) if overlap_nlz is None else overlap_nlz
     box = np.asarray(boxes, np.float32).reshape(-1, len(BOX_NUMBERS))
-    columns = [list(frame_ids), *box.T, np.asarray(types, np.int8), np.asarray(scores, np.float32), flags]
-    arrays = [pa.array(values, field.type, from_pandas=False) for values, field in zip(columns, _PREDICTION_SCHEMA)]
+    columns = [
+        list(frame_ids),
+        *box.T,
+        np.asarray(types, np.int8),
+        np.asarray(scores, np.float32),
+        flags,
+    ]
+    arrays = [
+        pa.array(values, field.type, from_pandas=False)
+        for values, field in zip(columns, _PREDICTION_SCHEMA)
+    ]
     table = pa.table(arrays, schema=_PREDICTION_SCHEMA)
-    return table if frames is None else table.replace_schema_metadata({"frame_ids": json.dumps(list(frames))})
+    return (
+        table
+        if frames is None
+        else table.replace_schema_metadata({"frame_ids": json.dumps(list(frames))})
+    )
 
 
 def write_predictions(path: str | Path, table: pa.Table) -> None:

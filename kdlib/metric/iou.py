@@ -1,4 +1,6 @@
-"""Boxes of many frames in, the pairs that may be matched and their 3D IoU as the metric rounds it out (metric spec section 3)."""
+"""Boxes of many frames in, the pairs that may be matched and their 3D IoU as the metric rounds it
+out (metric spec section 3).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _SLACK = 1e-6  # the pruning bounds are kept this much too generous, relatively
 
 @dataclass(frozen=True)
 class Candidates(Rows):
-    """Prediction-truth pairs of one frame and type whose IoU reaches the threshold, sorted by prediction, then truth."""
+    """Prediction-truth pairs of one frame and type whose IoU reaches the threshold, sorted by
+    prediction, then truth.
+    """
 
     prediction: Int64  # (E,) positions in the predictions
     truth: Int64  # (E,) positions in the ground truth
@@ -29,7 +33,8 @@ class Candidates(Rows):
 
 
 def metric_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float32:
-    """Return the IoU (N,) of the upright boxes ``a[i]`` and ``b[i]``, computed in float64, rounded to float32.
+    """Return the IoU (N,) of the upright boxes ``a[i]`` and ``b[i]``, computed in float64, rounded
+    to float32.
 
     Args:
         a: (N, 7) x, y, z (centre), length, width, height, heading.
@@ -44,7 +49,9 @@ def metric_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float32:
     first, second, height = first[valid], second[valid], height[valid]
     area = paired_overlap(torch.from_numpy(first), torch.from_numpy(second)).numpy()
     inter = np.where(2.0 * area > MIN_DOUBLE_AREA, area, 0.0) * height
-    union = first[:, 3] * first[:, 4] * first[:, 5] + second[:, 3] * second[:, 4] * second[:, 5] - inter
+    union = (
+        first[:, 3] * first[:, 4] * first[:, 5] + second[:, 3] * second[:, 4] * second[:, 5] - inter
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(union > MIN_UNION, inter / union, 0.0)
     iou[valid] = np.clip(np.nan_to_num(ratio, nan=0.0), 0.0, 1.0)
@@ -52,11 +59,17 @@ def metric_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Float32:
 
 
 def find_candidates(
-    prediction_group: Int64, prediction_box: Float32, truth_group: Int64, truth_box: Float32, thresholds: Float32
+    prediction_group: Int64,
+    prediction_box: Float32,
+    truth_group: Int64,
+    truth_box: Float32,
+    thresholds: Float32,
 ) -> Candidates:
-    """Return the pairs with equal group (one per frame and type) whose IoU is at least the prediction's threshold.
+    """Return the pairs with equal group (one per frame and type) whose IoU is at least the
+    prediction's threshold.
 
-    Pairs that cannot reach it (too far apart, too different in volume) are dropped before any area is computed.
+    Pairs that cannot reach it (too far apart, too different in volume) are dropped before any area
+    is computed.
 
     Args:
         prediction_group: (P,) any integers.
@@ -95,7 +108,9 @@ def _near(a: Float64, b: Float64, p: Int64, g: Int64) -> Int64:
 
 
 def _could_reach(a: Float64, b: Float64, p: Int64, g: Int64, thresholds: Float32) -> Bool:
-    """The intersection is at most the smaller base times the common height, which bounds the IoU from above."""
+    """The intersection is at most the smaller base times the common height, which bounds the IoU
+    from above.
+    """
     first, second = a[p], b[g]
     base_a, base_b = first[:, 3] * first[:, 4], second[:, 3] * second[:, 4]
     height = _common_height(first, second)

@@ -1,4 +1,6 @@
-"""Two tables of boxes to the arrays the metric computes on: checked, the ground truth normalised, 42 bytes a box kept."""
+"""Two tables of boxes to the arrays the metric computes on: checked, the ground truth normalised,
+42 bytes a box kept.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,17 @@ def load_boxes(
     strict: bool = True,
     names: tuple[str, str] = TABLE_NAMES,
 ) -> Loaded:
-    """Check two tables and return their boxes by frame, the ground truth normalised (metric spec section 1.3).
+    """Check two tables and return their boxes by frame, the ground truth normalised (metric spec
+    section 1.3).
 
     Args:
-        predictions: Columns ``frame_id, x, y, z, length, width, height, heading, type, score`` and optionally ``overlap_nlz``.
-        truth: Columns ``frame_id, x, ..., heading, type, difficulty, num_points``. A frame without boxes is named in the
-            schema's metadata ``frame_ids`` (a JSON list) or is one row with null in all other columns. A null num_points counts
-            as 0, a null difficulty as unset.
-        strict: Refuse an empty ground truth and predictions for frames it does not have; else count them as the official op
-            does.
+        predictions: Columns ``frame_id, x, y, z, length, width, height, heading, type, score`` and
+            optionally ``overlap_nlz``.
+        truth: Columns ``frame_id, x, ..., heading, type, difficulty, num_points``. A frame without
+            boxes is named in the schema's metadata ``frame_ids`` (a JSON list) or is one row with
+            null in all other columns. A null num_points counts as 0, a null difficulty as unset.
+        strict: Refuse an empty ground truth and predictions for frames it does not have; else count
+            them as the official op does.
         names: What to call the two tables in messages.
 
     Raises:
@@ -63,7 +67,13 @@ def load_boxes(
     if strict:
         _check_origin(predictions.schema, truth.schema, names)
         covered = set(box_tables.stated(predictions.schema, "frame_ids"))
-        _check_frames(set(predicted_ids), covered, evaluated, {truth_ids[i] for i in np.unique(labelled["frame"])}, names)
+        _check_frames(
+            set(predicted_ids),
+            covered,
+            evaluated,
+            {truth_ids[i] for i in np.unique(labelled["frame"])},
+            names,
+        )
     ids = tuple(sorted(set(predicted_ids) | evaluated))
     points = labelled.pop("num_points")
     if strict:
@@ -71,21 +81,28 @@ def load_boxes(
     labelled["difficulty"] = difficulty_level(labelled["difficulty"], points).astype(np.int8)
     ours = _placed(Predictions(**predicted), predicted_ids, ids)
     theirs = _placed(Truth(**labelled).take(points > 0), truth_ids, ids)
-    pairs = np.bincount(ours.frame, minlength=len(ids)) * np.bincount(theirs.frame, minlength=len(ids))
+    pairs = np.bincount(ours.frame, minlength=len(ids)) * np.bincount(
+        theirs.frame, minlength=len(ids)
+    )
     if len(pairs) and pairs.max() > MOST_PAIRS:
         raise DataError(
-            f"{names[0]}: frame {ids[pairs.argmax()]!r} has {pairs.max():,} pairs of boxes; keep the best few hundred "
+            f"{names[0]}: frame {ids[pairs.argmax()]!r} has {pairs.max():,} pairs of boxes; keep "
+            "the best few hundred "
             "predictions of a frame"
         )
     return Loaded(EvalBoxes(ours, theirs, len(ids)), ids, int((points <= 0).sum()))
 
 
 def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arrays]:
-    """Return the distinct frame ids in order of appearance, and the boxes' columns: ``frame`` is a position in the ids."""
+    """Return the distinct frame ids in order of appearance, and the boxes' columns: ``frame`` is a
+    position in the ids.
+    """
     flag = ["overlap_nlz"] if "overlap_nlz" in source.schema.names else []
     place: dict[Any, int] = {}
     parts = []
-    for table in box_tables.row_batches(source, TRUTH_COLUMNS if labels else (*PREDICTION_COLUMNS, *flag)):
+    for table in box_tables.row_batches(
+        source, TRUTH_COLUMNS if labels else (*PREDICTION_COLUMNS, *flag)
+    ):
         frame = _codes(table.column("frame_id"), place, name)
         if labels:  # a row without a type only names its frame
             holds_box = table.column("type").is_valid()
@@ -94,24 +111,33 @@ def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arr
         part = {"frame": frame, "box": box.astype(np.float32), "kind": kind.astype(np.int8)}
         if labels:
             difficulty, points = (
-                table.column(column).cast(pa.int64()).fill_null(0).to_numpy() for column in ("difficulty", "num_points")
+                table.column(column).cast(pa.int64()).fill_null(0).to_numpy()
+                for column in ("difficulty", "num_points")
             )
             unknown = np.setdiff1d(difficulty, np.arange(3))
             if len(unknown):
-                raise DataError(f"{name}: difficulty {unknown[0]} is none of 0 (unset), 1 (LEVEL_1), 2 (LEVEL_2)")
+                raise DataError(
+                    f"{name}: difficulty {unknown[0]} is none of 0 (unset), 1 "
+                    "(LEVEL_1), 2 (LEVEL_2)"
+                )
             part["difficulty"] = difficulty.astype(np.int8)
             part["num_points"] = np.clip(points, -1, 2**31 - 1).astype(np.int32)
         else:
             part["score"] = box_tables.scores_of(table, name).astype(np.float32)
             part["overlap_nlz"] = box_tables.flags_of(table, name)
         parts.append(part)
-    return list(place), {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+    return list(place), {
+        column: np.concatenate([part[column] for part in parts]) for column in parts[0]
+    }
 
 
 def _codes(column: pa.ChunkedArray, place: dict[Any, int], name: str) -> NDArray[np.int32]:
     """Return each row's position in ``place``, which learns the ids it does not know."""
     if column.null_count:
-        raise DataError(f"{name}: {column.null_count} rows have no frame_id; every box needs the frame it belongs to")
+        raise DataError(
+            f"{name}: {column.null_count} rows have no frame_id; every box needs the "
+            "frame it belongs to"
+        )
     codes = [np.zeros(0, np.int32)]
     for chunk in column.chunks:
         encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
@@ -119,7 +145,9 @@ def _codes(column: pa.ChunkedArray, place: dict[Any, int], name: str) -> NDArray
         # A dictionary may hold values of other rows too: only those in use become frames.
         used, compact = np.unique(index, return_inverse=True)
         values = encoded.dictionary.take(pa.array(used)).to_pylist()
-        codes.append(np.array([place.setdefault(value, len(place)) for value in values], np.int32)[compact])
+        codes.append(
+            np.array([place.setdefault(value, len(place)) for value in values], np.int32)[compact]
+        )
     return np.concatenate(codes)
 
 
@@ -131,46 +159,64 @@ def _placed(boxes: _Boxes, own_ids: Sequence[Any], ids: Sequence[Any]) -> _Boxes
 
 
 def _check_origin(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> None:
-    """Compare what both say of their making, where both say it: ``dataset`` (a fingerprint), ``class_names`` in any order."""
-    ours, theirs = ((schema.metadata or {}).get(b"dataset", b"").decode() for schema in (predictions, truth))
+    """Compare what both say of their making, where both say it: ``dataset`` (a fingerprint),
+    ``class_names`` in any order.
+    """
+    ours, theirs = (
+        (schema.metadata or {}).get(b"dataset", b"").decode() for schema in (predictions, truth)
+    )
     if ours and theirs and ours != theirs:
         raise DataError(
-            f"{names[0]}: predicted on dataset {ours}, but {names[1]} is of dataset {theirs}; take both from one split of "
+            f"{names[0]}: predicted on dataset {ours}, but {names[1]} is of dataset {theirs}; "
+            "take both from one split of "
             "one store"
         )
-    known, labelled = box_tables.stated(predictions, "class_names"), box_tables.stated(truth, "class_names")
+    known, labelled = (
+        box_tables.stated(predictions, "class_names"),
+        box_tables.stated(truth, "class_names"),
+    )
     if known and labelled and set(known) != set(labelled):
         raise DataError(
-            f"{names[0]}: the model knows {', '.join(known)}, but {names[1]} holds {', '.join(labelled)}; make the ground "
+            f"{names[0]}: the model knows {', '.join(known)}, but {names[1]} holds "
+            f"{', '.join(labelled)}; make the ground "
             "truth of the model's classes"
         )
 
 
 def _check_frames(
-    predicted: set[Any], covered: set[Any], evaluated: set[Any], with_boxes: set[Any], names: tuple[str, str]
+    predicted: set[Any],
+    covered: set[Any],
+    evaluated: set[Any],
+    with_boxes: set[Any],
+    names: tuple[str, str],
 ) -> None:
     """Refuse predictions for unknown frames and predictions that leave frames out.
 
-    Predictions that do not say which frames they cover are trusted if more than half of the frames with boxes have one, or none
-    has any: a detector that finds nothing scores 0 for everybody to see.
+    Predictions that do not say which frames they cover are trusted if more than half of the frames
+    with boxes have one, or none has any: a detector that finds nothing scores 0 for everybody to
+    see.
     """
     unknown = sorted(predicted - evaluated)
     if unknown:
         raise DataError(
-            f"{names[0]}: frame {_first(unknown)} is not in {names[1]}; predict and label the same frames (a labelled frame "
+            f"{names[0]}: frame {_first(unknown)} is not in {names[1]}; predict and label the "
+            "same frames (a labelled frame "
             "without boxes is one row with null in every other column)"
         )
     missing = sorted(evaluated - covered) if covered else []
     if missing:
         raise DataError(
-            f"{names[0]}: frame {_first(missing)} of {names[1]} was never predicted on, {len(evaluated) - len(missing)} of its "
+            f"{names[0]}: frame {_first(missing)} of {names[1]} was never predicted on, "
+            f"{len(evaluated) - len(missing)} of its "
             f"{len(evaluated)} frames were; use one split and interval for both"
         )
     count = len(with_boxes & predicted)
     if not covered and 0 < count <= len(with_boxes) / 2:
         raise DataError(
-            f"{names[0]}: only {count} of the {len(with_boxes)} frames with boxes in {names[1]} have a prediction; predict on "
-            "all of them, or, if the detector found nothing there, name all frames in the schema's metadata 'frame_ids' (a JSON "
+            f"{names[0]}: only {count} of the {len(with_boxes)} frames with boxes in {names[1]} "
+            "have a prediction; predict on "
+            "all of them, or, if the detector found nothing there, name all frames in the "
+            "schema's metadata 'frame_ids' (a JSON "
             "list)"
         )
 
@@ -181,28 +227,37 @@ def _first(frames: Sequence[Any]) -> str:
 
 
 def _check_levels(difficulty: IntArray, points: IntArray, name: str) -> None:
-    """Refuse ground truth that cannot be divided into levels, or of which normalisation leaves nothing: all would be 0."""
+    """Refuse ground truth that cannot be divided into levels, or of which normalisation leaves
+    nothing: all would be 0.
+    """
     if len(points) == 0:
-        raise DataError(f"{name}: no ground-truth box at all; evaluate on a split that has labels (testing has none)")
+        raise DataError(
+            f"{name}: no ground-truth box at all; evaluate on a split that has "
+            "labels (testing has none)"
+        )
     if (points > 0).any():
         return
     if not (difficulty > 0).any():
         raise DataError(
-            f"{name}: none of the {len(difficulty)} boxes has a difficulty or a number of points: no Waymo release the "
+            f"{name}: none of the {len(difficulty)} boxes has a difficulty or a number of "
+            "points: no Waymo release the "
             "metric is made for; use labels of v1.2 or later (or v2), and prepare them again"
         )
     raise DataError(
-        f"{name}: all {len(points)} ground-truth boxes have num_points <= 0 and are left out as Waymo does; fill num_points in"
+        f"{name}: all {len(points)} ground-truth boxes have num_points <= 0 and are left out as "
+        "Waymo does; fill num_points in"
     )
 
 
 def check_trained_on(trained: str, present: str, name: str) -> None:
-    """Check the training split's fingerprint in the card of a run's weights against the run's store; an empty one passes.
+    """Check the training split's fingerprint in the card of a run's weights against the run's
+    store; an empty one passes.
 
     Raises:
         DataError: If they differ: scores would be reported beside data the weights never saw.
     """
     if trained and present and trained != present:
         raise DataError(
-            f"{name}: trained on dataset {trained}, but the run's store now holds {present}; train again, or put that store back"
+            f"{name}: trained on dataset {trained}, but the run's store now holds {present}; "
+            "train again, or put that store back"
         )

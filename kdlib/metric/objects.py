@@ -1,4 +1,6 @@
-"""The boxes of both sides of an evaluation, sorted by frame: what the metric computes on, free of any table format."""
+"""The boxes of both sides of an evaluation, sorted by frame: what the metric computes on, free of
+any table format.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,21 @@ class Rows:
     @classmethod
     def joined(cls: type[_Rows], parts: Sequence[_Rows], axis: int = 0) -> _Rows:
         """Return several parts, at least one, as one."""
-        return cls(**{name: np.concatenate([vars(part)[name] for part in parts], axis) for name in vars(parts[0])})
+        return cls(
+            **{
+                name: np.concatenate([vars(part)[name] for part in parts], axis)
+                for name in vars(parts[0])
+            }
+        )
 
 
 @dataclass(frozen=True)
 class FrameBoxes(Rows):
     """Boxes of many frames, by ascending frame, in input order within a frame."""
 
-    frame: IntArray  # (N,) position of the frame in ascending order of ids; int64 in a chunk, often narrower in the whole
+    # (N,) position of the frame in ascending order of ids; int64 in a chunk, often narrower in the
+    # whole
+    frame: IntArray
     box: Float32  # (N, 7)
     kind: IntArray  # (N,) Waymo's type numbers, 0 to 4
 
@@ -41,7 +50,9 @@ class FrameBoxes(Rows):
         """Return frames ``start <= frame < stop``, numbered from 0."""
         low, high = np.searchsorted(self.frame, np.array((start, stop), self.frame.dtype))
         part = self.take(slice(low, high))
-        return replace(part, frame=part.frame.astype(np.int64) - start, kind=part.kind.astype(np.int64))
+        return replace(
+            part, frame=part.frame.astype(np.int64) - start, kind=part.kind.astype(np.int64)
+        )
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,20 @@ class EvalBoxes:
     frames: int
 
     def chunks(self, most_frames: int = 64, most_pairs: int = 1_000_000) -> Iterator[EvalBoxes]:
-        """Yield consecutive frames in pieces small enough that all their pairs of boxes fit in memory."""
+        """Yield consecutive frames in pieces small enough that all their pairs of boxes fit in
+        memory.
+        """
         ends = np.arange(self.frames + 1)
-        p, g = (np.searchsorted(side.frame, ends.astype(side.frame.dtype)) for side in (self.predictions, self.truth))
+        p, g = (
+            np.searchsorted(side.frame, ends.astype(side.frame.dtype))
+            for side in (self.predictions, self.truth)
+        )
         pairs = np.concatenate(([0], np.cumsum(np.diff(p) * np.diff(g))))
         start = 0
         while start < self.frames:
             fits = int(np.searchsorted(pairs, pairs[start] + most_pairs, side="right")) - 1
             stop = min(max(fits, start + 1), start + most_frames, self.frames)
-            yield EvalBoxes(self.predictions.between(start, stop), self.truth.between(start, stop), stop - start)
+            yield EvalBoxes(
+                self.predictions.between(start, stop), self.truth.between(start, stop), stop - start
+            )
             start = stop

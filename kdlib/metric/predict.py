@@ -1,4 +1,6 @@
-"""A detector's boxes on every frame of a dataset, as a predictions table that says what it was made of."""
+"""A detector's boxes on every frame of a dataset, as a predictions table that says what it was made
+of.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,12 @@ def predict(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> pa.Table:
-    """Return a detector's boxes on every frame of a dataset without augmentation, in its order, best first within a frame.
+    """Return a detector's boxes on every frame of a dataset without augmentation, in its order,
+    best first within a frame.
 
-    The model is moved to ``device``, runs in evaluation mode without gradients and is put back into the mode it came in. The
-    table's metadata names every frame, those without boxes included, its time, the model's classes and the fingerprint of the
-    split.
+    The model is moved to ``device``, runs in evaluation mode without gradients and is put back into
+    the mode it came in. The table's metadata names every frame, those without boxes included, its
+    time, the model's classes and the fingerprint of the split.
 
     Raises:
         ConfigError: If a class of the model has no Waymo type, or the batch size is below 1.
@@ -40,16 +43,25 @@ def predict(
     class_names = model.config.class_names
     unknown = [name for name in class_names if name not in WAYMO_TYPES]
     if unknown:
-        raise ConfigError(f"class '{unknown[0]}' is none of Waymo's ({', '.join(WAYMO_TYPES)}); its boxes cannot be evaluated")
+        raise ConfigError(
+            f"class '{unknown[0]}' is none of Waymo's ({', '.join(WAYMO_TYPES)}); "
+            "its boxes cannot be evaluated"
+        )
     was_training = model.training
     model.to(device).train(False)
     parts = []
     try:
-        with torch.inference_mode(), tqdm(total=len(dataset), desc="predict", unit="frame", disable=not progress) as bar:
+        with (
+            torch.inference_mode(),
+            tqdm(total=len(dataset), desc="predict", unit="frame", disable=not progress) as bar,
+        ):
             for start in range(0, len(dataset), batch_size):
                 samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
                 points = collate(samples).points.to(device)
-                parts += [(name, frame.to("cpu")) for name, frame in zip(points.frame_ids, model.detect(model(points)))]
+                parts += [
+                    (name, frame.to("cpu"))
+                    for name, frame in zip(points.frame_ids, model.detect(model(points)))
+                ]
                 bar.update(len(samples))
     finally:
         model.train(was_training)
@@ -58,9 +70,13 @@ def predict(
     none = Detections(torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     columns = zip(*(vars(frame).values() for frame in (none, *(frame for _, frame in parts))))
     boxes, scores, labels = (torch.cat(column).numpy() for column in columns)
-    table = predictions_table(frame_ids, boxes, types[labels], scores, frames=[name for name, _ in parts])
+    table = predictions_table(
+        frame_ids, boxes, types[labels], scores, frames=[name for name, _ in parts]
+    )
     facts = {"class_names": json.dumps(class_names)}
     if isinstance(dataset, FrameDataset):
         facts["dataset"] = dataset.split.fingerprint
-        facts[TIMESTAMPS] = json.dumps(dataset.split.timestamps[dataset.split.frames(dataset.interval)].tolist())
+        facts[TIMESTAMPS] = json.dumps(
+            dataset.split.timestamps[dataset.split.frames(dataset.interval)].tolist()
+        )
     return table.replace_schema_metadata({**table.schema.metadata, **facts})

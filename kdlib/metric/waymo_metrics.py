@@ -1,4 +1,6 @@
-"""Predictions and ground truth in, an EvalResult out: Waymo's AP and APH per class, range and level, with curves and a card."""
+"""Predictions and ground truth in, an EvalResult out: Waymo's AP and APH per class, range and
+level, with curves and a card.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from kdlib.metric.box_tables import BoxTable
 from kdlib.metric.counts import COUNTED, CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
 from kdlib.metric.loading import Loaded, load_boxes
 from kdlib.metric.objects import EvalBoxes, Truth
-from kdlib.metric.shards import LEVELS, MEAN_TYPES, OBJECT_TYPE, RANGE, TYPE_NAMES, Generator, type_breakdown
+from kdlib.metric.shards import (
+    LEVELS,
+    MEAN_TYPES,
+    OBJECT_TYPE,
+    RANGE,
+    TYPE_NAMES,
+    Generator,
+    type_breakdown,
+)
 from kdlib.types import Json
 
 
@@ -34,8 +44,10 @@ class FrameCounts:
 class EvalResult:
     """One evaluation: the numbers, the curves behind them and what they were computed on."""
 
-    metrics: Mapping[str, float]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH', ..., 'LEVEL_2/mAPH', in [0, 1]
-    curves: Mapping[str, Curve]  # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2' -> (C,) each, at the cutoffs of counts.py
+    # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH', ..., 'LEVEL_2/mAPH', in [0, 1]
+    metrics: Mapping[str, float]
+    # 'OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2' -> (C,) each, at the cutoffs of counts.py
+    curves: Mapping[str, Curve]
     card: Mapping[str, Any]  # frames, boxes per class and level, settings: plain JSON values
     frames: FrameCounts | None = field(default=None, repr=False)
 
@@ -44,13 +56,22 @@ class EvalResult:
         return {name: float(value) for name, value in self.metrics.items()}
 
     def table(self) -> str:
-        """Return the metrics as text, in percent: one line per breakdown, AP and APH at both levels."""
+        """Return the metrics as text, in percent: one line per breakdown, AP and APH at both
+        levels.
+        """
         columns = [(level, kind) for level in LEVELS for kind in ("AP", "APH")]
         breakdowns = dict.fromkeys(name.rsplit("_LEVEL_", 1)[0] for name in self.curves)
-        names = {name: [f"{name}_LEVEL_{level}/{kind}" for level, kind in columns] for name in breakdowns}
-        names[f"mean of {', '.join(MEAN_TYPES).lower()}"] = [f"LEVEL_{level}/m{kind}" for level, kind in columns]
+        names = {
+            name: [f"{name}_LEVEL_{level}/{kind}" for level, kind in columns] for name in breakdowns
+        }
+        names[f"mean of {', '.join(MEAN_TYPES).lower()}"] = [
+            f"LEVEL_{level}/m{kind}" for level, kind in columns
+        ]
         head = "".join(f"{f'LEVEL_{level} {kind}':>13}" for level, kind in columns)
-        rows = [f"{title:40}" + "".join(f"{100 * self.metrics[name]:13.2f}" for name in row) for title, row in names.items()]
+        rows = [
+            f"{title:40}" + "".join(f"{100 * self.metrics[name]:13.2f}" for name in row)
+            for title, row in names.items()
+        ]
         return "\n".join([f"{'':40}{head}", *rows])
 
 
@@ -62,7 +83,8 @@ def evaluate_tables(
     workers: int = 1,
     strict: bool = True,
 ) -> EvalResult:
-    """Return Waymo's detection metrics of a predictions table; see :func:`~kdlib.metric.loading.load_boxes` for the columns.
+    """Return Waymo's detection metrics of a predictions table; see
+    :func:`~kdlib.metric.loading.load_boxes` for the columns.
 
     Args:
         predictions: Boxes with scores: a table, or a :class:`~kdlib.metric.box_tables.TableFile`.
@@ -74,31 +96,44 @@ def evaluate_tables(
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    return evaluate_loaded(load_boxes(predictions, truth, strict=strict), ranges=ranges, workers=workers)
+    return evaluate_loaded(
+        load_boxes(predictions, truth, strict=strict), ranges=ranges, workers=workers
+    )
 
 
 def evaluate_loaded(loaded: Loaded, **options: Any) -> EvalResult:
     """Return the metrics of checked tables; ``options`` are those of :func:`evaluate_boxes`."""
     result = evaluate_boxes(loaded.boxes, loaded.frame_ids, **options)
-    return replace(result, card={**result.card, "ground_truth_without_points": loaded.without_points})
+    return replace(
+        result, card={**result.card, "ground_truth_without_points": loaded.without_points}
+    )
 
 
 def evaluate_boxes(
-    boxes: EvalBoxes, frame_ids: tuple[Any, ...], *, ranges: bool = True, workers: int = 1, keep_frames: bool = True
+    boxes: EvalBoxes,
+    frame_ids: tuple[Any, ...],
+    *,
+    ranges: bool = True,
+    workers: int = 1,
+    keep_frames: bool = True,
 ) -> EvalResult:
-    """Return the metrics of boxes already sorted by frame, with the official op's own leniency: nothing is checked or dropped.
+    """Return the metrics of boxes already sorted by frame, with the official op's own leniency:
+    nothing is checked or dropped.
 
     Args:
         boxes: Of both sides.
         frame_ids: The frames' ids, ascending.
         ranges: Also break every class down by distance.
         workers: Processes.
-        keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with ranges).
+        keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with
+            ranges).
     """
     generators = (OBJECT_TYPE, RANGE) if ranges else (OBJECT_TYPE,)
     breakdowns = tuple(name for generator in generators for name in generator.names)
     shape = (len(breakdowns), len(CUTOFFS))
-    total = Counts(sum_ha=np.zeros(shape, np.float32), **{name: np.zeros(shape, np.int64) for name in COUNTED})
+    total = Counts(
+        sum_ha=np.zeros(shape, np.float32), **{name: np.zeros(shape, np.int64) for name in COUNTED}
+    )
     nothing = EvalBoxes(boxes.predictions.take(slice(0)), boxes.truth.take(slice(0)), 0)
     kept = [count_frames(nothing, generators).narrow()]  # so that there are counts of no frame too
     for counts in _count(boxes, generators, workers):
@@ -115,7 +150,8 @@ def _count(boxes: EvalBoxes, generators: tuple[Generator, ...], workers: int) ->
     if workers <= 1:
         yield from (count_frames(chunk, generators) for chunk in boxes.chunks())
         return
-    # Spawned, not forked: the caller may hold threads (torch, a notebook's kernel) that a fork would leave locked.
+    # Spawned, not forked: the caller may hold threads (torch, a notebook's kernel) that a fork
+    # would leave locked.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         # A few chunks at a time, so that not all boxes are held twice.
         waiting: deque[Future[Counts]] = deque()
@@ -142,12 +178,16 @@ def _score(total: Counts, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve]
     for i, breakdown in enumerate(breakdowns):
         for level in LEVELS:
             name = f"{breakdown}_LEVEL_{level}"
-            curve = curves[name] = precision_recall(total.tp[i], total.fp[i], total.fn(level)[i], total.sum_ha[i])
+            curve = curves[name] = precision_recall(
+                total.tp[i], total.fp[i], total.fn(level)[i], total.sum_ha[i]
+            )
             metrics[f"{name}/AP"] = float(average_precision(curve.precision, curve.recall))
             metrics[f"{name}/APH"] = float(average_precision(curve.precision_heading, curve.recall))
     for level in LEVELS:
         for kind in ("AP", "APH"):
-            values = [metrics[f"{type_breakdown(name)}_LEVEL_{level}/{kind}"] for name in MEAN_TYPES]
+            values = [
+                metrics[f"{type_breakdown(name)}_LEVEL_{level}/{kind}"] for name in MEAN_TYPES
+            ]
             metrics[f"LEVEL_{level}/m{kind}"] = sum(values) / len(values)
     return curves, metrics
 
@@ -156,7 +196,11 @@ def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> Json:
     kinds, truth = list(enumerate(TYPE_NAMES, 1)), boxes.truth
     levels = {"LEVEL_1": truth.difficulty <= 1, "LEVEL_2": truth.difficulty == 2}
     labelled = {
-        name: {level: int((of_level & (truth.kind == kind)).sum()) for level, of_level in levels.items()} for kind, name in kinds
+        name: {
+            level: int((of_level & (truth.kind == kind)).sum())
+            for level, of_level in levels.items()
+        }
+        for kind, name in kinds
     }
     return {
         "frames": len(frame_ids),
@@ -175,8 +219,15 @@ def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> Json:
 
 
 def _fingerprint(truth: Truth, frame_ids: tuple[Any, ...]) -> str:
-    """Twelve hexadecimal digits that change with any frame id or ground-truth box: equal ones may be compared."""
+    """Twelve hexadecimal digits that change with any frame id or ground-truth box: equal ones may
+    be compared.
+    """
     digest = hashlib.sha256("\n".join(map(str, frame_ids)).encode())
-    for column in (truth.frame.astype(np.int64), truth.box, truth.kind.astype(np.int64), truth.difficulty.astype(np.int64)):
+    for column in (
+        truth.frame.astype(np.int64),
+        truth.box,
+        truth.kind.astype(np.int64),
+        truth.difficulty.astype(np.int64),
+    ):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:12]

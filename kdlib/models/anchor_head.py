@@ -29,11 +29,15 @@ class AnchorOutput:
 
 
 class AnchorHead(nn.Module):
-    """Three 1x1 convolutions over anchors on a grid (``dense_head`` in a state dict, where the anchors themselves are not)."""
+    """Three 1x1 convolutions over anchors on a grid (``dense_head`` in a state dict, where the
+    anchors themselves are not).
+    """
 
     anchors: Tensor  # (N, 7)
 
-    def __init__(self, config: AnchorHeadConfig, grid: GridConfig, inputs: int, classes: int) -> None:
+    def __init__(
+        self, config: AnchorHeadConfig, grid: GridConfig, inputs: int, classes: int
+    ) -> None:
         """Build and initialise the convolutions."""
         super().__init__()
         self.config, self.classes = config, classes
@@ -46,7 +50,9 @@ class AnchorHead(nn.Module):
         self.register_buffer("anchors", anchor_boxes(config, grid), persistent=False)
 
     def forward(self, bev: Tensor) -> tuple[AnchorOutput, ...]:
-        """Return the answers on a map (B, C, H, W): one output, for a tuple is what every head gives."""
+        """Return the answers on a map (B, C, H, W): one output, for a tuple is what every head
+        gives.
+        """
         return (
             AnchorOutput(
                 _per_anchor(self.conv_cls(bev), self.classes),
@@ -56,12 +62,16 @@ class AnchorHead(nn.Module):
         )
 
     def decode(self, output: AnchorOutput, nms: bool = True) -> list[Detections]:
-        """Return the detections of every frame, best first: one class per anchor, suppression across classes.
+        """Return the detections of every frame, best first: one class per anchor, suppression
+        across classes.
 
-        Scores of at least ``score_threshold`` count; ``center_limit`` is a setting of centre heads and is not used. Half
-        precision is widened first.
+        Scores of at least ``score_threshold`` count; ``center_limit`` is a setting of centre heads
+        and is not used. Half precision is widened first.
         """
-        return [self._frame(*values, nms) for values in zip(output.classes, output.codes, output.directions)]
+        return [
+            self._frame(*values, nms)
+            for values in zip(output.classes, output.codes, output.directions)
+        ]
 
     def _frame(self, classes: Tensor, codes: Tensor, directions: Tensor, nms: bool) -> Detections:
         settings = self.config.decode
@@ -74,7 +84,9 @@ class AnchorHead(nn.Module):
         heading = limit_period(boxes[:, 6] - offset, 0.0, math.pi) + offset + math.pi * half
         boxes = torch.cat((boxes[:, :6], wrap_angle(heading)[:, None]), dim=1)
         if nms:
-            kept = rotated_nms(boxes, scores[seen], settings.nms_iou, settings.nms_pre, settings.nms_post)
+            kept = rotated_nms(
+                boxes, scores[seen], settings.nms_iou, settings.nms_pre, settings.nms_post
+            )
             boxes, seen = boxes[kept], seen[kept]
         return Detections(boxes, scores[seen], channel[seen] + 1)
 

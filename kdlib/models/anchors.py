@@ -18,11 +18,14 @@ _PAIRS = 2**20  # anchor-box pairs whose IoU is held at once
 
 @dataclass(frozen=True)
 class AnchorTargets:
-    """What the anchors of B frames should have answered; N anchors a frame, in the order of :func:`anchor_boxes`."""
+    """What the anchors of B frames should have answered; N anchors a frame, in the order of
+    :func:`anchor_boxes`.
+    """
 
     labels: Tensor  # (B, N) int64: 1-based class, 0 background, -1 ignored
     codes: Tensor  # (B, N, 7) box codes where the label is positive, else zeros
-    directions: Tensor  # (B, N) int64: half of the circle the heading lies in, 0 or 1, where the label is positive
+    # (B, N) int64: half of the circle the heading lies in, 0 or 1, where the label is positive
+    directions: Tensor
 
     @property
     def positive(self) -> Tensor:
@@ -38,13 +41,20 @@ def limit_period(value: Tensor, offset: float, period: float) -> Tensor:
 def anchor_boxes(head: AnchorHeadConfig, grid: GridConfig) -> Tensor:
     """Return the anchors (N, 7) of a map in the order rows, columns, classes, rotations.
 
-    Centres lie at equal distances from one border of the range to the other, both included (``align_center`` False; spec 4.5).
+    Centres lie at equal distances from one border of the range to the other, both included
+    (``align_center`` False; spec 4.5).
     """
     columns, rows = (cells // head.stride for cells in grid.grid_size[:2])
     low, high = grid.point_range[:2], grid.point_range[3:5]
     x = torch.linspace(low[0], high[0], columns)
     y = torch.linspace(low[1], high[1], rows)
-    kinds = torch.tensor([(0.0, 0.0, a.bottom + a.size[2] / 2, *a.size, angle) for a in head.anchors for angle in a.rotations])
+    kinds = torch.tensor(
+        [
+            (0.0, 0.0, a.bottom + a.size[2] / 2, *a.size, angle)
+            for a in head.anchors
+            for angle in a.rotations
+        ]
+    )
     boxes = kinds.expand(rows, columns, -1, -1).clone()
     boxes[..., 0] = x[None, :, None]
     boxes[..., 1] = y[:, None, None]
@@ -57,7 +67,8 @@ def anchors_per_cell(head: AnchorHeadConfig) -> int:
 
 
 def encode_codes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the codes (..., 7) of boxes relative to anchors: offsets over the anchor's diagonal and height, log ratios, angle.
+    """Return the codes (..., 7) of boxes relative to anchors: offsets over the anchor's diagonal
+    and height, log ratios, angle.
 
     Source: SECOND (Yan et al., 2018); ResidualCoder, spec 4.5.
     """
@@ -67,7 +78,9 @@ def encode_codes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_codes(codes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the boxes (..., 7) of codes relative to anchors, the inverse of :func:`encode_codes`; headings are not wrapped."""
+    """Return the boxes (..., 7) of codes relative to anchors, the inverse of :func:`encode_codes`;
+    headings are not wrapped.
+    """
     centre = codes[..., :3] * _scale(anchors) + anchors[..., :3]
     size = codes[..., 3:6].exp() * anchors[..., 3:6]
     return torch.cat((centre, size, codes[..., 6:7] + anchors[..., 6:7]), dim=-1)
@@ -96,7 +109,10 @@ def nearest_rectangles(boxes: Tensor) -> Tensor:
 def rectangle_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU (M, K) of axis-aligned rectangles (M, 4) and (K, 4)."""
     width, depth = (
-        (torch.minimum(a[:, None, axis + 2], b[:, axis + 2]) - torch.maximum(a[:, None, axis], b[:, axis])).clamp_(min=0)
+        (
+            torch.minimum(a[:, None, axis + 2], b[:, axis + 2])
+            - torch.maximum(a[:, None, axis], b[:, axis])
+        ).clamp_(min=0)
         for axis in (0, 1)
     )
     shared = width.mul_(depth)
@@ -105,10 +121,12 @@ def rectangle_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tensor:
-    """Return for every anchor (N,) of one class the index of its box, -1 for background, -2 for ignored.
+    """Return for every anchor (N,) of one class the index of its box, -1 for background, -2 for
+    ignored.
 
-    An anchor takes the box it overlaps most if that reaches ``positive_iou``, or if the anchor is the best (ties included) of any
-    box; it is background below ``negative_iou``. Overlap is that of the nearest axis-aligned rectangles seen from above.
+    An anchor takes the box it overlaps most if that reaches ``positive_iou``, or if the anchor is
+    the best (ties included) of any box; it is background below ``negative_iou``. Overlap is that of
+    the nearest axis-aligned rectangles seen from above.
 
     Boxes (M, 7) are all of this class. Source: AxisAlignedTargetAssigner; spec 4.5.
     """
@@ -118,7 +136,8 @@ def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tenso
     best = anchors.new_full((len(anchors),), -1.0)
     which, forced = (torch.zeros_like(best, dtype=kind) for kind in (torch.long, torch.bool))
     step = max(_PAIRS // max(len(anchors), 1), 1)
-    for start in range(0, len(boxes), step):  # a million anchors times a hundred boxes would not fit
+    # a million anchors times a hundred boxes would not fit
+    for start in range(0, len(boxes), step):
         iou = rectangle_iou(theirs[start : start + step], ours)
         top, index = iou.max(dim=0)
         better = top > best  # equal overlap stays with the earlier box
@@ -130,9 +149,14 @@ def match_anchors(anchors: Tensor, boxes: Tensor, config: AnchorConfig) -> Tenso
 
 
 def assign_anchors(
-    boxes: Tensor, labels: Tensor, anchors: Tensor, head: AnchorHeadConfig, class_names: tuple[str, ...]
+    boxes: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    head: AnchorHeadConfig,
+    class_names: tuple[str, ...],
 ) -> AnchorTargets:
-    """Return the targets of every anchor (N, 7), class by class; no sampling. A box that is damaged or empty counts as absent.
+    """Return the targets of every anchor (N, 7), class by class; no sampling. A box that is damaged
+    or empty counts as absent.
 
     Boxes are (B, M, 7), labels (B, M) 1-based positions in ``class_names``, 0 for padding.
 
@@ -141,7 +165,9 @@ def assign_anchors(
     """
     check_boxes(boxes)
     check_labelled(boxes, labels)
-    cells = anchors.view(-1, anchors_per_cell(head), 7).split([len(config.rotations) for config in head.anchors], dim=1)
+    cells = anchors.view(-1, anchors_per_cell(head), 7).split(
+        [len(config.rotations) for config in head.anchors], dim=1
+    )
     solid = torch.isfinite(boxes).all(dim=2) & (boxes[..., 3:6] > 0).all(dim=2)
     frames = []
     for frame_boxes, frame_labels in zip(boxes, labels.where(solid, 0)):
@@ -155,8 +181,12 @@ def assign_anchors(
     return AnchorTargets(*(torch.stack(parts) for parts in zip(*frames)))
 
 
-def _answers(anchors: Tensor, boxes: Tensor, label: int, config: AnchorConfig, offset: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return labels (N,), codes (N, 7) and directions (N,) of the anchors of one class, given the boxes of that class."""
+def _answers(
+    anchors: Tensor, boxes: Tensor, label: int, config: AnchorConfig, offset: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels (N,), codes (N, 7) and directions (N,) of the anchors of one class, given the
+    boxes of that class.
+    """
     which = match_anchors(anchors, boxes, config)
     hit = which >= 0
     codes, directions = torch.zeros_like(anchors), torch.zeros_like(which)

@@ -23,10 +23,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class RowNorm(nn.BatchNorm1d):
-    """BatchNorm over rows (R, C), each of which may stand for several equal ones; it also takes a single row, or none."""
+    """BatchNorm over rows (R, C), each of which may stand for several equal ones; it also takes a
+    single row, or none.
+    """
 
     def forward(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Normalise; statistics of the batch are weighted by ``weight`` (R,), stored ones are used as they are."""
+        """Normalise; statistics of the batch are weighted by ``weight`` (R,), stored ones are used
+        as they are.
+        """
         of_batch = self.training or self.running_mean is None
         if weight is None and len(rows) < 2:  # which torch's own layer refuses in training
             weight = rows.new_ones(len(rows))
@@ -35,7 +39,8 @@ class RowNorm(nn.BatchNorm1d):
         if weight is None or not of_batch:
             return super().forward(rows)
         if not len(rows):
-            return rows * self.weight + self.bias  # nothing to learn from, but the parameters keep their place in the graph
+            # nothing to learn from, but the parameters keep their place in the graph
+            return rows * self.weight + self.bias
         rows = wide(rows)  # statistics of many rows need it, as in torch's own layer
         count, share = weight.sum(), weight[:, None]
         mean = (share * rows).sum(dim=0) / count
@@ -51,13 +56,16 @@ class RowNorm(nn.BatchNorm1d):
 
 
 def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return rows (R, C) or maps (B, C, H, W) normalised by the statistics of all ranks, which a layer in training remembers.
+    """Return rows (R, C) or maps (B, C, H, W) normalised by the statistics of all ranks, which a
+    layer in training remembers.
 
-    A rank may have fewer rows than others, or none; ``weight`` (R,) says how many equal rows a row stands for. One collective
-    forward, one backward.
+    A rank may have fewer rows than others, or none; ``weight`` (R,) says how many equal rows a row
+    stands for. One collective forward, one backward.
     """
     rows = rows.contiguous() if rows.dim() == 2 else rows
-    normalised, mean, variance, count = _Joint.apply(rows, weight, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
+    normalised, mean, variance, count = _Joint.apply(
+        rows, weight, layer.weight, layer.bias, layer.eps
+    )  # type: ignore[no-untyped-call]
     if layer.training and layer.running_mean is not None:
         seen = count > 0  # a batch without rows teaches nothing
         momentum = (layer.momentum or 0.0) * seen.to(count.dtype)
@@ -69,7 +77,9 @@ def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) ->
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """Return one value per channel (C,) in the shape and at least the type that meet rows or maps."""
+    """Return one value per channel (C,) in the shape and at least the type that meet rows or
+    maps.
+    """
     return values.to(wide(like).dtype).view(1, -1, *(1,) * (like.dim() - 2))
 
 
@@ -78,7 +88,9 @@ def _axes(rows: Tensor) -> list[int]:
 
 
 def _statistics(rows: Tensor, weight: Tensor | None) -> Tensor:
-    """Return count, mean and sum of squares around the mean of this rank's rows, one behind the other: (1 + 2C,) in 64 bits."""
+    """Return count, mean and sum of squares around the mean of this rank's rows, one behind the
+    other: (1 + 2C,) in 64 bits.
+    """
     channels = rows.shape[1]
     if not rows.numel():
         return rows.new_zeros(1 + 2 * channels, dtype=torch.float64)
@@ -104,7 +116,9 @@ def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Joint(torch.autograd.Function):
-    """The normalisation with its derivative, which goes through the statistics to the rows of every rank."""
+    """The normalisation with its derivative, which goes through the statistics to the rows of every
+    rank.
+    """
 
     @staticmethod
     def forward(
@@ -115,8 +129,11 @@ class _Joint(torch.autograd.Function):
         centred = wide(rows) - _spread(mean, rows)
         ctx.save_for_backward(rows, weight, scale, mean, inverse, count)
         ctx.mark_non_differentiable(mean, variance, count)
-        normalised = torch.addcmul(_spread(shift, rows), centred, _spread(scale.double() * inverse, rows))
-        # Half precision leaves as it came, as in torch's own layer; weighted rows leave in 32 bits, as they do in one process.
+        normalised = torch.addcmul(
+            _spread(shift, rows), centred, _spread(scale.double() * inverse, rows)
+        )
+        # Half precision leaves as it came, as in torch's own layer; weighted rows leave in 32 bits,
+        # as they do in one process.
         return normalised.to(rows.dtype) if weight is None else normalised, mean, variance, count
 
     @staticmethod
@@ -124,11 +141,20 @@ class _Joint(torch.autograd.Function):
         rows, weight, scale, mean, inverse, count = ctx.saved_tensors
         values, gradient = wide(rows), wide(gradient)
         centred = values - _spread(mean, rows)
-        sums = torch.stack((gradient.sum(_axes(rows)), (gradient * centred).sum(_axes(rows)))).double()
-        with ranks.together():  # the backward pass runs outside of the block in which the forward pass did
+        sums = torch.stack(
+            (gradient.sum(_axes(rows)), (gradient * centred).sum(_axes(rows)))
+        ).double()
+        # the backward pass runs outside of the block in which the forward pass did
+        with ranks.together():
             shifts, slopes = ranks.total(sums) / count.clamp(min=1)
         through = _spread(shifts, rows) + centred * _spread(slopes * inverse.square(), rows)
         if weight is not None:
             through = weight[:, None] * through
         to_rows = (gradient - through) * _spread(scale.double() * inverse, rows)
-        return to_rows.to(rows.dtype), None, (sums[1] * inverse).to(scale.dtype), sums[0].to(scale.dtype), None
+        return (
+            to_rows.to(rows.dtype),
+            None,
+            (sums[1] * inverse).to(scale.dtype),
+            sums[0].to(scale.dtype),
+            None,
+        )

@@ -15,7 +15,9 @@ def build(config: ModelConfig) -> CenterPoint | AnchorDetector:
     if isinstance(config, TwoStageConfig):
         model = PVRCNN(config)
     else:
-        model = CenterPoint(config) if isinstance(config.head, HeadConfig) else AnchorDetector(config)
+        model = (
+            CenterPoint(config) if isinstance(config.head, HeadConfig) else AnchorDetector(config)
+        )
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

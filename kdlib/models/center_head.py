@@ -40,13 +40,17 @@ class SeparateHead(nn.Module):
 
 
 class CenterHead(nn.Module):
-    """A shared convolution and one separate head per group of classes (``dense_head`` in a state dict)."""
+    """A shared convolution and one separate head per group of classes (``dense_head`` in a state
+    dict).
+    """
 
     def __init__(self, config: HeadConfig, inputs: int) -> None:
         """Build the heads."""
         super().__init__()
         shared = config.shared_channels
-        self.shared_conv = nn.Sequential(nn.Conv2d(inputs, shared, 3, padding=1), BatchNorm2d(shared), nn.ReLU())
+        self.shared_conv = nn.Sequential(
+            nn.Conv2d(inputs, shared, 3, padding=1), BatchNorm2d(shared), nn.ReLU()
+        )
         self.heads_list = nn.ModuleList(SeparateHead(shared, len(names)) for names in config.heads)
 
     def forward(self, bev: Tensor) -> tuple[HeadOutput, ...]:

@@ -43,7 +43,9 @@ class Sites:
     @property
     def positions(self) -> Tensor:
         """Centres (V, 3) of the cells in metres."""
-        low, size = (torch.tensor(values, device=self.coords.device) for values in (self.low, self.size))
+        low, size = (
+            torch.tensor(values, device=self.coords.device) for values in (self.low, self.size)
+        )
         return low + (self.coords[:, [3, 2, 1]] + 0.5) * size
 
 
@@ -58,7 +60,8 @@ class Prediction(Generic[Output]):
 
 
 class Detector(nn.Module, ABC):
-    """The detector of one configuration, whose head a subclass makes; it voxelises its input on its own grid.
+    """The detector of one configuration, whose head a subclass makes; it voxelises its input on its
+    own grid.
 
     Source: spec section 4; ``state_dict`` names are the original's (spec appendix A).
     """
@@ -74,11 +77,18 @@ class Detector(nn.Module, ABC):
         """Build the network with fresh weights.
 
         Raises:
-            ConfigError: If grid, backbone and head do not fit together, or the head is another; the message names the setting.
+            ConfigError: If grid, backbone and head do not fit together, or the head is another; the
+                message names the setting.
         """
         super().__init__()
         fits, made = isinstance(config.head, self.HEAD), type(config.head).__name__
-        require(fits, f"'{config.name}' has {made}, {type(self).__name__} needs {self.HEAD.__name__}; use build()")
+        require(
+            fits,
+            (
+                f"'{config.name}' has {made}, {type(self).__name__} needs "
+                f"{self.HEAD.__name__}; use build()"
+            ),
+        )
         _check(config)
         self.config, self.head = config, config.head
         self.register_buffer("global_step", torch.zeros(1, dtype=torch.long))
@@ -95,7 +105,9 @@ class Detector(nn.Module, ABC):
         self.dense_head = self.make_head(self.backbone_2d.channels)
 
     def keep_places(self) -> None:
-        """Name the children that a state dict has before the 2D backbone although their weights are drawn after it: none here."""
+        """Name the children that a state dict has before the 2D backbone although their weights are
+        drawn after it: none here.
+        """
 
     @abstractmethod
     def make_head(self, inputs: int) -> nn.Module:
@@ -109,7 +121,10 @@ class Detector(nn.Module, ABC):
         """
         taken, given = self.config.encoder.point_features, points.points.shape[-1]
         if given != taken:
-            raise DataError(f"'{self.config.name}' takes {taken} features a point, the batch has {given}; prepare it anew")
+            raise DataError(
+                f"'{self.config.name}' takes {taken} features a point, the batch has "
+                f"{given}; prepare it anew"
+            )
         return voxelize(points, self.config.grid)
 
     def encode(self, voxels: VoxelBatch) -> tuple[Tensor, Sites]:
@@ -120,7 +135,9 @@ class Detector(nn.Module, ABC):
         features = self._voxel_features(voxels)
         if self.backbone_3d is None:
             columns, rows, levels = self.config.grid.grid_size
-            active = SparseTensor(features, voxels.coords, (levels, rows, columns), voxels.batch_size)
+            active = SparseTensor(
+                features, voxels.coords, (levels, rows, columns), voxels.batch_size
+            )
         else:
             active, _ = self.backbone_3d(features, voxels)
         return active.bev(), self.sites_of(active)
@@ -130,27 +147,39 @@ class Detector(nn.Module, ABC):
         low, high = self.config.grid.point_range[:3], self.config.grid.point_range[3:]
         # The levels that a 3D backbone leaves share the height evenly, to within a voxel or two.
         size = tuple((b - a) / cells for a, b, cells in zip(low, high, active.spatial_shape[::-1]))
-        return Sites(active.features, active.coords, active.spatial_shape, low, size, active.batch_size)
+        return Sites(
+            active.features, active.coords, active.spatial_shape, low, size, active.batch_size
+        )
 
     def forward(
-        self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
+        self,
+        points: PointBatch,
+        sites: bool = False,
+        boxes: bool = True,
+        truth: GroundTruth | None = None,
     ) -> Prediction[Any]:
-        """Return the raw answers of every head for a batch of points, with the encoder's sites where ``sites`` are wanted.
+        """Return the raw answers of every head for a batch of points, with the encoder's sites
+        where ``sites`` are wanted.
 
         Args:
             points: Of B frames.
             sites: See above.
-            boxes: Whether :meth:`detect` will be asked; what only serves boxes may be left out otherwise.
-            truth: The labels of a training step, for detectors that choose by them what they learn from. One stage ignores both.
+            boxes: Whether :meth:`detect` will be asked; what only serves boxes may be left out
+                otherwise.
+            truth: The labels of a training step, for detectors that choose by them what they learn
+                from. One stage ignores both.
         """
         voxels = self.voxelize(points)
         encoded, encoder_sites = self.encode(voxels)
         bev = self.backbone_2d(encoded)
-        return Prediction(self.dense_head(bev), bev, len(voxels.features), encoder_sites if sites else None)
+        return Prediction(
+            self.dense_head(bev), bev, len(voxels.features), encoder_sites if sites else None
+        )
 
     def _voxel_features(self, voxels: VoxelBatch) -> Tensor:
         with torch.autocast(voxels.features.device.type, enabled=False):
-            return self.vfe(voxels)  # metres do not fit into 16 bits; offsets to a pillar's centre would be noise
+            # metres do not fit into 16 bits; offsets to a pillar's centre would be noise
+            return self.vfe(voxels)
 
     @abstractmethod
     def targets(self, truth: GroundTruth) -> tuple[Any, ...]:
@@ -174,12 +203,24 @@ class CenterPoint(Detector):
     def targets(self, truth: GroundTruth) -> tuple[HeadTargets, ...]:
         """Return what the heads should answer, on this model's grid."""
         config = self.config
-        return assign_targets(truth.boxes, truth.labels, grid=config.grid, head=self.head, class_names=config.class_names)
+        return assign_targets(
+            truth.boxes,
+            truth.labels,
+            grid=config.grid,
+            head=self.head,
+            class_names=config.class_names,
+        )
 
     def detect(self, prediction: Prediction[HeadOutput], nms: bool = True) -> list[Detections]:
         """Return the boxes of every frame."""
         config = self.config
-        return decode_maps(prediction.heads, grid=config.grid, head=self.head, class_names=config.class_names, nms=nms)
+        return decode_maps(
+            prediction.heads,
+            grid=config.grid,
+            head=self.head,
+            class_names=config.class_names,
+            nms=nms,
+        )
 
 
 class AnchorDetector(Detector):
@@ -195,7 +236,15 @@ class AnchorDetector(Detector):
 
     def targets(self, truth: GroundTruth) -> tuple[AnchorTargets, ...]:
         """Return what every anchor should answer."""
-        return (assign_anchors(truth.boxes, truth.labels, self.dense_head.anchors, self.head, self.config.class_names),)
+        return (
+            assign_anchors(
+                truth.boxes,
+                truth.labels,
+                self.dense_head.anchors,
+                self.head,
+                self.config.class_names,
+            ),
+        )
 
     def detect(self, prediction: Prediction[AnchorOutput], nms: bool = True) -> list[Detections]:
         """Return the boxes of every frame."""
@@ -214,15 +263,26 @@ def _check(config: ModelConfig) -> None:
         wanted = "pillars need one cell in z, not {}; make voxel_size[2] the whole range of z"
     else:
         wanted = "{} cells in z vanish in the 3D backbone, which needs 24; make voxel_size[2] less"
-    require(layers == 1 if pillars else bev_depth(layers) > 0, f"'{config.name}': {wanted.format(layers)}")
-    strides, ups, stride = config.backbone.strides, config.backbone.upsample_strides, config.head.stride
-    steps = f"'{config.name}': strides {strides}" + ("" if pillars else f" behind the {STRIDE} of the 3D backbone")
+    require(
+        layers == 1 if pillars else bev_depth(layers) > 0,
+        (f"'{config.name}': {wanted.format(layers)}"),
+    )
+    strides, ups, stride = (
+        config.backbone.strides,
+        config.backbone.upsample_strides,
+        config.head.stride,
+    )
+    steps = f"'{config.name}': strides {strides}" + (
+        "" if pillars else (f" behind the {STRIDE} of the 3D backbone")
+    )
     _, *levels = accumulate((1 if pillars else STRIDE, *strides), mul)
     require(
         columns % levels[-1] == rows % levels[-1] == 0,
-        f"{steps} need a grid divisible by {levels[-1]}, not {columns} x {rows} cells; change point_range or voxel_size",
+        f"{steps} need a grid divisible by {levels[-1]}, not {columns} x {rows} cells; change "
+        "point_range or voxel_size",
     )
     require(
         all(level == up * stride for level, up in zip(levels, ups)),
-        f"{steps} with upsample_strides {ups} do not bring every level to the head's stride of {stride}",
+        f"{steps} with upsample_strides {ups} do not bring every level to the head's stride of "
+        f"{stride}",
     )

@@ -1,8 +1,9 @@
 """The pillar encoder, PillarVFE: one feature vector per pillar (spec 3.3).
 
-The original runs every slot of a pillar through its layers, empty ones included, and they count in the BatchNorm statistics and
-in the maximum. All empty slots of a pillar hold the same values, so one of them, weighted by their number, gives the same answer
-for a fraction of the work: here a pillar's rows are its points and, if it is not full, one empty slot.
+The original runs every slot of a pillar through its layers, empty ones included, and they count in
+the BatchNorm statistics and in the maximum. All empty slots of a pillar hold the same values, so
+one of them, weighted by their number, gives the same answer for a fraction of the work: here a
+pillar's rows are its points and, if it is not full, one empty slot.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class PillarEncoder(nn.Module):
         self.channels = config.filters[-1]
         widths = (config.point_features + _EXTRA, *config.filters)
         last = len(config.filters) - 1
-        self.pfn_layers = nn.ModuleList(PillarLayer(a, b, i == last) for i, (a, b) in enumerate(pairwise(widths)))
+        self.pfn_layers = nn.ModuleList(
+            PillarLayer(a, b, i == last) for i, (a, b) in enumerate(pairwise(widths))
+        )
         self._size, self._low = grid.voxel_size, grid.point_range[:3]
 
     def forward(self, pillars: VoxelBatch) -> Tensor:
@@ -67,13 +70,16 @@ class PillarEncoder(nn.Module):
         return best
 
     def decorate(self, pillars: VoxelBatch) -> PillarRows:
-        """Return 11 numbers a slot: the point, its offset to the points' mean, its offset to the pillar's centre."""
+        """Return 11 numbers a slot: the point, its offset to the points' mean, its offset to the
+        pillar's centre.
+        """
         points, count, slots = pillars.features, pillars.num_points, pillars.features.shape[1]
         mean = points[..., :3].sum(dim=1) / count[:, None].to(points.dtype)
         size, low = points.new_tensor(self._size), points.new_tensor(self._low)
         centre = pillars.coords[:, [3, 2, 1]].to(points.dtype) * size + (size / 2 + low)
         slot = torch.arange(slots, device=points.device)
-        pillar, place = torch.nonzero(slot <= count[:, None], as_tuple=True)  # a pillar's points, then its first empty slot
+        # a pillar's points, then its first empty slot
+        pillar, place = torch.nonzero(slot <= count[:, None], as_tuple=True)
         value = points[pillar, place]
         x = torch.cat((value, value[:, :3] - mean[pillar], value[:, :3] - centre[pillar]), dim=1)
         empty = place == count[pillar]

@@ -1,7 +1,8 @@
 """Sums over all processes of a training; a process alone gets back what it gave.
 
-A training by several processes minimises the loss of the whole batch, of which each rank holds a share. Sums that a loss or a
-BatchNorm divides by are therefore taken over all ranks, inside of :func:`together` only: outside of it a rank may work alone.
+A training by several processes minimises the loss of the whole batch, of which each rank holds a
+share. Sums that a loss or a BatchNorm divides by are therefore taken over all ranks, inside of
+:func:`together` only: outside of it a rank may work alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class _Block:
 
 
 def world() -> int:
-    """Return how many processes sum up here: 1 outside of :func:`together` and without a process group."""
+    """Return how many processes sum up here: 1 outside of :func:`together` and without a process
+    group.
+    """
     return dist.get_world_size() if _Block.joined and dist.is_initialized() else 1
 
 
@@ -32,7 +35,9 @@ def several() -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Take sums over all ranks inside a block, which every rank has to enter and to go through alike."""
+    """Take sums over all ranks inside a block, which every rank has to enter and to go through
+    alike.
+    """
     before, _Block.joined = _Block.joined, True
     try:
         yield
@@ -60,12 +65,16 @@ def gathered(values: Tensor) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Return the mean of all elements; with several ranks this one's share of the mean over all, which sums up to it."""
+    """Return the mean of all elements; with several ranks this one's share of the mean over all,
+    which sums up to it.
+    """
     return values.mean() if not several() else values.sum() / over(values.numel(), values)
 
 
 def over(number: int, like: Tensor) -> int | Tensor:
-    """Return the sum of a plain number, at least 1 with several ranks; as a tensor there, so that nobody waits for a device."""
+    """Return the sum of a plain number, at least 1 with several ranks; as a tensor there, so that
+    nobody waits for a device.
+    """
     if not several():
         return number
     kind = torch.promote_types(like.dtype, torch.float32)
@@ -73,9 +82,15 @@ def over(number: int, like: Tensor) -> int | Tensor:
 
 
 def whole(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parts of a loss with their values summed over the ranks and the gradients of this rank's shares."""
+    """Return the parts of a loss with their values summed over the ranks and the gradients of this
+    rank's shares.
+    """
     if not several():
         return dict(parts)
     values = total(torch.stack([part.detach().double() for part in parts.values()]))
-    # x - x is exactly 0: the value is the sum over the ranks to the last bit, the gradient that of the share.
-    return {name: part - part.detach() + value.to(part.dtype) for (name, part), value in zip(parts.items(), values)}
+    # x - x is exactly 0: the value is the sum over the ranks to the last bit, the gradient that of
+    # the share.
+    return {
+        name: part - part.detach() + value.to(part.dtype)
+        for (name, part), value in zip(parts.items(), values)
+    }

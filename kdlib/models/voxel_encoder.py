@@ -21,7 +21,9 @@ class MeanEncoder(nn.Module):
     """The voxel feature encoder without parameters (``vfe`` of voxel detectors)."""
 
     def forward(self, voxels: VoxelBatch) -> Tensor:
-        """Return the mean features (V, C) of every voxel's stored points; unused slots are zeros and do not count."""
+        """Return the mean features (V, C) of every voxel's stored points; unused slots are zeros
+        and do not count.
+        """
         count = voxels.num_points.clamp(min=1)[:, None]
         return voxels.features.sum(dim=1) / count.to(voxels.features.dtype)
 
@@ -87,9 +89,15 @@ class VoxelBackbone(nn.Module):
             down = SparseConv3d(inputs, channels, 3, stride=2, padding=padding, key=f"down{stage}")
             parts: list[nn.Module] = [SparseLayer(down, channels)]
             for _ in range(_BLOCKS):
-                parts.append(ResidualBlock(channels, key) if config.residual else _same(channels, channels, key))
+                parts.append(
+                    ResidualBlock(channels, key)
+                    if config.residual
+                    else _same(channels, channels, key)
+                )
             self.add_module(f"conv{stage}", nn.Sequential(*parts))
-        self.conv_out = SparseLayer(SparseConv3d(stages[-1], last, (3, 1, 1), stride=(2, 1, 1), key="down_out"), last)
+        self.conv_out = SparseLayer(
+            SparseConv3d(stages[-1], last, (3, 1, 1), stride=(2, 1, 1), key="down_out"), last
+        )
         self.channels = last * bev_depth(layers)
 
     def sites(self, features: Tensor, voxels: VoxelBatch) -> SparseTensor:
@@ -99,8 +107,11 @@ class VoxelBackbone(nn.Module):
     def forward(
         self, features: Tensor, voxels: VoxelBatch, strides: Collection[int] = ()
     ) -> tuple[SparseTensor, dict[int, SparseTensor]]:
-        """Return the last stage's sites for features (V, C), and those of the stages whose strides (1, 2, 4, 8) are asked for."""
-        with torch.autocast(features.device.type, enabled=False):  # metres again: 16 bits place a point to half a metre
+        """Return the last stage's sites for features (V, C), and those of the stages whose strides
+        (1, 2, 4, 8) are asked for.
+        """
+        # metres again: 16 bits place a point to half a metre
+        with torch.autocast(features.device.type, enabled=False):
             sites = self.conv_input(self.sites(features, voxels))
         levels = {}
         for number in range(4):
@@ -111,7 +122,9 @@ class VoxelBackbone(nn.Module):
 
 
 def bev_depth(layers: int) -> int:
-    """Return how many levels are left of a grid with that many cells in z, at most 0 if it is too flat."""
+    """Return how many levels are left of a grid with that many cells in z, at most 0 if it is too
+    flat.
+    """
     height = layers + 1
     for padding, *_ in _PADDING.values():
         height = (height + 2 * padding - 3) // 2 + 1

@@ -27,7 +27,8 @@ class Coverage:
     loaded: tuple[str, ...]
     missing: tuple[str, ...]  # in the model, not in the file; counters may be, they are no weights
     unexpected: tuple[str, ...]  # in the file, not in the model
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the model, shape in the file
+    # name, shape in the model, shape in the file
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
     @property
     def complete(self) -> bool:
@@ -46,7 +47,11 @@ class Coverage:
     def table(self) -> str:
         """Return the number of tensors loaded, then one line per tensor that was not."""
         lines = [f"{len(self.loaded)} tensors loaded", *self.problems]
-        lines += [f"missing in the file: {name} (a counter, no weight)" for name in self.missing if _is_counter(name)]
+        lines += [
+            f"missing in the file: {name} (a counter, no weight)"
+            for name in self.missing
+            if _is_counter(name)
+        ]
         return "\n".join(lines)
 
 
@@ -56,7 +61,11 @@ def _is_counter(name: str) -> bool:
 
 def cover(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Coverage:
     """Compare a file's tensors with a model's, by name and shape."""
-    shapes = {name: (tuple(own[name].shape), tuple(value.shape)) for name, value in tensors.items() if name in own}
+    shapes = {
+        name: (tuple(own[name].shape), tuple(value.shape))
+        for name, value in tensors.items()
+        if name in own
+    }
     bad = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     return Coverage(
         loaded=tuple(name for name in own if name in shapes and name not in bad),
@@ -67,12 +76,17 @@ def cover(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Coverage:
 
 
 def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any]) -> None:
-    """Write a model's ``state_dict`` and a card, JSON values that say where the numbers come from, to one safetensors file.
+    """Write a model's ``state_dict`` and a card, JSON values that say where the numbers come from,
+    to one safetensors file.
 
     Raises:
-        OSError: If the disk is full or read-only; an old file is untouched and nothing new is left behind.
+        OSError: If the disk is full or read-only; an old file is untouched and nothing new is left
+            behind.
     """
-    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
+    }
     write_bytes(path, save(tensors, metadata={"card": json.dumps(dict(card), sort_keys=True)}))
 
 
@@ -84,7 +98,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     with _open(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
+    return {
+        name: value.float() if value.dtype == torch.float16 else value
+        for name, value in tensors.items()
+    }
 
 
 def read_card(path: Path) -> Json:
@@ -98,16 +115,20 @@ def read_card(path: Path) -> Json:
 
 
 def load_weights(path: Path, model: nn.Module) -> Coverage:
-    """Copy a safetensors file's tensors into a model and say what fitted: all, but for counters that may be missing.
+    """Copy a safetensors file's tensors into a model and say what fitted: all, but for counters
+    that may be missing.
 
     Raises:
-        DataError: If the file cannot be read, or does not fit; the message names the first tensors, and none is touched.
+        DataError: If the file cannot be read, or does not fit; the message names the first tensors,
+            and none is touched.
     """
     tensors = read_weights(path)
     coverage = cover(tensors, model.state_dict())
     if not coverage.complete:
         first = "; ".join(coverage.problems[:3])
-        raise DataError(f"{path} does not fit the model ({first}); give the model it was trained as")
+        raise DataError(
+            f"{path} does not fit the model ({first}); give the model it was trained as"
+        )
     model.load_state_dict({name: tensors[name] for name in coverage.loaded}, strict=False)
     return coverage
 
@@ -118,4 +139,6 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise DataError(f"{path} is no complete safetensors file ({error}); copy or train it again") from error
+        raise DataError(
+            f"{path} is no complete safetensors file ({error}); copy or train it again"
+        ) from error

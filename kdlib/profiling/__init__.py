@@ -1,1 +1,3 @@
-"""What a model costs: parameters, multiply-accumulates, activations, milliseconds on this machine."""
+"""What a model costs: parameters, multiply-accumulates, activations, milliseconds on this
+machine.
+"""

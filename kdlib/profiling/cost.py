@@ -1,9 +1,9 @@
 """Counts parameters, multiply-accumulates and activations of a model, layer by layer.
 
-Every sum is given in two conventions. "published" is that of the tables in the SparseKD paper, whose "Flops" are
-multiply-accumulates with batch normalisation, biases, empty slots of pillars and an over-count of transposed convolutions
-(spec 10.1): to compare with them. The other counts the multiplications that convolutions and linear layers really do, and
-nothing else: to compare models.
+Every sum is given in two conventions. "published" is that of the tables in the SparseKD paper,
+whose "Flops" are multiply-accumulates with batch normalisation, biases, empty slots of pillars and
+an over-count of transposed convolutions (spec 10.1): to compare with them. The other counts the
+multiplications that convolutions and linear layers really do, and nothing else: to compare models.
 """
 
 from __future__ import annotations
@@ -40,12 +40,19 @@ class CostRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"name": self.name, "kind": self.kind, "parameters": self.parameters, **asdict(self.cost)}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "parameters": self.parameters,
+            **asdict(self.cost),
+        }
 
 
 @dataclass(frozen=True)
 class CostReport(LayerCost):
-    """What a model, or a part of one, costs per frame, as a mean; ``rows`` are for the whole batch."""
+    """What a model, or a part of one, costs per frame, as a mean; ``rows`` are for the whole
+    batch.
+    """
 
     rows: tuple[CostRow, ...] = field(default=(), kw_only=True)
 
@@ -72,18 +79,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _counted(name: str, module: nn.Module, published: bool = True) -> Iterator[tuple[str, nn.Module, Rule]]:
+def _counted(
+    name: str, module: nn.Module, published: bool = True
+) -> Iterator[tuple[str, nn.Module, Rule]]:
     """Walk down to the layers that have a rule, in the model's order."""
     count = rule(module)
     if count is not None:
-        yield name, module, count if published else lambda *call: replace(count(*call), published_macs=0, published_acts=0)
+        yield (
+            name,
+            module,
+            count
+            if published
+            else lambda *call: replace(count(*call), published_macs=0, published_acts=0),
+        )
         return
     if isinstance(module, PillarEncoder):
         yield name, module, count_pillars
         published = False
     if any(True for _ in module.parameters(recurse=False)):
         raise CostError(
-            f"'{name}' is a {type(module).__name__} with parameters of its own; kdlib.profiling.layer_rules has no rule for it"
+            f"'{name}' is a {type(module).__name__} with parameters of its own; "
+            "kdlib.profiling.layer_rules has no rule for it"
         )
     for child, below in module.named_children():
         yield from _counted(f"{name}.{child}" if name else child, below, published)
@@ -98,7 +114,9 @@ def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Ite
         rows[where] = _row(where, layer, before + count(layer, given, answer))
 
     layers = list(_counted(name, model))
-    handles = [layer.register_forward_hook(partial(add, where, count)) for where, layer, count in layers]
+    handles = [
+        layer.register_forward_hook(partial(add, where, count)) for where, layer, count in layers
+    ]
     try:
         yield
     finally:
@@ -107,12 +125,15 @@ def _counting(model: nn.Module, rows: dict[str, CostRow], name: str = "") -> Ite
 
 
 def measure_cost(model: Any, points: PointBatch, *, encoder_only: bool = False) -> CostReport:
-    """Count one forward pass of a detector on real points, in evaluation mode; totals are means over the frames of the batch.
+    """Count one forward pass of a detector on real points, in evaluation mode; totals are means
+    over the frames of the batch.
 
-    ``encoder_only`` stops before the 2D backbone: what is left depends on how many voxels a frame fills.
+    ``encoder_only`` stops before the 2D backbone: what is left depends on how many voxels a frame
+    fills.
 
     Raises:
-        CostError: If the batch is empty, or a layer with parameters has no counting rule; the message names it.
+        CostError: If the batch is empty, or a layer with parameters has no counting rule; the
+            message names it.
     """
     if points.batch_size < 1:
         raise CostError("cannot count the cost of a batch without frames")
@@ -126,9 +147,11 @@ def measure_cost(model: Any, points: PointBatch, *, encoder_only: bool = False) 
 
 
 def measure_second_stage_cost(model: Any, keypoints: int, rois: int) -> CostReport:
-    """Count a second stage without computing it: it works row by row, so its cost depends on how many rows there are alone.
+    """Count a second stage without computing it: it works row by row, so its cost depends on how
+    many rows there are alone.
 
-    Key points and RoIs are those of a frame; the model has the children ``pfe``, ``point_head`` and ``roi_head``.
+    Key points and RoIs are those of a frame; the model has the children ``pfe``, ``point_head`` and
+    ``roi_head``.
 
     Raises:
         CostError: If a child is missing or a layer with parameters has no counting rule.
@@ -150,21 +173,32 @@ def _ghost(model: nn.Module, name: str, what: str) -> nn.Module:
     """Return a copy of a child whose tensors have shapes but no storage."""
     part = getattr(model, name, None)
     if not isinstance(part, nn.Module):
-        raise CostError(f"{type(model).__name__} has no part '{name}', so there is no {what} to count")
+        raise CostError(
+            f"{type(model).__name__} has no part '{name}', so there is no {what} to count"
+        )
     return copy.deepcopy(part).to("meta").eval()
 
 
 def _row(name: str, layer: nn.Module, cost: LayerCost) -> CostRow:
-    return CostRow(name, type(layer).__name__, sum(p.numel() for p in layer.parameters(recurse=False)), cost)
+    return CostRow(
+        name, type(layer).__name__, sum(p.numel() for p in layer.parameters(recurse=False)), cost
+    )
 
 
 def _inputs(layer: Any) -> int:
     """Return how many numbers a row has that enters a layer."""
-    return int(next(getattr(layer, name) for name in ("in_features", "in_channels", "num_features") if hasattr(layer, name)))
+    return int(
+        next(
+            getattr(layer, name)
+            for name in ("in_features", "in_channels", "num_features")
+            if hasattr(layer, name)
+        )
+    )
 
 
 def measure_dense_cost(model: nn.Module, bev_shape: tuple[int, int, int, int]) -> CostReport:
-    """Count what lies behind the BEV map (``backbone_2d``, ``dense_head``) without computing it: on tensors with a shape only.
+    """Count what lies behind the BEV map (``backbone_2d``, ``dense_head``) without computing it: on
+    tensors with a shape only.
 
     ``bev_shape`` is (B, C, H, W) of the map that enters ``backbone_2d``.
 

@@ -1,4 +1,6 @@
-"""How one call of one layer is counted: its multiply-accumulates and activations, in two conventions."""
+"""How one call of one layer is counted: its multiply-accumulates and activations, in two
+conventions.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +41,27 @@ Rule = Callable[[Any, tuple[Any, ...], Any], LayerCost]  # layer, positional inp
 
 
 def _conv(layer: _ConvNd, given: tuple[Tensor, ...], answer: Tensor) -> LayerCost:
-    # The stored kernel is (out, in / groups, *kernel): each output element takes one product per weight of its filter.
+    # The stored kernel is (out, in / groups, *kernel): each output element takes one product per
+    # weight of its filter.
     outputs = answer.numel()
     products = outputs * math.prod(layer.weight.shape[1:])
-    return LayerCost(products, outputs, products + (outputs if layer.bias is not None else 0), outputs)
+    return LayerCost(
+        products, outputs, products + (outputs if layer.bias is not None else 0), outputs
+    )
 
 
-def _conv_transpose(layer: _ConvTransposeNd, given: tuple[Tensor, ...], answer: Tensor) -> LayerCost:
-    # Each *input* element meets each weight of its kernel (in, out / groups, *kernel) once. The published convention counts as if
-    # it were an ordinary convolution, in / groups * kernel per output element: stride**2 times too many where kernel = stride.
+def _conv_transpose(
+    layer: _ConvTransposeNd, given: tuple[Tensor, ...], answer: Tensor
+) -> LayerCost:
+    # Each *input* element meets each weight of its kernel (in, out / groups, *kernel) once. The
+    # published convention counts as if it were an ordinary convolution, in / groups * kernel per
+    # output element: stride**2 times too many where kernel = stride.
     outputs = answer.numel()
     products = given[0].numel() * math.prod(layer.weight.shape[1:])
     published = outputs * (layer.in_channels // layer.groups * math.prod(layer.kernel_size))
-    return LayerCost(products, outputs, published + (outputs if layer.bias is not None else 0), outputs)
+    return LayerCost(
+        products, outputs, published + (outputs if layer.bias is not None else 0), outputs
+    )
 
 
 def _linear(layer: nn.Linear, given: tuple[Tensor, ...], answer: Tensor) -> LayerCost:
@@ -63,23 +73,32 @@ def _batch_norm(layer: _BatchNorm, given: tuple[Tensor, ...], answer: Tensor) ->
     return LayerCost(published_macs=2 * given[0].numel())
 
 
-def count_pillars(encoder: PillarEncoder, given: tuple[VoxelBatch, ...], answer: Tensor) -> LayerCost:
-    """Return what the published convention counts, beside its layers, for an encoder that kdlib computes with less work.
+def count_pillars(
+    encoder: PillarEncoder, given: tuple[VoxelBatch, ...], answer: Tensor
+) -> LayerCost:
+    """Return what the published convention counts, beside its layers, for an encoder that kdlib
+    computes with less work.
 
-    All empty slots of a pillar are alike and kdlib computes one of them; the original computed, and counted, every slot.
+    All empty slots of a pillar are alike and kdlib computes one of them; the original computed, and
+    counted, every slot.
     """
     pillars, slots = given[0].features.shape[:2]
     linears = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
-    macs = sum(layer.out_features * (layer.in_features + 2) for layer in linears)  # + 2: the normalisation behind each
+    # + 2: the normalisation behind each
+    macs = sum(layer.out_features * (layer.in_features + 2) for layer in linears)
     acts = sum(layer.out_features for layer in linears)
     return LayerCost(published_macs=pillars * slots * macs, published_acts=pillars * slots * acts)
 
 
-def _sparse(layer: SparseConvolution, given: tuple[SparseTensor, ...], answer: SparseTensor) -> LayerCost:
+def _sparse(
+    layer: SparseConvolution, given: tuple[SparseTensor, ...], answer: SparseTensor
+) -> LayerCost:
     # The published convention adds a bias once per site, not once per element (spec 10.1).
     products = layer.rulebook(given[0]).pairs * layer.in_channels * layer.out_channels
     sites, outputs = answer.features.shape[0], answer.features.numel()
-    return LayerCost(products, outputs, products + (sites if layer.bias is not None else 0), outputs)
+    return LayerCost(
+        products, outputs, products + (sites if layer.bias is not None else 0), outputs
+    )
 
 
 RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
@@ -92,5 +111,7 @@ RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
 
 
 def rule(layer: nn.Module) -> Rule | None:
-    """Return how a layer is counted, None where it counts nothing (activations, padding, maximum pooling)."""
+    """Return how a layer is counted, None where it counts nothing (activations, padding, maximum
+    pooling).
+    """
     return next((count for kind, count in RULES if isinstance(layer, kind)), None)

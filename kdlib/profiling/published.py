@@ -1,4 +1,6 @@
-"""The published tables: what SparseKD's authors measured on Waymo, to stand beside our own counts."""
+"""The published tables: what SparseKD's authors measured on Waymo, to stand beside our own
+counts.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,27 @@ class PublishedModel:
     level_2_maph: float | None = None  # 20 % of the training data, every fifth validation frame
     giga_flops: float | None = None  # multiply-accumulates in the published convention (spec 10.1)
     mega_acts: float | None = None
-    latency_ms: Mapping[str, float] = field(default_factory=dict)  # by graphics card, voxels to boxes (spec 10.3)
+    # by graphics card, voxels to boxes (spec 10.3)
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 def _row(
-    score: float | None, flops: float | None, acts: float | None, gtx1060: float, gtx1080ti: float, a100: float
+    score: float | None,
+    flops: float | None,
+    acts: float | None,
+    gtx1060: float,
+    gtx1080ti: float,
+    a100: float,
 ) -> PublishedModel:
-    return PublishedModel(score, flops, acts, {"GTX 1060": gtx1060, "GTX 1080 Ti": gtx1080ti, "A100": a100})
+    return PublishedModel(
+        score, flops, acts, {"GTX 1060": gtx1060, "GTX 1080 Ti": gtx1080ti, "A100": a100}
+    )
 
 
 PROPOSALS = 115
-"""RoIs in a frame: a mean over real ones, to which both published figures of PV-RCNN++ lead (spec 10.2)."""
+"""RoIs in a frame: a mean over real ones, to which both published figures of PV-RCNN++ lead (spec
+10.2).
+"""
 
 PUBLISHED_MODELS: Mapping[str, PublishedModel] = {
     "cp_voxel": _row(64.29, 114.8, 101.9, 125.70, 74.25, 56.13),
@@ -38,7 +50,9 @@ PUBLISHED_MODELS: Mapping[str, PublishedModel] = {
     "pointpillar": _row(None, None, None, 129.12, 68.61, 44.14),
 }
 
-PUBLISHED_CROSS_STAGE: Mapping[str, PublishedModel] = {"pv_rcnn_pp": PublishedModel(67.80, 123.5, 179.7, {"GTX 1060": 435.9})}
+PUBLISHED_CROSS_STAGE: Mapping[str, PublishedModel] = {
+    "pv_rcnn_pp": PublishedModel(67.80, 123.5, 179.7, {"GTX 1060": 435.9})
+}
 """The teacher of two stages; its latency was published on one card (spec 12.4)."""
 
 CROSS_STAGE_DISTILLED = 65.27
@@ -60,20 +74,31 @@ DISTILLED: Mapping[str, float] = {
 """LEVEL_2 mAPH of the students with SparseKD, as published."""
 
 _VOXEL = (
-    "sparse part: the published one is a mean over real Waymo frames, ours is counted on the frames given; "
+    "sparse part: the published one is a mean over real Waymo frames, ours is counted on the "
+    "frames given; "
     "dense part: equal in the published convention"
 )
 _PILLAR = (
-    "pillar encoder: grows with the pillars a frame fills, real Waymo frames there, the frames given here; dense part: equal"
+    "pillar encoder: grows with the pillars a frame fills, real Waymo frames there, the frames "
+    "given here; dense part: equal"
 )
 WHY: Mapping[str, str] = {
     **dict.fromkeys(("cp_voxel", "cp_voxel_s", "cp_voxel_xs", "cp_voxel_xxs"), _VOXEL),
     **dict.fromkeys(("cp_pillar_v0.4", "cp_pillar_v0.64"), _PILLAR),
-    "cp_pillar_v0.48": "the published figures fit a grid of 308 x 308 cells, the released configuration has 312 x 312",
-    "cp_pillar": "the published figure fits no grid divisible by 4: 464 x 464 gives 1 % more, 460 x 460 0.4 % less",
+    "cp_pillar_v0.48": (
+        "the published figures fit a grid of 308 x 308 cells, the released "
+        "configuration has 312 x 312"
+    ),
+    "cp_pillar": (
+        "the published figure fits no grid divisible by 4: 464 x 464 gives 1 % more, "
+        "460 x 460 0.4 % less"
+    ),
     **dict.fromkeys(("second", "pointpillar"), "only its latency was published"),
 }
 """Why a count of ours differs from the published one (spec 10.2)."""
 CROSS_STAGE_WHY: Mapping[str, str] = {
-    "pv_rcnn_pp": f"first stage as cp_voxel; second stage: equal with the {PROPOSALS} RoIs that the published figures lead to"
+    "pv_rcnn_pp": (
+        f"first stage as cp_voxel; second stage: equal with the {PROPOSALS} RoIs that "
+        "the published figures lead to"
+    )
 }

@@ -12,8 +12,12 @@ from kdlib.types import Sample
 
 
 @contextmanager
-def simulated_store(segments: int, frames: int, seed: int, scale: str, split: str) -> Iterator[Store]:
-    """Simulate segments of one split into Waymo files, prepare them, and open the store; all is deleted afterwards."""
+def simulated_store(
+    segments: int, frames: int, seed: int, scale: str, split: str
+) -> Iterator[Store]:
+    """Simulate segments of one split into Waymo files, prepare them, and open the store; all is
+    deleted afterwards.
+    """
     from kdlib.data.prepare import prepare
     from kdlib.simulate import simulate
 
@@ -31,4 +35,7 @@ def simulated_sweeps(count: int, seed: int = 0, scale: str = "full") -> list[Sam
     """
     with simulated_store(count, 1, seed, scale, "validation") as store:
         split = store.split("validation")
-        return [Sample.unlabelled(split.frame_id(number), split.points(number)[:, :5]) for number in range(len(split))]
+        return [
+            Sample.unlabelled(split.frame_id(number), split.points(number)[:, :5])
+            for number in range(len(split))
+        ]

@@ -1,4 +1,6 @@
-"""Simulates LiDAR in street scenes and writes genuine Waymo files, for people without the dataset."""
+"""Simulates LiDAR in street scenes and writes genuine Waymo files, for people without the
+dataset.
+"""
 
 from __future__ import annotations
 

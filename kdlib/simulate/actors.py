@@ -14,13 +14,17 @@ from kdlib.simulate.tracks import Track
 from kdlib.simulate.vehicles import random_vehicle
 from kdlib.types import WAYMO_TYPES, FloatArray
 
-_MARGIN = 0.03  # air between a shape and its box, metres, as in hand-drawn labels; range noise stays inside
-_CLEARANCE = 0.02  # a box begins this far over the ground, so that the road below a car does not count as car
+# air between a shape and its box, metres, as in hand-drawn labels; range noise stays inside
+_MARGIN = 0.03
+# a box begins this far over the ground, so that the road below a car does not count as car
+_CLEARANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A road user or sign before it has a place: rigid (one shape) or stepping through the phases of a gait."""
+    """A road user or sign before it has a place: rigid (one shape) or stepping through the phases
+    of a gait.
+    """
 
     type: int  # Waymo's number
     shapes: tuple[Mesh, ...]  # one, or one per phase; centred near the origin, front towards +x
@@ -50,7 +54,9 @@ class Actor:
         return self._shape(frame).moved(self.track.xy[at], self.z[at], self.track.heading[at])
 
     def box(self, frame: int) -> FloatArray:
-        """Return the box around its shape at a frame: x, y, z, length, width, height, heading, local coordinates."""
+        """Return the box around its shape at a frame: x, y, z, length, width, height, heading,
+        local coordinates.
+        """
         at = self.track.frame(frame)
         low, high = self._shape(frame).bounds
         low, high = low - _MARGIN, high + _MARGIN
@@ -58,7 +64,11 @@ class Actor:
         heading = self.track.heading[at]
         cos, sin = np.cos(heading), np.sin(heading)
         middle, (x, y) = (low + high) / 2, self.track.xy[at]
-        center = (x + cos * middle[0] - sin * middle[1], y + sin * middle[0] + cos * middle[1], self.z[at] + middle[2])
+        center = (
+            x + cos * middle[0] - sin * middle[1],
+            y + sin * middle[0] + cos * middle[1],
+            self.z[at] + middle[2],
+        )
         return np.array([*center, *(high - low), heading])
 
 
@@ -77,7 +87,9 @@ def pedestrian(rng: Rng, walking: bool) -> Figure:
     build = rng.integers(BUILDS)
     tall = rng.uniform(0.58, 0.8) if rng.random() < 0.12 else rng.uniform(0.9, 1.1)
     size = (tall * rng.uniform(0.95, 1.05), tall * rng.uniform(0.95, 1.15), tall)
-    shapes = [pedestrian_mesh(build, phase, walking) for phase in (range(PHASES) if walking else (0,))]
+    shapes = [
+        pedestrian_mesh(build, phase, walking) for phase in (range(PHASES) if walking else (0,))
+    ]
     return Figure(WAYMO_TYPES["Pedestrian"], _dressed(rng, shapes, size), cycle=1.4 * tall)
 
 
@@ -86,7 +98,11 @@ def cyclist(rng: Rng, moving: bool) -> Figure:
     build, tall = rng.integers(BUILDS), rng.uniform(0.88, 1.08)
     phases = range(PHASES) if moving else (rng.integers(PHASES),)
     shapes = [cyclist_mesh(build, phase) for phase in phases]
-    return Figure(WAYMO_TYPES["Cyclist"], _dressed(rng, shapes, (tall, rng.uniform(0.95, 1.1), tall)), cycle=5.0)
+    return Figure(
+        WAYMO_TYPES["Cyclist"],
+        _dressed(rng, shapes, (tall, rng.uniform(0.95, 1.1), tall)),
+        cycle=5.0,
+    )
 
 
 def _dressed(rng: Rng, shapes: list[Mesh], size: Vector) -> tuple[Mesh, ...]:

@@ -1,4 +1,6 @@
-"""Draws the boxes a careful person would draw into a sweep, with the columns of Waymo's ``lidar_box``."""
+"""Draws the boxes a careful person would draw into a sweep, with the columns of Waymo's
+``lidar_box``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from kdlib.simulate.scene import PERIOD, StreetScene
 from kdlib.types import WAYMO_TYPES, Bool, FloatArray
 
 _MAX_DISTANCE = 75.0  # objects farther away get no box, metres
-_HARD_SHARE = 0.12  # a box with less than this share of the points it would have in the open is marked LEVEL_2
+# a box with less than this share of the points it would have in the open is marked LEVEL_2
+_HARD_SHARE = 0.12
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class BoxLabel:
     box: FloatArray  # (7,) x, y, z, length, width, height, heading; vehicle frame
     points: int  # all lasers, both returns
     top_points: int
-    motion: FloatArray | None  # (6,) speed, then acceleration along x, y, z, world frame; None for signs
+    # (6,) speed, then acceleration along x, y, z, world frame; None for signs
+    motion: FloatArray | None
     hard: bool  # a person marked it LEVEL_2
 
 
@@ -41,7 +45,8 @@ def label_frame(scene: StreetScene, frame: int, sweep: Sweep, top_pixels: int) -
     From ``top_pixels``, those of the TOP image, follows how many points an object has in the open.
     """
     turn = pose_matrix(scene.world)[:2, :2]
-    order = np.argsort(sweep.points[:, 0], kind="stable")  # so that a box looks only at its surroundings
+    # so that a box looks only at its surroundings
+    order = np.argsort(sweep.points[:, 0], kind="stable")
     points, top = sweep.points[order], sweep.top[order]
     density = top_pixels / (2 * np.pi * np.radians(20.0))  # rays per steradian
     labels = []
@@ -80,7 +85,10 @@ def _motion(actor: Actor, frame: int) -> tuple[FloatArray, FloatArray]:
 def _to_vehicle(box: FloatArray, scene: StreetScene, pose: FloatArray) -> FloatArray:
     yaw = scene.world[2]
     cos, sin = np.cos(yaw), np.sin(yaw)
-    world = np.array([cos * box[0] - sin * box[1], sin * box[0] + cos * box[1], box[2]]) + scene.world[3:]
+    world = (
+        np.array([cos * box[0] - sin * box[1], sin * box[0] + cos * box[1], box[2]])
+        + scene.world[3:]
+    )
     center = (world - pose[:3, 3]) @ pose[:3, :3]
     heading = box[6] + yaw - np.arctan2(pose[1, 0], pose[0, 0])
     return np.array([*center, *box[3:6], (heading + np.pi) % (2 * np.pi) - np.pi])
@@ -97,4 +105,8 @@ def points_in_box(points: FloatArray, box: FloatArray) -> Bool:
     """Tell which points (N, 3) lie in a box (7,), borders included."""
     cos, sin = np.cos(box[6]), np.sin(box[6])
     x, y, z = (points - box[:3]).T
-    return (np.abs(z) <= box[5] / 2) & (np.abs(cos * x + sin * y) <= box[3] / 2) & (np.abs(cos * y - sin * x) <= box[4] / 2)
+    return (
+        (np.abs(z) <= box[5] / 2)
+        & (np.abs(cos * x + sin * y) <= box[3] / 2)
+        & (np.abs(cos * y - sin * x) <= box[4] / 2)
+    )

@@ -1,4 +1,6 @@
-"""Turns what rays hit into what a laser would report: noisy ranges, intensity, elongation, drop-outs, second returns."""
+"""Turns what rays hit into what a laser would report: noisy ranges, intensity, elongation,
+drop-outs, second returns.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Hits:
 
 
 def first_echoes(rng: Rng, hits: Hits, max_range: FloatArray) -> FloatArray:
-    """Return the strongest return of every ray, noise and losses included: (N, 3) range (-1 without), intensity, elongation."""
+    """Return the strongest return of every ray, noise and losses included: (N, 3) range (-1
+    without), intensity, elongation.
+    """
     count = len(hits.distance)
     hit = np.isfinite(hits.distance)
     distance = np.where(hit, hits.distance, 0.0)
@@ -48,9 +52,11 @@ def first_echoes(rng: Rng, hits: Hits, max_range: FloatArray) -> FloatArray:
 
 
 def second_candidates(rng: Rng, hits: Hits, first: FloatArray, ahead: IntArray) -> IntArray:
-    """Return the rays, by index, part of whose light goes on: through leaves and panes, and past edges.
+    """Return the rays, by index, part of whose light goes on: through leaves and panes, and past
+    edges.
 
-    ``first`` are their first returns (N, 3), ``ahead`` the indices (N,) of the neighbouring rays in the same beam row.
+    ``first`` are their first returns (N, 3), ``ahead`` the indices (N,) of the neighbouring rays in
+    the same beam row.
     """
     edge = hits.distance[ahead] > hits.distance + SEPARATION
     share = np.where(hits.material == FOLIAGE, 0.35, np.where(hits.material == GLASS, 0.25, 0.0))
@@ -58,7 +64,9 @@ def second_candidates(rng: Rng, hits: Hits, first: FloatArray, ahead: IntArray) 
     return np.flatnonzero((first[:, 0] > 0) & (rng.random(len(share)) < share))
 
 
-def second_echoes(rng: Rng, hits: Hits, first_range: FloatArray, max_range: FloatArray) -> FloatArray:
+def second_echoes(
+    rng: Rng, hits: Hits, first_range: FloatArray, max_range: FloatArray
+) -> FloatArray:
     """Return the weaker return (N, 3) of rays that went on behind their first."""
     distance, intensity, elongation = first_echoes(rng, hits, max_range).T
     keep = (distance > 0) & (distance - first_range > SEPARATION)

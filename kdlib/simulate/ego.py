@@ -12,7 +12,9 @@ from kdlib.simulate.tracks import Course, Track, curve, distance, follow, line
 from kdlib.types import Float64, FloatArray
 
 EGO_FOOTPRINT = 4.9, 2.0, (1.45, 0.0)
-"""Length, width and centre of the measuring vehicle; its origin lies on the ground below the rear axle."""
+"""Length, width and centre of the measuring vehicle; its origin lies on the ground below the rear
+axle.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Manoeuvre:
 
 @dataclass(frozen=True)
 class Ego:
-    """A vehicle on a course, with a slight sway of the body; local metres, seconds since the first frame began."""
+    """A vehicle on a course, with a slight sway of the body; local metres, seconds since the first
+    frame began.
+    """
 
     course: Course
     manoeuvre: Manoeuvre
@@ -34,10 +38,14 @@ class Ego:
 
     def track(self, times: FloatArray) -> Track:
         """Return where the rear axle is."""
-        return follow(self.course, *distance(times, self.manoeuvre.speed, self.manoeuvre.acceleration))
+        return follow(
+            self.course, *distance(times, self.manoeuvre.speed, self.manoeuvre.acceleration)
+        )
 
     def pose(self, times: FloatArray) -> FloatArray:
-        """Return roll, pitch, yaw, x, y, z of local_from_vehicle at times, (n, 6); the order of Waymo's pixel poses."""
+        """Return roll, pitch, yaw, x, y, z of local_from_vehicle at times, (n, 6); the order of
+        Waymo's pixel poses.
+        """
         track = self.track(times)
         roll = self.sway[0] * np.sin(2 * np.pi * 0.9 * times + self.sway[2])
         pitch = self.sway[1] * np.sin(2 * np.pi * 1.3 * times + 2 * self.sway[2])
@@ -45,7 +53,9 @@ class Ego:
 
 
 def rotation(angles: FloatArray) -> FloatArray:
-    """Return Rz(yaw) Ry(pitch) Rx(roll) of (..., 3) = roll, pitch, yaw as (..., 3, 3), float64; spec section 4, step 5."""
+    """Return Rz(yaw) Ry(pitch) Rx(roll) of (..., 3) = roll, pitch, yaw as (..., 3, 3), float64;
+    spec section 4, step 5.
+    """
     axes = np.moveaxis(np.asarray(angles, np.float64), -1, 0)
     (cr, sr), (cp, sp), (cy, sy) = ((np.cos(angle), np.sin(angle)) for angle in axes)
     rows = [
@@ -65,7 +75,9 @@ def pose_matrix(pose: FloatArray) -> Float64:
 
 
 def random_manoeuvre(rng: Rng) -> Manoeuvre:
-    """Return a manoeuvre: a quarter stands, a fifth turns, the others drive with or without a change of speed."""
+    """Return a manoeuvre: a quarter stands, a fifth turns, the others drive with or without a
+    change of speed.
+    """
     draw = rng.random()
     if draw < 0.25:
         return Manoeuvre(0, 0.0, 0.0)
@@ -76,7 +88,9 @@ def random_manoeuvre(rng: Rng) -> Manoeuvre:
 
 
 def random_ego(rng: Rng, plan: StreetPlan, manoeuvre: Manoeuvre, duration: float) -> Ego:
-    """Return the measuring vehicle on its lane, starting at x = 0, or so that a turn leads into the crossing street's lane."""
+    """Return the measuring vehicle on its lane, starting at x = 0, or so that a turn leads into the
+    crossing street's lane.
+    """
     lane = int(rng.integers(plan.main.lanes))
     course = line((0.0, -plan.main.lane_center(lane) + rng.uniform(-0.25, 0.25)), 0.0)
     if manoeuvre.turn and plan.cross:

@@ -1,4 +1,6 @@
-"""Makes everything that stands in a street and is no road user: at its place's origin, on z = 0, of random size."""
+"""Makes everything that stands in a street and is no road user: at its place's origin, on z = 0, of
+random size.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from kdlib.simulate.mesh import Mesh, Pair, Rng, blob, block, hexahedron, merge,
 Maker = Callable[[Rng], Mesh]
 
 
-def _pole(height: float, radius: float, material: int, x: float = 0.0, sides: int = 6, end_radius: float | None = None) -> Mesh:
+def _pole(
+    height: float,
+    radius: float,
+    material: int,
+    x: float = 0.0,
+    sides: int = 6,
+    end_radius: float | None = None,
+) -> Mesh:
     return rod((x, 0, 0), (x, 0, height), radius, material, sides, end_radius)
 
 
@@ -20,7 +29,15 @@ def tree(rng: Rng) -> Mesh:
     """Return a street tree: a trunk the width of a thin person and a crown above head height."""
     trunk, crown = rng.uniform(0.09, 0.24), rng.uniform(1.2, 2.2)
     height = rng.uniform(2.2, 3.2)
-    parts = [rod((0, 0, 0), (rng.uniform(-0.1, 0.1), 0, height + 0.6), trunk, BARK, end_radius=0.7 * trunk)]
+    parts = [
+        rod(
+            (0, 0, 0),
+            (rng.uniform(-0.1, 0.1), 0, height + 0.6),
+            trunk,
+            BARK,
+            end_radius=0.7 * trunk,
+        )
+    ]
     for _ in range(rng.integers(1, 4)):
         x, y = rng.uniform(-0.5, 0.5, 2) * crown
         radii = crown * rng.uniform(0.6, 1.0, 3)
@@ -42,7 +59,9 @@ def signal(rng: Rng) -> Mesh:
 
 
 def sign(rng: Rng) -> tuple[Mesh, Mesh]:
-    """Return a traffic sign, the pole, which is clutter, and the plate, which is the labelled object and faces +x."""
+    """Return a traffic sign, the pole, which is clutter, and the plate, which is the labelled
+    object and faces +x.
+    """
     bottom, width, height = rng.uniform(2.0, 2.4), rng.uniform(0.5, 0.8), rng.uniform(0.5, 0.9)
     pole = _pole(bottom + height, 0.035, METAL, x=-0.06)
     return pole, block((0.04, width, height), (0, 0, bottom + height / 2), RETRO)
@@ -62,7 +81,9 @@ def shelter(rng: Rng) -> Mesh:
 
 
 def building(rng: Rng, length: float, depth: float) -> Mesh:
-    """Return a house whose front lies on y = 0 and faces -y: windows, a door, a plinth, sometimes an oriel."""
+    """Return a house whose front lies on y = 0 and faces -y: windows, a door, a plinth, sometimes
+    an oriel.
+    """
     height = rng.uniform(3.5, 14.0)
     parts = [
         block((length, depth, height), (0, depth / 2, height / 2), FACADE),
@@ -75,7 +96,13 @@ def building(rng: Rng, length: float, depth: float) -> Mesh:
             x = (place + 0.5) / count * length - length / 2
             parts.append(block((1.3, 0.04, 1.4), (x, 0.0, 3.0 * storey + 1.9), GLASS))
     if rng.random() < 0.3 and length > 6:
-        parts.append(block((2.4, 0.9, 2.6), (rng.uniform(-0.25, 0.25) * length, -0.45, height / 2 + 1.5), FACADE))
+        parts.append(
+            block(
+                (2.4, 0.9, 2.6),
+                (rng.uniform(-0.25, 0.25) * length, -0.45, height / 2 + 1.5),
+                FACADE,
+            )
+        )
     return merge(parts).tinted(rng.uniform(0.6, 1.4), FACADE)
 
 
@@ -102,7 +129,9 @@ def _hydrant(rng: Rng) -> Mesh:
 
 def _planter(rng: Rng) -> Mesh:
     length, width, height = rng.uniform(0.5, 1.6), rng.uniform(0.5, 0.8), rng.uniform(0.4, 0.6)
-    plant = blob((0, 0, height + 0.25), (length / 2.2, width / 2.2, rng.uniform(0.3, 0.6)), rng, 0.3)
+    plant = blob(
+        (0, 0, height + 0.25), (length / 2.2, width / 2.2, rng.uniform(0.3, 0.6)), rng, 0.3
+    )
     return merge([block((length, width, height), (0, 0, height / 2), FACADE), plant])
 
 
@@ -134,7 +163,8 @@ SIDEWALK = (
     (0.20, lamp),
     (0.18, _post((0.7, 1.1), (0.06, 0.14), METAL, 8)),  # bollards
     (0.10, _hydrant),
-    (0.16, _box((0.35, 0.6), (0.4, 0.7), (0.9, 1.7), PAINT)),  # letterboxes, bins, ticket machines: as high as a person
+    # letterboxes, bins, ticket machines: as high as a person
+    (0.16, _box((0.35, 0.6), (0.4, 0.7), (0.9, 1.7), PAINT)),
     (0.10, _CABINET),
     (0.06, _post((2.4, 3.2), (0.35, 0.6), FACADE, 10)),  # advertising columns
     (0.10, _planter),

@@ -1,4 +1,6 @@
-"""Draws the ground plan of a street with or without a crossing: lanes, kerbs, blocks of houses; and its ground as a mesh."""
+"""Draws the ground plan of a street with or without a crossing: lanes, kerbs, blocks of houses; and
+its ground as a mesh.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Road:
 
 @dataclass(frozen=True)
 class Street:
-    """One road of the plan as a straight line: u along, v to the left; the crossing with the other one is a gap in it."""
+    """One road of the plan as a straight line: u along, v to the left; the crossing with the other
+    one is a gap in it.
+    """
 
     road: Road
     x: float  # of u = 0 in the plan, where y = 0
@@ -85,7 +89,9 @@ class Street:
 
 @dataclass(frozen=True)
 class StreetPlan:
-    """A street along x, with or without a crossing street along y at ``cross_x``; local metres, road surface at z = 0."""
+    """A street along x, with or without a crossing street along y at ``cross_x``; local metres,
+    road surface at z = 0.
+    """
 
     main: Road
     cross: Road | None
@@ -96,14 +102,22 @@ class StreetPlan:
     @property
     def gap(self) -> Pair:
         """From where to where the crossing street cuts the main one; empty where from > to."""
-        return (self.cross_x - self.cross.half, self.cross_x + self.cross.half) if self.cross else (1.0, -1.0)
+        return (
+            (self.cross_x - self.cross.half, self.cross_x + self.cross.half)
+            if self.cross
+            else (1.0, -1.0)
+        )
 
     @property
     def blocks(self) -> list[tuple[Pair, Pair]]:
-        """The raised rectangles of pavement with yards and houses in them: lowest and highest x, y."""
+        """The raised rectangles of pavement with yards and houses in them: lowest and highest x,
+        y.
+        """
         (start, end), (low, high), half, depth = self.reach, self.gap, self.main.half, self.depth
         edges = [(start, low), (high, end)] if self.cross else [(start, end)]
-        return [((a, half), (b, depth)) for a, b in edges] + [((a, -depth), (b, -half)) for a, b in edges]
+        return [((a, half), (b, depth)) for a, b in edges] + [
+            ((a, -depth), (b, -half)) for a, b in edges
+        ]
 
     @property
     def streets(self) -> tuple[Street, ...]:
@@ -111,8 +125,13 @@ class StreetPlan:
         main = Street(self.main, 0.0, 0.0, *self.reach, self.gap, self.depth)
         if self.cross is None:
             return (main,)
-        half, width = self.main.half, min(self.cross_x - self.reach[0], self.reach[1] - self.cross_x)
-        return main, Street(self.cross, self.cross_x, np.pi / 2, -self.depth, self.depth, (-half, half), width)
+        half, width = (
+            self.main.half,
+            min(self.cross_x - self.reach[0], self.reach[1] - self.cross_x),
+        )
+        return main, Street(
+            self.cross, self.cross_x, np.pi / 2, -self.depth, self.depth, (-half, half), width
+        )
 
     def height(self, xy: FloatArray) -> FloatArray:
         """Return the height (N,) of the ground at points (N, 2)."""
@@ -133,11 +152,15 @@ def _random_road(rng: Rng) -> Road:
 
 
 def random_plan(rng: Rng, reach: Pair, depth: float, cross_x: float | None = None) -> StreetPlan:
-    """Return a street with a crossing at ``cross_x``; without it, one in three of five cases in the street's middle half."""
+    """Return a street with a crossing at ``cross_x``; without it, one in three of five cases in the
+    street's middle half.
+    """
     main, cross, quarter = _random_road(rng), None, 0.25 * (reach[1] - reach[0])
     if cross_x is not None or rng.random() < 0.6:
         cross = _random_road(rng)
-        cross_x = rng.uniform(reach[0] + quarter, reach[1] - quarter) if cross_x is None else cross_x
+        cross_x = (
+            rng.uniform(reach[0] + quarter, reach[1] - quarter) if cross_x is None else cross_x
+        )
     return StreetPlan(main, cross, cross_x or 0.0, reach, depth)
 
 
@@ -164,8 +187,14 @@ def ground(plan: StreetPlan) -> Mesh:
     side = cross.pavement if cross else 0.0
     for low, high in plan.blocks:
         parts += _tiles(low, high, KERB, PAVEMENT, KERB)
-        x0, x1 = low[0] + (side if low[0] > start else 0.0), high[0] - (side if high[0] < end else 0.0)
-        y0, y1 = low[1] + (main.pavement if low[1] > 0 else 0.0), high[1] - (main.pavement if high[1] < 0 else 0.0)
+        x0, x1 = (
+            low[0] + (side if low[0] > start else 0.0),
+            high[0] - (side if high[0] < end else 0.0),
+        )
+        y0, y1 = (
+            low[1] + (main.pavement if low[1] > 0 else 0.0),
+            high[1] - (main.pavement if high[1] < 0 else 0.0),
+        )
         if x1 - x0 > 2 and y1 - y0 > 2:
             parts += _tiles((x0, y0), (x1, y1), KERB + 0.005, GRASS)
     for street in plan.streets:

@@ -1,4 +1,6 @@
-"""Casts the rays of all lasers into a scene: the range images, pixel poses and points of one sweep."""
+"""Casts the rays of all lasers into a scene: the range images, pixel poses and points of one
+sweep.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _Cast = Callable[[FloatArray, FloatArray], Hits]
 class Sweep:
     """What all lasers saw in one frame."""
 
-    images: tuple[tuple[FloatArray, FloatArray], ...]  # per laser: return 1 and 2, (H, W, 4) float32
+    # per laser: return 1 and 2, (H, W, 4) float32
+    images: tuple[tuple[FloatArray, FloatArray], ...]
     pixel_pose: FloatArray  # (H, W, 6) float32, the TOP laser's
     pose: FloatArray  # (4, 4) world from vehicle in the middle of the frame
     points: FloatArray  # (N, 3) all returns, vehicle frame
@@ -30,7 +33,9 @@ class Sweep:
 
 
 class Scanner:
-    """Casts the rays of one car (TOP is the first of its lasers); the directions of the pixels are the same in every frame."""
+    """Casts the rays of one car (TOP is the first of its lasers); the directions of the pixels are
+    the same in every frame.
+    """
 
     def __init__(self, scene: StreetScene, lasers: tuple[Laser, ...]) -> None:
         self.scene, self.lasers = scene, lasers
@@ -39,13 +44,19 @@ class Scanner:
         counts = [int(sees.sum()) for sees in self._sees]
         self._borders = np.cumsum([0, *counts])  # of the lasers in arrays of all seeing pixels
         self._max_range = np.repeat([laser.max_range for laser in lasers], counts)
-        self._ahead = np.concatenate([start + _neighbours(sees) for start, sees in zip(self._borders, self._sees)])
+        self._ahead = np.concatenate(
+            [start + _neighbours(sees) for start, sees in zip(self._borders, self._sees)]
+        )
         self._world = pose_matrix(scene.world)
 
     def pixel_pose(self, frame: int) -> FloatArray:
-        """Return world-from-vehicle at the firing time of each column of the TOP image, (W, 6) float32."""
+        """Return world-from-vehicle at the firing time of each column of the TOP image, (W, 6)
+        float32.
+        """
         width = self.lasers[0].width
-        return self._world_pose((frame + (np.arange(width) + 0.5) / width) * PERIOD).astype(np.float32)
+        return self._world_pose((frame + (np.arange(width) + 0.5) / width) * PERIOD).astype(
+            np.float32
+        )
 
     def frame_pose(self, frame: int) -> FloatArray:
         """Return world-from-vehicle in the middle of a frame, (4, 4)."""
@@ -61,7 +72,9 @@ class Scanner:
         return (world - self._world[:3, 3]) @ self._world[:3, :3]
 
     def _rays(self, columns: FloatArray, frame_pose: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return origins and directions of all seeing pixels in world axes around the local origin, (N, 3) each."""
+        """Return origins and directions of all seeing pixels in world axes around the local origin,
+        (N, 3) each.
+        """
         origins, directions = [], []
         for laser, rays, sees in zip(self.lasers, self._directions, self._sees):
             place = laser.extrinsic[:3, 3]
@@ -71,7 +84,9 @@ class Scanner:
                 turned = np.matmul(turns[None], rays[..., None])[..., 0][sees]
             else:
                 turned = rays[sees] @ frame_pose[:3, :3].T
-                starts = np.broadcast_to(frame_pose[:3, :3] @ place + frame_pose[:3, 3], turned.shape)
+                starts = np.broadcast_to(
+                    frame_pose[:3, :3] @ place + frame_pose[:3, 3], turned.shape
+                )
             origins.append(starts)
             directions.append(turned)
         return np.concatenate(origins), np.concatenate(directions)
@@ -93,17 +108,30 @@ class Scanner:
             seen = measured > 0
             world = origins + directions * measured[:, None]
             zone = np.where(inside_zones(self.scene.zones, self._to_local(world)), 1.0, -1.0)
-            images.append(self._images(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0)))
+            images.append(
+                self._images(np.where(seen[:, None], np.column_stack([echo, zone]), -1.0))
+            )
             points.append((world[seen] - pose[:3, 3]) @ pose[:3, :3])
             tops.append(top[seen])
         pixel_pose = np.broadcast_to(columns, (self.lasers[0].height, *columns.shape))
-        return Sweep(tuple(zip(*images)), pixel_pose, pose, np.concatenate(points), np.concatenate(tops))
+        return Sweep(
+            tuple(zip(*images)), pixel_pose, pose, np.concatenate(points), np.concatenate(tops)
+        )
 
-    def _second(self, rng: Rng, cast: _Cast, local: FloatArray, aims: FloatArray, hits: Hits, first: FloatArray) -> FloatArray:
+    def _second(
+        self,
+        rng: Rng,
+        cast: _Cast,
+        local: FloatArray,
+        aims: FloatArray,
+        hits: Hits,
+        first: FloatArray,
+    ) -> FloatArray:
         """Cast the rays that go on again from behind their first hit."""
         rays = second_candidates(rng, hits, first, self._ahead)
         distance, ahead = hits.distance[rays], self._ahead[rays]
-        # Past an edge goes the light of the neighbouring direction; the pixel's own ray stands for it.
+        # Past an edge goes the light of the neighbouring direction; the pixel's own ray stands for
+        # it.
         past = np.where(hits.distance[ahead] > distance + SEPARATION, ahead, rays)
         skip = np.where(past == rays, distance + 0.05, 0.0)
         behind = cast(local[rays] + aims[past] * skip[:, None], aims[past])
@@ -113,7 +141,9 @@ class Scanner:
         return echoes
 
     def _images(self, values: FloatArray) -> Iterator[FloatArray]:
-        """Yield the image (H, W, 4) of each laser, float32, from the values (N, 4) of all seeing pixels."""
+        """Yield the image (H, W, 4) of each laser, float32, from the values (N, 4) of all seeing
+        pixels.
+        """
         for sees, start in zip(self._sees, self._borders):
             image = np.full((*sees.shape, 4), -1.0, np.float32)
             image[sees] = values[start : start + sees.sum()]
@@ -121,20 +151,27 @@ class Scanner:
 
 
 def _neighbours(sees: Bool) -> IntArray:
-    """Return for each seeing pixel, in row-major order, the position of the next one in its row (itself at the end)."""
+    """Return for each seeing pixel, in row-major order, the position of the next one in its row
+    (itself at the end).
+    """
     rows = np.nonzero(sees)[0]
     last = np.append(rows[1:] != rows[:-1], True)
     return np.arange(len(rows)) + ~last
 
 
 def _caster(mesh: Mesh) -> _Cast:
-    """Return what finds the first hits of rays, origins and directions (N, 3) each, among the triangles of one frame."""
+    """Return what finds the first hits of rays, origins and directions (N, 3) each, among the
+    triangles of one frame.
+    """
     import open3d as o3d
 
     tensor = o3d.core.Tensor.from_numpy
     # One thread: segments run side by side, and the order of triangles stays the same everywhere.
     scene = o3d.t.geometry.RaycastingScene(nthreads=1)
-    vertices, triangles = np.ascontiguousarray(mesh.vertices, np.float32), np.ascontiguousarray(mesh.triangles, np.uint32)
+    vertices, triangles = (
+        np.ascontiguousarray(mesh.vertices, np.float32),
+        np.ascontiguousarray(mesh.triangles, np.uint32),
+    )
     scene.add_triangles(tensor(vertices), tensor(triangles))
 
     def cast(origins: FloatArray, directions: FloatArray) -> Hits:
@@ -144,7 +181,12 @@ def _caster(mesh: Mesh) -> _Cast:
         hit = np.isfinite(distance)
         triangle = np.where(hit, answer["primitive_ids"].numpy(), 0)
         cosine = np.abs((answer["primitive_normals"].numpy() * rays[:, 3:]).sum(1))
-        return Hits(distance, mesh.material[triangle], mesh.tint[triangle], np.minimum(np.where(hit, cosine, 0.0), 1.0))
+        return Hits(
+            distance,
+            mesh.material[triangle],
+            mesh.tint[triangle],
+            np.minimum(np.where(hit, cosine, 0.0), 1.0),
+        )
 
     return cast
 

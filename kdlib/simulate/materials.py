@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-ASPHALT, MARKING, PAVEMENT, GRASS, FACADE, GLASS, FOLIAGE, BARK, METAL, PAINT, TYRE, SKIN, CLOTH, RETRO = range(14)
+(
+    ASPHALT,
+    MARKING,
+    PAVEMENT,
+    GRASS,
+    FACADE,
+    GLASS,
+    FOLIAGE,
+    BARK,
+    METAL,
+    PAINT,
+    TYRE,
+    SKIN,
+    CLOTH,
+    RETRO,
+) = range(14)
 
 _OPTICS = {  # share of light sent back, and how often nothing is seen
     ASPHALT: (0.07, 0.01),

@@ -72,13 +72,17 @@ def _mesh(vertices: FloatArray, triangles: IntArray, material: int) -> Mesh:
 
 
 def _edges(sides: int, start: int) -> tuple[IntArray, IntArray]:
-    """Return where the edges of a loop of vertices begin and end; the first vertex has this number."""
+    """Return where the edges of a loop of vertices begin and end; the first vertex has this
+    number.
+    """
     here = np.arange(sides)
     return here + start, (here + 1) % sides + start
 
 
 def _strip(sides: int, low: int, high: int) -> list[IntArray]:
-    """Return two triangles on every side between two loops of vertices that begin at these numbers."""
+    """Return two triangles on every side between two loops of vertices that begin at these
+    numbers.
+    """
     (a, b), (d, c) = _edges(sides, low), _edges(sides, high)
     return [np.stack([a, b, c], 1), np.stack([a, c, d], 1)]
 
@@ -88,19 +92,30 @@ def _fan(sides: int, loop: int, tip: int) -> IntArray:
     return np.stack([*_edges(sides, loop), np.full(sides, tip)], 1)
 
 
-# Corners 0-3 go round the bottom (rear right, front right, front left, rear left), 4-7 round the top.
-_HEXAHEDRON = np.array([list(map(int, face)) for face in "012 023 456 467 015 054 326 367 126 165 037 074".split()])
+# Corners 0-3 go round the bottom (rear right, front right, front left, rear left), 4-7 round the
+# top.
+_HEXAHEDRON = np.array(
+    [list(map(int, face)) for face in ("012 023 456 467 015 054 326 367 126 165 037 074").split()]
+)
 _WALLS = slice(4, 12)
 
 
-def hexahedron(bottom: Sequence[float], top: Sequence[float], material: int, sides: int | None = None) -> Mesh:
-    """Return a block between two rectangles, each of them x rear, x front, half width, z (or z rear, z front).
+def hexahedron(
+    bottom: Sequence[float], top: Sequence[float], material: int, sides: int | None = None
+) -> Mesh:
+    """Return a block between two rectangles, each of them x rear, x front, half width, z (or z
+    rear, z front).
 
     ``sides`` is the material of the four walls where they differ, as in a car's cabin.
     """
     corners = []
     for rear, front, half, *z in (bottom, top):
-        corners += [(rear, -half, z[0]), (front, -half, z[-1]), (front, half, z[-1]), (rear, half, z[0])]
+        corners += [
+            (rear, -half, z[0]),
+            (front, -half, z[-1]),
+            (front, half, z[-1]),
+            (rear, half, z[0]),
+        ]
     mesh = _mesh(np.array(corners, float), _HEXAHEDRON, material)
     if sides is not None:
         mesh.material[_WALLS] = sides
@@ -120,7 +135,13 @@ def _circle(sides: int) -> tuple[FloatArray, FloatArray]:
 
 
 def rod(
-    start: Vector, end: Vector, radius: float, material: int, sides: int = 6, end_radius: float | None = None, closed: bool = True
+    start: Vector,
+    end: Vector,
+    radius: float,
+    material: int,
+    sides: int = 6,
+    end_radius: float | None = None,
+    closed: bool = True,
 ) -> Mesh:
     """Return a cylinder or a cone between two points, with lids or without."""
     start, end = np.asarray(start, float), np.asarray(end, float)
@@ -141,13 +162,17 @@ limb = partial(rod, sides=5, closed=False)
 
 
 def ring(center: Vector, radius: float, depth: float, width: float, material: int) -> Mesh:
-    """Return a wheel without spokes: a band of some width in the x-z plane with a rim on either side."""
+    """Return a wheel without spokes: a band of some width in the x-z plane with a rim on either
+    side.
+    """
     sides = 10
     cos, sin = _circle(sides)
     circle = np.stack([cos, np.zeros(sides), sin], 1)
     side = (0.0, width / 2, 0.0)
     loops = (radius * circle - side, radius * circle + side, (radius - depth) * circle)
-    faces = [face for a, b in ((0, 1), (0, 2), (1, 2)) for face in _strip(sides, a * sides, b * sides)]
+    faces = [
+        face for a, b in ((0, 1), (0, 2), (1, 2)) for face in _strip(sides, a * sides, b * sides)
+    ]
     return _mesh(np.concatenate(loops) + center, np.concatenate(faces), material)
 
 
@@ -160,13 +185,17 @@ def blob(center: Vector, radii: Vector, rng: Rng, rough: float) -> Mesh:
     sphere = np.concatenate([grid, [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]]])
     sphere = sphere * (1 + rng.uniform(-rough, rough, (len(sphere), 1)))
     last = (rows - 2) * columns
-    faces = [face for loop in range(0, last, columns) for face in _strip(columns, loop, loop + columns)]
+    faces = [
+        face for loop in range(0, last, columns) for face in _strip(columns, loop, loop + columns)
+    ]
     faces += [_fan(columns, 0, len(grid)), _fan(columns, last, len(grid) + 1)]
     return _mesh(sphere * radii + center, np.concatenate(faces), FOLIAGE)
 
 
 def slab(low: Vector, high: Vector, z: float, material: int, thickness: float = 0.0) -> Mesh:
-    """Return a level rectangle from corner to corner at a height, with side walls down if it has a thickness."""
+    """Return a level rectangle from corner to corner at a height, with side walls down if it has a
+    thickness.
+    """
     (x0, y0), (x1, y1) = low, high
     vertices = np.array([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], float)
     faces = [np.array([[0, 1, 2], [0, 2, 3]])]

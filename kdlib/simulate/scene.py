@@ -32,7 +32,9 @@ class StreetScene:
 
     def mesh(self, frame: int) -> Mesh:
         """Return all triangles at a frame."""
-        return merge([self.still, *(actor.mesh(frame) for actor in self.actors if actor.track.moves)])
+        return merge(
+            [self.still, *(actor.mesh(frame) for actor in self.actors if actor.track.moves)]
+        )
 
 
 def _houses(site: Site, street: Street) -> None:
@@ -42,7 +44,10 @@ def _houses(site: Site, street: Street) -> None:
         u = street.start + rng.uniform(0, 6)
         while u < street.end - 4:
             length = rng.uniform(7.0, 20.0)
-            middle, front = u + length / 2, road.half + road.pavement + setback + rng.uniform(0, 0.8)
+            middle, front = (
+                u + length / 2,
+                road.half + road.pavement + setback + rng.uniform(0, 0.8),
+            )
             clear = not street.in_gap(middle, length / 2 + 3.5)
             if clear and rng.random() < 0.85 and front + 5 < street.depth:
                 house = furniture.building(rng, length, rng.uniform(7.0, 12.0))
@@ -96,7 +101,9 @@ def _clutter(site: Site, street: Street) -> None:
     if street.gap[0] < street.gap[1]:
         for u, outside in zip(street.gap, (-1, 1)):
             for side in SIDES:
-                site.put(furniture.signal(rng), street.place(u + outside, side * edge), facing, foot=0.3)
+                site.put(
+                    furniture.signal(rng), street.place(u + outside, side * edge), facing, foot=0.3
+                )
 
 
 def _zones(site: Site) -> tuple[FloatArray, ...]:
@@ -108,13 +115,22 @@ def _zones(site: Site) -> tuple[FloatArray, ...]:
         near, far = plan.main.half + rng.uniform(1, 5), plan.main.half + rng.uniform(12, 25)
         width, waist = rng.uniform(8, 20), rng.uniform(0.3, 0.7)
         middle, inner = near + waist * (far - near), waist * width
-        corners = [(0, near), (width, near), (width, middle), (inner, middle), (inner, far), (0, far)]
+        corners = [
+            (0, near),
+            (width, near),
+            (width, middle),
+            (inner, middle),
+            (inner, far),
+            (0, far),
+        ]
         zones.append(np.array([(x + a, side * b) for a, b in corners]))
     return tuple(zones)
 
 
 def build_scene(rng: Rng, frames: int, reach: float) -> StreetScene:
-    """Return a random street as far as ``reach`` metres around everywhere the measuring vehicle gets to in so many frames."""
+    """Return a random street as far as ``reach`` metres around everywhere the measuring vehicle
+    gets to in so many frames.
+    """
     duration = frames * PERIOD
     manoeuvre = random_manoeuvre(rng)
     travel = manoeuvre.speed * duration + 0.5 * max(manoeuvre.acceleration, 0) * duration**2
@@ -127,12 +143,26 @@ def build_scene(rng: Rng, frames: int, reach: float) -> StreetScene:
     times = (np.arange(frames) + 0.5) * PERIOD
     site = Site(rng, plan, times)
     site.occupancy.claim(ego.track(times), *EGO_FOOTPRINT, margin=0.5)
-    for fill in (_houses, populate.traffic, populate.parked, populate.cyclists, populate.pedestrians):
+    for fill in (
+        _houses,
+        populate.traffic,
+        populate.parked,
+        populate.cyclists,
+        populate.pedestrians,
+    ):
         for street in plan.streets:
             fill(site, street)
     for street in plan.streets:
         _signs(site, street)
         _clutter(site, street)
-    still = merge([ground(plan), *site.meshes, *(actor.mesh(0) for actor in site.actors if not actor.track.moves)])
-    world = np.array([0.0, 0.0, rng.uniform(-np.pi, np.pi), *rng.uniform(-500, 500, 2), rng.uniform(0, 40)])
+    still = merge(
+        [
+            ground(plan),
+            *site.meshes,
+            *(actor.mesh(0) for actor in site.actors if not actor.track.moves),
+        ]
+    )
+    world = np.array(
+        [0.0, 0.0, rng.uniform(-np.pi, np.pi), *rng.uniform(-500, 500, 2), rng.uniform(0, 40)]
+    )
     return StreetScene(plan, still, tuple(site.actors), ego, _zones(site), world)

@@ -1,4 +1,6 @@
-"""Says where something is at every frame, from its course and speed, and tests that nobody drives through anybody."""
+"""Says where something is at every frame, from its course and speed, and tests that nobody drives
+through anybody.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,22 @@ def line(start: Pair, heading: float) -> Course:
 
 
 def curve(start: Pair, heading: float, ahead: float, radius: float, angle: float) -> Course:
-    """Return a course that goes straight ahead for some metres, then turns by an angle (left positive), then straight on."""
+    """Return a course that goes straight ahead for some metres, then turns by an angle (left
+    positive), then straight on.
+    """
     arc = np.linspace(0.0, abs(angle) * radius, 40)
-    # The curvature fades in and out as a hand on a wheel does it, so that the yaw rate has no jumps.
+    # The curvature fades in and out as a hand on a wheel does it, so that the yaw rate has no
+    # jumps.
     share = arc / arc[-1]
     bend = heading + angle * (share - np.sin(2 * np.pi * share) / (2 * np.pi))
     steps = np.diff(arc)[:, None] * _direction((bend[1:] + bend[:-1]) / 2)
     corner = np.array(start) + ahead * _direction(heading)
     arcs = corner + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)])
-    return Course(np.concatenate([[0.0], ahead + arc]), np.concatenate([[start], arcs]), np.concatenate([[heading], bend]))
+    return Course(
+        np.concatenate([[0.0], ahead + arc]),
+        np.concatenate([[start], arcs]),
+        np.concatenate([[heading], bend]),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,15 @@ def standing(xy: Pair | FloatArray, heading: float) -> Track:
     return Track(np.array([xy]), np.array([heading]), zero, zero)
 
 
-def distance(times: FloatArray, speed: float, acceleration: float = 0.0) -> tuple[FloatArray, FloatArray]:
+def distance(
+    times: FloatArray, speed: float, acceleration: float = 0.0
+) -> tuple[FloatArray, FloatArray]:
     """Return metres travelled and speed at times; brakes to a stop and never rolls back."""
     stop = -speed / acceleration if acceleration < 0 else np.inf
     until = np.minimum(times, stop)
-    return speed * until + 0.5 * acceleration * until**2, np.maximum(speed + acceleration * until, 0.0) * (times < stop)
+    return speed * until + 0.5 * acceleration * until**2, np.maximum(
+        speed + acceleration * until, 0.0
+    ) * (times < stop)
 
 
 def follow(course: Course, travelled: FloatArray, speed: FloatArray) -> Track:
@@ -94,17 +107,32 @@ def follow(course: Course, travelled: FloatArray, speed: FloatArray) -> Track:
 
 
 class Occupancy:
-    """Collects the footprints taken so far, at every frame; the only thing here that changes, while a scene is filled."""
+    """Collects the footprints taken so far, at every frame; the only thing here that changes, while
+    a scene is filled.
+    """
 
     def __init__(self, frames: int) -> None:
         self._taken = np.zeros((0, frames, 5))
 
-    def claim(self, track: Track, length: float, width: float, offset: Pair = (0.0, 0.0), margin: float = 0.15) -> bool:
-        """Take the footprint of a track if it is free at every frame and tell so; offset is the box centre in the body."""
+    def claim(
+        self,
+        track: Track,
+        length: float,
+        width: float,
+        offset: Pair = (0.0, 0.0),
+        margin: float = 0.15,
+    ) -> bool:
+        """Take the footprint of a track if it is free at every frame and tell so; offset is the box
+        centre in the body.
+        """
         cos, sin = np.cos(track.heading), np.sin(track.heading)
-        centers = track.xy + np.stack([cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1]], -1)
+        centers = track.xy + np.stack(
+            [cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1]], -1
+        )
         half = np.broadcast_to([length / 2 + margin, width / 2 + margin], (len(centers), 2))
-        mine = np.broadcast_to(np.column_stack([centers, track.heading, half]), self._taken.shape[1:])
+        mine = np.broadcast_to(
+            np.column_stack([centers, track.heading, half]), self._taken.shape[1:]
+        )
         free = not overlaps(mine, self._taken)
         if free:
             self._taken = np.concatenate([self._taken, mine[None]])
@@ -112,7 +140,9 @@ class Occupancy:
 
 
 def overlaps(mine: FloatArray, others: FloatArray) -> bool:
-    """Tell whether a rectangle (T, 5) = x, y, heading, half length, half width ever meets one of (M, T, 5)."""
+    """Tell whether a rectangle (T, 5) = x, y, heading, half length, half width ever meets one of
+    (M, T, 5).
+    """
     gap = others[..., :2] - mine[:, :2]
     radius = np.hypot(mine[:, 3], mine[:, 4]) + np.hypot(others[..., 3], others[..., 4])
     which, when = np.nonzero((gap**2).sum(-1) < radius**2)

@@ -25,27 +25,44 @@ class Body:
 
 
 CARS = {
-    "saloon": Body(0.3, (4.4, 5.0), (1.78, 1.95), (1.40, 1.52), (0.12, 0.74), (0.27, 0.56), 0.50, 0.64),
-    "hatchback": Body(0.24, (3.7, 4.4), (1.68, 1.85), (1.42, 1.60), (0.02, 0.76), (0.10, 0.58), 0.50, 0.60),
-    "suv": Body(0.22, (4.4, 5.1), (1.85, 2.02), (1.65, 1.88), (0.01, 0.74), (0.06, 0.60), 0.55, 0.60),
-    "pickup": Body(0.08, (5.2, 5.9), (1.9, 2.08), (1.75, 1.95), (0.42, 0.76), (0.44, 0.64), 0.56, 0.55),
+    "saloon": Body(
+        0.3, (4.4, 5.0), (1.78, 1.95), (1.40, 1.52), (0.12, 0.74), (0.27, 0.56), 0.50, 0.64
+    ),
+    "hatchback": Body(
+        0.24, (3.7, 4.4), (1.68, 1.85), (1.42, 1.60), (0.02, 0.76), (0.10, 0.58), 0.50, 0.60
+    ),
+    "suv": Body(
+        0.22, (4.4, 5.1), (1.85, 2.02), (1.65, 1.88), (0.01, 0.74), (0.06, 0.60), 0.55, 0.60
+    ),
+    "pickup": Body(
+        0.08, (5.2, 5.9), (1.9, 2.08), (1.75, 1.95), (0.42, 0.76), (0.44, 0.64), 0.56, 0.55
+    ),
     "van": Body(0.16, (4.8, 6.0), (1.92, 2.1), (1.95, 2.6), (0.0, 0.90), (0.01, 0.78), 0.46, 0.52),
 }
 _TRUCKS, _BUSES = 0.05, 0.02  # their shares of all
 
 
-def _finished(parts: list[Mesh], length: float, width: float, radius: float, axles: Sequence[float]) -> Mesh:
+def _finished(
+    parts: list[Mesh], length: float, width: float, radius: float, axles: Sequence[float]
+) -> Mesh:
     """Return the parts on wheels."""
     for x in axles:
         for side in SIDES:
-            inner, outer = ((x * length, side * (width / 2 - inset), radius) for inset in (0.22, 0.01))
+            inner, outer = (
+                (x * length, side * (width / 2 - inset), radius) for inset in (0.22, 0.01)
+            )
             parts.append(rod(inner, outer, radius, TYRE, sides=10))
     return merge(parts)
 
 
 def _stack(*levels: Sequence[float]) -> list[Mesh]:
-    """Return painted blocks between level rectangles, one upon the other; the walls of the second are of glass."""
-    return [hexahedron(*pair, PAINT, GLASS if number == 1 else None) for number, pair in enumerate(pairwise(levels))]
+    """Return painted blocks between level rectangles, one upon the other; the walls of the second
+    are of glass.
+    """
+    return [
+        hexahedron(*pair, PAINT, GLASS if number == 1 else None)
+        for number, pair in enumerate(pairwise(levels))
+    ]
 
 
 def _plate(*center: float) -> Mesh:
@@ -53,18 +70,36 @@ def _plate(*center: float) -> Mesh:
 
 
 def car(body: Body, length: float, width: float, height: float) -> Mesh:
-    """Return a car with bonnet, cabin and boot in a body's proportions; the bonnet is lower than the cabin, towards +x."""
+    """Return a car with bonnet, cabin and boot in a body's proportions; the bonnet is lower than
+    the cabin, towards +x.
+    """
     rear, front, half = -length / 2, length / 2, width / 2
     floor, sill = 0.18, 0.42 * height
     nose, tail = body.bonnet * height, body.boot * height
     cowl = nose + 0.10 * height  # the bonnet rises towards the windscreen
-    (back, screen), roof = (rear + f * length for f in body.cabin), [rear + f * length for f in body.roof]
+    (back, screen), roof = (
+        (rear + f * length for f in body.cabin),
+        [rear + f * length for f in body.roof],
+    )
     waist = min(tail, cowl)
     parts = [
-        hexahedron((rear + 0.10, front - 0.12, half * 0.94, floor), (rear, front - 0.02, half, sill), PAINT),
-        hexahedron((screen, front - 0.02, half, sill), (screen, front - 0.08, half * 0.93, cowl, nose), PAINT),
-        hexahedron((rear, screen, half, sill), (rear + 0.04, screen, half * 0.95, tail, cowl), PAINT),
-        hexahedron((max(back, rear + 0.02), screen, half * 0.94, waist), (*roof, half * 0.76, height), PAINT, GLASS),
+        hexahedron(
+            (rear + 0.10, front - 0.12, half * 0.94, floor), (rear, front - 0.02, half, sill), PAINT
+        ),
+        hexahedron(
+            (screen, front - 0.02, half, sill),
+            (screen, front - 0.08, half * 0.93, cowl, nose),
+            PAINT,
+        ),
+        hexahedron(
+            (rear, screen, half, sill), (rear + 0.04, screen, half * 0.95, tail, cowl), PAINT
+        ),
+        hexahedron(
+            (max(back, rear + 0.02), screen, half * 0.94, waist),
+            (*roof, half * 0.76, height),
+            PAINT,
+            GLASS,
+        ),
         _plate(rear + 0.005, 0.0, 0.6 * sill + 0.2),
         _plate(front - 0.03, 0.0, 0.5 * sill + 0.1),
     ]
@@ -76,12 +111,21 @@ def van(length: float, width: float, height: float) -> Mesh:
     rear, front, half = -length / 2, length / 2, width / 2
     belt, cab, bonnet = 0.46 * height, front - 0.30 * length, front - 0.6
     parts = [
-        hexahedron((rear, front - 0.05, half * 0.97, 0.2), (rear, front, half, belt, 0.42 * height), PAINT),
+        hexahedron(
+            (rear, front - 0.05, half * 0.97, 0.2), (rear, front, half, belt, 0.42 * height), PAINT
+        ),
         hexahedron((rear, cab, half, belt), (rear + 0.06, cab, half * 0.88, height), PAINT),
         hexahedron(
-            (cab, front - 0.55, half * 0.98, belt), (cab, front - 0.24 * length, half * 0.86, height, 0.97 * height), PAINT, GLASS
+            (cab, front - 0.55, half * 0.98, belt),
+            (cab, front - 0.24 * length, half * 0.86, height, 0.97 * height),
+            PAINT,
+            GLASS,
         ),
-        hexahedron((bonnet, front, half, 0.4), (bonnet, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height), PAINT),
+        hexahedron(
+            (bonnet, front, half, 0.4),
+            (bonnet, front - 0.1, half * 0.95, 0.52 * height, 0.42 * height),
+            PAINT,
+        ),
         _plate(rear + 0.005, 0.3, 0.7),
     ]
     return _finished(parts, length, width, 0.34, (-0.30, 0.33))
@@ -95,7 +139,11 @@ def truck(length: float, width: float, height: float) -> Mesh:
     parts = [
         block((cargo, width, height - 1.0), (rear + cargo / 2, 0.0, (height + 1.0) / 2), PAINT),
         block((length - 0.3, 0.9, 0.25), (-0.1, 0.0, 0.85), METAL),
-        *_stack((cab, front, half * 0.95, 0.45), (cab, front - 0.03, half * 0.95, middle), (cab, front - 0.35, half * 0.9, roof)),
+        *_stack(
+            (cab, front, half * 0.95, 0.45),
+            (cab, front - 0.03, half * 0.95, middle),
+            (cab, front - 0.35, half * 0.9, roof),
+        ),
         block((0.04, 1.8, 0.12), (rear + 0.02, 0.0, 1.1), RETRO),
     ]
     return _finished(parts, length, width, 0.48, (-0.33, -0.18, 0.36))

@@ -1,4 +1,6 @@
-"""Writes the TFRecord file of a simulated Waymo v1 segment (format spec sections 1 and 2), complete or not at all."""
+"""Writes the TFRecord file of a simulated Waymo v1 segment (format spec sections 1 and 2), complete
+or not at all.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,20 @@ def record_file(folder: Path, segment: str) -> Path:
 
 
 def write_v1(
-    folder: Path, segment: str, lasers: Sequence[Laser], parameters: str, frames: Iterable[LabelledFrame], conditions: Conditions
+    folder: Path,
+    segment: str,
+    lasers: Sequence[Laser],
+    parameters: str,
+    frames: Iterable[LabelledFrame],
+    conditions: Conditions,
 ) -> None:
-    """Write one segment (a context name) below ``folder``, which is ``<root>/<split>``; OSError leaves nothing behind.
+    """Write one segment (a context name) below ``folder``, which is ``<root>/<split>``; OSError
+    leaves nothing behind.
 
-    Which boxes a frame has is known at the end of a segment only: until then the other fields of the frames wait in a nameless
-    file beside it, which vanishes with the process. TOP is the first of the lasers; ``parameters`` go into a field of every frame
-    outside the official ones, where other readers pass over it.
+    Which boxes a frame has is known at the end of a segment only: until then the other fields of
+    the frames wait in a nameless file beside it, which vanishes with the process. TOP is the first
+    of the lasers; ``parameters`` go into a field of every frame outside the official ones, where
+    other readers pass over it.
     """
     path = record_file(folder, segment)
     lengths = []
@@ -44,10 +53,17 @@ def write_v1(
         waiting.seek(0)
         with open(part, "wb") as out:
             for length, boxes in zip(lengths, seen_once(labels)):
-                # Messages concatenate: the bytes of the parts are the bytes of the whole, here in the order of field numbers.
-                before = FRAME_MESSAGES["Frame"](context=_context(segment, lasers, boxes, conditions)).SerializeToString()
-                after = FRAME_MESSAGES["Frame"](laser_labels=map(_label, boxes), simulation=parameters.encode())
-                tfrecord.write_record(out, before + waiting.read(length) + after.SerializeToString())
+                # Messages concatenate: the bytes of the parts are the bytes of the whole, here in
+                # the order of field numbers.
+                before = FRAME_MESSAGES["Frame"](
+                    context=_context(segment, lasers, boxes, conditions)
+                ).SerializeToString()
+                after = FRAME_MESSAGES["Frame"](
+                    laser_labels=map(_label, boxes), simulation=parameters.encode()
+                )
+                tfrecord.write_record(
+                    out, before + waiting.read(length) + after.SerializeToString()
+                )
 
 
 def _images(lasers: Sequence[Laser], timestamp: int, sweep: Sweep) -> bytes:
@@ -63,9 +79,12 @@ def _images(lasers: Sequence[Laser], timestamp: int, sweep: Sweep) -> bytes:
     return frame.SerializeToString()
 
 
-def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], conditions: Conditions) -> Any:
+def _context(
+    segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], conditions: Conditions
+) -> Any:
     context = FRAME_MESSAGES["Context"](name=segment.encode())
-    for laser in sorted(lasers, key=lambda laser: laser_name(laser.name)):  # alphabetical, as in real files
+    # alphabetical, as in real files
+    for laser in sorted(lasers, key=lambda laser: laser_name(laser.name)):
         entry = context.laser_calibrations.add(
             name=laser.name, beam_inclination_min=laser.lowest, beam_inclination_max=laser.highest
         )
@@ -80,7 +99,10 @@ def _context(segment: str, lasers: Sequence[Laser], boxes: Sequence[BoxLabel], c
 
 def _label(box: BoxLabel) -> Any:
     label = FRAME_MESSAGES["Label"](
-        type=box.type, id=box.id.encode(), num_lidar_points_in_box=box.points, num_top_lidar_points_in_box=box.top_points
+        type=box.type,
+        id=box.id.encode(),
+        num_lidar_points_in_box=box.points,
+        num_top_lidar_points_in_box=box.top_points,
     )
     for name, value in zip(BOX_FIELDS, box.box.tolist()):
         setattr(label.box, name, value)

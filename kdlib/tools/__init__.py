@@ -1,1 +1,3 @@
-"""What only the command line reaches: measurements, servers, the official judge, own scans, exports, checkpoints."""
+"""What only the command line reaches: measurements, servers, the official judge, own scans,
+exports, checkpoints.
+"""

@@ -1,4 +1,6 @@
-"""Runs a function in a process of its own, so that its memory and its threads are its own, and says how much memory it held."""
+"""Runs a function in a process of its own, so that its memory and its threads are its own, and says
+how much memory it held.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def in_own_process(work: Callable[..., _Answer], *arguments: Any, threads: int =
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(work, *arguments).result()
     except BrokenProcessPool as error:
-        raise KdlibError(f"'{work.__name__}' died in a process of its own; the machine may be short of memory") from error
+        raise KdlibError(
+            f"'{work.__name__}' died in a process of its own; the machine may be short of memory"
+        ) from error
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -43,5 +47,11 @@ def peak_bytes() -> int:
     """Return the most memory this process has held."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss of a fresh process may be that of the parent it was forked from
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return next(
+            int(line.split()[1]) * 1024
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

@@ -1,1 +1,3 @@
-"""Training: a job file goes in, a run folder with history, weights and result comes out of a child process."""
+"""Training: a job file goes in, a run folder with history, weights and result comes out of a child
+process.
+"""

@@ -1,4 +1,6 @@
-"""Checkpoints to resume from: the state of a training as one safetensors file, which is whole or not there at all."""
+"""Checkpoints to resume from: the state of a training as one safetensors file, which is whole or
+not there at all.
+"""
 
 from __future__ import annotations
 
@@ -55,16 +57,29 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: If the disk refuses; earlier checkpoints are untouched.
     """
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()}
-    head = {"step": checkpoint.step, "job": checkpoint.job, "notes": checkpoint.notes, "digest": _digest(tensors)}
+    tensors = {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in checkpoint.tensors.items()
+    }
+    head = {
+        "step": checkpoint.step,
+        "job": checkpoint.job,
+        "notes": checkpoint.notes,
+        "digest": _digest(tensors),
+    }
     path = folder / f"step_{checkpoint.step:07d}.safetensors"
     try:
         records.write_bytes(path, safetensors.torch.save(tensors, {"kdlib": json.dumps(head)}))
     except OSError as error:
         earlier = files(folder)
-        rest = f"the run can go on from {earlier[-1].name}" if earlier else "there is no earlier checkpoint"
+        rest = (
+            f"the run can go on from {earlier[-1].name}"
+            if earlier
+            else ("there is no earlier checkpoint")
+        )
         raise CheckpointError(
-            f"cannot write {path} ({error.strerror or error}); free some space and start again: {rest}"
+            f"cannot write {path} ({error.strerror or error}); free some space and start again: "
+            f"{rest}"
         ) from error
     for old in files(folder)[:-_KEEP]:
         old.unlink(missing_ok=True)
@@ -81,7 +96,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as stream:
             head = json.loads((stream.metadata() or {})["kdlib"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-        digest, checkpoint = head["digest"], Checkpoint(head["step"], head["job"], tensors, head["notes"])
+        digest, checkpoint = (
+            head["digest"],
+            Checkpoint(head["step"], head["job"], tensors, head["notes"]),
+        )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a whole kdlib checkpoint ({error})") from error
     if digest != _digest(tensors):
@@ -90,7 +108,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest(folder: Path, job: str) -> Checkpoint | None:
-    """Return the newest readable checkpoint; a damaged one is named in a warning and the one before it is used.
+    """Return the newest readable checkpoint; a damaged one is named in a warning and the one before
+    it is used.
 
     Raises:
         CheckpointError: If the newest readable checkpoint belongs to another job.

@@ -1,4 +1,6 @@
-"""This process's place among the ranks of a training, as torchrun or SLURM's srun told it, and what the ranks agree on."""
+"""This process's place among the ranks of a training, as torchrun or SLURM's srun told it, and what
+the ranks agree on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ from kdlib.training.launcher import LOST, TERMINATED, check_devices, from_torchr
 
 _SETTLE_SECONDS = 0.3
 _MOURN_SECONDS = 1.0
-_LOST_SIGNS = ("closed by peer", "reset by peer", "broken pipe", "connection closed", "connection was closed", "socket closed")
+_LOST_SIGNS = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "connection closed",
+    "connection was closed",
+    "socket closed",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,9 @@ class Processes:
         return self.rank == 0
 
     def sums(self, *numbers: float) -> tuple[float, ...]:
-        """Return every number summed over the processes; all of them wait for each other, no device is waited for."""
+        """Return every number summed over the processes; all of them wait for each other, no device
+        is waited for.
+        """
         if not self.several:
             return numbers
         values = torch.tensor(numbers, dtype=torch.float64)
@@ -69,10 +80,15 @@ class Processes:
         """Return what Lightning's Trainer has to know."""
         if not self.several:
             return {"devices": 1}
-        # Statistics are computed alike on all ranks, so no buffer is handed round. Newer torch has another name for it.
+        # Statistics are computed alike on all ranks, so no buffer is handed round. Newer torch has
+        # another name for it.
         warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
         strategy = DDPStrategy(cluster_environment=self.environment(), broadcast_buffers=False)
-        return {"devices": self.devices, "num_nodes": self.world // self.devices, "strategy": strategy}
+        return {
+            "devices": self.devices,
+            "num_nodes": self.world // self.devices,
+            "strategy": strategy,
+        }
 
     def environment(self) -> ClusterEnvironment:
         """Return Lightning's view of the launcher."""
@@ -86,10 +102,13 @@ def here() -> Processes:
     """Return this process's place as torchrun or srun tell it; without them it is the only one.
 
     Raises:
-        ConfigError: If machines have unequal numbers of processes, or this one has fewer GPUs than processes.
+        ConfigError: If machines have unequal numbers of processes, or this one has fewer GPUs than
+            processes.
     """
     if from_torchrun():
-        world, rank, devices = (int(os.environ[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"))
+        world, rank, devices = (
+            int(os.environ[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")
+        )
     elif srun_tasks() > 1:
         world, rank = srun_tasks(), int(os.environ["SLURM_PROCID"])
         nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
@@ -98,7 +117,10 @@ def here() -> Processes:
         return ONE_PROCESS
     try:
         if devices < 1 or world % devices:
-            raise ConfigError(f"{world} processes are not shared evenly by the machines; start as many on each of them")
+            raise ConfigError(
+                f"{world} processes are not shared evenly by the machines; start "
+                "as many on each of them"
+            )
         check_devices(devices)
     except ConfigError:
         if rank != 0:
@@ -139,16 +161,21 @@ def joined(processes: Processes) -> Iterator[None]:
         except RuntimeError as error:
             if not any(sign in str(error).lower() for sign in _LOST_SIGNS):
                 raise
-            print(f"rank {processes.rank} of {processes.world} lost another rank and ends", file=sys.stderr, flush=True)
+            print(
+                f"rank {processes.rank} of {processes.world} lost another rank and ends",
+                file=sys.stderr,
+                flush=True,
+            )
             time.sleep(_MOURN_SECONDS)  # so that torchrun sees the end of the other one first
             os._exit(LOST)  # without farewells to a group that is no more
 
 
 def settle() -> None:
-    """Let gloo's threads finish with the tensors of past collectives, for which they need the interpreter for a moment.
+    """Let gloo's threads finish with the tensors of past collectives, for which they need the
+    interpreter for a moment.
 
-    A fork in that moment leaves a child that hangs. Taking the group down then hangs, too: it joins the threads with the
-    interpreter held.
+    A fork in that moment leaves a child that hangs. Taking the group down then hangs, too: it joins
+    the threads with the interpreter held.
     """
     time.sleep(_SETTLE_SECONDS)
 
@@ -163,7 +190,9 @@ def _part() -> None:
 
 @contextlib.contextmanager
 def held_back_termination(processes: Processes) -> Iterator[None]:
-    """Let SIGTERM wait while the ranks get ready to train, until somebody unblocks it: Lightning's handler would talk to them."""
+    """Let SIGTERM wait while the ranks get ready to train, until somebody unblocks it: Lightning's
+    handler would talk to them.
+    """
     if not processes.several or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -180,13 +209,17 @@ def let_termination_in() -> None:
 
 
 def ignore_termination(worker: int) -> None:
-    """Make a data worker leave SIGTERM, which a scheduler sends to all processes at once, to its trainer."""
+    """Make a data worker leave SIGTERM, which a scheduler sends to all processes at once, to its
+    trainer.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     let_termination_in()
 
 
 def _follow_starter(starter: int) -> None:
-    """Save and end, as after SIGTERM, if the process that started this rank dies: nobody would notice a rank that hangs."""
+    """Save and end, as after SIGTERM, if the process that started this rank dies: nobody would
+    notice a rank that hangs.
+    """
     while os.getppid() == starter:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)

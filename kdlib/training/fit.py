@@ -1,4 +1,6 @@
-"""Runs an objective through its schedule with Lightning, writing history and checkpoints from which it resumes exactly."""
+"""Runs an objective through its schedule with Lightning, writing history and checkpoints from which
+it resumes exactly.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ from kdlib.config import TrainConfig
 from kdlib.errors import ConfigError
 from kdlib.training import history
 from kdlib.training.checkpoint import Checkpoint, CheckpointError, latest, save
-from kdlib.training.distributed import ONE_PROCESS, Processes, held_back_termination, let_termination_in
+from kdlib.training.distributed import (
+    ONE_PROCESS,
+    Processes,
+    held_back_termination,
+    let_termination_in,
+)
 from kdlib.training.history import Meter
 from kdlib.training.job import RunDir
 from kdlib.training.module import TrainingModule
@@ -60,7 +67,10 @@ def schedule_length(batches: int, config: TrainConfig, max_steps: int | None) ->
     """
     steps = batches // config.accumulate
     if steps == 0:
-        raise ConfigError(f"{batches} batches are fewer than accumulate={config.accumulate}; lower it or add epochs")
+        raise ConfigError(
+            f"{batches} batches are fewer than accumulate={config.accumulate}; "
+            "lower it or add epochs"
+        )
     return min(steps, max_steps or steps)
 
 
@@ -106,20 +116,28 @@ class _Recorder(pl.Callback):
         if self.config.precision == "16-mixed" and pl_module.device.type == "cpu":
             raise ConfigError("precision 16-mixed needs a GPU; use bf16-mixed or 32-true here")
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._terminate)  # Lightning puts the earlier handler back when it ends
+            # Lightning puts the earlier handler back when it ends
+            signal.signal(signal.SIGTERM, self._terminate)
             let_termination_in()
         if self.resumed is not None:
             trainer.precision_plugin.load_state_dict(self.resumed.notes["precision"])
         self.mark = time.monotonic()
         self.begun = self.mark - self.session.seconds
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         # Here and not earlier: starting the loader may have drawn from the generators.
         if batch_idx == 0 and self.resumed is not None:
             _set_random_state(self.resumed.tensors, pl_module.device)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         self.fresh += batch.points.batch_size
@@ -162,14 +180,18 @@ class _Recorder(pl.Callback):
 
     def _checkpoint(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         notes = {
-            "meter": module.meter.state(),  # raises where the loss is no number, so no checkpoint holds broken weights
+            # raises where the loss is no number, so no checkpoint holds broken weights
+            "meter": module.meter.state(),
             "seconds": self.session.seconds,
             "samples": self.session.samples,
             "last": self.session.last,
             "precision": trainer.precision_plugin.state_dict(),
             "versions": records.versions(),
         }
-        save(self.run.checkpoints, Checkpoint(step, self.job, {**module.state(), **_random_state(module.device)}, notes))
+        save(
+            self.run.checkpoints,
+            Checkpoint(step, self.job, {**module.state(), **_random_state(module.device)}, notes),
+        )
 
 
 def _memory_mb(where: torch.device) -> float:
@@ -194,7 +216,9 @@ def _deterministic(where: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = fill
 
 
-def _trainer(config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder, processes: Processes) -> pl.Trainer:
+def _trainer(
+    config: TrainConfig, run: RunDir, steps: int, recorder: _Recorder, processes: Processes
+) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
     return pl.Trainer(
@@ -227,11 +251,13 @@ def fit_objective(
     stop_after: int | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> Session:
-    """Train an objective up to step ``total``, from the newest checkpoint of this job if there is one.
+    """Train an objective up to step ``total``, from the newest checkpoint of this job if there is
+    one.
 
     Args:
         objective: Module with ``student``; called with a batch it returns LossTerms.
-        loader: Makes the batches from a given one on, counted over all epochs; each must follow from seed and position alone.
+        loader: Makes the batches from a given one on, counted over all epochs; each must follow
+            from seed and position alone.
         run: Folder for history and checkpoints, which the first rank alone writes.
         config: Optimisation settings.
         job: Hash that checkpoints must carry.
@@ -241,19 +267,31 @@ def fit_objective(
         processes: The ranks of this training; the loader makes this one's share of every batch.
 
     Raises:
-        CheckpointError: If the folder's checkpoints belong to another job, the disk is full, or ranks see different folders.
+        CheckpointError: If the folder's checkpoints belong to another job, the disk is full, or
+            ranks see different folders.
         Diverged: If the loss became NaN or infinite.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     resumed = latest(run.checkpoints, job)
     start = resumed.step if resumed else 0
     if start != processes.from_first(start):
-        raise CheckpointError(f"{run.checkpoints} differs between the ranks; put the run folder on a file system they share")
-    module = TrainingModule(objective.train(), config, total, start, Meter(**resumed.notes["meter"]) if resumed else None)
+        raise CheckpointError(
+            f"{run.checkpoints} differs between the ranks; put the run folder "
+            "on a file system they share"
+        )
+    module = TrainingModule(
+        objective.train(),
+        config,
+        total,
+        start,
+        Meter(**resumed.notes["meter"]) if resumed else None,
+    )
     session = Session(total, start)
     if resumed is not None:
         module.load_state(resumed.tensors)
-        session.seconds, session.samples, session.last = (resumed.notes[name] for name in ("seconds", "samples", "last"))
+        session.seconds, session.samples, session.last = (
+            resumed.notes[name] for name in ("seconds", "samples", "last")
+        )
         print(f"going on from step {start} of {total}", flush=True)
     if processes.first:
         history.rewind(run.history, start)

@@ -1,4 +1,6 @@
-"""The record of a run while it goes: means of the losses of every batch, and a file of one JSON line per few steps."""
+"""The record of a run while it goes: means of the losses of every batch, and a file of one JSON
+line per few steps.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Diverged(KdlibError):
 
 
 class Meter:
-    """Means of a loss and its parts since the last line; sums stay on the device, so no step waits for them."""
+    """Means of a loss and its parts since the last line; sums stay on the device, so no step waits
+    for them.
+    """
 
     def __init__(self, sums: Mapping[str, float] | None = None, batches: int = 0) -> None:
         """Go on from what :meth:`state` returned, or from nothing."""
@@ -27,7 +31,10 @@ class Meter:
 
     def add(self, terms: LossTerms) -> None:
         """Count one batch."""
-        for name, value in {"loss": terms.loss, **{f"parts/{k}": v for k, v in terms.parts.items()}}.items():
+        for name, value in {
+            "loss": terms.loss,
+            **{f"parts/{k}": v for k, v in terms.parts.items()},
+        }.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
         self.batches += 1
 
@@ -40,13 +47,19 @@ class Meter:
         sums = {name: float(value) for name, value in self._sums.items()}
         bad = sorted(name for name, value in sums.items() if not math.isfinite(value))
         if bad:
-            raise Diverged(f"{', '.join(bad)} became NaN or infinite; lower learning_rate, or check the frames for bad values")
+            raise Diverged(
+                f"{', '.join(bad)} became NaN or infinite; lower learning_rate, or "
+                "check the frames for bad values"
+            )
         return {"sums": sums, "batches": self.batches}
 
     def means(self) -> Json:
         """Return ``loss`` and ``parts``; raises Diverged if one is NaN or infinite."""
         means = {name: value / self.batches for name, value in self.state()["sums"].items()}
-        return {"loss": means.pop("loss"), "parts": {name.removeprefix("parts/"): value for name, value in means.items()}}
+        return {
+            "loss": means.pop("loss"),
+            "parts": {name.removeprefix("parts/"): value for name, value in means.items()},
+        }
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -58,5 +71,9 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 def rewind(path: Path, step: int) -> None:
     """Forget the lines after a step, which a resumed run is going to write again."""
     if path.is_file():
-        lines = [json.dumps(line) + "\n" for line in records.read_json_lines(path) if line["step"] <= step]
+        lines = [
+            json.dumps(line) + "\n"
+            for line in records.read_json_lines(path)
+            if line["step"] <= step
+        ]
         records.write_bytes(path, "".join(lines).encode())

@@ -1,4 +1,6 @@
-"""One training as a folder: the job that says what to train, the files beside it, and the process at work there."""
+"""One training as a folder: the job that says what to train, the files beside it, and the process
+at work there.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,10 @@ class TrainJob:
         if self.kd is not None and self.teacher is None:
             raise ConfigError(f"job '{self.name}' distils (kd is set) but names no teacher")
         if self.kd is None and self.teacher is not None:
-            raise ConfigError(f"job '{self.name}' names a teacher but no kd recipe; use init_weights to start from a teacher")
+            raise ConfigError(
+                f"job '{self.name}' names a teacher but no kd recipe; use "
+                "init_weights to start from a teacher"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps must be at least 1, not {self.max_steps}")
 
@@ -92,16 +97,24 @@ class TrainJob:
             ConfigError: If one is missing; the message names it and the remedy.
         """
         if not Path(self.store).is_dir():
-            raise ConfigError(f"store {self.store} does not exist; make it with 'python -m kdlib prepare SRC {self.store}'")
+            raise ConfigError(
+                f"store {self.store} does not exist; make it with 'python -m kdlib "
+                f"prepare SRC {self.store}'"
+            )
         for path in self.inputs:
             if not path.is_file():
-                raise ConfigError(f"weights {path} do not exist; train that model first or correct the path in the job")
+                raise ConfigError(
+                    f"weights {path} do not exist; train that model first or "
+                    "correct the path in the job"
+                )
 
     def hash(self, dataset: str | None = None) -> str:
-        """Return 12 hexadecimal digits over the settings and the contents, not the places, of split and weights.
+        """Return 12 hexadecimal digits over the settings and the contents, not the places, of split
+        and weights.
 
-        It is never kept but computed anew: weights that changed and frames that changed give another one. ``dataset`` is the
-        fingerprint of the split where that is open; None takes it from the store's index.
+        It is never kept but computed anew: weights that changed and frames that changed give
+        another one. ``dataset`` is the fingerprint of the split where that is open; None takes it
+        from the store's index.
 
         Raises:
             ConfigError: If an input is missing.
@@ -112,9 +125,12 @@ class TrainJob:
             splits = read_index(Path(self.store))
             if self.split not in splits:
                 names = ", ".join(splits) or "none"
-                raise ConfigError(f"store {self.store} has no split '{self.split}', it has: {names}")
+                raise ConfigError(
+                    f"store {self.store} has no split '{self.split}', it has: {names}"
+                )
             dataset = fingerprint({self.split: splits[self.split]})
-        digest = functools.cache(lambda path: sha256(Path(path)))  # one file is often both teacher and start
+        # one file is often both teacher and start
+        digest = functools.cache(lambda path: sha256(Path(path)))
         contents = self._with_inputs(dataset, digest)
         # Where data is loaded, how often is saved and what the run is called changes no weight.
         neutral = replace(self.train, workers=0, checkpoint_steps=1)
@@ -122,13 +138,19 @@ class TrainJob:
 
     def _with_inputs(self, store: str, named: Callable[[str], str]) -> TrainJob:
         teacher = self.teacher and replace(self.teacher, weights=named(self.teacher.weights))
-        return replace(self, store=store, teacher=teacher, init_weights=self.init_weights and named(self.init_weights))
+        return replace(
+            self,
+            store=store,
+            teacher=teacher,
+            init_weights=self.init_weights and named(self.init_weights),
+        )
 
     def write(self, run_dir: Path) -> None:
         """Write ``job.json``, paths made absolute, into a run folder.
 
         Raises:
-            ConfigError: If the folder holds a different job's results or is training one; nothing is changed then.
+            ConfigError: If the folder holds a different job's results or is training one; nothing
+                is changed then.
         """
         run = RunDir(run_dir)
         absolute = self._with_inputs(os.path.abspath(self.store), os.path.abspath)
@@ -136,9 +158,15 @@ class TrainJob:
         if run.job.is_file() and records.read_json(run.job) != values:
             finished = (run.path / records.COMPLETE).is_file()
             if finished and not records.is_complete(run.path, absolute.hash()):
-                raise ConfigError(f"{run.path} holds the results of another job; delete that folder or choose another one")
+                raise ConfigError(
+                    f"{run.path} holds the results of another job; delete that "
+                    "folder or choose another one"
+                )
             if worker(run) is not None:
-                raise ConfigError(f"{run.path} is being trained under other settings; stop that run or choose another folder")
+                raise ConfigError(
+                    f"{run.path} is being trained under other settings; stop that "
+                    "run or choose another folder"
+                )
         records.write_json(run.job, values)
 
     @staticmethod
@@ -153,7 +181,9 @@ class TrainJob:
 
 
 def worker(run: RunDir) -> Json | None:
-    """Return pid, host and start of the living process that trains here, None where there is none."""
+    """Return pid, host and start of the living process that trains here, None where there is
+    none.
+    """
     return records.living_process(run.owner)
 
 
@@ -165,7 +195,8 @@ def claim(run: RunDir) -> Iterator[None]:
         RunBusy: If another living process holds it.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    # The lock covers only the look and the entry: data workers inherit it and would hold it after our death.
+    # The lock covers only the look and the entry: data workers inherit it and would hold it after
+    # our death.
     with FileLock(run.path / ".claim"):
         other = worker(run)
         if other is not None and other["pid"] != os.getpid():

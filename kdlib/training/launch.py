@@ -1,4 +1,6 @@
-"""Starts trainings as child processes, or attaches to those at work, and follows them to their results."""
+"""Starts trainings as child processes, or attaches to those at work, and follows them to their
+results.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class _Watched:
     shown_step: int = -1
 
     def begin(self, where: Places, command: Sequence[str]) -> str:
-        """Find a process at work or start one, and say which; "" where there is no room for it now."""
+        """Find a process at work or start one, and say which; "" where there is no room for it
+        now.
+        """
         if worker(self.run):
             return "already in training, following it"
         self.log_start = self.run.log.stat().st_size if self.run.log.is_file() else 0
@@ -69,7 +73,8 @@ class _Watched:
         return not (self.child and self.child.lost) and worker(self.run) is not None
 
     def show(self, every: float, began: float, echo: Callable[[str], None]) -> None:
-        # The pause grows with the run, so that a day of training is some hundred lines and not thousands.
+        # The pause grows with the run, so that a day of training is some hundred lines and not
+        # thousands.
         now = time.monotonic()
         if now - self.shown < max(every, 0.02 * (now - began)):
             return
@@ -85,7 +90,10 @@ class _Watched:
         if self.child is None:
             return "ended without finishing"
         if self.child.poll() == 0:
-            return "was trained on other inputs than were there when it was started: its store or a weight file changed meanwhile"
+            return (
+                "was trained on other inputs than were there when it was started: its store "
+                "or a weight file changed meanwhile"
+            )
         return self.child.ending()
 
     def result(self) -> RunResult:
@@ -109,24 +117,40 @@ def progress_line(label: str, line: Json) -> str:
     parts = ", ".join(f"{name} {value:.3g}" for name, value in line["parts"].items())
     speed = line["samples_per_second"]
     minutes, seconds = divmod(round(line["seconds"] / step * (steps - step)), 60)
-    return f"{label}: step {step}/{steps}, loss {line['loss']:.4g} ({parts}), {speed:.1f} frames/s, {minutes}:{seconds:02d} left"
+    return (
+        f"{label}: step {step}/{steps}, loss {line['loss']:.4g} ({parts}), {speed:.1f} "
+        f"frames/s, {minutes}:{seconds:02d} left"
+    )
 
 
 def _failure(failed: Sequence[_Watched], count: int) -> TrainingFailed:
     first = failed[0]
     others = f" So did {', '.join(watched.label for watched in failed[1:])}." if failed[1:] else ""
     well = count - len(failed)
-    rest = f" The other {well} trainings are finished." if well > 1 else " The other training is finished." if well else ""
+    rest = (
+        f" The other {well} trainings are finished."
+        if well > 1
+        else (" The other training is finished.")
+        if well
+        else ""
+    )
     return TrainingFailed(
-        f"training in {first.run.path} {first.ending()}; a new start goes on from its last checkpoint.{others}{rest} "
+        f"training in {first.run.path} {first.ending()}; a new start goes on from its last "
+        f"checkpoint.{others}{rest} "
         f"Last lines of {first.run.log}:\n{log_tail(first.run.log, start=first.log_start)}"
     )
 
 
 def _follow(
-    queue: list[_Watched], where: Places, command: Sequence[str], every: float, echo: Callable[[str], None]
+    queue: list[_Watched],
+    where: Places,
+    command: Sequence[str],
+    every: float,
+    echo: Callable[[str], None],
 ) -> list[_Watched]:
-    """Bring all runs to their end and return those that failed, which keeps no other from finishing."""
+    """Bring all runs to their end and return those that failed, which keeps no other from
+    finishing.
+    """
     began = time.monotonic()
     active, failed = list[_Watched](), list[_Watched]()
     while queue or active:
@@ -138,7 +162,8 @@ def _follow(
             active.append(queue.pop(0))
         time.sleep(_POLL_SECONDS)
         for watched in list(active):
-            running = watched.running()  # asked before complete(): the mark is the last thing a child writes
+            # asked before complete(): the mark is the last thing a child writes
+            running = watched.running()
             watched.show(every, began, echo)
             if running:
                 continue
@@ -160,13 +185,15 @@ def launch(
     command: Sequence[str] = _COMMAND,
     echo: Callable[[str], None] = functools.partial(print, flush=True),
 ) -> list[RunResult]:
-    """Train in every run folder, in child processes that outlive the caller; finished runs are not repeated.
+    """Train in every run folder, in child processes that outlive the caller; finished runs are not
+    repeated.
 
     A call that is interrupted leaves its children at work: the same call again attaches to them.
 
     Args:
         run_dirs: Folders with their ``job.json``.
-        parallel: Children at a time; as many as there are GPUs or workers where the environment names those, see ``places``.
+        parallel: Children at a time; as many as there are GPUs or workers where the environment
+            names those, see ``places``.
         threads: torch and OpenMP threads of each child; 0 leaves them all.
         every: Seconds between two progress lines of a run, at least.
         command: Child's command line, to which the folder is added.
@@ -174,15 +201,21 @@ def launch(
 
     Raises:
         ConfigError: If a job, store or weight file is missing or wrong; nothing was started then.
-        TrainingFailed: If a child ended without finishing, once all others have ended; the message ends with its log.
+        TrainingFailed: If a child ended without finishing, once all others have ended; the message
+            ends with its log.
     """
     folders = [Path(folder).resolve() for folder in run_dirs]
     if parallel < 1 or threads < 0:
-        raise ConfigError(f"parallel must be at least 1 and threads at least 0, not {parallel} and {threads}")
+        raise ConfigError(
+            f"parallel must be at least 1 and threads at least 0, not {parallel} and {threads}"
+        )
     if len(set(folders)) != len(folders):
         raise ConfigError("a run folder is named twice")
     jobs = [TrainJob.read(folder) for folder in folders]
-    runs = [_Watched(RunDir(folder), job.hash(), job.name or folder.name) for folder, job in zip(folders, jobs)]
+    runs = [
+        _Watched(RunDir(folder), job.hash(), job.name or folder.name)
+        for folder, job in zip(folders, jobs)
+    ]
     waiting = [watched for watched in runs if not watched.complete()]
     for watched in runs:
         if watched not in waiting:

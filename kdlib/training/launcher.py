@@ -1,4 +1,6 @@
-"""Starts the ranks of one training through torchrun, and tells a process which launcher it was started by."""
+"""Starts the ranks of one training through torchrun, and tells a process which launcher it was
+started by.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def from_torchrun() -> bool:
 
 
 def srun_tasks() -> int:
-    """Return how many processes SLURM's srun started together with this one; a batch script alone counts as none."""
+    """Return how many processes SLURM's srun started together with this one; a batch script alone
+    counts as none.
+    """
     return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 0)
 
 
@@ -46,7 +50,8 @@ def positive_number(name: str) -> int | None:
 def ranks_to_start(devices: int | None) -> int:
     """Return how many ranks to start here, 1 where this process is to train itself.
 
-    ``devices`` is what the user asked for; None: as many as KDLIB_DEVICES says, else one; or what the launcher started.
+    ``devices`` is what the user asked for; None: as many as KDLIB_DEVICES says, else one; or what
+    the launcher started.
 
     Raises:
         ConfigError: If the number contradicts the launcher.
@@ -55,7 +60,10 @@ def ranks_to_start(devices: int | None) -> int:
         return devices or positive_number(DEVICES) or 1
     told = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 0)
     if devices not in (None, told):
-        raise ConfigError(f"--devices {devices} but the launcher started {told} processes here; leave --devices away")
+        raise ConfigError(
+            f"--devices {devices} but the launcher started {told} processes here; "
+            "leave --devices away"
+        )
     return 1
 
 
@@ -77,9 +85,9 @@ def check_devices(processes: int) -> None:
 def start_ranks(arguments: Sequence[str], count: int) -> int:
     """Run ``python ARGUMENTS`` as ``count`` ranks of this machine and return one exit code for all.
 
-    torchrun hands SIGTERM on to every rank, waits for them to save, and kills what is left after 30 seconds; the same happens to
-    the others, who would wait for it for ever, when one rank dies. The code is 0, 143 after SIGTERM, else that of the first rank
-    to fail, which is named on stderr.
+    torchrun hands SIGTERM on to every rank, waits for them to save, and kills what is left after 30
+    seconds; the same happens to the others, who would wait for it for ever, when one rank dies. The
+    code is 0, 143 after SIGTERM, else that of the first rank to fail, which is named on stderr.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -100,7 +108,9 @@ def start_ranks(arguments: Sequence[str], count: int) -> int:
     except SignalException as ending:
         return 128 + ending.sigval
     except ChildFailedError as ending:
-        return _name_the_first({rank: failure.exitcode for rank, failure in ending.failures.items()}, count)
+        return _name_the_first(
+            {rank: failure.exitcode for rank, failure in ending.failures.items()}, count
+        )
     finally:
         logging.disable(logging.NOTSET)
     return 0
@@ -114,7 +124,8 @@ def _name_the_first(codes: Mapping[int, int], count: int) -> int:
         return TERMINATED
     how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
     print(
-        f"kdlib: rank {rank} of {count} {how}, so all were stopped; a new start goes on from the last checkpoint",
+        f"kdlib: rank {rank} of {count} {how}, so all were stopped; a new start goes on from the "
+        "last checkpoint",
         file=sys.stderr,
         flush=True,
     )

@@ -1,4 +1,6 @@
-"""Trains the job of a run folder, in this process or in several that share every batch: ``python -m kdlib train RUN_DIR``."""
+"""Trains the job of a run folder, in this process or in several that share every batch:
+``python -m kdlib train RUN_DIR``.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,31 @@ from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_weights, save_weights
-from kdlib.training.distributed import ONE_PROCESS, Processes, here, ignore_termination, joined, settle
+from kdlib.training.distributed import (
+    ONE_PROCESS,
+    Processes,
+    here,
+    ignore_termination,
+    joined,
+    settle,
+)
 from kdlib.training.fit import Session, fit_objective, schedule_length, seed_everything
 from kdlib.training.job import RunDir, TrainJob, claim
-from kdlib.training.launcher import TERMINATED, check_devices, positive_number, ranks_to_start, start_ranks
+from kdlib.training.launcher import (
+    TERMINATED,
+    check_devices,
+    positive_number,
+    ranks_to_start,
+    start_ranks,
+)
 from kdlib.training.preflight import check_split
 from kdlib.types import Json
 
 
 def limit_threads() -> None:
-    """Use as many torch threads as KDLIB_THREADS, else OMP_NUM_THREADS, says; raises ConfigError if it says no number."""
+    """Use as many torch threads as KDLIB_THREADS, else OMP_NUM_THREADS, says; raises ConfigError if
+    it says no number.
+    """
     threads = positive_number("KDLIB_THREADS") or positive_number("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(threads)
@@ -43,7 +60,8 @@ def open_dataset(job: TrainJob, split: StoreSplit | None = None) -> FrameDataset
     """Open the job's frames (of ``split`` if it is open already), cut to the model's range.
 
     Raises:
-        DataError: If the store is damaged, the split is empty, or none of its boxes is of a class of the model.
+        DataError: If the store is damaged, the split is empty, or none of its boxes is of a class
+            of the model.
     """
     config = job.train
     return FrameDataset(
@@ -87,16 +105,21 @@ class _Loader(DataLoader[Any]):
         return super().__iter__()
 
 
-def _loader(dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ONE_PROCESS) -> DataLoader[Any]:
+def _loader(
+    dataset: FrameDataset, job: TrainJob, first: int, processes: Processes = ONE_PROCESS
+) -> DataLoader[Any]:
     config = job.train
     frames = (len(dataset), config.batch_size, config.epochs, config.seed)
     return _Loader(
         dataset,  # type: ignore[arg-type]  # it has __len__ and __getitem__
-        batch_sampler=StepSampler(*frames, start_step=first, rank=processes.rank, world=processes.world),
+        batch_sampler=StepSampler(
+            *frames, start_step=first, rank=processes.rank, world=processes.world
+        ),
         collate_fn=collate,
         num_workers=config.workers,
         worker_init_fn=ignore_termination,
-        generator=torch.Generator().manual_seed(config.seed),  # so that starting a loader draws nothing from torch's own
+        # so that starting a loader draws nothing from torch's own
+        generator=torch.Generator().manual_seed(config.seed),
     )
 
 
@@ -105,27 +128,36 @@ def _report(objective: Plain | Distillation, batches: Iterable[Any]) -> list[Jso
     rows = objective.report(next(iter(batches)))
     for row in rows:
         positions = "whole map" if row.positions is None else f"{row.positions} positions"
-        labels = "" if row.teacher_labels is None else f", {row.teacher_labels} labels from the teacher"
+        labels = (
+            ""
+            if row.teacher_labels is None
+            else (f", {row.teacher_labels} labels from the teacher")
+        )
         print(
-            f"active term {row.name}: weight {row.weight:g}, {row.value:.4g} on the first batch, {positions}{labels}", flush=True
+            f"active term {row.name}: weight {row.weight:g}, {row.value:.4g} on the first batch, "
+            f"{positions}{labels}",
+            flush=True,
         )
     return [asdict(row) for row in rows]
 
 
 def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None = None) -> None:
-    """Train the job of a run folder to its end, from the newest checkpoint if there is one; a finished run is left alone.
+    """Train the job of a run folder to its end, from the newest checkpoint if there is one; a
+    finished run is left alone.
 
-    SIGTERM (or ``stop_after`` steps) saves a checkpoint; the same call later goes on from it, to the same weights bit for bit
-    on a CPU with the same number of threads.
+    SIGTERM (or ``stop_after`` steps) saves a checkpoint; the same call later goes on from it, to
+    the same weights bit for bit on a CPU with the same number of threads.
 
     Args:
         run_dir: Folder with its ``job.json``.
-        devices: Processes of this machine that share every batch, so that the weights are those of one; each takes a GPU where
-            there are some. None: as many as KDLIB_DEVICES says, else one. Under torchrun or srun this call is one of theirs.
+        devices: Processes of this machine that share every batch, so that the weights are those of
+            one; each takes a GPU where there are some. None: as many as KDLIB_DEVICES says, else
+            one. Under torchrun or srun this call is one of theirs.
         stop_after: Save and return after this step, for tests.
 
     Raises:
-        ConfigError: If a setting, the store, a weight file or the number of processes is missing or does not fit.
+        ConfigError: If a setting, the store, a weight file or the number of processes is missing or
+            does not fit.
         DataError: If the store is damaged or has nothing to learn from.
         RunBusy: If another process trains in this folder.
         SystemExit: With code 143 after SIGTERM; with the code of the rank that failed.
@@ -139,7 +171,9 @@ def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None =
         if code:
             raise SystemExit(code)
         return
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
     limit_threads()
     processes = here()
     with joined(processes), contextlib.ExitStack() as claimed:
@@ -150,7 +184,9 @@ def train(run_dir: Path, devices: int | None = None, *, stop_after: int | None =
 
 
 def _open(run: RunDir) -> tuple[TrainJob, StoreSplit, str]:
-    """Return a job, the frames it learns from, and the hash of exactly these settings, frames and weight files."""
+    """Return a job, the frames it learns from, and the hash of exactly these settings, frames and
+    weight files.
+    """
     job = TrainJob.read(run.path)
     job.check_inputs()
     split = Store.open(Path(job.store)).split(job.split)
@@ -169,7 +205,14 @@ def _begin(run: RunDir, claimed: contextlib.ExitStack) -> tuple[TrainJob, StoreS
     return job, split, key
 
 
-def _train(run: RunDir, job: TrainJob, split: StoreSplit, key: str, processes: Processes, stop_after: int | None) -> None:
+def _train(
+    run: RunDir,
+    job: TrainJob,
+    split: StoreSplit,
+    key: str,
+    processes: Processes,
+    stop_after: int | None,
+) -> None:
     check_shares(job.train.batch_size, processes.world)
     dataset = open_dataset(job, split)
     per_epoch = -(-len(dataset) // job.train.batch_size)
@@ -179,7 +222,9 @@ def _train(run: RunDir, job: TrainJob, split: StoreSplit, key: str, processes: P
     terms = _report(objective, _loader(dataset, job, 0)) if processes.first else []
     among = f", shared by {processes.world} processes" if processes.several else ""
     print(
-        f"{job.name or job.model.name}: {len(dataset)} frames, {total} steps of {job.train.batch_size} frames{among}", flush=True
+        f"{job.name or job.model.name}: {len(dataset)} frames, {total} steps of "
+        f"{job.train.batch_size} frames{among}",
+        flush=True,
     )
     session = fit_objective(
         objective,
@@ -193,7 +238,10 @@ def _train(run: RunDir, job: TrainJob, split: StoreSplit, key: str, processes: P
         processes=processes,
     )
     if session.terminated and not session.done:
-        print(f"stopped at step {session.step} of {total}; start again to go on from there", flush=True)
+        print(
+            f"stopped at step {session.step} of {total}; start again to go on from there",
+            flush=True,
+        )
         raise SystemExit(TERMINATED)
     if session.done and processes.first:
         facts = {"dataset": split.fingerprint, "frames": len(dataset), "terms": terms}
@@ -201,7 +249,9 @@ def _train(run: RunDir, job: TrainJob, split: StoreSplit, key: str, processes: P
         print(f"done: {session.step} steps in {session.seconds:.0f} s", flush=True)
 
 
-def _finish(run: RunDir, job: TrainJob, key: str, student: nn.Module, session: Session, facts: Json) -> None:
+def _finish(
+    run: RunDir, job: TrainJob, key: str, student: nn.Module, session: Session, facts: Json
+) -> None:
     """Write weights, result and, last, the completion mark."""
     made = {"model": job.model.name, "job": key, "seed": job.train.seed, "steps": session.step}
     provenance = records.provenance()

@@ -1,4 +1,6 @@
-"""The one-cycle schedule as functions of the step, and Adam with decoupled weight decay (spec section 9)."""
+"""The one-cycle schedule as functions of the step, and Adam with decoupled weight decay (spec
+section 9).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _EPSILON = 1e-8
 
 
 def _cycle(step: int, total: int, first: float, highest: float, last: float) -> float:
-    """Return the value of a 0-based step on two half cosines, from the first value to the one at the peak and to the last."""
+    """Return the value of a 0-based step on two half cosines, from the first value to the one at
+    the peak and to the last.
+    """
     if not 0 <= step < total:
         raise ValueError(f"step {step} is outside a schedule of {total} steps")
     peak = int(PEAK * total)
@@ -30,7 +34,9 @@ def _cycle(step: int, total: int, first: float, highest: float, last: float) -> 
 
 
 def learning_rate(step: int, total: int, highest: float) -> float:
-    """Return the learning rate of a 0-based step; raises ValueError if the step is outside the schedule."""
+    """Return the learning rate of a 0-based step; raises ValueError if the step is outside the
+    schedule.
+    """
     first = highest / DIVIDE
     return _cycle(step, total, first, highest, first / FINAL_DIVIDE)
 
@@ -48,12 +54,17 @@ def beta1(step: int, total: int) -> float:
 class OneCycleAdam(torch.optim.Adam):
     """Adam that multiplies every parameter by ``1 - weight_decay * lr`` before its update.
 
-    Unlike ``torch.optim.AdamW`` the decay also reaches parameters that got no gradient in this step, as in the original.
+    Unlike ``torch.optim.AdamW`` the decay also reaches parameters that got no gradient in this
+    step, as in the original.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, highest: float, weight_decay: float, total: int) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, highest: float, weight_decay: float, total: int
+    ) -> None:
         first = learning_rate(0, total, highest)
-        super().__init__(parameters, lr=first, betas=(MOMENTA[0], BETA2), eps=_EPSILON, weight_decay=0.0)
+        super().__init__(
+            parameters, lr=first, betas=(MOMENTA[0], BETA2), eps=_EPSILON, weight_decay=0.0
+        )
         self.highest = highest
         self.decay = weight_decay
         self.total = total

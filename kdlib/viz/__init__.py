@@ -1,1 +1,3 @@
-"""Pictures, interactive scenes and the report: finished results as plain arrays in, figures and files out."""
+"""Pictures, interactive scenes and the report: finished results as plain arrays in, figures and
+files out.
+"""

@@ -1,4 +1,6 @@
-"""Figures that never touch pyplot, draw headlessly and show themselves in a notebook, and the style they share."""
+"""Figures that never touch pyplot, draw headlessly and show themselves in a notebook, and the style
+they share.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class ChartError(KdlibError):
 
 
 class StaticFigure(Figure):
-    """A matplotlib figure with an Agg canvas of its own that a notebook shows as a PNG, also without ``%matplotlib``."""
+    """A matplotlib figure with an Agg canvas of its own that a notebook shows as a PNG, also
+    without ``%matplotlib``.
+    """
 
     def _repr_png_(self) -> bytes:
         return to_png(self)
@@ -63,7 +67,9 @@ def new_figure(width: float, height: float, *, facecolor: str = "white") -> Stat
 
 
 def styled() -> Any:
-    """Return the context in which kdlib's axes are made: fonts and lines alike everywhere, the user's settings untouched."""
+    """Return the context in which kdlib's axes are made: fonts and lines alike everywhere, the
+    user's settings untouched.
+    """
     return rc_context(_STYLE)
 
 
@@ -76,14 +82,24 @@ def grid_axes(figure: Figure, rows: int, columns: int, **options: Any) -> list[A
     return axes
 
 
-def arrange(figure: Figure, title: str, path: str | Path | None, legend_from: Axes | None = None) -> Figure:
-    """Fit the axes into the figure, title above, legend below; save it as PNG where a path is given, and return it."""
+def arrange(
+    figure: Figure, title: str, path: str | Path | None, legend_from: Axes | None = None
+) -> Figure:
+    """Fit the axes into the figure, title above, legend below; save it as PNG where a path is
+    given, and return it.
+    """
     height, width = figure.get_figheight(), figure.get_figwidth()
     bottom = 0.0
     if legend_from is not None:
         handles, labels = legend_from.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="lower center", ncol=min(len(handles), 5), bbox_to_anchor=(0.5, 0.03 / height))
+            figure.legend(
+                handles,
+                labels,
+                loc="lower center",
+                ncol=min(len(handles), 5),
+                bbox_to_anchor=(0.5, 0.03 / height),
+            )
             bottom = 0.3 * -(-len(handles) // 5) / height
     if title:
         figure.text(0.12 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")

@@ -1,4 +1,6 @@
-"""Charts: curves of training, precision over recall, accuracy over cost, scores of arms and tables of differences."""
+"""Charts: curves of training, precision over recall, accuracy over cost, scores of arms and tables
+of differences.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from kdlib.types import FloatArray
 from kdlib.viz import canvas, palette
 from kdlib.viz.canvas import ChartError
 
-_CHANGE_MAP = LinearSegmentedColormap.from_list("change", ("#8C4A00", "#E3B57F", "#F7FAFC", "#7CC7B0", "#00765A"))
+_CHANGE_MAP = LinearSegmentedColormap.from_list(
+    "change", ("#8C4A00", "#E3B57F", "#F7FAFC", "#7CC7B0", "#00765A")
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ class ScoreTable:
         """Check that the names fit the values."""
         shape = np.shape(self.values)
         if shape != (len(self.rows), len(self.columns)) or 0 in shape:
-            raise ChartError(f"table of shape {shape} but {len(self.rows)} row and {len(self.columns)} column names")
+            raise ChartError(
+                f"table of shape {shape} but {len(self.rows)} row and "
+                f"{len(self.columns)} column names"
+            )
 
 
 def draw_history(
@@ -78,19 +85,24 @@ def draw_history(
     title: str = "",
     path: str | Path | None = None,
 ) -> Figure:
-    """Draw training curves over the steps, a panel for each key, a line for each run; rows without the key are skipped.
+    """Draw training curves over the steps, a panel for each key, a line for each run; rows without
+    the key are skipped.
 
-    Long curves are drawn as a running mean over the faint raw line. ``runs`` are rows of ``history.jsonl`` by name; those without
-    a colour of their own take the next free one.
+    Long curves are drawn as a running mean over the faint raw line. ``runs`` are rows of
+    ``history.jsonl`` by name; those without a colour of their own take the next free one.
 
     Raises:
         ChartError: If no run has any of the keys.
     """
     known = {key for rows in runs.values() for row in rows for key in row}
     if known.isdisjoint(keys):
-        raise ChartError(f"no history row has a value for {', '.join(keys)}; there are: {', '.join(sorted(known)) or 'none'}")
+        raise ChartError(
+            f"no history row has a value for {', '.join(keys)}; there are: "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
     shades = {name: color for name, color in (colors or {}).items() if name in runs}
-    usable = (*palette.SERIES[1:-1], palette.SERIES[0])  # without yellow, which is illegible on white
+    # without yellow, which is illegible on white
+    usable = (*palette.SERIES[1:-1], palette.SERIES[0])
     free = itertools.cycle([color for color in usable if color not in shades.values()] or usable)
     shades |= {name: next(free) for name in runs if name not in shades}
     with canvas.styled():
@@ -100,10 +112,15 @@ def draw_history(
             for name, rows in runs.items():
                 points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                 if points:
-                    (steps, values), color, window = np.array(points, float).T, shades[name], np.ones(max(1, len(points) // 40))
+                    (steps, values), color, window = (
+                        np.array(points, float).T,
+                        shades[name],
+                        np.ones(max(1, len(points) // 40)),
+                    )
                     if len(window) > 1:
                         ax.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-                    weight = np.convolve(np.ones(len(points)), window, "same")  # fewer rows at both ends
+                    # fewer rows at both ends
+                    weight = np.convolve(np.ones(len(points)), window, "same")
                     mean = np.convolve(values, window, "same") / weight
                     ax.plot(steps, mean, color=color, linewidth=1.8, label=name)
             ax.set(title=key, xlabel="step")
@@ -111,7 +128,9 @@ def draw_history(
         return canvas.arrange(figure, title, path, axes[0])
 
 
-def draw_precision_recall(curves: Sequence[PRCurve], *, title: str = "", path: str | Path | None = None) -> Figure:
+def draw_precision_recall(
+    curves: Sequence[PRCurve], *, title: str = "", path: str | Path | None = None
+) -> Figure:
     """Draw precision over recall, a panel for each class, a line for each model.
 
     Raises:
@@ -125,8 +144,14 @@ def draw_precision_recall(curves: Sequence[PRCurve], *, title: str = "", path: s
         axes = canvas.grid_axes(figure, 1, len(names), sharey=True)
         for ax, name in zip(axes, names):
             for curve in (curve for curve in curves if curve.class_name == name):
-                label = curve.name if curve.score is None else f"{curve.name}: {100 * curve.score:.1f}"
-                ax.plot(curve.recall, curve.precision, color=curve.color, linewidth=1.8, label=label)
+                label = (
+                    curve.name
+                    if curve.score is None
+                    else (f"{curve.name}: {100 * curve.score:.1f}")
+                )
+                ax.plot(
+                    curve.recall, curve.precision, color=curve.color, linewidth=1.8, label=label
+                )
             ax.set(title=name, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
             ax.grid(axis="x", linewidth=0.8)
             ax.legend(loc="lower left", title="AP", alignment="left")
@@ -137,7 +162,8 @@ def draw_precision_recall(curves: Sequence[PRCurve], *, title: str = "", path: s
 def draw_accuracy_cost(
     points: Sequence[CostPoint], *, cost_label: str, title: str = "", path: str | Path | None = None
 ) -> Figure:
-    """Draw accuracy over cost, a labelled dot with its interval for each model; up and left is better.
+    """Draw accuracy over cost, a labelled dot with its interval for each model; up and left is
+    better.
 
     Raises:
         ChartError: If there is no point.
@@ -149,16 +175,44 @@ def draw_accuracy_cost(
         (ax,) = canvas.grid_axes(figure, 1, 1)
         for point in points:
             if point.low is not None and point.high is not None:
-                ax.plot([point.cost] * 2, [point.low, point.high], color=point.color, linewidth=2.5, alpha=0.5)
-            ax.plot(point.cost, point.score, "o", color=point.color, markersize=8, markeredgecolor="white")
+                ax.plot(
+                    [point.cost] * 2,
+                    [point.low, point.high],
+                    color=point.color,
+                    linewidth=2.5,
+                    alpha=0.5,
+                )
+            ax.plot(
+                point.cost,
+                point.score,
+                "o",
+                color=point.color,
+                markersize=8,
+                markeredgecolor="white",
+            )
         ax.set(xlabel=cost_label, ylabel="LEVEL_2 mAPH")
         ax.margins(0.16, 0.16)
-        for point in points:  # a name stands beside its dot, below it where another dot is close above
+        # a name stands beside its dot, below it where another dot is close above
+        for point in points:
             crowded = any(0 < other.score - point.score < 1.5 for other in points)
             place, side = (-4, "top") if crowded else (5, "bottom")
-            label = ax.annotate(point.name, (point.cost, point.score), (9, place), textcoords="offset points", va=side)
+            label = ax.annotate(
+                point.name,
+                (point.cost, point.score),
+                (9, place),
+                textcoords="offset points",
+                va=side,
+            )
             label.set(fontsize=8.5, color=palette.INK)
-        ax.text(0.012, 0.985, "↖ better", transform=ax.transAxes, fontsize=8, color=palette.FAINT, va="top")
+        ax.text(
+            0.012,
+            0.985,
+            "↖ better",
+            transform=ax.transAxes,
+            fontsize=8,
+            color=palette.FAINT,
+            va="top",
+        )
         return canvas.arrange(figure, title, path)
 
 
@@ -181,36 +235,66 @@ def draw_arms(
         raise ChartError("no arm to draw")
     for arm in arms:
         if not arm.low <= arm.mean <= arm.high:
-            raise ChartError(f"arm '{arm.name}': mean {arm.mean:g} lies outside its interval [{arm.low:g}, {arm.high:g}]")
+            raise ChartError(
+                f"arm '{arm.name}': mean {arm.mean:g} lies outside its interval "
+                f"[{arm.low:g}, {arm.high:g}]"
+            )
     with canvas.styled():
         figure = canvas.new_figure(7.4, 0.52 * len(arms) + (1.5 if title else 1.15))
         (ax,) = canvas.grid_axes(figure, 1, 1)
         ax.grid(axis="y", visible=False)
         ax.grid(axis="x", linewidth=0.8)
         for row, arm in enumerate(arms):
-            ax.plot([arm.low, arm.high], [row, row], color=arm.color, linewidth=5, alpha=0.35, solid_capstyle="round")
-            ax.plot(arm.seeds, [row + 0.26] * len(arm.seeds), "|", color=arm.color, markersize=6, alpha=0.9)
-            ax.plot(arm.mean, row, "o", color=arm.color, markersize=8, markeredgecolor="white", markeredgewidth=1.2)
+            interval: dict[str, Any] = {"linewidth": 5, "alpha": 0.35, "solid_capstyle": "round"}
+            ax.plot([arm.low, arm.high], [row, row], color=arm.color, **interval)
+            ax.plot(
+                arm.seeds,
+                [row + 0.26] * len(arm.seeds),
+                "|",
+                color=arm.color,
+                markersize=6,
+                alpha=0.9,
+            )
+            ax.plot(
+                arm.mean,
+                row,
+                "o",
+                color=arm.color,
+                markersize=8,
+                markeredgecolor="white",
+                markeredgewidth=1.2,
+            )
             text = f"{arm.mean:+.2f}" if reference == 0 else f"{arm.mean:.2f}"
-            interval = f"{text}  [{arm.low:.2f}, {arm.high:.2f}]"
-            ax.text(1.015, row, interval, transform=ax.get_yaxis_transform(), fontsize=8.5, va="center")
+            words = f"{text}  [{arm.low:.2f}, {arm.high:.2f}]"
+            ax.text(
+                1.015, row, words, transform=ax.get_yaxis_transform(), fontsize=8.5, va="center"
+            )
         if reference is not None:
             ax.axvline(reference, color=palette.INK, linewidth=1)
-        ax.set(yticks=range(len(arms)), yticklabels=[arm.name for arm in arms], ylim=(len(arms) - 0.4, -0.6), xlabel=label)
+        ax.set(
+            yticks=range(len(arms)),
+            yticklabels=[arm.name for arm in arms],
+            ylim=(len(arms) - 0.4, -0.6),
+            xlabel=label,
+        )
         ax.tick_params(axis="y", length=0, labelsize=9)
         ax.spines["left"].set_visible(False)
         return canvas.arrange(figure, title, path)
 
 
-def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: str | Path | None = None) -> Figure:
-    """Draw a heat table of differences of shares in [0, 1], in percent with their signs, ``label`` saying what they are.
+def draw_change_table(
+    table: ScoreTable, *, label: str, title: str = "", path: str | Path | None = None
+) -> Figure:
+    """Draw a heat table of differences of shares in [0, 1], in percent with their signs, ``label``
+    saying what they are.
 
     Green is a gain, brown a loss, pale is none; NaN is a dash.
     """
     values = 100 * np.asarray(table.values, np.float64)
     top = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0)) or 1.0
     with canvas.styled():
-        width = max(1.7 + 1.15 * len(table.columns), 0.11 * max(len(title), len(label)))  # the words must fit as well
+        # the words must fit as well
+        width = max(1.7 + 1.15 * len(table.columns), 0.11 * max(len(title), len(label)))
         figure = canvas.new_figure(width, 0.95 + 0.46 * len(table.rows) + (0.3 if title else 0))
         ax = figure.add_subplot()
         ax.imshow(np.nan_to_num(values), _CHANGE_MAP, vmin=-top, vmax=top, aspect="auto")
@@ -218,7 +302,12 @@ def draw_change_table(table: ScoreTable, *, label: str, title: str = "", path: s
             color = "white" if abs(value) > 0.68 * top else palette.INK
             shown = f"{value:+.1f}" if np.isfinite(value) else "–"
             ax.text(column, row, shown, ha="center", va="center", color=color, fontsize=9.5)
-        ax.set(xticks=range(len(table.columns)), yticks=range(len(table.rows)), xticklabels=table.columns, yticklabels=table.rows)
+        ax.set(
+            xticks=range(len(table.columns)),
+            yticks=range(len(table.rows)),
+            xticklabels=table.columns,
+            yticklabels=table.rows,
+        )
         ax.set_xticks(np.arange(len(table.columns) - 1) + 0.5, minor=True)
         ax.set_yticks(np.arange(len(table.rows) - 1) + 0.5, minor=True)
         ax.grid(which="minor", color="white", linewidth=2)

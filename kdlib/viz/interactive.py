@@ -1,4 +1,6 @@
-"""Scenes to turn and zoom in the browser: points and boxes of one frame, alone or as two halves that turn together."""
+"""Scenes to turn and zoom in the browser: points and boxes of one frame, alone or as two halves
+that turn together.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,30 @@ from numpy.typing import NDArray
 from kdlib.records import write_bytes
 from kdlib.types import FloatArray
 from kdlib.viz import palette
-from kdlib.viz.layers import BoxLayer, LayerError, Panel, box_counts, count_inside, drawable_points, height_limits, wireframe
+from kdlib.viz.layers import (
+    BoxLayer,
+    LayerError,
+    Panel,
+    box_counts,
+    count_inside,
+    drawable_points,
+    height_limits,
+    wireframe,
+)
 from kdlib.viz.perspective import Camera
 
 CONTENT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:; font-src data:"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; "
+    "img-src data: blob:; font-src data:"
 )
-"""What a saved page may load: nothing that is not in it. plotly compiles its shaders' glue, hence unsafe-eval."""
+"""What a saved page may load: nothing that is not in it. plotly compiles its shaders' glue, hence
+unsafe-eval.
+"""
 
 _HEIGHT = 620  # pixels
 _CONFIG = {"displaylogo": False, "responsive": True}
-# What is drawn of each edge, as shares of it: plotly's own dashes are as long as a box, so that whole edges are missing.
+# What is drawn of each edge, as shares of it: plotly's own dashes are as long as a box, so that
+# whole edges are missing.
 _DASHES = {
     "dashed": [(0.0, 0.2), (0.4, 0.6), (0.8, 1.0)],
     "dotted": [(0.0, 0.06), (0.2, 0.26), (0.4, 0.46), (0.6, 0.66), (0.8, 0.86)],
@@ -33,7 +48,8 @@ _DASHES = {
 }
 _MOST_DASHED = 100  # boxes of a layer; dashes of more would only make the page large
 
-# What turns one scene of a plot turns the other; a change that names both cameras is a button's or our own.
+# What turns one scene of a plot turns the other; a change that names both cameras is a button's or
+# our own.
 _COUPLE = """plot => {
   const follow = change => {
     const turned = ["scene.camera", "scene2.camera"].filter(name => name in change);
@@ -61,12 +77,16 @@ _LIVE = """(channel, config, couple) => {
 }"""
 
 
-def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = "", point_budget: int = 60_000) -> Any:
-    """Return a ``plotly.graph_objects.Figure`` of one scene, or of two side by side; click the legend to switch a layer in both.
+def scene_figure(
+    points: FloatArray, panels: Sequence[Panel], *, title: str = "", point_budget: int = 60_000
+) -> Any:
+    """Return a ``plotly.graph_objects.Figure`` of one scene, or of two side by side; click the
+    legend to switch a layer in both.
 
-    Points (N, >=3; x, y, z in metres) are coloured by height, the axes keep their proportions, and hovering over a box shows its
-    class, score, number of points and size. Maps of the panels are left out. Of more points than the budget a random choice is
-    drawn, the same every time, so that browsers stay quick.
+    Points (N, >=3; x, y, z in metres) are coloured by height, the axes keep their proportions, and
+    hovering over a box shows its class, score, number of points and size. Maps of the panels are
+    left out. Of more points than the budget a random choice is drawn, the same every time, so that
+    browsers stay quick.
 
     Raises:
         LayerError: If the points have a wrong shape or the budget is below 1.
@@ -79,7 +99,11 @@ def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = ""
     shown, budget = points, max(point_budget // len(panels), 1)
     if len(points) > budget:
         shown = points[np.sort(np.random.default_rng(0).choice(len(points), budget, replace=False))]
-    count = f"{len(shown):,} points" if len(shown) == len(points) else f"{len(shown):,} of {len(points):,} points"
+    count = (
+        f"{len(shown):,} points"
+        if len(shown) == len(points)
+        else (f"{len(shown):,} of {len(points):,} points")
+    )
     figure, counts, listed = go.Figure(), box_counts(panels), set()
     for scene, panel in zip(("scene", "scene2"), panels):
         traces = [(count, count, _cloud(shown))]
@@ -87,20 +111,31 @@ def scene_figure(points: FloatArray, panels: Sequence[Panel], *, title: str = ""
             name = f"{html.escape(layer.name)} ({counts[layer.name]})"
             traces.append((layer.name, name, _boxes(layer, count_inside(points, layer.boxes))))
         for key, name, trace in traces:
-            # The browser tells traces apart by uid where one figure follows another, and makes it a class name.
+            # The browser tells traces apart by uid where one figure follows another, and makes it a
+            # class name.
             place = {"scene": scene, "uid": re.sub(r"\W", "_", f"{scene} {key}")}
-            figure.add_trace(go.Scatter3d(name=name, legendgroup=name, showlegend=name not in listed, **place, **trace))
+            figure.add_trace(
+                go.Scatter3d(
+                    name=name, legendgroup=name, showlegend=name not in listed, **place, **trace
+                )
+            )
             listed.add(name)
     figure.update_layout(**_layout(title, panels, points))
     return figure
 
 
 def figure_html(figure: Any) -> str:
-    """Return the ``<div>`` of a figure whose scenes turn together, without plotly.js (see :func:`plotly_script`)."""
+    """Return the ``<div>`` of a figure whose scenes turn together, without plotly.js (see
+    :func:`plotly_script`).
+    """
     import plotly.io
 
     couple = f"({_COUPLE})(document.getElementById('{{plot_id}}'))"
-    return str(plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config=_CONFIG, post_script=couple))
+    return str(
+        plotly.io.to_html(
+            figure, include_plotlyjs=False, full_html=False, config=_CONFIG, post_script=couple
+        )
+    )
 
 
 def plotly_script() -> str:
@@ -117,27 +152,40 @@ def save_html(figure: Any, path: str | Path, *, title: str) -> Path:
 
 
 def live_frame(channel: str) -> str:
-    """Return an ``<iframe>`` that shows the figure which the surrounding page holds in the element :func:`live_data` made.
+    """Return an ``<iframe>`` that shows the figure which the surrounding page holds in the element
+    :func:`live_data` made.
 
-    The frame looks for a new figure by itself, so the camera stays where the reader turned it while frames and layers change.
+    The frame looks for a new figure by itself, so the camera stays where the reader turned it while
+    frames and layers change.
     """
     start = f"({_LIVE})({json.dumps(channel)}, {json.dumps(_CONFIG)}, {_COUPLE})"
-    page = html.escape(_page(f'<div id="kdlib-scene"></div><script>{start}</script>', "3D"), quote=True)
-    return f'<iframe title="3D view" srcdoc="{page}" style="width:100%;height:{_HEIGHT}px;border:0;display:block"></iframe>'
+    page = html.escape(
+        _page(f'<div id="kdlib-scene"></div><script>{start}</script>', "3D"), quote=True
+    )
+    return (
+        f'<iframe title="3D view" srcdoc="{page}" '
+        f'style="width:100%;height:{_HEIGHT}px;border:0;display:block"></iframe>'
+    )
 
 
 def live_data(figure: Any, channel: str, version: int) -> str:
-    """Return the hidden element that feeds the frame of a channel; another version number means another figure."""
+    """Return the hidden element that feeds the frame of a channel; another version number means
+    another figure.
+    """
     import plotly.io
 
     data = plotly.io.to_json(figure, remove_uids=False).replace("<", "\\u003c")
-    return f'<script type="application/json" class="{html.escape(channel)}" data-version="{version}">{data}</script>'
+    return (
+        f'<script type="application/json" class="{html.escape(channel)}" '
+        f'data-version="{version}">{data}</script>'
+    )
 
 
 def _page(body: str, title: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}"><title>{html.escape(title)}</title>'
+        '<meta http-equiv="Content-Security-Policy" '
+        f'content="{CONTENT_POLICY}"><title>{html.escape(title)}</title>'
         f"<style>body{{margin:0;background:{palette.NIGHT}}}</style>{plotly_script()}</head><body>{body}</body></html>"
     )
 
@@ -145,7 +193,13 @@ def _page(body: str, title: str) -> str:
 def _cloud(points: FloatArray) -> dict[str, Any]:
     low, high = height_limits(points)
     ramp = list(zip(np.linspace(0, 1, len(palette.NIGHT_RAMP)).tolist(), palette.NIGHT_RAMP))
-    marker = {"size": 1.2, "color": _short(points[:, 2]), "colorscale": ramp, "cmin": low, "cmax": high}
+    marker = {
+        "size": 1.2,
+        "color": _short(points[:, 2]),
+        "colorscale": ramp,
+        "cmin": low,
+        "cmax": high,
+    }
     return {**_coordinates(points[:, :3]), "mode": "markers", "hoverinfo": "skip", "marker": marker}
 
 
@@ -171,8 +225,13 @@ def _boxes(layer: BoxLayer, inside: NDArray[Any]) -> dict[str, Any]:
 
 
 def _coordinates(xyz: FloatArray) -> dict[str, list[float | None]]:
-    """Return x, y, z as lists in centimetre steps, None where a line breaks; short numbers keep the page small."""
-    return {axis: [None if value != value else value for value in _short(xyz[:, column])] for column, axis in enumerate("xyz")}
+    """Return x, y, z as lists in centimetre steps, None where a line breaks; short numbers keep the
+    page small.
+    """
+    return {
+        axis: [None if value != value else value for value in _short(xyz[:, column])]
+        for column, axis in enumerate("xyz")
+    }
 
 
 def _short(values: FloatArray) -> list[float]:
@@ -180,20 +239,30 @@ def _short(values: FloatArray) -> list[float]:
 
 
 def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str, Any]:
-    corners = [wireframe(layer.boxes)[0].reshape(-1, 3) for panel in panels for layer in panel.layers]
+    corners = [
+        wireframe(layer.boxes)[0].reshape(-1, 3) for panel in panels for layer in panel.layers
+    ]
     shown = np.concatenate((points[:, :3].astype(np.float64), *corners, np.zeros((1, 3))))
-    bounds = np.stack((shown.min(axis=0) - 0.5, shown.max(axis=0) + 0.5))  # of all that is shown, a little wider, never flat
-    reach = float(np.clip(np.percentile(np.hypot(points[:, 0], points[:, 1]), 90), 15, 40)) if len(points) else 20.0
-    cameras = {
-        "behind": Camera.behind(reach),
-        "above": Camera((0, 0, 2.6 * reach), (0, 0, 0), up=(1, 0, 0)),
-        "left": Camera((0.1 * reach, 1.3 * reach, 0.5 * reach), (0.1 * reach, 0, 0)),
+    # of all that is shown, a little wider, never flat
+    bounds = np.stack((shown.min(axis=0) - 0.5, shown.max(axis=0) + 0.5))
+    reach = (
+        float(np.clip(np.percentile(np.hypot(points[:, 0], points[:, 1]), 90), 15, 40))
+        if len(points)
+        else 20.0
+    )
+    views = {name: _view(camera, bounds) for name, camera in _cameras(reach).items()}
+    scene: dict[str, Any] = {
+        "aspectmode": "data",
+        "camera": views["behind"],
+        "bgcolor": palette.NIGHT,
     }
-    views = {name: _view(camera, bounds) for name, camera in cameras.items()}
-    scene: dict[str, Any] = {"aspectmode": "data", "camera": views["behind"], "bgcolor": palette.NIGHT}
     plain: dict[str, Any] = {"showbackground": False, "zeroline": False, "showspikes": False}
     plain |= {"gridcolor": palette.NIGHT_FAINT, "color": palette.FAINT}
-    own: tuple[Any, ...] = ({"title": {"text": "x, forward [m]"}}, {"title": {"text": "y, left [m]"}}, {"visible": False})
+    own: tuple[Any, ...] = (
+        {"title": {"text": "x, forward [m]"}},
+        {"title": {"text": "y, left [m]"}},
+        {"visible": False},
+    )
     for name, axis, limits in zip("xyz", own, bounds.T.tolist()):
         scene[f"{name}axis"] = {**plain, "range": limits, **axis}
     scenes, captions, buttons = {}, [], []
@@ -203,25 +272,50 @@ def _layout(title: str, panels: Sequence[Panel], points: FloatArray) -> dict[str
         place = {"x": left + 0.01, "xanchor": "left", "y": 1, "yanchor": "bottom"}
         captions.append({"text": words, "font": {"size": 13}, "showarrow": False, **place})
     for name, view in views.items():
-        buttons.append({"label": name, "method": "relayout", "args": [{f"{scene}.camera": view for scene in scenes}]})
-    menu = {"type": "buttons", "direction": "right", "showactive": False, "buttons": buttons, "bgcolor": palette.NIGHT}
+        turned = {f"{scene}.camera": view for scene in scenes}
+        buttons.append({"label": name, "method": "relayout", "args": [turned]})
+    menu = {
+        "type": "buttons",
+        "direction": "right",
+        "showactive": False,
+        "buttons": buttons,
+        "bgcolor": palette.NIGHT,
+    }
+    above = 44 * bool(title) + 24 * any(panel.title for panel in panels)
+    heading = {"yanchor": "top", "font": {"size": 15}}
     look = {"bordercolor": palette.NIGHT_FAINT, "font": {"size": 11, "color": palette.NIGHT_INK}}
     return {
         "template": "plotly_dark",
         "paper_bgcolor": palette.NIGHT,
         "height": _HEIGHT,
-        "margin": {"l": 0, "r": 0, "t": 44 * bool(title) + 24 * any(panel.title for panel in panels), "b": 0},
-        "title": {"text": html.escape(title), "x": 0.012, "y": 0.985, "yanchor": "top", "font": {"size": 15}},
+        "margin": {"l": 0, "r": 0, "t": above, "b": 0},
+        "title": {"text": html.escape(title), "x": 0.012, "y": 0.985, **heading},
         "annotations": captions,
         "legend": {"orientation": "h", "y": 0, "yanchor": "top", "itemsizing": "constant"},
-        "updatemenus": [{**menu, **look, "x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"}],
+        "updatemenus": [
+            {**menu, **look, "x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"}
+        ],
         "uirevision": "keep",  # what was switched off stays off
         **scenes,
     }
 
 
+def _cameras(reach: float) -> dict[str, Camera]:
+    """Return the places of the buttons, for points within some metres."""
+    return {
+        "behind": Camera.behind(reach),
+        "above": Camera((0, 0, 2.6 * reach), (0, 0, 0), up=(1, 0, 0)),
+        "left": Camera((0.1 * reach, 1.3 * reach, 0.5 * reach), (0.1 * reach, 0, 0)),
+    }
+
+
 def _view(camera: Camera, bounds: FloatArray) -> dict[str, Any]:
-    """Return plotly's camera: with aspectmode 'data' its unit is the cube root of the scene's volume, its origin the middle."""
+    """Return plotly's camera: with aspectmode 'data' its unit is the cube root of the scene's
+    volume, its origin the middle.
+    """
     middle, unit = bounds.mean(axis=0), float(np.cbrt(np.prod(bounds[1] - bounds[0])))
-    eye, centre = (dict(zip("xyz", ((np.asarray(place) - middle) / unit).tolist())) for place in (camera.eye, camera.target))
+    eye, centre = (
+        dict(zip("xyz", ((np.asarray(place) - middle) / unit).tolist()))
+        for place in (camera.eye, camera.target)
+    )
     return {"eye": eye, "center": centre, "up": dict(zip("xyz", camera.up))}

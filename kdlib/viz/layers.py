@@ -1,4 +1,6 @@
-"""What pictures and scenes show: coloured layers of boxes, panels that hold them, and the corners of boxes."""
+"""What pictures and scenes show: coloured layers of boxes, panels that hold them, and the corners
+of boxes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from kdlib.viz import palette
 FloatPoints = NDArray[np.float64]
 
 _RING = np.array([(0, 1), (1, 2), (2, 3), (3, 0)])
-_EDGES = np.concatenate((_RING, _RING + 4, [(0, 4), (1, 5), (2, 6), (3, 7), (8, 9), (9, 10), (9, 11)]))
+_EDGES = np.concatenate(
+    (_RING, _RING + 4, [(0, 4), (1, 5), (2, 6), (3, 7), (8, 9), (9, 10), (9, 11)])
+)
 
 
 class LayerError(KdlibError):
@@ -40,13 +44,23 @@ class BoxLayer:
         """Check shapes, labels and finiteness."""
         count = len(self.labels)
         if self.boxes.shape != (count, 7):
-            raise LayerError(f"layer '{self.name}': {count} labels but boxes of shape {self.boxes.shape}, expected ({count}, 7)")
+            raise LayerError(
+                f"layer '{self.name}': {count} labels but boxes of shape "
+                f"{self.boxes.shape}, expected ({count}, 7)"
+            )
         if self.scores is not None and len(self.scores) != count:
             raise LayerError(f"layer '{self.name}': {count} boxes but {len(self.scores)} scores")
         if not np.isfinite(self.boxes).all():
-            raise LayerError(f"layer '{self.name}': a box holds NaN or infinity; drop it before drawing")
-        if count and not (1 <= int(self.labels.min()) and int(self.labels.max()) <= len(self.class_names)):
-            raise LayerError(f"layer '{self.name}': labels must lie in 1..{len(self.class_names)} {self.class_names}")
+            raise LayerError(
+                f"layer '{self.name}': a box holds NaN or infinity; drop it before drawing"
+            )
+        if count and not (
+            1 <= int(self.labels.min()) and int(self.labels.max()) <= len(self.class_names)
+        ):
+            raise LayerError(
+                f"layer '{self.name}': labels must lie in "
+                f"1..{len(self.class_names)} {self.class_names}"
+            )
 
     def __len__(self) -> int:
         """Return the number of boxes."""
@@ -81,7 +95,9 @@ class Panel:
 
 
 def box_counts(panels: Sequence[Panel]) -> dict[str, str]:
-    """Return for each name of a layer its number of boxes, in each of the panels that have it where these differ."""
+    """Return for each name of a layer its number of boxes, in each of the panels that have it where
+    these differ.
+    """
     counts: dict[str, list[str]] = {}
     for panel in panels:
         for boxes in panel.layers:
@@ -98,7 +114,8 @@ def layer(
     name: str = "",
     class_names: Sequence[str] = CLASS_NAMES,
 ) -> BoxLayer:
-    """Return a layer in the colour of its role: 'truth', 'teacher', 'student', 'miss' or 'false_alarm'.
+    """Return a layer in the colour of its role: 'truth', 'teacher', 'student', 'miss' or
+    'false_alarm'.
 
     Raises:
         ConfigError: If the role is unknown.
@@ -107,7 +124,16 @@ def layer(
     look = palette.role(role)
     values = None if scores is None else np.asarray(scores)
     shape = np.asarray(boxes, float).reshape(-1, 7)
-    return BoxLayer(name or look.title, shape, np.asarray(labels), values, look.color, look.dash, look.width, tuple(class_names))
+    return BoxLayer(
+        name or look.title,
+        shape,
+        np.asarray(labels),
+        values,
+        look.color,
+        look.dash,
+        look.width,
+        tuple(class_names),
+    )
 
 
 def drawable_points(points: FloatArray) -> FloatArray:
@@ -123,7 +149,9 @@ def drawable_points(points: FloatArray) -> FloatArray:
 
 
 def height_limits(points: FloatArray) -> tuple[float, float]:
-    """Return the heights between which colours change: most of the cloud, without the few highest and lowest points."""
+    """Return the heights between which colours change: most of the cloud, without the few highest
+    and lowest points.
+    """
     if not len(points):
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(points[:, 2], (2, 98)))
@@ -137,7 +165,9 @@ def _directions(boxes: FloatArray) -> tuple[FloatPoints, FloatPoints]:
 
 
 def ground_corners(boxes: FloatArray) -> FloatPoints:
-    """Return the corners (M, 4, 2) seen from above: front left, rear left, rear right, front right."""
+    """Return the corners (M, 4, 2) seen from above: front left, rear left, rear right, front
+    right.
+    """
     local = np.array([(0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5)]) * boxes[:, None, 3:5]
     ahead, left = _directions(boxes)
     return boxes[:, None, :2] + local[..., :1] * ahead[:, None] + local[..., 1:] * left[:, None]
@@ -150,15 +180,21 @@ def heading_ticks(boxes: FloatArray, beyond: float = 0.6) -> FloatPoints:
 
 
 def wireframe(boxes: FloatArray) -> tuple[FloatPoints, NDArray[np.int64]]:
-    """Return vertices (M, 12, 3) and edges (15, 2) of 3D boxes: 12 edges and an arrow on the ground that shows the heading."""
+    """Return vertices (M, 12, 3) and edges (15, 2) of 3D boxes: 12 edges and an arrow on the ground
+    that shows the heading.
+    """
     ahead, left = _directions(boxes)
-    size = np.clip(boxes[:, 3:4] * 0.35, 0.5, 1.4)  # a pedestrian's arrow stays visible, a bus's stays short
+    # a pedestrian's arrow stays visible, a bus's stays short
+    size = np.clip(boxes[:, 3:4] * 0.35, 0.5, 1.4)
     front = boxes[:, :2] + ahead * boxes[:, 3:4] / 2
     tip = front + ahead * size
-    arrow = np.stack((front, tip, tip + (left - ahead) * size * 0.4, tip - (left + ahead) * size * 0.4), axis=1)
+    arrow = np.stack(
+        (front, tip, tip + (left - ahead) * size * 0.4, tip - (left + ahead) * size * 0.4), axis=1
+    )
     flat = ground_corners(boxes)
     flat = np.concatenate((flat, flat, arrow), axis=1)
-    height = boxes[:, 2:3] + np.repeat((-0.5, 0.5, -0.5), 4) * boxes[:, 5:6]  # below, above, and the arrow below again
+    # below, above, and the arrow below again
+    height = boxes[:, 2:3] + np.repeat((-0.5, 0.5, -0.5), 4) * boxes[:, 5:6]
     return np.concatenate((flat, height[..., None]), axis=2), _EDGES
 
 

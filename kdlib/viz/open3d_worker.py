@@ -1,8 +1,8 @@
 """Renders scenes with open3d, or shows one in a window, as a process of its own.
 
-``python -m kdlib.viz.open3d_worker FOLDER`` renders FOLDER/scene.npz (with FOLDER/scene.json) to FOLDER/picture.png, or so each
-of FOLDER's folders where it has no scene itself; ``--window`` shows a scene instead. A crash of the graphics driver kills this
-process and nobody else.
+``python -m kdlib.viz.open3d_worker FOLDER`` renders FOLDER/scene.npz (with FOLDER/scene.json) to
+FOLDER/picture.png, or so each of FOLDER's folders where it has no scene itself; ``--window`` shows
+a scene instead. A crash of the graphics driver kills this process and nobody else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def _renderer(o3d: Any, size: list[int]) -> Any:
     # Twice the wanted size, halved afterwards: the cheapest smoothing that works on every driver.
     width, height = (2 * int(side) for side in size)
     renderer = o3d.visualization.rendering.OffscreenRenderer(width, height)
-    # Black, whatever is asked: without post-processing the background is ignored. The caller lifts it to the wanted colour.
+    # Black, whatever is asked: without post-processing the background is ignored. The caller lifts
+    # it to the wanted colour.
     renderer.scene.set_background(np.array([0.0, 0.0, 0.0, 1.0]))
     renderer.scene.view.set_post_processing(False)  # colours as given, no tone mapping
     return renderer
@@ -80,11 +81,16 @@ def _main(arguments: list[str]) -> None:
     """Render or show the scene in a folder, or render those in its folders: all of one size."""
     folder, window = Path(arguments[0]), "--window" in arguments[1:]
     if not window:
-        os.environ["EGL_PLATFORM"] = "surfaceless"  # must be there before the import; no display is needed then
+        # must be there before the import; no display is needed then
+        os.environ["EGL_PLATFORM"] = "surfaceless"
     import open3d as o3d
 
     renderer = None
-    for place in [folder] if (folder / "scene.json").is_file() else sorted(path.parent for path in folder.glob("*/scene.json")):
+    for place in (
+        [folder]
+        if (folder / "scene.json").is_file()
+        else sorted(path.parent for path in folder.glob("*/scene.json"))
+    ):
         scene = json.loads((place / "scene.json").read_text())
         with np.load(place / "scene.npz") as arrays:
             if window:

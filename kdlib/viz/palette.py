@@ -1,4 +1,6 @@
-"""The one colour language of every picture: a role's name in, a colour-blind safe colour out (Okabe and Ito, 2008)."""
+"""The one colour language of every picture: a role's name in, a colour-blind safe colour out (Okabe
+and Ito, 2008).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,16 @@ from kdlib.errors import ConfigError
 
 @dataclass(frozen=True)
 class Role:
-    """What a colour means, on paper and on a dark scene; line styles keep roles apart in grey print too."""
+    """What a colour means, on paper and on a dark scene; line styles keep roles apart in grey print
+    too.
+    """
 
     title: str
     color: str  # on white
     dark: str  # on black
     dash: str = "solid"  # matplotlib line style
-    width: float = 1.4  # points; ground truth is a broad band, so that thin predictions on top leave it visible
+    # points; ground truth is a broad band, so that thin predictions on top leave it visible
+    width: float = 1.4
 
 
 ROLES: dict[str, Role] = {

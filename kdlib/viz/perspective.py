@@ -1,4 +1,6 @@
-"""A pinhole camera in numpy and the picture made with it where open3d cannot render: points and lines in, pixels out."""
+"""A pinhole camera in numpy and the picture made with it where open3d cannot render: points and
+lines in, pixels out.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _NEAR = 0.3  # metres; nothing closer to the lens is drawn
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the viewer stands; the default looks over the ego vehicle's shoulder down the road, some 35 m far."""
+    """Where the viewer stands; the default looks over the ego vehicle's shoulder down the road,
+    some 35 m far.
+    """
 
     eye: tuple[float, float, float] = (-19.0, -9.0, 13.5)  # metres, vehicle frame
     target: tuple[float, float, float] = (13.0, 1.0, 0.0)
@@ -25,12 +29,19 @@ class Camera:
 
     @staticmethod
     def behind(reach: float) -> Camera:
-        """Return the default view scaled to a scene that reaches ``reach`` metres around the vehicle."""
-        return Camera(eye=(-0.55 * reach, -0.26 * reach, 0.4 * reach), target=(0.36 * reach, 0.03 * reach, 0.0))
+        """Return the default view scaled to a scene that reaches ``reach`` metres around the
+        vehicle.
+        """
+        return Camera(
+            eye=(-0.55 * reach, -0.26 * reach, 0.4 * reach),
+            target=(0.36 * reach, 0.03 * reach, 0.0),
+        )
 
     @staticmethod
     def above(reach: float) -> Camera:
-        """Return a camera high above and a little behind that sees ``reach`` metres around the vehicle."""
+        """Return a camera high above and a little behind that sees ``reach`` metres around the
+        vehicle.
+        """
         return Camera(eye=(-0.9 * reach, 0.0, 1.25 * reach), target=(0.08 * reach, 0.0, 0.0))
 
     def axes(self) -> NDArray[np.float64]:
@@ -51,8 +62,16 @@ class Lines:
     width: float  # pixels in a picture 900 pixels high
 
 
-def paint(points: FloatArray, colors: FloatArray, lines: list[Lines], camera: Camera, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return the picture (height, width, 3) of coloured points (N, 3) and lines, seen through a pinhole camera."""
+def paint(
+    points: FloatArray,
+    colors: FloatArray,
+    lines: list[Lines],
+    camera: Camera,
+    size: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """Return the picture (height, width, 3) of coloured points (N, 3) and lines, seen through a
+    pinhole camera.
+    """
     width, height = size
     figure = canvas.new_figure(width / canvas.DPI, height / canvas.DPI, facecolor=palette.NIGHT)
     ax = figure.add_axes((0, 0, 1, 1))
@@ -71,7 +90,11 @@ def paint(points: FloatArray, colors: FloatArray, lines: list[Lines], camera: Ca
         if len(ends):
             drawn = list(_project(ends, camera, size))
             thick = line.width * height / 900 * 72 / canvas.DPI  # matplotlib counts in points
-            ax.add_collection(LineCollection(drawn, colors=line.color, linewidths=thick, capstyle="round", zorder=2))
+            ax.add_collection(
+                LineCollection(
+                    drawn, colors=line.color, linewidths=thick, capstyle="round", zorder=2
+                )
+            )
     return canvas.to_pixels(figure)[..., :3]
 
 
@@ -79,7 +102,9 @@ def _to_camera(points: NDArray[np.float64], camera: Camera) -> NDArray[np.float6
     return (points - np.asarray(camera.eye)) @ camera.axes().T
 
 
-def _project(seen: NDArray[np.float64], camera: Camera, size: tuple[int, int]) -> NDArray[np.float64]:
+def _project(
+    seen: NDArray[np.float64], camera: Camera, size: tuple[int, int]
+) -> NDArray[np.float64]:
     focal = size[1] / 2 / np.tan(np.radians(camera.field_of_view) / 2)
     return seen[..., :2] / seen[..., 2:] * focal + np.array(size) / 2
 
@@ -89,4 +114,7 @@ def _clip(ends: NDArray[np.float64]) -> NDArray[np.float64]:
     ends = ends[(ends[..., 2] > _NEAR).any(axis=1)]
     depth, ahead = ends[..., 2:], ends[:, ::-1] - ends  # from each end to the other
     behind = depth <= _NEAR  # then the other end is in front, so that the way ahead is never flat
-    return ends + np.where(behind, (_NEAR - depth) / np.where(behind, ahead[..., 2:], 1.0), 0.0) * ahead
+    return (
+        ends
+        + np.where(behind, (_NEAR - depth) / np.where(behind, ahead[..., 2:], 1.0), 0.0) * ahead
+    )

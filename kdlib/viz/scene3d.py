@@ -1,4 +1,6 @@
-"""3D pictures of points and boxes: a PNG or a window by open3d, in a process of its own, or by matplotlib where that fails."""
+"""3D pictures of points and boxes: a PNG or a window by open3d, in a process of its own, or by
+matplotlib where that fails.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class View:
     """A scene and where to look at it from."""
 
     points: FloatArray  # (N, >=3) x, y, z in metres, coloured by height
-    layers: Sequence[BoxLayer]  # drawn as thick wireframes with an arrow on the ground that shows the heading
+    # drawn as thick wireframes with an arrow on the ground that shows the heading
+    layers: Sequence[BoxLayer]
     camera: Camera
 
 
@@ -64,8 +67,9 @@ def render_scene(
 ) -> RenderInfo:
     """Render points (N, >=3) and boxes in perspective into a PNG with a legend, without a display.
 
-    open3d renders in a child process; when that is missing, crashes or hangs, the same scene is projected by matplotlib,
-    and both the returned note and the picture's caption say so. The camera looks over the vehicle's shoulder by default.
+    open3d renders in a child process; when that is missing, crashes or hangs, the same scene is
+    projected by matplotlib, and both the returned note and the picture's caption say so. The camera
+    looks over the vehicle's shoulder by default.
 
     Raises:
         LayerError: If the points have a wrong shape.
@@ -77,9 +81,14 @@ def render_scene(
 
 
 def render_views(
-    views: Sequence[View], *, size: tuple[int, int], timeout: float = 300.0, worker: Sequence[str] = WORKER
+    views: Sequence[View],
+    *,
+    size: tuple[int, int],
+    timeout: float = 300.0,
+    worker: Sequence[str] = WORKER,
 ) -> tuple[list[NDArray[np.uint8]], RenderInfo]:
-    """Return pictures (height, width, 3) without legends, of one child process; matplotlib paints all if it fails on one.
+    """Return pictures (height, width, 3) without legends, of one child process; matplotlib paints
+    all if it fails on one.
 
     Raises:
         LayerError: If the points of a view have a wrong shape.
@@ -96,8 +105,13 @@ def render_views(
                 images.append(image)
     if not trouble:
         return images, RenderInfo("open3d", "")
-    painted = [paint(view.points, height_colors(view.points), _scene_lines(view), view.camera, size) for view in views]
-    return painted, RenderInfo("matplotlib", f"Drawn by matplotlib because open3d could not render here: {trouble}.")
+    painted = [
+        paint(view.points, height_colors(view.points), _scene_lines(view), view.camera, size)
+        for view in views
+    ]
+    return painted, RenderInfo(
+        "matplotlib", (f"Drawn by matplotlib because open3d could not render here: {trouble}.")
+    )
 
 
 def open_window(
@@ -108,23 +122,32 @@ def open_window(
     camera: Camera | None = None,
     worker: Sequence[str] = WORKER,
 ) -> RenderInfo:
-    """Show the scene in an open3d window and return when it is closed; without a display, say so and return at once.
+    """Show the scene in an open3d window and return when it is closed; without a display, say so
+    and return at once.
 
     Raises:
         LayerError: If the points have a wrong shape.
     """
     view = View(drawable_points(points), layers, camera or Camera())
     if not has_display():
-        return RenderInfo("none", f"{NO_DISPLAY}: use render_scene for a PNG or scene_figure for HTML.")
+        return RenderInfo(
+            "none", (f"{NO_DISPLAY}: use render_scene for a PNG or scene_figure for HTML.")
+        )
     with tempfile.TemporaryDirectory(prefix="kdlib-scene-") as name:
         _hand_over(Path(name), view, (1600, 900), title)
         trouble = _run_worker([*worker, name, "--window"], None)
-    return RenderInfo("none", f"The open3d window failed: {trouble}.") if trouble else RenderInfo("open3d", "")
+    return (
+        RenderInfo("none", f"The open3d window failed: {trouble}.")
+        if trouble
+        else RenderInfo("open3d", "")
+    )
 
 
 def has_display() -> bool:
     """Return whether a window can be opened; only Linux can tell beforehand."""
-    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return not sys.platform.startswith("linux") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 def height_colors(points: FloatArray) -> NDArray[np.float64]:
@@ -137,21 +160,34 @@ def height_colors(points: FloatArray) -> NDArray[np.float64]:
 
 def lifted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a rendered picture, whose background is black, on the colour of the night."""
-    return np.maximum(image, np.array([round(255 * share) for share in palette.rgb(palette.NIGHT)], np.uint8))
+    return np.maximum(
+        image, np.array([round(255 * share) for share in palette.rgb(palette.NIGHT)], np.uint8)
+    )
 
 
 def _scene_lines(view: View) -> list[Lines]:
     """Range rings on the ground, then a set of lines for each layer."""
     points = view.points if len(view.points) else np.array([[20.0, 0.0, 0.0]])
-    floor, reach = float(np.percentile(points[:, 2], 5)), float(np.percentile(np.hypot(points[:, 0], points[:, 1]), 99))
+    floor, reach = (
+        float(np.percentile(points[:, 2], 5)),
+        float(np.percentile(np.hypot(points[:, 0], points[:, 1]), 99)),
+    )
     turn = np.linspace(0, 2 * np.pi, 181)
     circle = np.stack((np.cos(turn), np.sin(turn), np.zeros_like(turn)), axis=1)
     arcs = np.stack((circle[:-1], circle[1:]), axis=1)
-    rings = [radius * arcs + [0, 0, floor] for radius in range(10, 80, 10) if radius <= max(reach, 10)]
+    rings = [
+        radius * arcs + [0, 0, floor] for radius in range(10, 80, 10) if radius <= max(reach, 10)
+    ]
     lines = [Lines(np.concatenate(rings), palette.NIGHT_FAINT, 1.2)]
     for layer in view.layers:
         vertices, edges = wireframe(layer.boxes)
-        lines.append(Lines(vertices[:, edges].reshape(-1, 2, 3), palette.on_dark(layer.color), 1.8 + 0.45 * layer.width))
+        lines.append(
+            Lines(
+                vertices[:, edges].reshape(-1, 2, 3),
+                palette.on_dark(layer.color),
+                1.8 + 0.45 * layer.width,
+            )
+        )
     return lines
 
 
@@ -166,9 +202,12 @@ def _hand_over(folder: Path, view: View, size: tuple[int, int], title: str = "")
         "size": size,
         "title": title,
         "background": palette.rgb(palette.NIGHT),
-        "point_size": max(size[1] / 500, 1.25),  # less than a pixel and a half is lost in small pictures
+        # less than a pixel and a half is lost in small pictures
+        "point_size": max(size[1] / 500, 1.25),
         "camera": asdict(view.camera),
-        "layers": [{"rgb": palette.rgb(line.color), "width": line.width * size[1] / 900} for line in lines],
+        "layers": [
+            {"rgb": palette.rgb(line.color), "width": line.width * size[1] / 900} for line in lines
+        ],
     }
     (folder / "scene.json").write_text(json.dumps(scene))
 
@@ -176,9 +215,14 @@ def _hand_over(folder: Path, view: View, size: tuple[int, int], title: str = "")
 def _run_worker(command: Sequence[str], timeout: float | None) -> str:
     """Run the renderer; return what went wrong, or an empty text."""
     home = str(Path(__file__).resolve().parents[2])  # found from any working directory
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), home)))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), home))),
+    }
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"the renderer did not finish within {timeout:g} s"
     except OSError as error:
@@ -186,7 +230,9 @@ def _run_worker(command: Sequence[str], timeout: float | None) -> str:
     if done.returncode < 0:
         return f"the renderer was killed by {signal.Signals(-done.returncode).name}"
     if done.returncode:
-        return [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1][:160].rstrip(".")
+        return [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1][:160].rstrip(
+            "."
+        )
     return ""
 
 
@@ -201,7 +247,9 @@ def _read(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], str]:
     return image, "" if float(image.std()) >= 1.0 else "the renderer's picture was blank"
 
 
-def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str, note: str) -> bytes:
+def _compose(
+    image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str, note: str
+) -> bytes:
     """Put legend, caption and note over the picture."""
     height, width = image.shape[:2]
     with canvas.styled():
@@ -211,12 +259,28 @@ def _compose(image: NDArray[np.uint8], layers: Sequence[BoxLayer], caption: str,
         if layers:
             handles = legend_handles([Panel("", layers)])
             for handle in handles:  # as in the scene: brighter, without dashes
-                handle.set(color=palette.on_dark(str(handle.get_color())), linestyle="solid", linewidth=2.5 * scale, alpha=1.0)
-            look = {"fontsize": 10 * scale, "borderpad": 0.8, "labelcolor": palette.NIGHT_INK, "frameon": True}
-            box = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.012, 0.985), **look)
-            box.get_frame().set(alpha=0.75, facecolor=palette.NIGHT, edgecolor=palette.NIGHT_FAINT, linewidth=0.8)
+                handle.set(
+                    color=palette.on_dark(str(handle.get_color())),
+                    linestyle="solid",
+                    linewidth=2.5 * scale,
+                    alpha=1.0,
+                )
+            look = {
+                "fontsize": 10 * scale,
+                "borderpad": 0.8,
+                "labelcolor": palette.NIGHT_INK,
+                "frameon": True,
+            }
+            box = figure.legend(
+                handles=handles, loc="upper left", bbox_to_anchor=(0.012, 0.985), **look
+            )
+            box.get_frame().set(
+                alpha=0.75, facecolor=palette.NIGHT, edgecolor=palette.NIGHT_FAINT, linewidth=0.8
+            )
         if text := "\n".join(line for line in (caption, note) if line):
             band = {"facecolor": palette.NIGHT, "edgecolor": "none", "alpha": 0.75, "pad": 3}
-            words = figure.text(0.016, 0.022, text, color=palette.NIGHT_INK, fontsize=8.5 * scale, bbox=band)
+            words = figure.text(
+                0.016, 0.022, text, color=palette.NIGHT_INK, fontsize=8.5 * scale, bbox=band
+            )
             words.set(va="bottom", linespacing=1.5)
         return canvas.to_png(figure)

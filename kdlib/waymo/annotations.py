@@ -1,4 +1,6 @@
-"""Checks the annotated boxes of a frame, or of a segment's ``lidar_box`` rows, and puts them in order (format spec section 5)."""
+"""Checks the annotated boxes of a frame, or of a segment's ``lidar_box`` rows, and puts them in
+order (format spec section 5).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from kdlib.waymo.column_types import Converters, integers, reals, texts
 from kdlib.waymo.components import OBJECT, TIME
 
 _PREFIX = "[LiDARBoxComponent]."
-_PARTS = ("box.center.x", "box.center.y", "box.center.z", "box.size.x", "box.size.y", "box.size.z", "box.heading")
+_PARTS = (
+    "box.center.x",
+    "box.center.y",
+    "box.center.z",
+    "box.size.x",
+    "box.size.y",
+    "box.size.z",
+    "box.heading",
+)
 LIDAR_BOX_NUMBERS = tuple(_PREFIX + name for name in _PARTS)
 SPEEDS = tuple(f"{_PREFIX}speed.{axis}" for axis in "xyz")
 TYPE, DIFFICULTY = f"{_PREFIX}type", f"{_PREFIX}difficulty_level.detection"
@@ -27,38 +37,49 @@ LABEL_COLUMNS: Converters = {
     NUM_POINTS: integers,
 }
 """The columns of ``lidar_box`` that are read."""
-_FARTHEST, _FASTEST, _MOST_POINTS = 1e5, 1e4, 1 << 24  # beyond what any car, or float32, can be asked to hold
+# beyond what any car, or float32, can be asked to hold
+_FARTHEST, _FASTEST, _MOST_POINTS = 1e5, 1e4, 1 << 24
 
 
 def difficulty_level(difficulty: IntArray, num_points: IntArray) -> Int64:
-    """Return the metric's level: as annotated where set, otherwise LEVEL_2 up to 5 points and LEVEL_1 above (spec section 5).
+    """Return the metric's level: as annotated where set, otherwise LEVEL_2 up to 5 points and
+    LEVEL_1 above (spec section 5).
 
-    All are (M,): difficulties 0 unset, 1 LEVEL_1, 2 LEVEL_2, LiDAR points in the boxes, and levels 1 or 2, or 0 for boxes without
-    points, which are no ground truth.
+    All are (M,): difficulties 0 unset, 1 LEVEL_1, 2 LEVEL_2, LiDAR points in the boxes, and levels
+    1 or 2, or 0 for boxes without points, which are no ground truth.
     """
     level = np.where(difficulty > 0, difficulty, np.where(num_points > 5, 1, 2))
     return np.where(num_points > 0, level, 0).astype(np.int64)
 
 
-def labels_by_frame(columns: Mapping[str, Any], poses: Mapping[int, Float64]) -> dict[int, FrameLabels]:
-    """Split a segment's converted ``lidar_box`` rows, in any order, into the labels of every frame that has boxes, by timestamp.
+def labels_by_frame(
+    columns: Mapping[str, Any], poses: Mapping[int, Float64]
+) -> dict[int, FrameLabels]:
+    """Split a segment's converted ``lidar_box`` rows, in any order, into the labels of every frame
+    that has boxes, by timestamp.
 
-    A missing speed counts as standing still, a missing difficulty as unset; ``poses`` are world from vehicle by timestamp.
+    A missing speed counts as standing still, a missing difficulty as unset; ``poses`` are world
+    from vehicle by timestamp.
 
     Raises:
-        DataError: If a box belongs to no frame, misses one of its numbers or appears twice in a frame.
+        DataError: If a box belongs to no frame, misses one of its numbers or appears twice in a
+            frame.
     """
     times, ids = columns[TIME], columns[OBJECT]
     for stranger in sorted(set(times.tolist()) - set(poses)):
         raise DataError(f"boxes at time {stranger}, for which there is no vehicle pose")
-    boxes, speeds = (np.stack([columns[name] for name in names], axis=1) for names in (LIDAR_BOX_NUMBERS, SPEEDS))
+    boxes, speeds = (
+        np.stack([columns[name] for name in names], axis=1) for names in (LIDAR_BOX_NUMBERS, SPEEDS)
+    )
     speeds = np.where(np.isnan(speeds), 0.0, speeds)
     arrays = (boxes, speeds, columns[TYPE], columns[DIFFICULTY], columns[NUM_POINTS])
     labels = {}
     order = np.argsort(times, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(times[order])) + 1) if len(order) else ():
         time = int(times[rows[0]])
-        labels[time] = frame_labels(time, poses[time], [ids[row] for row in rows], *(array[rows] for array in arrays))
+        labels[time] = frame_labels(
+            time, poses[time], [ids[row] for row in rows], *(array[rows] for array in arrays)
+        )
     return labels
 
 
@@ -72,7 +93,8 @@ def frame_labels(
     difficulty: IntArray,
     num_points: IntArray,
 ) -> FrameLabels:
-    """Return the labels of one frame: boxes of known type, by object id, speeds turned into the vehicle frame.
+    """Return the labels of one frame: boxes of known type, by object id, speeds turned into the
+    vehicle frame.
 
     Args:
         time: Timestamp, for messages.
@@ -85,7 +107,8 @@ def frame_labels(
         num_points: (M,).
 
     Raises:
-        DataError: If a box misses one of its numbers, holds what no annotation can, or appears twice.
+        DataError: If a box misses one of its numbers, holds what no annotation can, or appears
+            twice.
     """
     if not ids:
         return FrameLabels.empty()
@@ -95,15 +118,26 @@ def frame_labels(
     names = tuple(ids[row] for row in order)
     if len(set(names)) < len(names):
         raise DataError(f"an object has two boxes in the frame at time {time}")
-    velocity = (speeds[order] @ pose[:3, :3])[:, :2]  # row vectors times F is F transposed times the vector
-    return FrameLabels(boxes[order], types[order], names, difficulty[order], num_points[order], velocity)
+    # row vectors times F is F transposed times the vector
+    velocity = (speeds[order] @ pose[:3, :3])[:, :2]
+    return FrameLabels(
+        boxes[order], types[order], names, difficulty[order], num_points[order], velocity
+    )
 
 
 def _check(
-    time: int, ids: Sequence[str], boxes: FloatArray, speeds: FloatArray, types: IntArray, difficulty: IntArray, points: IntArray
+    time: int,
+    ids: Sequence[str],
+    boxes: FloatArray,
+    speeds: FloatArray,
+    types: IntArray,
+    difficulty: IntArray,
+    points: IntArray,
 ) -> None:
     """Refuse what no annotation can be; any heading is legal."""
-    kinds = f"0 (unknown), {', '.join(f'{number} ({name})' for name, number in WAYMO_TYPES.items())}"
+    kinds = (
+        f"0 (unknown), {', '.join(f'{number} ({name})' for name, number in WAYMO_TYPES.items())}"
+    )
     broken = ~(np.abs(boxes) < _FARTHEST).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1)
     rushing = ~(np.abs(speeds) < _FASTEST).all(axis=1)
 
@@ -114,9 +148,15 @@ def _check(
         (broken, boxes, "is not seven finite numbers with a size above 0: {}"),
         (outside(types, max(WAYMO_TYPES.values())), types, f"has type {{}}, expected {kinds}"),
         (outside(difficulty, 2), difficulty, "has difficulty {}, expected 0 (unset), 1 or 2"),
-        (outside(points, _MOST_POINTS), points, f"has number of points {{}}, expected 0 to {_MOST_POINTS}"),
+        (
+            outside(points, _MOST_POINTS),
+            points,
+            (f"has number of points {{}}, expected 0 to {_MOST_POINTS}"),
+        ),
         (rushing, speeds, f"moves at {{}} m/s, expected less than {_FASTEST:g}"),
     ):
         if wrong.any():
             row = int(wrong.argmax())
-            raise DataError(f"box '{ids[row][:40]}' at time {time} {said.format(values[row].tolist())}")
+            raise DataError(
+                f"box '{ids[row][:40]}' at time {time} {said.format(values[row].tolist())}"
+            )

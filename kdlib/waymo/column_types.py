@@ -1,4 +1,6 @@
-"""Converts columns of whichever type a release or a rewriting tool gave them to numbers or text of one type (spec section 7)."""
+"""Converts columns of whichever type a release or a rewriting tool gave them to numbers or text of
+one type (spec section 7).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _REMEDY = "it is of another component or release, or was rewritten: download the
 
 
 def integers(column: pa.ChunkedArray, absent: int | None = None) -> Int64:
-    """Return whole numbers, stored as integers of any width or, after a detour through pandas, as reals.
+    """Return whole numbers, stored as integers of any width or, after a detour through pandas, as
+    reals.
 
     ``absent`` is what a null means; None if there must be none.
 
@@ -47,7 +50,9 @@ def reals(column: pa.ChunkedArray) -> Float64:
 
 
 def texts(column: pa.ChunkedArray) -> list[str]:
-    """Return text; raises DataError if the column holds something else, a null, or bytes that are no text."""
+    """Return text; raises DataError if the column holds something else, a null, or bytes that are
+    no text.
+    """
     if not is_text(column.type):
         raise DataError(f"is of type {_plain(column.type)}, expected text; {_REMEDY}")
     _refuse_nulls(column)
@@ -64,16 +69,21 @@ def lists(column: pa.ChunkedArray) -> list[list[float]]:
         DataError: If the column holds something else.
     """
     check_lists(column.type)
-    return [[math.nan if value is None else value for value in row or ()] for row in column.to_pylist()]
+    return [
+        [math.nan if value is None else value for value in row or ()] for row in column.to_pylist()
+    ]
 
 
 def check_lists(kind: pa.DataType) -> None:
-    """Check that a column holds lists of numbers: of any width, any or one length, any name of the elements.
+    """Check that a column holds lists of numbers: of any width, any or one length, any name of the
+    elements.
 
     Raises:
         DataError: If it does not.
     """
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    nested = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
     if not nested or not _is_number(kind.value_type):
         raise DataError(f"is of type {kind}, expected lists of numbers; {_REMEDY}")
 
@@ -88,18 +98,22 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind != pa.float16()  # of which Arrow casts nothing
+    # of which Arrow casts nothing
+    return (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and kind != pa.float16()
 
 
 def _refuse_nulls(column: pa.ChunkedArray) -> None:
     if column.null_count:
-        raise DataError(f"is empty in {column.null_count} of {len(column)} rows; download the file again")
+        raise DataError(
+            f"is empty in {column.null_count} of {len(column)} rows; download the file again"
+        )
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_null(column.type):  # what a writer without a schema makes of a column without values
+    # what a writer without a schema makes of a column without values
+    if pa.types.is_null(column.type):
         column = column.cast(pa.int64())
     if not _is_number(column.type):
         raise DataError(f"is of type {column.type}, expected numbers; {_REMEDY}")

@@ -1,4 +1,6 @@
-"""Turns one laser's calibration and range images into points: what both Waymo formats share (format spec section 4)."""
+"""Turns one laser's calibration and range images into points: what both Waymo formats share (format
+spec section 4).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ import numpy as np
 
 from kdlib.errors import DataError
 from kdlib.types import Float32, Float64, FloatArray
-from kdlib.waymo.range_image import RangeImageError, as_transform, range_image_to_points, row_inclinations
+from kdlib.waymo.range_image import (
+    RangeImageError,
+    as_transform,
+    range_image_to_points,
+    row_inclinations,
+)
 
 TOP = 1
 _NAMES = {TOP: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
@@ -34,9 +41,13 @@ class Calibration:
 
 
 def calibration(
-    extrinsic: Sequence[float], lowest: float | None, highest: float | None, table: Sequence[float] | None
+    extrinsic: Sequence[float],
+    lowest: float | None,
+    highest: float | None,
+    table: Sequence[float] | None,
 ) -> Calibration:
-    """Check the numbers of one laser's calibration as a file holds them; limits may lack beside a table, a table beside limits.
+    """Check the numbers of one laser's calibration as a file holds them; limits may lack beside a
+    table, a table beside limits.
 
     Raises:
         DataError: If the extrinsic is no transform, or beam inclinations are missing or not finite.
@@ -45,23 +56,39 @@ def calibration(
     limits = np.array([lowest, highest], np.float64)  # None becomes NaN
     if not np.isfinite(limits if beams is None else beams).all():
         raise DataError("beam inclinations are missing or not finite")
-    return Calibration(as_transform(np.array(extrinsic, np.float64)), float(limits[0]), float(limits[1]), beams)
+    return Calibration(
+        as_transform(np.array(extrinsic, np.float64)), float(limits[0]), float(limits[1]), beams
+    )
 
 
 def laser_points(
-    returns: Sequence[FloatArray | None], calibration: Calibration, pixel_pose: FloatArray | None, frame_pose: Float64
+    returns: Sequence[FloatArray | None],
+    calibration: Calibration,
+    pixel_pose: FloatArray | None,
+    frame_pose: Float64,
 ) -> Float32:
     """Return the points (n, 6) of one laser, return 1 before return 2; an absent return is None.
 
     Raises:
-        RangeImageError: If the first return is absent, shapes disagree, or a valid pixel has no pose.
+        RangeImageError: If the first return is absent, shapes disagree, or a valid pixel has no
+            pose.
     """
     if returns[0] is None:
-        which = "return 1 is an empty cell" if any(image is not None for image in returns) else "both returns are empty cells"
+        which = (
+            "return 1 is an empty cell"
+            if any(image is not None for image in returns)
+            else "both returns are empty cells"
+        )
         raise RangeImageError(f"{which}; the lidar images were stripped from this file")
     beams = (calibration.table, calibration.lowest, calibration.highest)
     clouds = [
-        range_image_to_points(image, calibration.extrinsic, row_inclinations(*beams, image.shape[0]), pixel_pose, frame_pose)
+        range_image_to_points(
+            image,
+            calibration.extrinsic,
+            row_inclinations(*beams, image.shape[0]),
+            pixel_pose,
+            frame_pose,
+        )
         for image in returns
         if image is not None  # some lasers have no second return
     ]
@@ -70,7 +97,9 @@ def laser_points(
 
 @contextmanager
 def naming(path: Path, place: str = "") -> Iterator[None]:
-    """Put file and place in front of an error, and the usual remedy behind it where it names none of its own."""
+    """Put file and place in front of an error, and the usual remedy behind it where it names none
+    of its own.
+    """
     try:
         yield
     except DataError as error:
@@ -79,9 +108,14 @@ def naming(path: Path, place: str = "") -> Iterator[None]:
 
 
 def warn_of_uneven_timing(path: Path, times: Sequence[int], stacklevel: int = 3) -> None:
-    """Warn if frames are not 95 to 105 ms apart, timestamps in microseconds (format spec section 8)."""
+    """Warn if frames are not 95 to 105 ms apart, timestamps in microseconds (format spec section
+    8).
+    """
     gaps = np.diff(times) / 1000.0
     odd = (gaps < 95) | (gaps > 105)
     if odd.any():
-        message = f"{path}: {odd.sum()} frames are not 95 to 105 ms after the one before (the first: {gaps[odd][0]:.1f} ms)"
+        message = (
+            f"{path}: {odd.sum()} frames are not 95 to 105 ms after the one before (the "
+            f"first: {gaps[odd][0]:.1f} ms)"
+        )
         warnings.warn(message, stacklevel=stacklevel)

@@ -1,6 +1,7 @@
 """Builds protobuf message classes from a compact description, in a descriptor pool of their own.
 
-The official Waymo package registers the same messages in the shared pool, and may so be loaded in the same process.
+The official Waymo package registers the same messages in the shared pool, and may so be loaded in
+the same process.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ def message_classes(package: str, schema: Mapping[str, str]) -> dict[str, Any]:
 
     Args:
         package: Of the messages, ``waymo.open_dataset``.
-        schema: The fields ``name=number:type`` of every message, apart by spaces. A type is one of Protocol Buffers' or a message
-            of the schema, ``Outer.Inner`` being nested and after its outer one; ``*`` behind it is repeated (floats are packed),
-            ``?`` a number that is NaN where absent.
+        schema: The fields ``name=number:type`` of every message, apart by spaces. A type is one of
+            Protocol Buffers' or a message of the schema, ``Outer.Inner`` being nested and after its
+            outer one; ``*`` behind it is repeated (floats are packed), ``?`` a number that is NaN
+            where absent.
     """
-    file = descriptor_pb2.FileDescriptorProto(name=f"kdlib/{package}.proto", package=package, syntax="proto2")
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"kdlib/{package}.proto", package=package, syntax="proto2"
+    )
     described: dict[str, Any] = {}
     for name, fields in schema.items():
         outer, _, inner = name.rpartition(".")
-        described[name] = described[outer].nested_type.add(name=inner) if outer else file.message_type.add(name=name)
+        described[name] = (
+            described[outer].nested_type.add(name=inner)
+            if outer
+            else file.message_type.add(name=name)
+        )
         for text in fields.split():
             _declare(described[name].field.add(), text, package, schema)
     pool = descriptor_pool.DescriptorPool()

@@ -1,4 +1,6 @@
-"""Streams the frames of a Waymo v1 segment from its TFRecord file, in time order (format spec sections 1, 2 and 8)."""
+"""Streams the frames of a Waymo v1 segment from its TFRecord file, in time order (format spec
+sections 1, 2 and 8).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,30 @@ from kdlib.errors import DataError
 from kdlib.types import Float32, Float64, Frame, FrameLabels
 from kdlib.waymo import tfrecord
 from kdlib.waymo.annotations import frame_labels
-from kdlib.waymo.frame_proto import BOX_FIELDS, context_name, parse_frame, peek_context_name, unpack_matrix
-from kdlib.waymo.lasers import TOP, Calibration, calibration, laser_name, laser_points, naming, warn_of_uneven_timing
+from kdlib.waymo.frame_proto import (
+    BOX_FIELDS,
+    context_name,
+    parse_frame,
+    peek_context_name,
+    unpack_matrix,
+)
+from kdlib.waymo.lasers import (
+    TOP,
+    Calibration,
+    calibration,
+    laser_name,
+    laser_points,
+    naming,
+    warn_of_uneven_timing,
+)
 from kdlib.waymo.range_image import RangeImageError, as_transform
 
 _HEAD = 4096  # bytes of a record in which its context name is looked for
 
 
 def segment_name(path: Path) -> str:
-    """Return the context name in the first record; of a file as Waymo writes it only the first few kB are read.
+    """Return the context name in the first record; of a file as Waymo writes it only the first few
+    kB are read.
 
     Raises:
         DataError: If the file is empty, damaged at its beginning or no file of frames.
@@ -39,10 +56,12 @@ def segment_name(path: Path) -> str:
 def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
     """Stream the frames of a v1 segment: the same frames, to the last bit, as of its v2 files.
 
-    Every record's checksum is verified; the file's length is before the first frame. One record is in memory at a time.
+    Every record's checksum is verified; the file's length is before the first frame. One record is
+    in memory at a time.
 
     Raises:
-        DataError: If the file is damaged, its records are not the rising frames of this segment, or its LiDAR was stripped.
+        DataError: If the file is damaged, its records are not the rising frames of this segment, or
+            its LiDAR was stripped.
     """
     times: list[int] = []
     lasers: tuple[int, ...] = ()
@@ -55,15 +74,22 @@ def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
         with naming(path, f"frame {times[-1]}: "):
             frame, present = _frame(proto, segment, index)
             if present != (lasers or present):
-                raise DataError(f"has lasers {list(present)}, the frames before have {list(lasers)}")
+                raise DataError(
+                    f"has lasers {list(present)}, the frames before have {list(lasers)}"
+                )
         lasers = present
         boxes += len(proto.laser_labels)
-        counted = counted or any(label.HasField("num_lidar_points_in_box") for label in proto.laser_labels)
+        counted = counted or any(
+            label.HasField("num_lidar_points_in_box") for label in proto.laser_labels
+        )
         yield frame
     if not times:
         raise DataError(f"{path} holds no frame; copy or download it again")
     if boxes and not counted:
-        raise DataError(f"{path}: none of its {boxes} boxes says how many points it holds; download release 1.2 or later")
+        raise DataError(
+            f"{path}: none of its {boxes} boxes says how many points it holds; "
+            "download release 1.2 or later"
+        )
     warn_of_uneven_timing(path, times)
 
 
@@ -73,7 +99,8 @@ def _check_place(proto: Any, segment: str, times: list[int]) -> None:
         raise DataError(f"is of segment {name}, not of {segment}; one file must hold one segment")
     if times and proto.timestamp_micros <= times[-1]:
         raise DataError(
-            f"its time {proto.timestamp_micros} does not come after the {times[-1]} of the record before; "
+            f"its time {proto.timestamp_micros} does not come after the {times[-1]} of the "
+            "record before; "
             "records must be in time order, each once: download the file again"
         )
 
@@ -84,7 +111,9 @@ def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]
     lasers = sorted(proto.lasers, key=lambda laser: laser.name)
     names = tuple(laser.name for laser in lasers)
     if not any(blob for laser in lasers for blob in _images(laser)):
-        raise DataError("has no lidar images; they were stripped from this release, download one with lidar")
+        raise DataError(
+            "has no lidar images; they were stripped from this release, download one with lidar"
+        )
     if len(set(names)) < len(names):
         raise DataError(f"has a laser twice: {list(names)}")
     calibrations = _calibrations(proto.context)
@@ -97,7 +126,9 @@ def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]
             clouds.append(_points(laser, calibrations.get(name), pose))
         except DataError as error:
             raise type(error)(f"laser {laser_name(name)}: {error}") from error
-    return Frame(segment, index, time, np.concatenate(clouds), pose, _labels(proto.laser_labels, time, pose)), names
+    return Frame(
+        segment, index, time, np.concatenate(clouds), pose, _labels(proto.laser_labels, time, pose)
+    ), names
 
 
 def _images(laser: Any) -> tuple[bytes, bytes]:
@@ -133,10 +164,16 @@ def _labels(labels: Any, time: int, pose: Float64) -> FrameLabels:
     except UnicodeDecodeError as error:
         raise DataError(f"an object id is no text: {error.object!r}") from error
     boxes = _table(BOX_FIELDS, [label.box for label in labels], np.float64)
-    speeds = _table(("speed_x", "speed_y", "speed_z"), [label.metadata for label in labels], np.float64)
-    numbers = _table(("type", "detection_difficulty_level", "num_lidar_points_in_box"), labels, np.int64)
+    speeds = _table(
+        ("speed_x", "speed_y", "speed_z"), [label.metadata for label in labels], np.float64
+    )
+    numbers = _table(
+        ("type", "detection_difficulty_level", "num_lidar_points_in_box"), labels, np.int64
+    )
     return frame_labels(time, pose, ids, boxes, speeds, *numbers.T)
 
 
 def _table(fields: Sequence[str], messages: Any, dtype: type) -> NDArray[Any]:
-    return np.array([[getattr(item, field) for field in fields] for item in messages], dtype).reshape(-1, len(fields))
+    return np.array(
+        [[getattr(item, field) for field in fields] for item in messages], dtype
+    ).reshape(-1, len(fields))

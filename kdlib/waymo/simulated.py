@@ -16,7 +16,8 @@ PARAMETERS = b"kdlib.simulate"
 
 
 def written_frames(path: Path) -> tuple[int, str]:
-    """Return the number of frames of a TFRecord file and the parameters it was simulated with, empty if it was not.
+    """Return the number of frames of a TFRecord file and the parameters it was simulated with,
+    empty if it was not.
 
     Raises:
         DataError: If the file is absent or damaged.

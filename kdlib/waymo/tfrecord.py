@@ -1,4 +1,6 @@
-"""Reads and writes TFRecord files, every checksum verified (format spec section 1); no TensorFlow."""
+"""Reads and writes TFRecord files, every checksum verified (format spec section 1); no
+TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,22 @@ class Record(NamedTuple):
 
 
 def index(path: Path) -> tuple[Record, ...]:
-    """Return where the records of a file lie, hopping from header to header; an empty file has none.
+    """Return where the records of a file lie, hopping from header to header; an empty file has
+    none.
 
     A record that was cut off whole leaves no trace: only a count from elsewhere tells.
 
     Raises:
-        DataError: If the file cannot be read, ends inside a record, or a header does not fit its checksum.
+        DataError: If the file cannot be read, ends inside a record, or a header does not fit its
+            checksum.
     """
     with _opening(path) as file:
         return tuple(_hop(path, file))
 
 
 def first_payload(path: Path, limit: int | None = None) -> bytes:
-    """Return the payload of the first record, or its first ``limit`` bytes, which no checksum covers, and look at no other.
+    """Return the payload of the first record, or its first ``limit`` bytes, which no checksum
+    covers, and look at no other.
 
     Raises:
         DataError: As :func:`index` and :func:`iter_payloads`, and if there is no record.
@@ -58,7 +63,8 @@ def iter_payloads(path: Path) -> Iterator[bytes]:
     """Yield the payloads of a file; a truncated file is an error before the first of them.
 
     Raises:
-        DataError: As :func:`index`, and if a payload does not fit its checksum or the file was cut since.
+        DataError: As :func:`index`, and if a payload does not fit its checksum or the file was cut
+            since.
     """
     records = index(path)
     with _opening(path) as file:
@@ -98,7 +104,10 @@ def _read(path: Path, file: BinaryIO, record: Record) -> bytes:
     if len(payload) + len(crc) < record.length + _CRC.size:
         raise _truncated(path, record.start)
     if crc != _masked_crc(payload):
-        raise DataError(f"{path}: corrupted record at {record.start + _HEADER} (its checksum does not fit); {_REMEDY}")
+        raise DataError(
+            f"{path}: corrupted record at {record.start + _HEADER} (its checksum "
+            f"does not fit); {_REMEDY}"
+        )
     return payload
 
 
@@ -108,10 +117,15 @@ def _hop(path: Path, file: BinaryIO) -> Iterator[Record]:
         file.seek(start)
         header = file.read(_HEADER)
         if len(header) < _HEADER:
-            raise DataError(f"{path}: truncated at byte {start + len(header)}, inside the header of a record; {_REMEDY}")
+            raise DataError(
+                f"{path}: truncated at byte {start + len(header)}, inside the header "
+                f"of a record; {_REMEDY}"
+            )
         length, crc = header[: _LENGTH.size], header[_LENGTH.size :]
         if crc != _masked_crc(length):
-            raise DataError(f"{path}: corrupted record at {start} (is this even a TFRecord file?); {_REMEDY}")
+            raise DataError(
+                f"{path}: corrupted record at {start} (is this even a TFRecord file?); {_REMEDY}"
+            )
         record = Record(start, _LENGTH.unpack(length)[0])
         start += _FRAMING + record.length
         if start > size:
@@ -124,6 +138,8 @@ def _truncated(path: Path, start: int) -> DataError:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """Return the CRC-32C of some bytes as TFRecord stores it: turned by 15 bits plus a constant (format spec section 1)."""
+    """Return the CRC-32C of some bytes as TFRecord stores it: turned by 15 bits plus a constant
+    (format spec section 1).
+    """
     crc = google_crc32c.value(data)
     return _CRC.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SOFTWARE = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+SOFTWARE = (
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+)
 PATIENCE = 120_000  # milliseconds; only a busy machine needs more than a few seconds
 
 
@@ -19,7 +24,10 @@ def cameras() -> Callable[[Any], list[str]]:
     """A function: how the cameras of the two halves stand that a page or frame shows."""
 
     def both(frame: Any) -> list[str]:
-        script = "plot => [plot.layout.scene, plot.layout.scene2].map(scene => JSON.stringify(scene.camera))"
+        script = (
+            "plot => [plot.layout.scene, plot.layout.scene2].map(scene => "
+            "JSON.stringify(scene.camera))"
+        )
         return list(frame.eval_on_selector(".js-plotly-plot", script))
 
     return both
@@ -27,7 +35,9 @@ def cameras() -> Callable[[Any], list[str]]:
 
 @pytest.fixture()
 def drag(page: Any) -> Callable[..., None]:
-    """A function that moves the mouse over a view, from the middle or from another share of its width, the button held."""
+    """A function that moves the mouse over a view, from the middle or from another share of its
+    width, the button held.
+    """
 
     def move(element: Any, across: float = 0.5) -> None:
         box = element.bounding_box()
@@ -43,10 +53,16 @@ def drag(page: Any) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """Debian's Chromium, or the one KDLIB_CHROMIUM names, drawing 3D in software."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
-    binary = os.environ.get("KDLIB_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'"
+    )
+    binary = os.environ.get("KDLIB_CHROMIUM") or next(
+        (path for name in NAMES if (path := shutil.which(name))), None
+    )
     if binary is None:
-        pytest.skip("needs Chromium: apt-get install chromium, or set KDLIB_CHROMIUM to a browser's path")
+        pytest.skip(
+            "needs Chromium: apt-get install chromium, or set KDLIB_CHROMIUM to a browser's path"
+        )
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=binary, args=SOFTWARE)
         yield browser

@@ -1,4 +1,6 @@
-"""Notebook 04 as a reader meets it: JupyterLab in a real browser, all cells run, a slider moved, a layer switched."""
+"""Notebook 04 as a reader meets it: JupyterLab in a real browser, all cells run, a slider moved, a
+layer switched.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ NAME = "04_visualize_3d.ipynb"
 
 @pytest.fixture(scope="module")
 def address(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab that has notebook 04, with the parameters of a smoke run, and asks for no token."""
+    """The address of a JupyterLab that has notebook 04, with the parameters of a smoke run, and
+    asks for no token.
+    """
     pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install jupyterlab")
     nbformat = pytest.importorskip("nbformat", reason="needs nbformat: pip install nbformat")
     root = tmp_path_factory.mktemp("lab")
@@ -35,7 +39,10 @@ def address(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(smoke_run.folder, run)
     notebook = nbformat.read(NOTEBOOKS / NAME, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-    cell.source += f'\nPROFILE = "smoke"\nRUN_DIR = {str(run)!r}\nDATA_ROOT = {str(smoke_run.data)!r}\nSCORE_THRESHOLD = 0.1'
+    cell.source += (
+        f'\nPROFILE = "smoke"\nRUN_DIR = {str(run)!r}\nDATA_ROOT = '
+        f"{str(smoke_run.data)!r}\nSCORE_THRESHOLD = 0.1"
+    )
     nbformat.write(notebook, root / NAME)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,13 +53,29 @@ def address(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "--ServerApp.port_retries=0",
         "--ServerApp.ip=127.0.0.1",
     ]
-    options += ["--no-browser", "--allow-root", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True"]
-    homes = {f"JUPYTER_{kind}_DIR": str(root / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    options += [
+        "--no-browser",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        "--ServerApp.disable_check_xsrf=True",
+    ]
+    homes = {
+        f"JUPYTER_{kind}_DIR": str(root / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")
+    }
     quiet(root)
-    environment = {**os.environ, **homes, "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        **homes,
+        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
+        "OMP_NUM_THREADS": "1",
+    }
     with (root / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "jupyterlab", *options],
+            cwd=root,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         try:
             wait_for(server, f"http://127.0.0.1:{port}/api", root / "server.log")
@@ -66,7 +89,9 @@ def address(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def quiet(root: Path) -> None:
-    """Without its two questions: whether to build itself anew (for an extension of open3d's dependency dash), and about news."""
+    """Without its two questions: whether to build itself anew (for an extension of open3d's
+    dependency dash), and about news.
+    """
     answers = {
         "config/labconfig/page_config.json": {"buildCheck": False, "buildAvailable": False},
         "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
@@ -87,7 +112,9 @@ def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise AssertionError(f"JupyterLab did not answer within two minutes:\n{log.read_text()[-3000:]}")
+    raise AssertionError(
+        f"JupyterLab did not answer within two minutes:\n{log.read_text()[-3000:]}"
+    )
 
 
 def run_all(page: Any) -> None:
@@ -102,12 +129,17 @@ def run_all(page: Any) -> None:
 
 def changed(page: Any, before: str) -> str:
     """Wait until the picture from above is another one, and return it."""
-    script = "old => { const i = document.querySelector('.kdlib-picture'); return i && i.naturalWidth > 300 && i.src !== old; }"
+    script = (
+        "old => { const i = document.querySelector('.kdlib-picture'); return i && "
+        "i.naturalWidth > 300 && i.src !== old; }"
+    )
     page.wait_for_function(script, arg=before)
     return str(page.eval_on_selector(".kdlib-picture", "image => image.src"))
 
 
-def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, tmp_path: Path, cameras: Any, drag: Any) -> None:
+def test_notebook_04_answers_to_slider_layer_and_mouse(
+    address: str, page: Any, tmp_path: Path, cameras: Any, drag: Any
+) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{address}/lab/tree/{NAME}", wait_until="commit")
@@ -118,7 +150,9 @@ def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, 
     slider = page.locator(".widget-slider", has_text="frame").locator(".noUi-handle")
     slider.scroll_into_view_if_needed()
     slider.focus()
-    page.keyboard.press("ArrowRight" if slider.get_attribute("aria-valuenow") in ("0", "0.0") else "ArrowLeft")
+    page.keyboard.press(
+        "ArrowRight" if slider.get_attribute("aria-valuenow") in ("0", "0.0") else "ArrowLeft"
+    )
     second = changed(page, first)
     page.get_by_role("checkbox", name="ground truth").click()
     third = changed(page, second)
@@ -135,13 +169,20 @@ def test_notebook_04_answers_to_slider_layer_and_mouse(address: str, page: Any, 
     first, version = cameras(frame)[0], frame.get_attribute("#kdlib-scene", "data-version")
     drag(space, 0.25)
     frame.wait_for_function(
-        "old => JSON.stringify(document.getElementById('kdlib-scene').layout.scene.camera) !== old", arg=first
+        "old => JSON.stringify(document.getElementById('kdlib-scene').layout.scene.camera) !== old",
+        arg=first,
     )
     left, right = cameras(frame)
     assert left == right != first, "both views turn together"
     page.get_by_role("checkbox", name="misses").click()
-    frame.wait_for_function("old => document.getElementById('kdlib-scene').dataset.version > old", arg=version)
+    frame.wait_for_function(
+        "old => document.getElementById('kdlib-scene').dataset.version > old", arg=version
+    )
     assert cameras(frame) == [left, right], "the camera stays where the reader turned it"
     page.screenshot(path=tmp_path / "lab.png")
-    assert not [text for text in page.locator(".jp-RenderedText[data-mime-type$='stderr']").all_inner_texts() if "Error" in text]
+    assert not [
+        text
+        for text in page.locator(".jp-RenderedText[data-mime-type$='stderr']").all_inner_texts()
+        if "Error" in text
+    ]
     assert not errors

@@ -1,4 +1,6 @@
-"""The report as a reader meets it: opened from disk without any network, its 3D views turned with the mouse."""
+"""The report as a reader meets it: opened from disk without any network, its 3D views turned with
+the mouse.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,15 @@ def report(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     studio.draw(view, folder / "browser.png")
     studio.scene(view).write_json(folder / "pair.json")
-    interactive.scene_figure(scene.points, [Panel("", scene.layers)], point_budget=2000).write_json(folder / "scene.json")
-    captions = {str(folder / name): "Something." for name in ("browser.png", "pair.json", "scene.json")}
-    return write_report(folder / "report.html", [part("Teacher and student", pictures=captions)], simulated=True)
+    interactive.scene_figure(scene.points, [Panel("", scene.layers)], point_budget=2000).write_json(
+        folder / "scene.json"
+    )
+    captions = {
+        str(folder / name): "Something." for name in ("browser.png", "pair.json", "scene.json")
+    }
+    return write_report(
+        folder / "report.html", [part("Teacher and student", pictures=captions)], simulated=True
+    )
 
 
 def seen(element: Any) -> np.ndarray:
@@ -56,14 +64,18 @@ def turned(page: Any, drag: Any, element: Any, across: float = 0.5) -> bool:
     return False
 
 
-def test_report_opens_without_network_and_turns(report: Path, page: Any, tmp_path: Path, cameras: Any, drag: Any) -> None:
+def test_report_opens_without_network_and_turns(
+    report: Path, page: Any, tmp_path: Path, cameras: Any, drag: Any
+) -> None:
     asked: list[str] = []
     errors: list[str] = []
     page.context.set_offline(True)
     page.on("request", lambda request: asked.append(request.url))
     page.on("requestfailed", lambda request: errors.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     page.goto(report.as_uri(), wait_until="commit")
     page.wait_for_selector(".scene canvas")
     pair, alone = page.locator(".scene .js-plotly-plot").all()
@@ -79,9 +91,13 @@ def test_report_opens_without_network_and_turns(report: Path, page: Any, tmp_pat
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_page_of_the_pair_stands_alone(smoke_run: Run, page: Any, tmp_path: Path, cameras: Any) -> None:
+def test_page_of_the_pair_stands_alone(
+    smoke_run: Run, page: Any, tmp_path: Path, cameras: Any
+) -> None:
     studio = Studio(smoke_run, threshold=0.1)
-    path = interactive.save_html(studio.scene(studio.start(0)), tmp_path / "pair.html", title="<pair>")
+    path = interactive.save_html(
+        studio.scene(studio.start(0)), tmp_path / "pair.html", title="<pair>"
+    )
     page.context.set_offline(True)
     page.goto(path.as_uri())
     page.wait_for_selector(".js-plotly-plot canvas")
@@ -93,5 +109,6 @@ def test_page_of_the_pair_stands_alone(smoke_run: Run, page: Any, tmp_path: Path
     assert after[0] == after[1] != before[0]
     page.locator(".legendtoggle").nth(1).click()
     page.wait_for_function(
-        "document.querySelector('.js-plotly-plot').data.filter(trace => trace.visible === 'legendonly').length === 2"
+        "document.querySelector('.js-plotly-plot').data.filter(trace => trace.visible === "
+        "'legendonly').length === 2"
     )

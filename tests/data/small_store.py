@@ -33,18 +33,30 @@ def _write(path: Path, rows: list[dict], kinds: dict[str, pa.DataType]) -> None:
 
     names = list(kinds) if not rows else list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([(name, kind(name)) for name in names])), path)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=pa.schema([(name, kind(name)) for name in names])), path
+    )
 
 
-def write_waymo(folder: Path, segment: str, boxes: list[list[dict]], seed: int = 0, empty: tuple[int, ...] = ()) -> None:
+def write_waymo(
+    folder: Path, segment: str, boxes: list[list[dict]], seed: int = 0, empty: tuple[int, ...] = ()
+) -> None:
     """Write ``len(boxes)`` frames of two lasers; frames in ``empty`` have no points."""
     rng = np.random.default_rng([seed, *segment.encode()])
-    rows: dict[str, list[dict]] = {name: [] for name in ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box")}
+    rows: dict[str, list[dict]] = {
+        name: []
+        for name in ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box")
+    }
     for number, frame in enumerate(boxes):
-        keys = {"key.segment_context_name": segment, "key.frame_timestamp_micros": START + 100_000 * number}
+        keys = {
+            "key.segment_context_name": segment,
+            "key.frame_timestamp_micros": START + 100_000 * number,
+        }
         pose = np.eye(4)
         pose[:3, 3] = (1000.0 + number, -2000.0, 5.0)
-        rows["vehicle_pose"].append({**keys, "[VehiclePoseComponent].world_from_vehicle.transform": pose.ravel().tolist()})
+        rows["vehicle_pose"].append(
+            {**keys, "[VehiclePoseComponent].world_from_vehicle.transform": pose.ravel().tolist()}
+        )
         for laser, shape in SHAPES.items():
             returns = {}
             for which in (1, 2):
@@ -95,20 +107,37 @@ def write_waymo(folder: Path, segment: str, boxes: list[list[dict]], seed: int =
         ".detection": pa.int8(),
     }
     if not rows["lidar_box"]:
-        rows["lidar_box"] = [{**keys, **_box({"type": 0}, 0)}]  # only a box of unknown type, which is none
+        # only a box of unknown type, which is none
+        rows["lidar_box"] = [{**keys, **_box({"type": 0}, 0)}]
     for component, some in rows.items():
         _write(folder / component / f"{segment}.parquet", some, kinds)
 
 
 def _box(box: dict, index: int) -> dict:
     prefix = "[LiDARBoxComponent]."
-    names = ("box.center.x", "box.center.y", "box.center.z", "box.size.x", "box.size.y", "box.size.z", "box.heading")
+    names = (
+        "box.center.x",
+        "box.center.y",
+        "box.center.z",
+        "box.size.x",
+        "box.size.y",
+        "box.size.z",
+        "box.heading",
+    )
     return {
         "key.laser_object_id": f"object{index}",
-        **dict(zip((prefix + name for name in names), box.get("box", (5.0, 0.0, 1.0, 4.0, 2.0, 1.5, 0.3)))),
+        **dict(
+            zip(
+                (prefix + name for name in names),
+                box.get("box", (5.0, 0.0, 1.0, 4.0, 2.0, 1.5, 0.3)),
+            )
+        ),
         f"{prefix}type": box.get("type", 1),
         f"{prefix}num_lidar_points_in_box": box.get("points", 10),
-        **{f"{prefix}speed.{axis}": value for axis, value in zip("xyz", box.get("speed", (1.0, 0.5, 0.0)))},
+        **{
+            f"{prefix}speed.{axis}": value
+            for axis, value in zip("xyz", box.get("speed", (1.0, 0.5, 0.0)))
+        },
         f"{prefix}difficulty_level.detection": box.get("difficulty"),
     }
 
@@ -120,13 +149,20 @@ def waymo_writer() -> Callable[..., None]:
 
 TRAINING = {
     "a": [[{}, {"type": 3}], [{"type": 2, "points": 0}, {"type": 4}], []],
-    "b": [[{"box": (15.0, 3.0, 1.0, 4.0, 2.0, 1.5, -3.0)}], [{"points": 0}], [{"type": 2}], [{"type": 3}]],
+    "b": [
+        [{"box": (15.0, 3.0, 1.0, 4.0, 2.0, 1.5, -3.0)}],
+        [{"points": 0}],
+        [{"type": 2}],
+        [{"type": 3}],
+    ],
 }
 
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory) -> Path:
-    """Two training segments of 3 and 4 frames, one of validation; some frames without boxes, one without points."""
+    """Two training segments of 3 and 4 frames, one of validation; some frames without boxes, one
+    without points.
+    """
     root = tmp_path_factory.mktemp("waymo")
     for name, boxes in TRAINING.items():
         write_waymo(root / "training", name, boxes)
@@ -149,7 +185,11 @@ def _crowded_frame(rng: np.random.Generator, segment: str, index: int, boxes: in
     found = np.c_[place, size, rng.uniform(-np.pi, np.pi, boxes)]
     near = [box[:3] + rng.normal(0, 0.4, (int(rng.integers(0, 40)), 3)) * box[3:6] for box in found]
     points = np.concatenate((rng.uniform((-32, -32, -1), (32, 32, 3), (3000, 3)), *near))
-    features = np.c_[rng.exponential(0.5, len(points)), rng.uniform(0, 1.5, len(points)), rng.choice([-1, 1], len(points))]
+    features = np.c_[
+        rng.exponential(0.5, len(points)),
+        rng.uniform(0, 1.5, len(points)),
+        rng.choice([-1, 1], len(points)),
+    ]
     labels = FrameLabels(
         found,
         types,
@@ -158,20 +198,31 @@ def _crowded_frame(rng: np.random.Generator, segment: str, index: int, boxes: in
         np.array([len(some) for some in near], np.int64),
         np.zeros((boxes, 2)),
     )
-    return Frame(segment, index, START + index, np.c_[points, features].astype(np.float32), np.eye(4), labels)
+    return Frame(
+        segment, index, START + index, np.c_[points, features].astype(np.float32), np.eye(4), labels
+    )
 
 
 @pytest.fixture(scope="session")
 def crowd() -> Callable[..., StoreSplit]:
-    """Write a store of crowded frames: ``crowd(folder, {segment: boxes of each frame})`` gives its training split."""
+    """Write a store of crowded frames: ``crowd(folder, {segment: boxes of each frame})`` gives its
+    training split.
+    """
 
     def write(folder: Path, segments: dict[str, list[int]], seed: int = 0) -> StoreSplit:
         contents = {}
         for segment, counts in segments.items():
             rng = np.random.default_rng([seed, *segment.encode()])
-            frames = (_crowded_frame(rng, segment, index, boxes) for index, boxes in enumerate(counts))
-            contents[segment] = write_segment(frames, folder / "training" / segment, "none")["content"]
-        records.write_json(folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": {"training": contents}})
+            frames = (
+                _crowded_frame(rng, segment, index, boxes) for index, boxes in enumerate(counts)
+            )
+            contents[segment] = write_segment(frames, folder / "training" / segment, "none")[
+                "content"
+            ]
+        records.write_json(
+            folder / INDEX,
+            {"format": "kdlib-store", "version": STORE_VERSION, "splits": {"training": contents}},
+        )
         return Store.open(folder).split("training")
 
     return write

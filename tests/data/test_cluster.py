@@ -24,7 +24,9 @@ def _by_value(function):
 
 @pytest.fixture
 def cluster():
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster:
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as cluster:
         yield cluster.scheduler_address
 
 
@@ -65,7 +67,10 @@ def test_a_process_that_dies_is_one_sentence():
     def die(number):
         os.kill(os.getpid(), 9)
 
-    with pytest.raises(DataError, match="a preparing process died, most likely out of memory; run again with fewer workers"):
+    with pytest.raises(
+        DataError,
+        match="a preparing process died, most likely out of memory; run again with fewer workers",
+    ):
         list(run_tasks(_by_value(die), [1, 2], 2))
 
 
@@ -84,10 +89,17 @@ def test_a_lost_scheduler_is_one_sentence(monkeypatch):
     monkeypatch.setitem(module._SETTINGS, "distributed.comm.timeouts.connect", "1s")
     monkeypatch.setattr(module, "_CONNECT", 1)
     cluster = LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=logging.CRITICAL
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=":0",
+        silence_logs=logging.CRITICAL,
     )
     try:
-        with pytest.raises(DataError, match=r"the Dask scheduler was lost; start one and run the same command again"):
+        with pytest.raises(
+            DataError,
+            match=(r"the Dask scheduler was lost; start one and run the " r"same command again"),
+        ):
             for _ in run_tasks(operator.neg, [1, 2, 3], 1, cluster.scheduler_address):
                 cluster.close()
     finally:

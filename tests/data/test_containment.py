@@ -10,9 +10,12 @@ from kdlib.data.containment import collisions, owner_of_points
 
 def _boxes(rng, count, reach=10.0):
     size = rng.uniform(0.3, 6, (count, 3))
-    return np.c_[rng.uniform(-reach, reach, (count, 2)), rng.uniform(-1, 1, count), size, rng.uniform(-7, 7, count)].astype(
-        np.float32
-    )
+    return np.c_[
+        rng.uniform(-reach, reach, (count, 2)),
+        rng.uniform(-1, 1, count),
+        size,
+        rng.uniform(-7, 7, count),
+    ].astype(np.float32)
 
 
 def _rectangle(box):
@@ -24,9 +27,15 @@ def _rectangle(box):
 def _naive_owner(points, boxes):
     owner = np.full(len(points), -1)
     for number, point in enumerate(points.astype(np.float64)):
-        for position, (x, y, z, length, width, height, heading) in enumerate(boxes.astype(np.float64)):
+        for position, (x, y, z, length, width, height, heading) in enumerate(
+            boxes.astype(np.float64)
+        ):
             turned = (point[0] - x + 1j * (point[1] - y)) * np.exp(-1j * heading)
-            if abs(turned.real) <= length / 2 and abs(turned.imag) <= width / 2 and abs(point[2] - z) <= height / 2:
+            if (
+                abs(turned.real) <= length / 2
+                and abs(turned.imag) <= width / 2
+                and abs(point[2] - z) <= height / 2
+            ):
                 owner[number] = position
                 break
     return owner
@@ -45,8 +54,13 @@ def test_a_point_belongs_to_the_first_box_it_is_in(seed):
 @pytest.mark.parametrize("shift", [0.0, 75.0, -75.0])
 def test_far_points_corners_and_borders(shift):
     box = np.array([[shift, shift, 0, 4, 2, 2, 0]], np.float32)
-    inside = np.array([[2, 1, 1], [-2, -1, -1], [0, 0, 0]], np.float32) + np.float32([shift, shift, 0])
-    outside = np.array([[2.01, 0, 0], [0, 1.01, 0], [0, 0, 1.01], [-2.01, 0, 0], [1e6, 0, 0], [-1e6, 1e6, 0]], np.float32)
+    inside = np.array([[2, 1, 1], [-2, -1, -1], [0, 0, 0]], np.float32) + np.float32(
+        [shift, shift, 0]
+    )
+    outside = np.array(
+        [[2.01, 0, 0], [0, 1.01, 0], [0, 0, 1.01], [-2.01, 0, 0], [1e6, 0, 0], [-1e6, 1e6, 0]],
+        np.float32,
+    )
     outside[:4] += np.float32([shift, shift, 0])
     assert owner_of_points(np.concatenate((inside, outside)), box).tolist() == [0] * 3 + [-1] * 6
 
@@ -61,7 +75,9 @@ def test_nothing_in_nothing():
 def test_collisions_equal_shapely():
     rng = np.random.default_rng(0)
     a, b = _boxes(rng, 60), _boxes(rng, 60)
-    area = np.array([[_rectangle(one).intersection(_rectangle(other)).area for other in b] for one in a])
+    area = np.array(
+        [[_rectangle(one).intersection(_rectangle(other)).area for other in b] for one in a]
+    )
     found = collisions(a, b)
     clear = (area == 0) | (area > 1e-9)
     assert clear.all() and 0.02 < found.mean() < 0.9
@@ -72,6 +88,12 @@ def test_collisions_equal_shapely():
 def test_touching_is_no_collision_and_height_does_not_matter():
     one = np.array([[0, 0, 0, 4, 2, 1, 0]], np.float32)
     beside = np.array(
-        [[4, 0, 0, 4, 2, 1, 0], [0, 2, 0, 4, 2, 1, 0], [3.99, 1.99, 50, 4, 2, 1, 0], [0, 0, 0, 1, 1, 1, 2]], np.float32
+        [
+            [4, 0, 0, 4, 2, 1, 0],
+            [0, 2, 0, 4, 2, 1, 0],
+            [3.99, 1.99, 50, 4, 2, 1, 0],
+            [0, 0, 0, 1, 1, 1, 2],
+        ],
+        np.float32,
     )
     assert collisions(one, beside).tolist() == [[False, False, True, True]]

@@ -30,7 +30,9 @@ def validation(store):
 @pytest.fixture(scope="module")
 def crowded(crowd, tmp_path_factory):
     """Frames with many boxes, few and none, and an object bank."""
-    split = crowd(tmp_path_factory.mktemp("crowded"), {"a": [40, 40, 0, 40, 60], "b": [3, 1, 60, 0]})
+    split = crowd(
+        tmp_path_factory.mktemp("crowded"), {"a": [40, 40, 0, 40, 60], "b": [3, 1, 60, 0]}
+    )
     build_bank(split, progress=False)
     return split
 
@@ -47,7 +49,9 @@ def _equal(one, other):
 
 def test_d21_evaluation_samples_are_the_frames_as_they_are(training):
     dataset = FrameDataset(training)
-    assert len(dataset) == 7 and dataset.frame_ids == [f"a_{n:03d}" for n in range(3)] + [f"b_{n:03d}" for n in range(4)]
+    assert len(dataset) == 7 and dataset.frame_ids == [f"a_{n:03d}" for n in range(3)] + [
+        f"b_{n:03d}" for n in range(4)
+    ]
     for number in range(7):
         sample = dataset[number]
         assert sample.frame_id == dataset.frame_ids[number] and sample.points.dtype == np.float32
@@ -58,7 +62,9 @@ def test_d21_evaluation_samples_are_the_frames_as_they_are(training):
 
 
 def test_no_label_zone_points_stay(training):
-    assert (training.points(0)[:, 5] == 1).any() and len(FrameDataset(training)[0].points) == len(training.points(0))
+    assert (training.points(0)[:, 5] == 1).any() and len(FrameDataset(training)[0].points) == len(
+        training.points(0)
+    )
 
 
 def test_evaluation_points_are_cut_to_the_range_in_file_order_and_boxes_are_not(training):
@@ -78,7 +84,9 @@ def test_an_empty_scan_is_an_empty_sample(validation):
 @pytest.mark.parametrize(("interval", "frames"), [(2, [0, 2, 4, 6]), (5, [0, 5]), (100, [0])])
 def test_the_interval_runs_over_the_concatenated_segments(training, interval, frames):
     dataset = FrameDataset(training, interval=interval)
-    assert [dataset[n].frame_id for n in range(len(dataset))] == [training.frame_id(n) for n in frames]
+    assert [dataset[n].frame_id for n in range(len(dataset))] == [
+        training.frame_id(n) for n in frames
+    ]
 
 
 def test_training_drops_boxes_without_points_and_replaces_empty_frames(training):
@@ -86,18 +94,26 @@ def test_training_drops_boxes_without_points_and_replaces_empty_frames(training)
     samples = [dataset[(0, n)] for n in range(len(dataset))]
     assert samples[0].frame_id == "a_000" and samples[1].labels.tolist() == [3]
     useful = {"a_000", "a_001", "b_000", "b_002"}
-    assert {sample.frame_id for sample in samples} <= useful and all(len(sample.labels) for sample in samples)
+    assert {sample.frame_id for sample in samples} <= useful and all(
+        len(sample.labels) for sample in samples
+    )
     replaced = {dataset[(epoch, 2)].frame_id for epoch in range(30)}
     assert len(replaced) > 1
 
 
 def test_training_drops_boxes_outside_the_range(training):
-    dataset = FrameDataset(training, drop_empty=True, point_range=(-10.0, -10.0, -2.0, 10.0, 10.0, 4.0))
-    assert {dataset[(epoch, 3)].frame_id for epoch in range(20)}.isdisjoint({"b_000"})  # its only box is 15 m away
+    dataset = FrameDataset(
+        training, drop_empty=True, point_range=(-10.0, -10.0, -2.0, 10.0, 10.0, 4.0)
+    )
+    # its only box is 15 m away
+    assert {dataset[(epoch, 3)].frame_id for epoch in range(20)}.isdisjoint({"b_000"})
 
 
 def test_training_shuffles_points(training):
-    plain, shuffled = FrameDataset(training)[0].points, FrameDataset(training, drop_empty=True)[0].points
+    plain, shuffled = (
+        FrameDataset(training)[0].points,
+        FrameDataset(training, drop_empty=True)[0].points,
+    )
     assert not np.array_equal(plain, shuffled)
     np.testing.assert_array_equal(plain[np.lexsort(plain.T)], shuffled[np.lexsort(shuffled.T)])
 
@@ -109,7 +125,9 @@ def test_d20_samples_depend_on_seed_epoch_and_frame_alone(training):
         other[(0, 1)]  # what was asked before does not matter
         _equal(one[key], other[key])
     assert not np.array_equal(one[(0, 0)].boxes, one[(1, 0)].boxes)
-    assert not np.array_equal(one[(0, 0)].boxes, FrameDataset(training, seed=2, **make)[(0, 0)].boxes)
+    assert not np.array_equal(
+        one[(0, 0)].boxes, FrameDataset(training, seed=2, **make)[(0, 0)].boxes
+    )
     fifth = FrameDataset(training, seed=1, interval=3, **make)
     _equal(fifth[(2, 1)], one[(2, 3)])  # the same frame under another interval
     _equal(one[0], one[(0, 0)])
@@ -123,13 +141,22 @@ def test_workers_give_the_same_batches(training):
 
     dataset = FrameDataset(training, augment=AugmentConfig(), drop_empty=True, point_range=RANGE)
     batches = [
-        list(DataLoader(dataset, batch_sampler=StepSampler(len(dataset), 3, 2, 0), collate_fn=collate, num_workers=workers))
+        list(
+            DataLoader(
+                dataset,
+                batch_sampler=StepSampler(len(dataset), 3, 2, 0),
+                collate_fn=collate,
+                num_workers=workers,
+            )
+        )
         for workers in (0, 2)
     ]
     assert len(batches[0]) == len(batches[1]) == 6
     for one, other in zip(*batches):
         assert one.points.frame_ids == other.points.frame_ids
-        assert one.points.points.equal(other.points.points) and one.truth.boxes.equal(other.truth.boxes)
+        assert one.points.points.equal(other.points.points) and one.truth.boxes.equal(
+            other.truth.boxes
+        )
 
 
 def test_pasted_objects_follow_the_frames_own_boxes_and_hit_nothing(crowded):
@@ -142,15 +169,26 @@ def test_pasted_objects_follow_the_frames_own_boxes_and_hit_nothing(crowded):
         np.testing.assert_array_equal(after.boxes[:own], before.boxes)
         np.testing.assert_array_equal(after.labels[:own], before.labels)
         new = after.boxes[own:]
-        assert np.array_equal(collisions(new, new), np.eye(len(new), dtype=bool)) and not collisions(new, before.boxes).any()
+        assert (
+            np.array_equal(collisions(new, new), np.eye(len(new), dtype=bool))
+            and not collisions(new, before.boxes).any()
+        )
         there = np.bincount(before.labels, minlength=4)
-        assert (np.bincount(after.labels, minlength=4)[1:] <= np.maximum(there[1:], OBJECTS.counts)).all()
-        whole, put = crowded.points(number)[:, :5], after.points[owner_of_points(after.points, new) >= 0]
+        assert (
+            np.bincount(after.labels, minlength=4)[1:] <= np.maximum(there[1:], OBJECTS.counts)
+        ).all()
+        whole, put = (
+            crowded.points(number)[:, :5],
+            after.points[owner_of_points(after.points, new) >= 0],
+        )
         kept = whole[owner_of_points(whole, new) < 0]
         expected = np.concatenate((kept, put))
-        np.testing.assert_array_equal(after.points[np.lexsort(after.points.T)], expected[np.lexsort(expected.T)])
+        np.testing.assert_array_equal(
+            after.points[np.lexsort(after.points.T)], expected[np.lexsort(expected.T)]
+        )
         usable = crowded.num_points[crowded.box_rows(number)] > 0
-        assert not collisions(new, crowded.boxes[crowded.box_rows(number)][usable]).any()  # signs included
+        # signs included
+        assert not collisions(new, crowded.boxes[crowded.box_rows(number)][usable]).any()
     assert len(dataset[5].labels) > len(plain[5].labels) + 5
 
 
@@ -162,9 +200,13 @@ def test_the_world_is_augmented_alike_with_and_without_objects(crowded):
 
 
 def test_a_frame_without_boxes_is_filled_rather_than_replaced(crowded):
-    dataset = FrameDataset(crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True, point_range=RANGE)
+    dataset = FrameDataset(
+        crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True, point_range=RANGE
+    )
     for number in (2, 8):
-        assert dataset[number].frame_id == crowded.frame_id(number) and len(dataset[number].labels) > 3
+        assert (
+            dataset[number].frame_id == crowded.frame_id(number) and len(dataset[number].labels) > 3
+        )
 
 
 def test_objects_depend_on_seed_epoch_and_frame_alone_and_leave_the_annotations(crowded):
@@ -189,13 +231,23 @@ def test_workers_share_the_object_bank(crowded, start):
     from kdlib.data.collate import collate
     from kdlib.data.sampler import StepSampler
 
-    dataset = FrameDataset(crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True, point_range=RANGE)
+    dataset = FrameDataset(
+        crowded, augment=AugmentConfig(objects=OBJECTS), drop_empty=True, point_range=RANGE
+    )
     sampler = StepSampler(len(dataset), 3, 2, 0)
-    many = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=2, multiprocessing_context=start)
+    many = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=2,
+        multiprocessing_context=start,
+    )
     batches = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)), list(many)
     assert len(batches[0]) == len(batches[1]) == 6
     for one, other in zip(*batches):
-        assert one.points.points.equal(other.points.points) and one.truth.boxes.equal(other.truth.boxes)
+        assert one.points.points.equal(other.points.points) and one.truth.boxes.equal(
+            other.truth.boxes
+        )
 
 
 def test_objects_need_a_bank_of_these_frames(crowd, crowded, tmp_path):
@@ -218,7 +270,9 @@ def test_bad_settings_are_errors(training, validation):
         FrameDataset(training, seed=-1)
     with pytest.raises(DataError, match=r"no frame of split 'validation' .* has a box of Cyclist"):
         FrameDataset(validation, ("Cyclist",), drop_empty=True)
-    nowhere = FrameDataset(validation, drop_empty=True, point_range=(60.0, 60.0, -2.0, 70.0, 70.0, 4.0))
+    nowhere = FrameDataset(
+        validation, drop_empty=True, point_range=(60.0, 60.0, -2.0, 70.0, 70.0, 4.0)
+    )
     with pytest.raises(DataError, match="100 frames in a row have no box inside"):
         nowhere[0]
 
@@ -227,7 +281,15 @@ def test_the_dataset_needs_no_torch(store):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from kdlib.data.store import Store\n"
-        "from kdlib.data.dataset import FrameDataset\nimport kdlib.data.sampler, kdlib.data.prepare\n"
+        "from kdlib.data.dataset import FrameDataset\nimport kdlib.data.sampler, "
+        "kdlib.data.prepare\n"
         f"print(len(FrameDataset(Store.open({str(store.path)!r}).split('training'))[0].points))"
     )
-    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) > 0
+    assert (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        > 0
+    )

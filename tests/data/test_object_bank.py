@@ -41,14 +41,21 @@ def frame_ids(bank):
     """The frames objects were seen in, as the file has them."""
     tensors = load_file(bank.path)
     segments = tensors["segments"].tobytes().decode().split("\n")
-    return [f"{segments[segment]}_{index:03d}" for segment, index in zip(tensors["segment"], tensors["index"])]
+    return [
+        f"{segments[segment]}_{index:03d}"
+        for segment, index in zip(tensors["segment"], tensors["index"])
+    ]
 
 
 def _naive(split, every):
     """Every object by a loop over points and boxes: (frame id, type, box, difficulty, points)."""
     for frame in range(len(split)):
         rows = split.box_rows(frame)
-        kept = [row for row in range(rows.start, rows.stop) if frame % every.get(int(split.types[row]), 1) == 0]
+        kept = [
+            row
+            for row in range(rows.start, rows.stop)
+            if frame % every.get(int(split.types[row]), 1) == 0
+        ]
         points = split.points(frame)[:, :5]
         left = np.ones(len(points), bool)
         for row in kept:
@@ -58,7 +65,13 @@ def _naive(split, every):
             inside &= abs(points[:, 2].astype(np.float64) - z) <= height / 2
             left &= ~inside
             if inside.any() and split.types[row] in (1, 2, 4):
-                yield split.frame_id(frame), split.types[row], split.boxes[row], split.difficulty[row], points[inside]
+                yield (
+                    split.frame_id(frame),
+                    split.types[row],
+                    split.boxes[row],
+                    split.difficulty[row],
+                    points[inside],
+                )
 
 
 def test_the_bank_is_the_naive_one(split, bank):
@@ -72,10 +85,15 @@ def test_the_bank_is_the_naive_one(split, bank):
         np.testing.assert_array_equal(bank.points([row]), points)
 
 
-def test_d32_vehicles_come_from_every_4th_and_pedestrians_from_every_2nd_frame_of_all_segments_together(split, bank):
+def test_d32_vehicles_come_from_every_4th_and_pedestrians_from_every_2nd_frame_of_all_segments(
+    split, bank
+):
     numbers = {name: n for n, name in enumerate(split.frame_ids())}
     names = frame_ids(bank)
-    seen = {kind: {numbers[names[row]] for row in np.flatnonzero(bank.types == kind)} for kind in (1, 2, 4)}
+    seen = {
+        kind: {numbers[names[row]] for row in np.flatnonzero(bank.types == kind)}
+        for kind in (1, 2, 4)
+    }
     assert seen[1] == {0, 4, 8, 12}
     assert seen[2] == {0, 4, 6, 8, 10, 12}  # frame 2 is empty
     assert seen[4] == set(range(14)) - {2}
@@ -90,7 +108,9 @@ def test_a_box_of_no_class_still_owns_its_points(crowd, tmp_path):
 
 def test_points_of_several_objects_come_one_after_the_other(bank):
     rows = [5, 2, 9]
-    np.testing.assert_array_equal(bank.points(rows), np.concatenate([bank.points([row]) for row in rows]))
+    np.testing.assert_array_equal(
+        bank.points(rows), np.concatenate([bank.points([row]) for row in rows])
+    )
     assert bank.points([]).shape == (0, 5) and bank.points(rows).dtype == np.float32
 
 
@@ -119,7 +139,10 @@ def test_it_travels_to_other_processes_as_a_path(bank):
     assert len(pickle.dumps(bank)) < 1000
     context = multiprocessing.get_context("fork")
     answer = context.Queue()
-    children = [context.Process(target=_sum_in_child, args=(pickle.loads(pickle.dumps(bank)), [n], answer)) for n in range(3)]
+    children = [
+        context.Process(target=_sum_in_child, args=(pickle.loads(pickle.dumps(bank)), [n], answer))
+        for n in range(3)
+    ]
     for child in children:
         child.start()
     sums = sorted(answer.get(timeout=30) for _ in children)
@@ -147,7 +170,11 @@ def test_a_bank_of_fewer_classes_is_built_again_for_more(crowd, tmp_path, monkey
         build_bank(split, progress=False)
         assert is_current(split)
     assert not is_current(split)
-    assert set(ObjectBank.open(build_bank(split, progress=False), split.fingerprint).types) == {1, 2, 4}
+    assert set(ObjectBank.open(build_bank(split, progress=False), split.fingerprint).types) == {
+        1,
+        2,
+        4,
+    }
 
 
 def test_building_twice_gives_the_same_bytes(own):
@@ -161,9 +188,15 @@ def test_building_twice_gives_the_same_bytes(own):
 def test_a_truncated_bank_is_one_error(own, length):
     path = bank_path(own)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DataError, match=r"objects\.safetensors cannot be used .*python -m kdlib prepare SRC") as caught:
+    with pytest.raises(
+        DataError, match=(r"objects\.safetensors cannot be used .*python -m kdlib " r"prepare SRC")
+    ) as caught:
         ObjectBank.open(path, own.fingerprint)
-    assert "\n" not in str(caught.value) and not is_current(own) and len(verify_bank(path, own.fingerprint)) == 1
+    assert (
+        "\n" not in str(caught.value)
+        and not is_current(own)
+        and len(verify_bank(path, own.fingerprint)) == 1
+    )
 
 
 def test_garbled_banks_are_errors(own):
@@ -195,7 +228,13 @@ def test_another_version_and_no_bank_name_the_remedy(own):
         header["__metadata__"]["version"] = "0"
         stream.seek(8)
         stream.write(json.dumps(header).encode().ljust(4088))
-    with pytest.raises(DataError, match=r"version 0, this is version 1\); delete it and make it with 'python -m kdlib prepare "):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"version 0, this is version 1\); delete it and make it "
+            r"with 'python -m kdlib prepare "
+        ),
+    ):
         ObjectBank.open(path, own.fingerprint)
     path.unlink()
     with pytest.raises(DataError, match=r"no object bank .*'python -m kdlib prepare SRC "):
@@ -247,4 +286,5 @@ def test_memory_does_not_grow_with_the_frames(crowd, tmp_path):
 
     (few, small), (many, large) = peak(8), peak(64)
     assert large - small > 30_000
-    assert many - few < 3 * 56 * 20 * 60  # the index of 20 objects a frame, and nothing of the points
+    # the index of 20 objects a frame, and nothing of the points
+    assert many - few < 3 * 56 * 20 * 60

@@ -1,4 +1,6 @@
-"""Frames of any dataset as a store: the same points and boxes come back, and the notebooks' data loader reads them."""
+"""Frames of any dataset as a store: the same points and boxes come back, and the notebooks' data
+loader reads them.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +28,42 @@ CAR = [8.0, 2.0, 0.8, 4.0, 2.0, 1.6, 0.5]
 
 
 def scene(seed: int, on_car: int = 12) -> np.ndarray:
-    """x, y, z, tanh(intensity): a floor, and points at most a few centimetres around the car's centre."""
+    """x, y, z, tanh(intensity): a floor, and points at most a few centimetres around the car's
+    centre.
+    """
     rng = np.random.default_rng(seed)
     floor = np.column_stack((rng.uniform(-30, 30, (500, 2)), np.zeros(500), rng.uniform(0, 1, 500)))
     floor = floor[np.hypot(floor[:, 0] - CAR[0], floor[:, 1] - CAR[1]) > 4]
-    car = np.column_stack((np.array(CAR[:3]) + rng.normal(0, 0.1, (on_car, 3)), np.full(on_car, 0.5)))
+    car = np.column_stack(
+        (np.array(CAR[:3]) + rng.normal(0, 0.1, (on_car, 3)), np.full(on_car, 0.5))
+    )
     return np.concatenate((floor, car)).astype(np.float32)
 
 
 def drive(name: str, count: int = 3) -> list[Frame]:
-    return [own_frame(name, number, scene(number), [CAR], ["Vehicle"], ids=["a"]) for number in range(count)]
+    return [
+        own_frame(name, number, scene(number), [CAR], ["Vehicle"], ids=["a"])
+        for number in range(count)
+    ]
 
 
 def test_what_was_stored_comes_back(tmp_path: Path) -> None:
     store = store_frames([*drive("one"), *drive("two", 2)], tmp_path / "store")
     split = Store.open(tmp_path / "store").split("training")
-    assert split.frame_ids() == ["one_000", "one_001", "one_002", "two_000", "two_001"] and store.path == tmp_path / "store"
+    assert (
+        split.frame_ids() == ["one_000", "one_001", "one_002", "two_000", "two_001"]
+        and store.path == tmp_path / "store"
+    )
     points, labels = split.points(1), split.labels(1)
     np.testing.assert_allclose(points[:, :3], scene(1)[:, :3], atol=0.0013)
     np.testing.assert_allclose(points[:, 3], scene(1)[:, 3], atol=0.5 / 255 + 1e-6)
     assert (points[:, 4] == 0).all() and (points[:, 5] == -1).all()
     np.testing.assert_allclose(labels.boxes, [CAR], rtol=1e-7)
-    assert (labels.ids, labels.num_points.tolist(), labels.difficulty.tolist()) == (("a",), [12], [0])
+    assert (labels.ids, labels.num_points.tolist(), labels.difficulty.tolist()) == (
+        ("a",),
+        [12],
+        [0],
+    )
     assert split.timestamps[2] == 200_000
     bank = ObjectBank.open(bank_path(split), split.fingerprint)
     assert len(bank.boxes) > 0
@@ -72,7 +88,10 @@ def test_drives_are_added_and_replaced(tmp_path: Path) -> None:
         "validation": ["three"],
     }
     store_frames(drive("one", 2), tmp_path, "training")
-    assert len(Store.open(tmp_path).split("training")) == 5 and Store.open(tmp_path).fingerprint != first
+    assert (
+        len(Store.open(tmp_path).split("training")) == 5
+        and Store.open(tmp_path).fingerprint != first
+    )
 
 
 def test_simulated_stands_beside_nothing_else(tmp_path: Path) -> None:
@@ -130,7 +149,8 @@ def test_the_tutorial_makes_a_run_of_real_data_go(tmp_path: Path) -> None:
         folder = tmp_path / "mine" / split / f"{split}_drive"
         folder.mkdir(parents=True)
         for number in range(2):
-            below = scene(number) - np.array([0, 0, 1.73, 0], np.float32)  # KITTI's origin is the sensor
+            # KITTI's origin is the sensor
+            below = scene(number) - np.array([0, 0, 1.73, 0], np.float32)
             below.astype("<f4").tofile(folder / f"{number:03}.bin")
             (folder / f"{number:03}.txt").write_text("Vehicle " + " ".join(map(str, CAR)) + "\n")
     own_dataset.convert(tmp_path / "mine", tmp_path / "data")

@@ -1,4 +1,6 @@
-"""PCD and PLY files: what PCL and open3d write is read to the last digit, and every damaged file is one sentence."""
+"""PCD and PLY files: what PCL and open3d write is read to the last digit, and every damaged file is
+one sentence.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from kdlib.data.pointfiles import _lzf, read_pcd, read_ply
 from kdlib.errors import DataError
 
 POINTS = np.array([[1, 2, -1.5, 0.25], [-3.5, 4, 0, 1], [7, 8, 9, 0]], np.float32)
-PCD = "VERSION 0.7\nFIELDS x y z intensity\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nWIDTH 3\nHEIGHT 1\nPOINTS 3\nDATA {}\n"
+PCD = (
+    "VERSION 0.7\nFIELDS x y z intensity\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nWIDTH "
+    "3\nHEIGHT 1\nPOINTS 3\nDATA {}\n"
+)
 PLY = "ply\nformat {} 1.0\ncomment by hand\nelement vertex 3\n" + "".join(
     f"property float {c}\n" for c in ("x", "y", "z", "intensity")
 )
@@ -26,7 +31,9 @@ TEXT = "\n".join(" ".join(map(str, row)) for row in POINTS.tolist()).encode()
 
 def literal(data: bytes) -> bytes:
     """LZF without any compression: runs of up to 32 bytes as they are."""
-    return b"".join(bytes([len(data[i : i + 32]) - 1]) + data[i : i + 32] for i in range(0, len(data), 32))
+    return b"".join(
+        bytes([len(data[i : i + 32]) - 1]) + data[i : i + 32] for i in range(0, len(data), 32)
+    )
 
 
 def packed(data: bytes) -> bytes:
@@ -39,8 +46,12 @@ WHOLE = {
     "binary.pcd": PCD.format("binary").encode() + POINTS.tobytes(),
     "compressed.pcd": PCD.format("binary_compressed").encode() + packed(POINTS.T.tobytes()),
     "ascii.ply": (PLY.format("ascii") + "end_header\n").encode() + TEXT,
-    "little.ply": (PLY.format("binary_little_endian") + FACES + "end_header\n").encode() + POINTS.tobytes() + b"\x03" + bytes(12),
-    "big.ply": (PLY.format("binary_big_endian") + "end_header\n").encode() + POINTS.astype(">f4").tobytes(),
+    "little.ply": (PLY.format("binary_little_endian") + FACES + "end_header\n").encode()
+    + POINTS.tobytes()
+    + b"\x03"
+    + bytes(12),
+    "big.ply": (PLY.format("binary_big_endian") + "end_header\n").encode()
+    + POINTS.astype(">f4").tobytes(),
 }
 
 
@@ -63,13 +74,31 @@ def test_every_storage_gives_the_same_columns(tmp_path: Path, name: str) -> None
 
 def test_windows_line_ends_and_upper_case_names(tmp_path: Path) -> None:
     head = PCD.format("ascii").replace("x y z intensity", "X Y Z Intensity").replace("\n", "\r\n")
-    assert list(read_pcd(written(tmp_path, "a.pcd", head.encode() + TEXT))) == ["x", "y", "z", "intensity"]
+    assert list(read_pcd(written(tmp_path, "a.pcd", head.encode() + TEXT))) == [
+        "x",
+        "y",
+        "z",
+        "intensity",
+    ]
 
 
 def test_padding_and_columns_of_several_numbers_are_passed_over(tmp_path: Path) -> None:
-    columns = "FIELDS x _ y normal z _ ring\nSIZE 4 1 4 4 8 1 2\nTYPE F U F F F U U\nCOUNT 1 4 1 3 1 2 1\n"
+    columns = (
+        "FIELDS x _ y normal z _ ring\nSIZE 4 1 4 4 8 1 2\nTYPE F U F F F U U\nCOUNT 1 4 1 "
+        "3 1 2 1\n"
+    )
     head = f"{columns}WIDTH 1\nHEIGHT 2\nDATA binary\n"
-    row = np.dtype([("x", "<f4"), ("p", "u1", 4), ("y", "<f4"), ("n", "<f4", 3), ("z", "<f8"), ("q", "u1", 2), ("ring", "<u2")])
+    row = np.dtype(
+        [
+            ("x", "<f4"),
+            ("p", "u1", 4),
+            ("y", "<f4"),
+            ("n", "<f4", 3),
+            ("z", "<f8"),
+            ("q", "u1", 2),
+            ("ring", "<u2"),
+        ]
+    )
     rows = np.zeros(2, row)
     rows["x"], rows["z"], rows["ring"] = (1, 2), (3, 4), (5, 600)
     found = read_pcd(written(tmp_path, "a.pcd", head.encode() + rows.tobytes()))
@@ -87,7 +116,10 @@ def test_lzf_literals_and_copies(data: bytes, repeats: int) -> None:
     assert _lzf(b"\x00a" + copy, length + 1) == b"a" * (length + 1)
 
 
-@pytest.mark.skipif(find_spec("open3d") is None, reason="needs open3d, which writes the files: pip install kdlib[cpu]")
+@pytest.mark.skipif(
+    find_spec("open3d") is None,
+    reason="needs open3d, which writes the files: pip install kdlib[cpu]",
+)
 def test_files_of_open3d(tmp_path: Path) -> None:
     points = np.round(np.random.default_rng(0).normal(0, 10, (2000, 3)), 1)
     np.save(tmp_path / "points.npy", points)
@@ -104,13 +136,17 @@ assert b'binary_compressed' in open(folder + '/compressed.pcd', 'rb').read(400)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
     for name in ("text.pcd", "binary.pcd", "compressed.pcd", "text.ply", "binary.ply"):
         columns = read(tmp_path / name)
-        np.testing.assert_allclose(np.stack([columns[c] for c in "xyz"], 1), points, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            np.stack([columns[c] for c in "xyz"], 1), points, atol=1e-5, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str) -> None:
-    content = WHOLE[name].removesuffix(b"\x03" + bytes(12))  # the face behind the points is not read
-    for length in range(len(content) - (2 if "ascii" in name else 1)):  # of a text, the last digits may be missing unnoticed
+    # the face behind the points is not read
+    content = WHOLE[name].removesuffix(b"\x03" + bytes(12))
+    # of a text, the last digits may be missing unnoticed
+    for length in range(len(content) - (2 if "ascii" in name else 1)):
         with pytest.raises(DataError) as caught:
             read(written(tmp_path, name, content[:length]))
         assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
@@ -118,8 +154,12 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 @given(place=st.integers(0, 400), byte=st.integers(0, 255))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_byte_is_read_or_refused(tmp_path: Path, name: str, place: int, byte: int) -> None:
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_damaged_byte_is_read_or_refused(
+    tmp_path: Path, name: str, place: int, byte: int
+) -> None:
     content = bytearray(WHOLE[name])
     content[place % len(content)] = byte
     try:
@@ -146,7 +186,9 @@ def test_a_damaged_byte_is_read_or_refused(tmp_path: Path, name: str, place: int
         ("ascii.ply", "ply\n", "obj\n", "does not begin with 'ply'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
+def test_what_is_wrong_is_named(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
     content = WHOLE[name].replace(old.encode(), new.encode())
     with pytest.raises(DataError, match=message):
         read(written(tmp_path, name, content))

@@ -53,12 +53,16 @@ def test_points_out_of_reach_are_left_out_and_the_order_kept():
 
 def test_the_limits_themselves_are_kept():
     points = np.array([[80, -80, 32.767, 0, 0, 1], [-80, 80, -32.767, 0, 0, -1]], np.float32)
-    np.testing.assert_allclose(decode_points(encode_points(points))[:, :3], points[:, :3], atol=1e-3)
+    np.testing.assert_allclose(
+        decode_points(encode_points(points))[:, :3], points[:, :3], atol=1e-3
+    )
 
 
 def test_extreme_intensities_and_elongations_saturate():
     points = np.array([[0, 0, 0, 139_264, 7, 1], [0, 0, 0, -1, -1, -1]], np.float32)
-    np.testing.assert_allclose(decode_points(encode_points(points))[:, 3:], [[1, 127 / 64, 1], [0, 0, -1]])
+    np.testing.assert_allclose(
+        decode_points(encode_points(points))[:, 3:], [[1, 127 / 64, 1], [0, 0, -1]]
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -71,13 +75,16 @@ def test_numbers_that_are_not_finite_are_an_error(column, value):
 
 
 def test_intensities_are_the_same_bytes_with_every_numpy():
-    """At every step of the count, where the last bit of a tanh would decide, against the C library's."""
+    """At every step of the count, where the last bit of a tanh would decide, against the C
+    library's.
+    """
     steps = np.arctanh((np.arange(255) + 0.5) / 255).astype(np.float32).view(np.int32)
     values = (steps[:, None] + np.arange(-100, 101, dtype=np.int32)).view(np.float32).ravel()
     points = np.zeros((len(values), 6), np.float32)
     points[:, 3] = values
     np.testing.assert_array_equal(
-        encode_points(points)["intensity"], [round(255 * math.tanh(value)) for value in values.tolist()]
+        encode_points(points)["intensity"],
+        [round(255 * math.tanh(value)) for value in values.tolist()],
     )
 
 

@@ -1,4 +1,6 @@
-"""prepare, killed at random moments and started again, leaves the store an undisturbed call leaves, to the last byte."""
+"""prepare, killed at random moments and started again, leaves the store an undisturbed call leaves,
+to the last byte.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from kdlib.data.store import Store
 from kdlib.errors import DataError
 from kdlib.simulate import simulate
 
-# A process that has imported everything and forks: a child is at work after milliseconds instead of seconds.
+# A process that has imported everything and forks: a child is at work after milliseconds instead of
+# seconds.
 NURSERY = """
 import json, os, sys, traceback
 from pathlib import Path
@@ -48,7 +51,9 @@ for line in sys.stdin:
 class Nursery:
     def __init__(self, source: Path) -> None:
         self.source = source
-        single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        single = {
+            name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-c", NURSERY],
             env={**os.environ, **single},
@@ -60,7 +65,9 @@ class Nursery:
         )
 
     def start(self, out: Path, workers: int) -> int:
-        print(json.dumps([str(self.source), str(out), workers]), file=self._process.stdin, flush=True)
+        print(
+            json.dumps([str(self.source), str(out), workers]), file=self._process.stdin, flush=True
+        )
         return self._answer("started")
 
     def wait(self) -> int:
@@ -79,7 +86,16 @@ class Nursery:
 def waymo(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("waymo")
     for seed, (split, count) in enumerate({"training": 4, "validation": 1}.items()):
-        simulate(root, segments=count, frames=2, seed=seed, scale="demo", split=split, workers=1, progress=False)
+        simulate(
+            root,
+            segments=count,
+            frames=2,
+            seed=seed,
+            scale="demo",
+            split=split,
+            workers=1,
+            progress=False,
+        )
     return root
 
 
@@ -98,7 +114,11 @@ def nursery(waymo):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def session(leader: int) -> list[int]:
@@ -122,8 +142,12 @@ def until(condition: Callable[[], object], seconds: float = 30) -> bool:
     return True
 
 
-def killed_in_the_middle(nursery: Nursery, out: Path, workers: int, delay: float, whole_group: bool = True) -> bool:
-    """Start a call and kill it ``delay`` seconds after its work began; return whether that came in time."""
+def killed_in_the_middle(
+    nursery: Nursery, out: Path, workers: int, delay: float, whole_group: bool = True
+) -> bool:
+    """Start a call and kill it ``delay`` seconds after its work began; return whether that came in
+    time.
+    """
     leader = nursery.start(out, workers)
     assert until((out / ".lock").exists)
     if workers > 1:
@@ -146,7 +170,9 @@ def duration(nursery: Nursery, out: Path) -> float:
 
 
 def check_open(out: Path) -> None:
-    """Whatever moment it was: the store opens whole, or says in one sentence that it is unfinished."""
+    """Whatever moment it was: the store opens whole, or says in one sentence that it is
+    unfinished.
+    """
     try:
         Store.open(out)
     except DataError as error:
@@ -174,12 +200,16 @@ def test_killed_at_16_moments_and_resumed_each_time(nursery, undisturbed, tmp_pa
 
 
 def test_killed_at_4_moments_with_two_workers(nursery, undisturbed, tmp_path):
-    """Every other time only the caller dies: its workers may still be writing when the next call begins."""
+    """Every other time only the caller dies: its workers may still be writing when the next call
+    begins.
+    """
     rng = np.random.default_rng(1)
     hits = 0
     for number in range(4):
         out = tmp_path / str(number)
-        hits += killed_in_the_middle(nursery, out, 2, rng.uniform(0, 0.1), whole_group=number % 2 == 0)
+        hits += killed_in_the_middle(
+            nursery, out, 2, rng.uniform(0, 0.1), whole_group=number % 2 == 0
+        )
         check_open(out)
         nursery.start(out, 1 + number // 3)
         assert nursery.wait() == 0

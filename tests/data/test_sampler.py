@@ -23,7 +23,12 @@ def test_resuming_continues_the_same_batches(sizes, data):
 def test_every_epoch_sees_every_frame_once(sizes):
     length, batch, epochs, seed = sizes
     sampler = StepSampler(length, batch, epochs, seed)
-    assert len(list(sampler)) == len(sampler) == sampler.total_steps == epochs * sampler.steps_per_epoch
+    assert (
+        len(list(sampler))
+        == len(sampler)
+        == sampler.total_steps
+        == epochs * sampler.steps_per_epoch
+    )
     pairs = [pair for some in sampler for pair in some]
     assert sorted(pairs) == [(epoch, index) for epoch in range(epochs) for index in range(length)]
     assert all(1 <= len(some) <= batch for some in sampler)
@@ -33,7 +38,10 @@ def test_every_epoch_sees_every_frame_once(sizes):
 def test_ranks_share_every_batch(sizes, world):
     length, share, epochs, seed = sizes
     whole = list(StepSampler(length, share * world, epochs, seed))
-    parts = [list(StepSampler(length, share * world, epochs, seed, rank=rank, world=world)) for rank in range(world)]
+    parts = [
+        list(StepSampler(length, share * world, epochs, seed, rank=rank, world=world))
+        for rank in range(world)
+    ]
     assert {len(part) for part in parts} == {len(whole)}
     for batch, shares in zip(whole, zip(*parts)):
         assert sorted(pair for some in shares for pair in some) == sorted(batch)
@@ -41,7 +49,12 @@ def test_ranks_share_every_batch(sizes, world):
 
 
 def test_a_batch_that_ranks_cannot_share_is_an_error():
-    with pytest.raises(ConfigError, match=r"6 frames cannot be shared evenly by 4 processes.*use 1 or 2 or 3 or 6 processes"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"6 frames cannot be shared evenly by 4 processes.*use " r"1 or 2 or 3 or 6 processes"
+        ),
+    ):
         StepSampler(10, 6, 1, 0, rank=0, world=4)
 
 
@@ -51,7 +64,9 @@ def test_orders_differ_between_epochs_and_seeds():
     assert first != second and first != other
 
 
-@pytest.mark.parametrize("change", [{"length": 0}, {"batch_size": 0}, {"seed": -1}, {"rank": 1}, {"start_step": 99}])
+@pytest.mark.parametrize(
+    "change", [{"length": 0}, {"batch_size": 0}, {"seed": -1}, {"rank": 1}, {"start_step": 99}]
+)
 def test_numbers_out_of_range_are_errors(change):
     with pytest.raises(ConfigError):
         StepSampler(**{"length": 4, "batch_size": 2, "epochs": 1, "seed": 0, **change})

@@ -1,4 +1,6 @@
-"""Scans of other LiDARs: what is assumed is true of the two real sweeps, said aloud, and can be overridden."""
+"""Scans of other LiDARs: what is assumed is true of the two real sweeps, said aloud, and can be
+overridden.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def street(height: float, seed: int = 0) -> np.ndarray:
     """(N, 3) points of a flat road and a few walls, seen from ``height`` metres above the road."""
     rng = np.random.default_rng(seed)
     road = np.column_stack((rng.uniform(-30, 30, (3000, 2)), rng.normal(-height, 0.02, 3000)))
-    walls = np.column_stack((rng.uniform(-30, 30, (1500, 2)), rng.uniform(-height, 6 - height, 1500)))
+    walls = np.column_stack(
+        (rng.uniform(-30, 30, (1500, 2)), rng.uniform(-height, 6 - height, 1500))
+    )
     return np.concatenate((road, walls)).astype(np.float32)
 
 
@@ -81,7 +85,9 @@ def test_an_unknown_sensor_is_put_above_its_road(tmp_path: Path) -> None:
 
 def test_columns_of_an_array(tmp_path: Path) -> None:
     points, file = street(1.84), tmp_path / "a.npy"
-    rest = np.column_stack((np.arange(len(points)) % 256, np.arange(len(points)) % 32)).astype(np.float32)
+    rest = np.column_stack((np.arange(len(points)) % 256, np.arange(len(points)) % 32)).astype(
+        np.float32
+    )
     cases = {
         "waymo": np.column_stack((points, rest, np.ones(len(points), np.float32))),
         "nuscenes": np.column_stack((points, rest)),
@@ -90,7 +96,9 @@ def test_columns_of_an_array(tmp_path: Path) -> None:
     for layout, table in cases.items():
         np.save(file, table)
         assert read_scan(file).layout == layout
-    record = np.zeros(50, [("X", "f4"), ("y", "f8"), ("z", "f4"), ("intensity", "u2"), ("name", "S3")])
+    record = np.zeros(
+        50, [("X", "f4"), ("y", "f8"), ("z", "f4"), ("intensity", "u2"), ("name", "S3")]
+    )
     record["z"], record["intensity"] = 2.0, np.arange(50) * 100
     np.save(file, record)
     scan = read_scan(file)
@@ -102,7 +110,9 @@ def test_named_columns(tmp_path: Path, ending: str) -> None:
     rows = np.array([[5, 0, -2, 128], [6, 1, -2, 255], [np.nan, 0, 0, 7], [7, 0, -2, np.nan]])
     text = "\n".join(" ".join(map(str, row)) for row in rows)
     pcd = "FIELDS x y z reflectivity\nSIZE 4 4 4 4\nTYPE F F F F\nWIDTH 4\nHEIGHT 1\nDATA ascii\n"
-    ply = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(f"property float {c}\n" for c in ("x", "y", "z", "reflectivity"))
+    ply = "ply\nformat ascii 1.0\nelement vertex 4\n" + "".join(
+        f"property float {c}\n" for c in ("x", "y", "z", "reflectivity")
+    )
     file = tmp_path / f"a{ending}"
     file.write_text((pcd if ending == ".pcd" else ply + "end_header\n") + text)
     scan = read_scan(file)
@@ -116,7 +126,9 @@ def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", street(1.8) * 1000)
     with pytest.raises(DataError, match=r"--scale 0\.001 for millimetres"):
         read_scan(tmp_path / "a.npy")
-    np.testing.assert_allclose(read_scan(tmp_path / "a.npy", scale=0.001).points[:, :2], street(1.8)[:, :2], atol=1e-4)
+    np.testing.assert_allclose(
+        read_scan(tmp_path / "a.npy", scale=0.001).points[:, :2], street(1.8)[:, :2], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,8 +142,16 @@ def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
         ("a.npy", b"PK\x03\x04", "no array of numbers"),
         ("a.pcd", b"", "no PCD file"),
         ("a.ply", b"", "no PLY file"),
-        ("a.pcd", b"FIELDS a b\nSIZE 4 4\nTYPE F F\nWIDTH 1\nDATA ascii\n1 2\n", "no column 'x'; its columns are: a, b"),
-        ("a.pcd", b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nWIDTH 0\nDATA ascii\n", "no finite points"),
+        (
+            "a.pcd",
+            b"FIELDS a b\nSIZE 4 4\nTYPE F F\nWIDTH 1\nDATA ascii\n1 2\n",
+            "no column 'x'; its columns are: a, b",
+        ),
+        (
+            "a.pcd",
+            b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nWIDTH 0\nDATA ascii\n",
+            "no finite points",
+        ),
         ("a.laz", b"LASF", "scans are .bin, .npy, .pcd, .ply, not '.laz'"),
     ],
 )
@@ -151,10 +171,20 @@ def test_layouts_that_are_not_there(tmp_path: Path) -> None:
         read_scan(tmp_path / "none.bin")
 
 
-@given(content=st.binary(max_size=200), ending=st.sampled_from((".bin", ".npy", ".pcd", ".ply")), head=st.booleans())
+@given(
+    content=st.binary(max_size=200),
+    ending=st.sampled_from((".bin", ".npy", ".pcd", ".ply")),
+    head=st.booleans(),
+)
 @settings(max_examples=150, deadline=None)
-def test_rubbish_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str, head: bool) -> None:
-    begin = {".npy": b"\x93NUMPY\x01\x00", ".ply": b"ply\n", ".pcd": b"FIELDS x y z\n"}.get(ending, b"") if head else b""
+def test_rubbish_is_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str, head: bool
+) -> None:
+    begin = (
+        {".npy": b"\x93NUMPY\x01\x00", ".ply": b"ply\n", ".pcd": b"FIELDS x y z\n"}.get(ending, b"")
+        if head
+        else b""
+    )
     file = tmp_path_factory.getbasetemp() / f"rubbish{ending}"
     file.write_bytes(begin + content)
     try:
@@ -165,7 +195,9 @@ def test_rubbish_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, conte
 
 @given(place=st.integers(0, 127), byte=st.integers(0, 255))
 @settings(max_examples=100, deadline=None)
-def test_a_damaged_array_header(tmp_path_factory: pytest.TempPathFactory, place: int, byte: int) -> None:
+def test_a_damaged_array_header(
+    tmp_path_factory: pytest.TempPathFactory, place: int, byte: int
+) -> None:
     file = tmp_path_factory.getbasetemp() / "damaged.npy"
     np.save(file, street(1.7)[:50])
     content = bytearray(file.read_bytes())

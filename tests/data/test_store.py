@@ -30,7 +30,9 @@ def test_frames_come_back_as_the_reader_gave_them(store, source):
             np.testing.assert_allclose(points[:, :3], frame.points[:, :3], rtol=0, atol=0.002)
             np.testing.assert_allclose(points[:, 3], np.tanh(frame.points[:, 3]), atol=0.004)
             np.testing.assert_array_equal(points[:, 5], frame.points[:, 5])
-            poses = pq.read_table(store.path / split / frame.segment / "frames.parquet").column("pose")
+            poses = pq.read_table(store.path / split / frame.segment / "frames.parquet").column(
+                "pose"
+            )
             np.testing.assert_array_equal(poses[frame.index].as_py(), frame.pose.ravel())
             np.testing.assert_allclose(labels.boxes, frame.labels.boxes, rtol=1e-6)
             for name in ("types", "difficulty", "num_points"):
@@ -39,14 +41,28 @@ def test_frames_come_back_as_the_reader_gave_them(store, source):
 
 
 def test_points_are_a_plain_npy_that_can_be_mapped(store):
-    mapped = np.load(store.path / "training" / "a" / "points.npy", mmap_mode="r", allow_pickle=False)
+    mapped = np.load(
+        store.path / "training" / "a" / "points.npy", mmap_mode="r", allow_pickle=False
+    )
     manifest = json.loads((store.path / "training" / "a" / "manifest.json").read_text())
-    assert len(mapped) == manifest["points"] == store.split("training").counts[:3].sum() and mapped.itemsize == 8
+    assert (
+        len(mapped) == manifest["points"] == store.split("training").counts[:3].sum()
+        and mapped.itemsize == 8
+    )
 
 
 def test_the_fingerprint_is_of_the_content(store, copy):
     assert Store.open(copy).fingerprint == store.fingerprint
-    assert len({store.fingerprint, store.split("training").fingerprint, store.split("validation").fingerprint}) == 3
+    assert (
+        len(
+            {
+                store.fingerprint,
+                store.split("training").fingerprint,
+                store.split("validation").fingerprint,
+            }
+        )
+        == 3
+    )
     assert fingerprint({"training": {"a": "1"}}) != fingerprint({"training": {"a": "2"}})
 
 
@@ -58,7 +74,10 @@ def test_a_folder_without_a_store_is_an_error(tmp_path):
 def test_another_version_is_an_error(copy):
     index = json.loads((copy / "store.json").read_text())
     (copy / "store.json").write_text(json.dumps({**index, "version": 99}))
-    with pytest.raises(DataError, match="is a store of version 99, this is version 1; delete it and prepare again"):
+    with pytest.raises(
+        DataError,
+        match="is a store of version 99, this is version 1; delete it and prepare again",
+    ):
         Store.open(copy)
 
 
@@ -120,7 +139,9 @@ def test_an_unknown_split_is_an_error(store):
 
 def test_the_ground_truth_table_by_hand(store, tmp_path):
     table = ground_truth_table(store.split("training"))
-    names = "frame_id x y z length width height heading type difficulty num_points speed_x speed_y".split()
+    names = (
+        "frame_id x y z length width height heading type difficulty num_points speed_x speed_y"
+    ).split()
     assert table.column_names == names
     rows = table.to_pylist()
     assert [(row["frame_id"], row["type"], row["num_points"]) for row in rows] == [
@@ -132,16 +153,29 @@ def test_the_ground_truth_table_by_hand(store, tmp_path):
         ("b_002", 2, 10),
     ]
     first = [rows[0][name] for name in names[1:8]]
-    assert first == pytest.approx([5.0, 0.0, 1.0, 4.0, 2.0, 1.5, 0.3]) and rows[0]["speed_x"] == 1.0 and rows[0]["speed_y"] == 0.5
+    assert (
+        first == pytest.approx([5.0, 0.0, 1.0, 4.0, 2.0, 1.5, 0.3])
+        and rows[0]["speed_x"] == 1.0
+        and rows[0]["speed_y"] == 0.5
+    )
     pq.write_table(table, tmp_path / "truth.parquet")
     back = pq.read_table(tmp_path / "truth.parquet")
-    assert back.equals(table) and json.loads(back.schema.metadata[b"frame_ids"]) == store.split("training").frame_ids()
+    assert (
+        back.equals(table)
+        and json.loads(back.schema.metadata[b"frame_ids"]) == store.split("training").frame_ids()
+    )
 
 
 def test_the_ground_truth_table_takes_interval_and_classes(store):
     split = store.split("training")
-    assert ground_truth_table(split, interval=3).column("frame_id").to_pylist() == ["a_000", "b_000"]
-    assert ground_truth_table(split, class_names=("Sign",)).column("frame_id").to_pylist() == ["a_000", "b_003"]
+    assert ground_truth_table(split, interval=3).column("frame_id").to_pylist() == [
+        "a_000",
+        "b_000",
+    ]
+    assert ground_truth_table(split, class_names=("Sign",)).column("frame_id").to_pylist() == [
+        "a_000",
+        "b_003",
+    ]
     assert ground_truth_table(store.split("validation")).column("difficulty").to_pylist() == [0, 2]
     with pytest.raises(ConfigError, match="unknown class"):
         ground_truth_table(split, class_names=("Truck",))

@@ -7,12 +7,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdlib.config import CLASS_NAMES, BackboneConfig, DecodeConfig, GridConfig, HeadConfig, ModelConfig, PillarEncoderConfig
+from kdlib.config import (
+    CLASS_NAMES,
+    BackboneConfig,
+    DecodeConfig,
+    GridConfig,
+    HeadConfig,
+    ModelConfig,
+    PillarEncoderConfig,
+)
 from kdlib.models.build import build
 from kdlib.types import Batch, GroundTruth, PointBatch
 
 HALF = 5.12
-SPLITS = {1: (CLASS_NAMES,), 2: (("Vehicle", "Cyclist"), ("Pedestrian",)), 3: (("Vehicle",), ("Pedestrian",), ("Cyclist",))}
+SPLITS = {
+    1: (CLASS_NAMES,),
+    2: (("Vehicle", "Cyclist"), ("Pedestrian",)),
+    3: (("Vehicle",), ("Pedestrian",), ("Cyclist",)),
+}
 
 
 def grid(pillar):
@@ -25,7 +37,9 @@ def tiny(name, pillar, heads=1):
         grid=grid(pillar),
         encoder=PillarEncoderConfig(filters=(8, 8)),
         backbone=BackboneConfig((1, 1), (1, 2), (8, 8), (1, 2), (8, 8)),
-        head=HeadConfig(shared_channels=8, heads=SPLITS[heads], decode=DecodeConfig(score_threshold=0.05)),
+        head=HeadConfig(
+            shared_channels=8, heads=SPLITS[heads], decode=DecodeConfig(score_threshold=0.05)
+        ),
     )
 
 
@@ -63,14 +77,21 @@ def batch():
     def make(frames=2, boxes=4, seed=0):
         gen = torch.Generator().manual_seed(seed)
         count = 400
-        points = torch.rand(frames * count, 5, generator=gen) * torch.tensor([10.0, 10.0, 5.0, 1.0, 1.0])
+        points = torch.rand(frames * count, 5, generator=gen) * torch.tensor(
+            [10.0, 10.0, 5.0, 1.0, 1.0]
+        )
         points[:, :3] -= torch.tensor([5.0, 5.0, 1.5])
-        rows = torch.rand(frames, boxes, 7, generator=gen) * torch.tensor([9.0, 9.0, 1.0, 3.0, 1.5, 1.0, 6.0])
+        rows = torch.rand(frames, boxes, 7, generator=gen) * torch.tensor(
+            [9.0, 9.0, 1.0, 3.0, 1.5, 1.0, 6.0]
+        )
         rows[..., :2] -= 4.5
         rows[..., 3:6] += 0.6
         labels = torch.arange(frames * boxes).reshape(frames, boxes) % 3 + 1
         where = torch.arange(frames).repeat_interleave(count)
-        return Batch(PointBatch(points, where, frames, tuple(f"f{i}" for i in range(frames))), GroundTruth(rows, labels))
+        return Batch(
+            PointBatch(points, where, frames, tuple(f"f{i}" for i in range(frames))),
+            GroundTruth(rows, labels),
+        )
 
     return make
 
@@ -88,6 +109,11 @@ def one_frame():
             batch_size=1,
             frame_ids=(batch.points.frame_ids[frame],),
         )
-        return Batch(points, GroundTruth(batch.truth.boxes[frame : frame + 1], batch.truth.labels[frame : frame + 1]))
+        return Batch(
+            points,
+            GroundTruth(
+                batch.truth.boxes[frame : frame + 1], batch.truth.labels[frame : frame + 1]
+            ),
+        )
 
     return cut

@@ -1,4 +1,6 @@
-"""A distillation term of one's own: where the teacher is sure, the student's boxes should point the same way."""
+"""A distillation term of one's own: where the teacher is sure, the student's boxes should point the
+same way.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from kdlib.kd.term import StepContext, Term
 
 
 def heading(step: StepContext) -> Tensor:
-    """Return 1 - cos of the angle between the headings of both, weighted by the teacher's confidence."""
+    """Return 1 - cos of the angle between the headings of both, weighted by the teacher's
+    confidence.
+    """
     heads = []
     for ours, theirs in zip(step.prediction.heads, step.answer.heads):
         size = ours.rot.shape[-2:]  # the teacher's maps may be finer or coarser

@@ -14,7 +14,11 @@ def naive(maps, size, align_corners):
     for oy, ox in np.ndindex(*size):
         at = []
         for o, n_out, n_in in ((oy, size[0], h), (ox, size[1], w)):
-            where = o * (n_in - 1) / (n_out - 1) if align_corners else max((o + 0.5) * n_in / n_out - 0.5, 0)
+            where = (
+                o * (n_in - 1) / (n_out - 1)
+                if align_corners
+                else max((o + 0.5) * n_in / n_out - 0.5, 0)
+            )
             low = min(int(where), n_in - 1)
             at.append((low, min(low + 1, n_in - 1), where - low))
         (y0, y1, fy), (x0, x1, fx) = at
@@ -34,7 +38,9 @@ def test_b1_align_corners_is_obeyed(size, align_corners):
 
 def test_b1_the_two_settings_differ():
     maps = torch.rand(1, 1, 3, 3)
-    assert not torch.allclose(align_maps(maps, (6, 6)), align_maps(maps, (6, 6), align_corners=True))
+    assert not torch.allclose(
+        align_maps(maps, (6, 6)), align_maps(maps, (6, 6), align_corners=True)
+    )
 
 
 def test_half_pixel_is_exact_for_grids_over_one_range():

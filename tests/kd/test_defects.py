@@ -1,7 +1,9 @@
-"""Defects of the original that logit and label distillation, their teacher and their targets must not have.
+"""Defects of the original that logit and label distillation, their teacher and their targets must
+not have.
 
-``b`` numbers the confirmed defects, ``d`` the items of spec section 11; those of feature distillation are in
-``test_defects_feature.py``, those of the teacher-guided start in ``test_remap.py``.
+``b`` numbers the confirmed defects, ``d`` the items of spec section 11; those of feature
+distillation are in ``test_defects_feature.py``, those of the teacher-guided start in
+``test_remap.py``.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ def unchanged(module, before):
 def test_b01_d02_align_corners_reaches_the_loss_of_a_step(pair, batch, form, target):
     student, teacher = pair()
     student.eval()
-    settings = [recipe(positions=form, target=target, rank_weight=1.0, align_corners=corners) for corners in (False, True)]
+    settings = [
+        recipe(positions=form, target=target, rank_weight=1.0, align_corners=corners)
+        for corners in (False, True)
+    ]
     one, two = (values(Distillation(student, teacher, config)(batch())) for config in settings)
     assert one["kd_heatmap"] != two["kd_heatmap"] and one["kd_rank"] != two["kd_rank"]
     assert one["heatmap"] == two["heatmap"]
@@ -89,9 +94,18 @@ def test_b05_d01_scores_do_not_depend_on_a_loss_before_them(pair, batch):
         targets = student.targets(data.truth)
         detection_loss(prediction.heads, targets, student.head)
         answer = Teacher(teacher, "batch")(data)
-        logit_kd(prediction.heads[0], answer.heads[0], targets[0], answer.targets[0], LogitKDConfig(rank_weight=1.0))
+        logit_kd(
+            prediction.heads[0],
+            answer.heads[0],
+            targets[0],
+            answer.targets[0],
+            LogitKDConfig(rank_weight=1.0),
+        )
         after = student.detect(prediction)
-    assert all(torch.equal(a.scores, b.scores) and torch.equal(a.boxes, b.boxes) for a, b in zip(before, after))
+    assert all(
+        torch.equal(a.scores, b.scores) and torch.equal(a.boxes, b.boxes)
+        for a, b in zip(before, after)
+    )
     assert min(float(found.scores.min()) for found in after) < 0.5
 
 
@@ -99,12 +113,20 @@ def test_b05_d01_scores_do_not_depend_on_a_loss_before_them(pair, batch):
 def test_b05_probabilities_meet_probabilities(pair, batch, distance):
     student, teacher = pair(1, 0.32, 0.32)
     with torch.no_grad():
-        ours, theirs = student.eval()(batch().points).heads[0], teacher.eval()(batch().points).heads[0]
+        ours, theirs = (
+            student.eval()(batch().points).heads[0],
+            teacher.eval()(batch().points).heads[0],
+        )
     config = LogitKDConfig(positions="all", soft=False, distance=distance, rank_weight=3.0)
     got = logit_kd(ours, theirs, None, None, config)
     s, t = ours.heatmap.sigmoid(), theirs.heatmap.sigmoid()
-    want = {"kd_heatmap": 7 * heatmap_kd(s, t, torch.ones_like(s[:, 0]), distance), "kd_rank": 3 * rank_kd(s, t, 500)}
-    assert {n: v.item() for n, v in got.items()} == pytest.approx({n: v.item() for n, v in want.items()}, rel=1e-5)
+    want = {
+        "kd_heatmap": 7 * heatmap_kd(s, t, torch.ones_like(s[:, 0]), distance),
+        "kd_rank": 3 * rank_kd(s, t, 500),
+    }
+    assert {n: v.item() for n, v in got.items()} == pytest.approx(
+        {n: v.item() for n, v in want.items()}, rel=1e-5
+    )
 
 
 def test_b05_distillation_alone_equals_distillation_beside_the_detection_loss(pair, batch):
@@ -113,15 +135,22 @@ def test_b05_distillation_alone_equals_distillation_beside_the_detection_loss(pa
     data, config = batch(), recipe(rank_weight=1.0)
     with torch.no_grad():
         answer = Teacher(teacher, "batch")(data)
-        alone = logit_kd(student(data.points).heads[0], answer.heads[0], None, answer.targets[0], config.logit)
+        alone = logit_kd(
+            student(data.points).heads[0], answer.heads[0], None, answer.targets[0], config.logit
+        )
     Plain(student)(data)
     beside = Distillation(student, teacher, config)(data).parts
-    assert all(beside[name].item() == pytest.approx(value.item(), rel=1e-6) for name, value in alone.items())
+    assert all(
+        beside[name].item() == pytest.approx(value.item(), rel=1e-6)
+        for name, value in alone.items()
+    )
 
 
 @pytest.mark.parametrize("target", ["teacher", "student"])
 def test_b06_d34_one_class_heatmap_keeps_its_channel(pair, batch, target):
-    """Heads of one class on two grids, frame by frame; the original compared every frame with every other."""
+    """Heads of one class on two grids, frame by frame; the original compared every frame with every
+    other.
+    """
     student, teacher = pair(3)
     student.eval()
     data = batch(frames=3)
@@ -157,29 +186,44 @@ def test_d15_the_first_cell_is_a_cell_like_others():
     """Empty slots point at it; the original cleared it, and ranks may fall on it."""
     one = torch.zeros(1, 1, 2, 2)
     one[0, 0, 0, 0] = 0.9
-    targets = HeadTargets(one, torch.zeros(1, 2, 8), torch.zeros(1, 2, dtype=torch.long), torch.tensor([[True, False]]))
+    targets = HeadTargets(
+        one,
+        torch.zeros(1, 2, 8),
+        torch.zeros(1, 2, dtype=torch.long),
+        torch.tensor([[True, False]]),
+    )
     for form in ("rank", "center", "gaussian"):
         mask = pivotal_mask(one, targets, LogitKDConfig(positions=form, rank=1, soft=False))
         assert mask.flatten().tolist() == [1, 0, 0, 0], form
 
 
-FORMS = [*((form, "mse") for form in POSITIONS), *(("gaussian", distance) for distance in DISTANCES[1:])]
+FORMS = [
+    *((form, "mse") for form in POSITIONS),
+    *(("gaussian", distance) for distance in DISTANCES[1:]),
+]
 
 
 @pytest.mark.parametrize("number", range(len(FORMS)), ids=["-".join(form) for form in FORMS])
 def test_b08_d12_every_form_on_offer_runs_and_trains(pair, batch, number):
-    """With the rank loss beside it, and on equal grids with boxes; two of the original's three modes raised."""
+    """With the rank loss beside it, and on equal grids with boxes; two of the original's three
+    modes raised.
+    """
     (form, distance), heads, equal = FORMS[number], number % 3 + 1, bool(number % 2)
     student, teacher = pair(heads, 0.32, 0.32 if equal else 0.64)
     before = state(teacher)
-    config = recipe(positions=form, distance=distance, rank_weight=0.5, regression_weight=0.2 if equal else 0.0)
+    config = recipe(
+        positions=form, distance=distance, rank_weight=0.5, regression_weight=0.2 if equal else 0.0
+    )
     terms = Distillation(student, teacher, config).train()(batch())
     names = ["kd_heatmap", "kd_rank"] + (["kd_box"] if equal else [])
     assert [name for name in terms.parts if name.startswith("kd_")] == names
     assert all(terms.parts[name] > 0 for name in names)
     sum(terms.parts[name] for name in names).backward()
     grads = [p.grad for name, p in student.named_parameters() if ".hm." in name]
-    assert all(g is not None and g.isfinite().all() for g in grads) and sum(g.abs().sum() for g in grads) > 0
+    assert (
+        all(g is not None and g.isfinite().all() for g in grads)
+        and sum(g.abs().sum() for g in grads) > 0
+    )
     assert unchanged(teacher, before) and all(p.grad is None for p in teacher.parameters())
 
 
@@ -212,7 +256,9 @@ def test_b09_d07_d33_either_norm_answers_and_an_outer_train_moves_nothing(pair, 
 
 @pytest.mark.parametrize("norm", ["running", "batch"])
 def test_b09_batch_mates_change_the_terms_in_batch_mode_only(pair, batch, one_frame, norm):
-    """Logit terms of two frames against those of each alone: a mean in ``running``, something else in ``batch``."""
+    """Logit terms of two frames against those of each alone: a mean in ``running``, something else
+    in ``batch``.
+    """
     student, teacher = pair()
     student.eval()
     data = batch()
@@ -240,18 +286,28 @@ def test_b11_a_weight_makes_a_term_or_an_error(pair, batch, setting):
 def test_b12_d22_boxes_on_the_border_and_outside_are_finite(pair, batch, form, grids):
     student, teacher = pair(1, *grids)
     data = batch(frames=1, boxes=2)
-    boxes = torch.tensor([[[5.12, 5.12, 0.0, 4.0, 2.0, 1.0, 0.7], [80.0, -80.0, 0.0, 4.0, 2.0, 1.0, 0.0]]])
+    boxes = torch.tensor(
+        [[[5.12, 5.12, 0.0, 4.0, 2.0, 1.0, 0.7], [80.0, -80.0, 0.0, 4.0, 2.0, 1.0, 0.0]]]
+    )
     data = Batch(data.points, GroundTruth(boxes, torch.tensor([[1, 2]])))
     boxes = 0.2 if grids[0] == grids[1] else 0.0
-    terms = Distillation(student, teacher, recipe(LOW, positions=form, rank_weight=1.0, regression_weight=boxes))(data)
+    terms = Distillation(
+        student, teacher, recipe(LOW, positions=form, rank_weight=1.0, regression_weight=boxes)
+    )(data)
     terms.loss.backward()
-    assert terms.loss.isfinite() and all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+    assert terms.loss.isfinite() and all(
+        p.grad.isfinite().all() for p in student.parameters() if p.grad is not None
+    )
 
 
 def test_b12_d22_a_teachers_box_outside_is_drawn_on_the_border_cell(pair):
-    """As in the original, whose teacher may see further than its map; the offset says how far the cell's own edge is."""
+    """As in the original, whose teacher may see further than its map; the offset says how far the
+    cell's own edge is.
+    """
     student, _ = pair()
-    found = Detections(torch.tensor([[5.6, 0.1, 0.0, 4.0, 2.0, 1.0, 0.0]]), torch.tensor([0.9]), torch.tensor([1]))
+    found = Detections(
+        torch.tensor([[5.6, 0.1, 0.0, 4.0, 2.0, 1.0, 0.0]]), torch.tensor([0.9]), torch.tensor([1])
+    )
     empty = GroundTruth(torch.zeros(1, 0, 7), torch.zeros(1, 0, dtype=torch.long))
     (targets,) = student.targets(merge_labels([found], empty, LabelKDConfig()))
     assert divmod(int(targets.indices[0, 0]), 16) == (8, 15) and targets.heatmap[0, 0, 8, 15] == 1
@@ -259,7 +315,9 @@ def test_b12_d22_a_teachers_box_outside_is_drawn_on_the_border_cell(pair):
 
 
 @pytest.mark.parametrize("teacher_first", [True, False])
-def test_b13_d06_annotations_outlive_any_number_of_teacher_boxes_in_a_step(pair, batch, teacher_first):
+def test_b13_d06_annotations_outlive_any_number_of_teacher_boxes_in_a_step(
+    pair, batch, teacher_first
+):
     """Slots for six, four of them annotated; teacher boxes come by the dozen."""
     student, teacher = pair()
     head = replace(student.config.head, targets=replace(student.config.head.targets, max_objects=6))
@@ -272,7 +330,9 @@ def test_b13_d06_annotations_outlive_any_number_of_teacher_boxes_in_a_step(pair,
         return step.prediction.bev.sum()
 
     spy = Term("kd_look", weight=1.0, value=look)
-    Distillation(student, teacher, recipe(replace(LOW, teacher_first=teacher_first)), extra=(spy,))(data)
+    Distillation(student, teacher, recipe(replace(LOW, teacher_first=teacher_first)), extra=(spy,))(
+        data
+    )
     own = student.targets(data.truth)[0]
     for frame in range(2):
         rows = {tuple(row) for row in seen["labels"].boxes[frame].tolist()}
@@ -288,12 +348,17 @@ def test_d03_the_mean_is_over_the_weights_and_the_sum_over_classes():
     for distance in DISTANCES:
         whole = heatmap_kd(ours, theirs, mask, distance).item()
         assert heatmap_kd(ours, theirs, 3 * mask, distance).item() == pytest.approx(whole, rel=1e-5)
-        apart = [heatmap_kd(ours[:, c : c + 1], theirs[:, c : c + 1], mask, distance).item() for c in range(3)]
+        apart = [
+            heatmap_kd(ours[:, c : c + 1], theirs[:, c : c + 1], mask, distance).item()
+            for c in range(3)
+        ]
         assert sum(apart) == pytest.approx(whole, rel=1e-5)
 
 
 def test_d05_the_teachers_targets_are_annotations_alone(pair, batch):
-    """Whatever labels the student is given, positions on the teacher's grid come from the ground truth."""
+    """Whatever labels the student is given, positions on the teacher's grid come from the ground
+    truth.
+    """
     student, teacher = pair()
     student.eval()
     data = batch()
@@ -301,7 +366,10 @@ def test_d05_the_teachers_targets_are_annotations_alone(pair, batch):
     without = Distillation(student, teacher, recipe()).report(data)
     assert with_labels[-1] == without[-1] and with_labels[0].teacher_labels > 0
     on_ours = Distillation(student, teacher, recipe(LOW, target="student")).report(data)[-1]
-    assert on_ours.positions > Distillation(student, teacher, recipe(target="student")).report(data)[-1].positions
+    assert (
+        on_ours.positions
+        > Distillation(student, teacher, recipe(target="student")).report(data)[-1].positions
+    )
 
 
 def test_d06_duplicates_are_the_originals_by_default_and_a_setting(pair, batch):
@@ -309,7 +377,9 @@ def test_d06_duplicates_are_the_originals_by_default_and_a_setting(pair, batch):
     rows = {}
     for limit in (None, 0.1):
         label = replace(LOW, dedupe_iou=limit)
-        rows[limit] = Distillation(student, teacher, recipe(label)).report(batch())[0].teacher_labels
+        rows[limit] = (
+            Distillation(student, teacher, recipe(label)).report(batch())[0].teacher_labels
+        )
     assert rows[None] > rows[0.1] > 0
 
 
@@ -321,7 +391,10 @@ def test_d16_the_rank_loss_is_that_of_all_heads(pair, batch, heads):
     got = Distillation(student, teacher, config)(data).parts["kd_rank"].item()
     with torch.no_grad():
         answer, ours = Teacher(teacher, "batch")(data), student(data.points).heads
-        apart = [logit_kd(s, t, None, None, config.logit)["kd_rank"].item() for s, t in zip(ours, answer.heads)]
+        apart = [
+            logit_kd(s, t, None, None, config.logit)["kd_rank"].item()
+            for s, t in zip(ours, answer.heads)
+        ]
     assert got == pytest.approx(sum(apart) / heads, rel=1e-5) and len(set(apart)) == heads
 
 

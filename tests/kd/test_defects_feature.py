@@ -33,7 +33,11 @@ def wider(model):
     config = model.config
     torch.manual_seed(4)
     backbone = replace(config.backbone, upsample_filters=(16, 16))
-    return build(replace(config, name="wide", backbone=backbone, encoder=replace(config.encoder, filters=(8, 16))))
+    return build(
+        replace(
+            config, name="wide", backbone=backbone, encoder=replace(config.encoder, filters=(8, 16))
+        )
+    )
 
 
 def values(terms):
@@ -50,10 +54,15 @@ def test_d13_a_wider_teacher_is_met_by_the_student(pair, batch, form, heads):
     terms.loss.backward()
 
 
-@pytest.mark.parametrize("form, ours, theirs", [("map", 16, 32), ("rois", 16, 32), ("local", 16, 32)])
+@pytest.mark.parametrize(
+    "form, ours, theirs", [("map", 16, 32), ("rois", 16, 32), ("local", 16, 32)]
+)
 def test_d13_without_an_adapter_widths_must_agree(pair, form, ours, theirs):
     student, teacher = pair()
-    with pytest.raises(ConfigError, match=f"the student has {ours} channels and the teacher {theirs}; set adapter to '1x1'"):
+    with pytest.raises(
+        ConfigError,
+        match=f"the student has {ours} channels and the teacher {theirs}; set adapter to '1x1'",
+    ):
         Distillation(student, wider(teacher), recipe(form=form, adapter="none"))
 
 
@@ -93,9 +102,15 @@ def test_d16_all_heads_count_and_not_the_last(pair, batch, heads):
     got = Distillation(student, teacher, config)(data).parts["kd_feature"].item()
     one, _ = pair(1)
     everything = one.targets(data.truth)[0]
-    fine = build(replace(teacher.config, head=one.config.head)).targets(data.truth)[0].heatmap.amax(dim=1)
+    fine = (
+        build(replace(teacher.config, head=one.config.head))
+        .targets(data.truth)[0]
+        .heatmap.amax(dim=1)
+    )
     with torch.no_grad():
-        ours = torch.nn.functional.interpolate(student(data.points).bev, size=(32, 32), mode="bilinear", align_corners=False)
+        ours = torch.nn.functional.interpolate(
+            student(data.points).bev, size=(32, 32), mode="bilinear", align_corners=False
+        )
         theirs = teacher.eval()(data.points).bev
     assert everything.heatmap.shape[1] == 3
     assert got == pytest.approx(map_distance(ours, theirs, "mse", fine).item(), rel=1e-4)
@@ -113,7 +128,9 @@ def test_b1_align_corners_is_obeyed(pair, batch):
     student, teacher = pair()
     student.eval()
     got = {
-        corners: Distillation(student, teacher, recipe(form="map", align_corners=corners))(batch()).parts["kd_feature"].item()
+        corners: Distillation(student, teacher, recipe(form="map", align_corners=corners))(batch())
+        .parts["kd_feature"]
+        .item()
         for corners in (False, True)
     }
     assert got[False] != got[True]
@@ -124,11 +141,16 @@ def test_b2_b5_labels_stay_and_the_order_of_calls_does_not_matter(pair, batch, f
     student, teacher = pair(3)
     student.eval()
     data = batch()
-    before = [tensor.clone() for tensor in (data.points.points, data.truth.boxes, data.truth.labels)]
+    before = [
+        tensor.clone() for tensor in (data.points.points, data.truth.boxes, data.truth.labels)
+    ]
     objective, plain = Distillation(student, teacher, recipe(form=form, label=LOW)), Plain(student)
     first, alone = values(objective(data)), values(plain(data))
     assert values(objective(data)) == first and values(plain(data)) == alone
-    assert all(torch.equal(a, b) for a, b in zip(before, (data.points.points, data.truth.boxes, data.truth.labels)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, (data.points.points, data.truth.boxes, data.truth.labels))
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,7 +181,9 @@ def test_b9_an_outer_train_does_not_move_the_teachers_statistics(pair, batch, no
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
-def test_b9_running_features_do_not_depend_on_batch_mates_and_batch_features_do(pair, batch, one_frame):
+def test_b9_running_features_do_not_depend_on_batch_mates_and_batch_features_do(
+    pair, batch, one_frame
+):
     _, model = pair()
     data, gap = batch(), {}
     for norm in ("running", "batch"):
@@ -192,7 +216,9 @@ def test_b11_a_form_that_finds_nothing_is_an_error_after_fifty_steps(pair, batch
     terms.loss.backward()
     for _ in range(48):
         objective(data)
-    with pytest.raises(ConfigError, match="'kd_feature' is enabled but was exactly 0 for the last 50 steps"):
+    with pytest.raises(
+        ConfigError, match="'kd_feature' is enabled but was exactly 0 for the last 50 steps"
+    ):
         objective(data)
 
 
@@ -200,10 +226,16 @@ def test_b11_a_form_that_finds_nothing_is_an_error_after_fifty_steps(pair, batch
 def test_b12_boxes_on_the_border_and_outside_are_finite(pair, batch, form):
     student, teacher = pair()
     data = batch(frames=1, boxes=2)
-    boxes = torch.tensor([[[5.12, 5.12, 0.0, 4.0, 2.0, 1.0, 0.7], [80.0, -80.0, 0.0, 4.0, 2.0, 1.0, 0.0]]])
-    terms = Distillation(student, teacher, recipe(form=form))(Batch(data.points, GroundTruth(boxes, torch.tensor([[1, 2]]))))
+    boxes = torch.tensor(
+        [[[5.12, 5.12, 0.0, 4.0, 2.0, 1.0, 0.7], [80.0, -80.0, 0.0, 4.0, 2.0, 1.0, 0.0]]]
+    )
+    terms = Distillation(student, teacher, recipe(form=form))(
+        Batch(data.points, GroundTruth(boxes, torch.tensor([[1, 2]])))
+    )
     terms.loss.backward()
-    assert terms.loss.isfinite() and all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+    assert terms.loss.isfinite() and all(
+        p.grad.isfinite().all() for p in student.parameters() if p.grad is not None
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -213,7 +245,10 @@ def test_a_student_equal_to_its_teacher_learns_nothing(pair, batch, form):
     student.load_state_dict(teacher.state_dict())
     for kind in ("mse",) if form in ("attention", "affinity") else ("mse", "smooth_l1", "cosine"):
         config = recipe(form=form, adapter="none", distance=kind)
-        assert abs(Distillation(student.eval(), teacher, config)(batch()).parts["kd_feature"].item()) < 1e-6
+        assert (
+            abs(Distillation(student.eval(), teacher, config)(batch()).parts["kd_feature"].item())
+            < 1e-6
+        )
 
 
 def test_anchor_heads_are_refused(pair):
@@ -232,7 +267,14 @@ def test_report_names_the_terms_with_what_they_look_at(pair, batch, form):
     names = ["heatmap", "box", "kd_feature"] + (["kd_relation"] if form == "rois" else [])
     assert list(rows) == names and rows["kd_feature"].weight == 0.5 and rows["kd_feature"].value > 0
     cells = int((foreground(teacher.targets(batch().truth)) > 0).sum())
-    want = {"map": None, "attention": None, "foreground": cells, "rois": 8, "affinity": 8, "local": 256}[form]
+    want = {
+        "map": None,
+        "attention": None,
+        "foreground": cells,
+        "rois": 8,
+        "affinity": 8,
+        "local": 256,
+    }[form]
     assert rows["kd_feature"].positions == want
     if form == "rois":
         assert (rows["kd_relation"].weight, rows["kd_relation"].positions) == (2.0, 8)
@@ -242,14 +284,20 @@ def test_a_recipe_of_zero_weights_is_refused(pair):
     with pytest.raises(ConfigError, match="neither logit"):
         Distillation(*pair(), recipe(form="map", weight=0.0))
     both = replace(recipe(form="map", weight=0.0), label=LOW)
-    assert set(Distillation(*pair(), both).state_dict()) == {f"student.{name}" for name in pair()[0].state_dict()}
+    assert set(Distillation(*pair(), both).state_dict()) == {
+        f"student.{name}" for name in pair()[0].state_dict()
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mixed_precision_keeps_the_terms_in_float32(pair, batch, form):
-    objective = Distillation(*pair(), recipe(form=form, **({"relation_weight": 1.0} if form == "rois" else {})))
+    objective = Distillation(
+        *pair(), recipe(form=form, **({"relation_weight": 1.0} if form == "rois" else {}))
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = objective(batch())
-    assert {value.dtype for value in terms.parts.values()} == {torch.float32} and terms.loss.isfinite()
+    assert {value.dtype for value in terms.parts.values()} == {
+        torch.float32
+    } and terms.loss.isfinite()
     terms.loss.backward()
     assert objective.adapter.weight.grad.isfinite().all()

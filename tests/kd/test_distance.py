@@ -20,16 +20,24 @@ def naive(student, teacher, kind):
             return 0.0 if student == teacher else 1.0
         return 1 - sum(a * b for a, b in zip(student, teacher)) / lengths
     gaps = [abs(a - b) for a, b in zip(student, teacher)]
-    return sum(g * g if kind == "mse" else g * g / 2 if g < 1 else g - 0.5 for g in gaps) / len(gaps)
+    return sum(g * g if kind == "mse" else g * g / 2 if g < 1 else g - 0.5 for g in gaps) / len(
+        gaps
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 2, -1])
 def test_equals_plain_loops(kind, dim):
     torch.manual_seed(0)
-    student, teacher = 2 * torch.randn(2, 5, 3, 4, dtype=torch.float64), 2 * torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    student, teacher = (
+        2 * torch.randn(2, 5, 3, 4, dtype=torch.float64),
+        2 * torch.randn(2, 5, 3, 4, dtype=torch.float64),
+    )
     got = channel_distance(student, teacher, kind, dim)
-    rows = zip(student.movedim(dim, -1).reshape(-1, student.shape[dim]), teacher.movedim(dim, -1).reshape(-1, student.shape[dim]))
+    rows = zip(
+        student.movedim(dim, -1).reshape(-1, student.shape[dim]),
+        teacher.movedim(dim, -1).reshape(-1, student.shape[dim]),
+    )
     want = torch.tensor([naive(a.tolist(), b.tolist(), kind) for a, b in rows], dtype=torch.float64)
     assert torch.allclose(got.flatten(), want, atol=1e-12)
 
@@ -38,7 +46,9 @@ def test_hand_values():
     student, teacher = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 2.0]])
     assert channel_distance(student, teacher, "mse").item() == 2.5  # (1 + 4) / 2
     assert channel_distance(student, teacher, "smooth_l1").item() == 1.0  # (0.5 + 1.5) / 2
-    assert channel_distance(student, teacher, "cosine").item() == pytest.approx(1 - 20 / (5 * 20**0.5))
+    assert channel_distance(student, teacher, "cosine").item() == pytest.approx(
+        1 - 20 / (5 * 20**0.5)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,7 +59,10 @@ def test_equal_features_are_not_apart(kind):
 
 
 def test_cosine_of_vectors_without_a_direction():
-    student, teacher = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
+    student, teacher = (
+        torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]),
+        torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0]]),
+    )
     student.requires_grad_()
     apart = channel_distance(student, teacher, "cosine")
     assert apart.tolist() == [0.0, 1.0, 1.0]
@@ -70,7 +83,9 @@ def test_gradients(kind):
 def test_misfits_are_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         channel_distance(torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 4, 4), "mse")
-    with pytest.raises(ConfigError, match="unknown distance 'l1'; use 'mse', 'smooth_l1' or 'cosine'"):
+    with pytest.raises(
+        ConfigError, match="unknown distance 'l1'; use 'mse', 'smooth_l1' or 'cosine'"
+    ):
         channel_distance(torch.zeros(1, 2), torch.zeros(1, 2), "l1")
 
 

@@ -1,4 +1,6 @@
-"""Initialisation: what is copied under which way, the table that says so, the command, and a training that starts from it."""
+"""Initialisation: what is copied under which way, the table that says so, the command, and a
+training that starts from it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ WIDE, NARROW = zoo.CP_VOXEL_DEMO, zoo.CP_VOXEL_DEMO_XS
 
 def net(middle, seed, last=2):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, middle), nn.Linear(middle, last))
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, middle), nn.Linear(middle, last)
+    )
 
 
 def trained(config, seed=0):
@@ -75,9 +79,16 @@ def test_only_matching_tensors_are_copied_and_the_rest_is_listed():
     report = initialise(student, given, "matching")
     rows = {row.name: row for row in report.rows}
     assert rows["0.weight"].reason == "copied" and torch.equal(student[0].weight, teacher[0].weight)
-    assert rows["2.weight"].reason == "shapes differ" and torch.equal(student[2].weight, own["2.weight"])
-    assert rows["3.bias"].reason == "only in the student" and rows["extra.weight"].reason == "only in the teacher"
-    assert str(report).startswith(f"initialisation 'matching': {report.copied} of {report.total} student tensors copied")
+    assert rows["2.weight"].reason == "shapes differ" and torch.equal(
+        student[2].weight, own["2.weight"]
+    )
+    assert (
+        rows["3.bias"].reason == "only in the student"
+        and rows["extra.weight"].reason == "only in the teacher"
+    )
+    assert str(report).startswith(
+        f"initialisation 'matching': {report.copied} of {report.total} student tensors copied"
+    )
     assert "2.weight: shapes differ (student (5, 4), teacher (6, 4))" in str(report)
 
 
@@ -85,7 +96,11 @@ def test_none_copies_nothing():
     student = net(5, 0)
     own = {k: v.clone() for k, v in student.state_dict().items()}
     report = initialise(student, net(5, 1).state_dict(), "none")
-    assert report.copied == 0 and {row.reason for row in report.rows} == {"not asked for"} and "\n" not in str(report)
+    assert (
+        report.copied == 0
+        and {row.reason for row in report.rows} == {"not asked for"}
+        and "\n" not in str(report)
+    )
     assert all(torch.equal(v, own[k]) for k, v in student.state_dict().items())
 
 
@@ -96,7 +111,9 @@ def test_nothing_to_copy_is_an_error_even_if_a_counter_fits():
 
 
 def test_unknown_way_is_an_error():
-    with pytest.raises(ConfigError, match="unknown initialisation 'fnav9'; use one of none, matching, first"):
+    with pytest.raises(
+        ConfigError, match="unknown initialisation 'fnav9'; use one of none, matching, first"
+    ):
         initialise(net(5, 0), {}, "fnav9")
 
 
@@ -112,10 +129,14 @@ def test_the_student_holds_what_remap_gives_and_the_report_says_so(how):
     wide, student = trained(WIDE).state_dict(), build(NARROW)
     found = remap(wide, student.state_dict(), how)
     report = initialise(student, wide, how)
-    assert all(torch.equal(value, found.tensors[name]) for name, value in student.state_dict().items())
+    assert all(
+        torch.equal(value, found.tensors[name]) for name, value in student.state_dict().items()
+    )
     assert report.copied == report.total == 279 and report.groups == found.kept
     assert str(report) == report.summary()
-    assert report.summary() == f"initialisation '{how}': 279 of 279 student tensors copied from the teacher, 232 narrowed"
+    assert report.summary() == (
+        f"initialisation '{how}': 279 of 279 student tensors copied from the teacher, 232 narrowed"
+    )
 
 
 def test_a_way_that_fails_leaves_the_student_as_it_is():
@@ -134,8 +155,14 @@ def test_the_table_has_a_line_for_every_tensor():
     assert len(lines) == 279 + 2
     cells = {line.split("  ")[0]: line for line in lines}
     composed = cells["backbone_2d.blocks.0.1.weight"]
-    assert "32 x 128 x 3 x 3" in composed and "16 x 64 x 3 x 3" in composed and " narrowed " in composed
-    assert composed.endswith("axis 0: first 16 of 32 (blocks.0.1), axis 1: first 64 of 128 (conv_out x 2 levels)")
+    assert (
+        "32 x 128 x 3 x 3" in composed
+        and "16 x 64 x 3 x 3" in composed
+        and " narrowed " in composed
+    )
+    assert composed.endswith(
+        "axis 0: first 16 of 32 (blocks.0.1), axis 1: first 64 of 128 (conv_out x 2 levels)"
+    )
     joined = cells["dense_head.shared_conv.0.weight"]
     assert joined.endswith("axis 1: 0-31 64-95, 64 of 128 (deblocks.0 + deblocks.1)")
     assert "(conv2.0), axis 4: first 4 of 8 (conv_input)" in cells["backbone_3d.conv2.0.0.weight"]
@@ -144,12 +171,27 @@ def test_the_table_has_a_line_for_every_tensor():
 
 def test_the_table_as_json():
     values = initialise_file(NARROW.name, WIDE.name, how="first").to_dict()
-    assert (values["how"], values["copied"], values["total"], len(values["tensors"])) == ("first", 279, 279, 279)
+    assert (values["how"], values["copied"], values["total"], len(values["tensors"])) == (
+        "first",
+        279,
+        279,
+        279,
+    )
     row = next(row for row in values["tensors"] if row["name"] == "dense_head.shared_conv.0.weight")
-    assert (row["teacher"], row["student"], row["reason"]) == ([16, 128, 3, 3], [8, 64, 3, 3], "narrowed")
-    assert [axis["groups"] for axis in row["axes"]] == [["shared_conv"], ["deblocks.0", "deblocks.1"]]
+    assert (row["teacher"], row["student"], row["reason"]) == (
+        [16, 128, 3, 3],
+        [8, 64, 3, 3],
+        "narrowed",
+    )
+    assert [axis["groups"] for axis in row["axes"]] == [
+        ["shared_conv"],
+        ["deblocks.0", "deblocks.1"],
+    ]
     assert row["axes"][1]["kept"] == 64 and len(row["axes"][1]["digest"]) == 6
-    assert values["groups"]["deblocks.1"] == list(range(32)) and json.loads(json.dumps(values)) == values
+    assert (
+        values["groups"]["deblocks.1"] == list(range(32))
+        and json.loads(json.dumps(values)) == values
+    )
 
 
 def test_a_dry_run_draws_nothing_from_torchs_generator():
@@ -186,7 +228,9 @@ def test_command_prints_a_table_and_writes_nothing(call, tmp_path):
 @pytest.mark.parametrize("how", ["first", "l1", "matching"])
 def test_command_writes_the_student(call, teacher, tmp_path, how):
     target = tmp_path / "student.safetensors"
-    code, out, _ = call(NARROW.name, "--from", WIDE.name, "--weights", teacher, "--how", how, "--out", target)
+    code, out, _ = call(
+        NARROW.name, "--from", WIDE.name, "--weights", teacher, "--how", how, "--out", target
+    )
     assert code == 0 and out.splitlines()[-1] == f"written to {target}"
     student = build(NARROW)
     load_weights(target, student)
@@ -197,7 +241,11 @@ def test_command_writes_the_student(call, teacher, tmp_path, how):
     call(NARROW.name, "--from", WIDE.name, "--weights", teacher, "--how", how, "--out", target)
     assert target.read_bytes() == first  # fresh tensors of 'matching' included
     card = read_card(target)
-    assert (card["model"], card["initialised_from"], card["initialisation"]) == (NARROW.name, WIDE.name, how)
+    assert (card["model"], card["initialised_from"], card["initialisation"]) == (
+        NARROW.name,
+        WIDE.name,
+        how,
+    )
     assert card["source"] == "teacher.safetensors" and len(card["source_sha256"]) == 64
 
 
@@ -207,7 +255,21 @@ def test_b03_command_takes_foreign_checkpoints_of_every_layout(call, teacher, tm
     foreign.export_checkpoint(teacher, build(WIDE), theirs, layout=layout)
     for tag in ([], ["--layout", layout]):
         target = tmp_path / f"student{len(tag)}.safetensors"
-        assert call(NARROW.name, "--from", WIDE.name, "--weights", theirs, "--how", "bn_scale", "--out", target, *tag)[0] == 0
+        assert (
+            call(
+                NARROW.name,
+                "--from",
+                WIDE.name,
+                "--weights",
+                theirs,
+                "--how",
+                "bn_scale",
+                "--out",
+                target,
+                *tag,
+            )[0]
+            == 0
+        )
         want = remap(read_weights(teacher), build(NARROW).state_dict(), "bn_scale").tensors
         assert all(torch.equal(value, want[name]) for name, value in read_weights(target).items())
 
@@ -226,7 +288,13 @@ def test_command_refuses_in_one_sentence(call, teacher, tmp_path):
     ]
     for arguments, words in cases:
         code, printed, err = call(*arguments)
-        assert code == 2 and printed == "" and err.startswith("kdlib: ") and err.count("\n") == 1 and words in err, arguments
+        assert (
+            code == 2
+            and printed == ""
+            and err.startswith("kdlib: ")
+            and err.count("\n") == 1
+            and words in err
+        ), arguments
     assert not out.exists()
     with pytest.raises(DataError, match="does not fit the model"):
         initialise_file(NARROW.name, NARROW.name, teacher)
@@ -252,13 +320,17 @@ def test_a_training_starts_by_every_way(how, given, teacher, capsys):
     assert f"initialisation '{how}'" in capsys.readouterr().out
     if how in WAYS:
         want = remap(read_weights(teacher), build(NARROW).state_dict(), how).tensors
-        assert all(torch.equal(value, want[name]) for name, value in objective.student.state_dict().items())
+        assert all(
+            torch.equal(value, want[name]) for name, value in objective.student.state_dict().items()
+        )
 
 
 @pytest.mark.parametrize("how", ["none", "matching", "first"])
 @pytest.mark.parametrize("pair", zoo.PAIRS)
 def test_starting_weights_of_every_pair(pair, how, monkeypatch):
-    """Only XXS starts from another model than its teacher, which is trained for it unless nothing is taken from it."""
+    """Only XXS starts from another model than its teacher, which is trained for it unless nothing
+    is taken from it.
+    """
     recipe = zoo.pair(pair)
     recipe = replace(recipe, kd=replace(recipe.kd, initialisation=how))
     profile = SimpleNamespace(zoo_pair=recipe, kd=recipe.kd)

@@ -26,16 +26,25 @@ def logit_kd(student, teacher, student_targets, teacher_targets, config, region=
 def head(classes=2, size=(8, 8), frames=2, seed=0, scale=2.0):
     """Random boxes of about 1.6 m on a map of 8 m x 8 m."""
     gen = torch.Generator().manual_seed(seed)
-    values = [torch.randn(frames, c, *size, generator=gen, dtype=torch.float64) for c in (classes, 2, 1, 3, 2)]
-    return HeadOutput(values[0] * scale, values[1].sigmoid(), values[2], values[3] * 0.3 + 0.5, values[4])
+    values = [
+        torch.randn(frames, c, *size, generator=gen, dtype=torch.float64)
+        for c in (classes, 2, 1, 3, 2)
+    ]
+    return HeadOutput(
+        values[0] * scale, values[1].sigmoid(), values[2], values[3] * 0.3 + 0.5, values[4]
+    )
 
 
 def blank(classes=1, size=(4, 4), length=0.0, width=0.0, heading=0.0):
-    """One frame without confidence; boxes of exp(length) x exp(width) metres in the middle of every cell."""
+    """One frame without confidence; boxes of exp(length) x exp(width) metres in the middle of every
+    cell.
+    """
     plane = torch.zeros(1, 1, *size)
     dim = torch.cat((plane + length, plane + width, plane), 1)
     rot = torch.cat((plane + math.cos(heading), plane + math.sin(heading)), 1)
-    return HeadOutput(torch.full((1, classes, *size), -9.0), torch.full((1, 2, *size), 0.5), plane, dim, rot)
+    return HeadOutput(
+        torch.full((1, classes, *size), -9.0), torch.full((1, 2, *size), 0.5), plane, dim, rot
+    )
 
 
 def lit(output, *cells):
@@ -47,7 +56,9 @@ def lit(output, *cells):
 
 
 def cells_of(student, teacher, count=10, target="teacher"):
-    return instance_cells(*meet(student, teacher, LogitKDConfig(target=target)), student, teacher, count, REGION)
+    return instance_cells(
+        *meet(student, teacher, LogitKDConfig(target=target)), student, teacher, count, REGION
+    )
 
 
 def naive(student, teacher, count, size):
@@ -77,8 +88,14 @@ def naive(student, teacher, count, size):
         bx, by, _, length, across, _, angle = box[0].tolist()
         for v in range(height):
             for u in range(width):
-                dx, dy = REGION[0] + (u + 0.5) * 8 / width - bx, REGION[1] + (v + 0.5) * 8 / height - by
-                along, side = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
+                dx, dy = (
+                    REGION[0] + (u + 0.5) * 8 / width - bx,
+                    REGION[1] + (v + 0.5) * 8 / height - by,
+                )
+                along, side = (
+                    dx * math.cos(angle) + dy * math.sin(angle),
+                    dy * math.cos(angle) - dx * math.sin(angle),
+                )
                 if abs(along) <= length / 2 and abs(side) <= across / 2:
                     found[v, u] = 1
     return found
@@ -89,12 +106,18 @@ def naive(student, teacher, count, size):
 @pytest.mark.parametrize("count", [1, 3, 10])
 def test_equals_loops_over_cells_on_any_pair_of_grids(classes, sizes, count):
     student, teacher = head(classes, sizes[0], 1, 1), head(classes, sizes[1], 1, 2)
-    assert torch.equal(cells_of(student, teacher, count)[0], naive(student, teacher, count, sizes[1]))
+    assert torch.equal(
+        cells_of(student, teacher, count)[0], naive(student, teacher, count, sizes[1])
+    )
 
 
 def test_by_hand():
-    """Cells of 2 m; the teacher sees a 4 m x 2 m box along y in cell (1, 1): the cell and the one above and below."""
-    teacher = lit(blank(length=math.log(4.1), width=math.log(2.1), heading=math.pi / 2), ((0, 1, 1), 2.0))
+    """Cells of 2 m; the teacher sees a 4 m x 2 m box along y in cell (1, 1): the cell and the one
+    above and below.
+    """
+    teacher = lit(
+        blank(length=math.log(4.1), width=math.log(2.1), heading=math.pi / 2), ((0, 1, 1), 2.0)
+    )
     want = torch.zeros(4, 4)
     want[0:3, 1] = 1
     assert torch.equal(cells_of(blank(), teacher, 1)[0], want)
@@ -103,7 +126,10 @@ def test_by_hand():
 @pytest.mark.parametrize("surer", ["student", "teacher"])
 def test_the_more_confident_network_draws_the_box(surer):
     wide, small = blank(length=math.log(4.1), width=math.log(4.1)), blank()
-    student, teacher = lit(wide, ((0, 1, 1), 3.0 if surer == "student" else -3.0)), lit(small, ((0, 1, 1), 0.0))
+    student, teacher = (
+        lit(wide, ((0, 1, 1), 3.0 if surer == "student" else -3.0)),
+        lit(small, ((0, 1, 1), 0.0)),
+    )
     assert cells_of(student, teacher, 1).sum() == (9 if surer == "student" else 1)
 
 
@@ -115,10 +141,21 @@ def test_a_pedestrian_between_four_cell_centres_keeps_its_cell():
 
 
 def test_the_best_few_after_suppression_of_what_overlaps_them():
-    """Three cells in a row of a long box are one instance; a far cell is the second, a weaker one the third."""
+    """Three cells in a row of a long box are one instance; a far cell is the second, a weaker one
+    the third.
+    """
     teacher = blank(length=math.log(5.9), width=math.log(1.9))
-    teacher = lit(teacher, ((0, 0, 1), 3.0), ((0, 0, 0), 2.0), ((0, 0, 2), 2.5), ((0, 3, 1), 1.0), ((0, 2, 1), 0.5))
-    rows = [cells_of(blank(length=-3.0), teacher, count)[0].amax(dim=1).tolist() for count in (1, 2, 3)]
+    teacher = lit(
+        teacher,
+        ((0, 0, 1), 3.0),
+        ((0, 0, 0), 2.0),
+        ((0, 0, 2), 2.5),
+        ((0, 3, 1), 1.0),
+        ((0, 2, 1), 0.5),
+    )
+    rows = [
+        cells_of(blank(length=-3.0), teacher, count)[0].amax(dim=1).tolist() for count in (1, 2, 3)
+    ]
     assert rows == [[1, 0, 0, 0], [1, 0, 0, 1], [1, 0, 1, 1]]
 
 
@@ -129,7 +166,9 @@ def test_all_classes_speak():
 
 
 def test_boxes_are_those_of_decoding(pair, batch):
-    """At every cell's own centre a network's box is what detection makes of that cell, on any grid."""
+    """At every cell's own centre a network's box is what detection makes of that cell, on any
+    grid.
+    """
     for model in pair():
         with torch.no_grad():
             output = model.eval()(batch().points).heads[0]
@@ -150,7 +189,9 @@ def test_where_both_agree_there_is_no_instance():
 
 
 def test_boxes_beyond_the_border_and_boxes_that_are_none():
-    teacher = lit(blank(length=math.log(4.1), width=math.log(4.1)), ((0, 0, 0), 2.0), ((0, 3, 3), 3.0))
+    teacher = lit(
+        blank(length=math.log(4.1), width=math.log(4.1)), ((0, 0, 0), 2.0), ((0, 3, 3), 3.0)
+    )
     broken = teacher.dim.clone()
     broken[0, 0, 3, 3] = float("nan")
     found = cells_of(blank(), replace(teacher, dim=broken), 1)[0]
@@ -183,15 +224,23 @@ def test_gradcheck_through_the_chosen_cells(sizes, target):
     def loss(*maps):
         return logit_kd(HeadOutput(*maps), teacher, None, None, config, REGION)["kd_heatmap"]
 
-    assert torch.autograd.gradcheck(loss, [getattr(student, f.name).requires_grad_() for f in fields(HeadOutput)])
+    assert torch.autograd.gradcheck(
+        loss, [getattr(student, f.name).requires_grad_() for f in fields(HeadOutput)]
+    )
 
 
 def test_the_choice_has_no_gradient_and_inputs_stay():
     student, teacher = head(seed=1), head(seed=2)
-    leaves = [getattr(one, f.name).requires_grad_() for one in (student, teacher) for f in fields(HeadOutput)]
+    leaves = [
+        getattr(one, f.name).requires_grad_()
+        for one in (student, teacher)
+        for f in fields(HeadOutput)
+    ]
     before = [leaf.detach().clone() for leaf in leaves]
     assert not cells_of(student, teacher).requires_grad
-    logit_kd(student, teacher, None, None, LogitKDConfig(positions="instances"), REGION)["kd_heatmap"].backward()
+    logit_kd(student, teacher, None, None, LogitKDConfig(positions="instances"), REGION)[
+        "kd_heatmap"
+    ].backward()
     assert student.heatmap.grad is not None and all(leaf.grad is None for leaf in leaves[1:])
     assert all(torch.equal(a, b) for a, b in zip(before, leaves))
 
@@ -200,10 +249,14 @@ def test_frames_are_chosen_on_their_own():
     student, teacher = head(seed=1), head(seed=2)
 
     def frame(output, number):
-        return HeadOutput(*(getattr(output, f.name)[number : number + 1] for f in fields(HeadOutput)))
+        return HeadOutput(
+            *(getattr(output, f.name)[number : number + 1] for f in fields(HeadOutput))
+        )
 
     together = cells_of(student, teacher, 2)
-    assert torch.equal(together, torch.cat([cells_of(frame(student, b), frame(teacher, b), 2) for b in range(2)]))
+    assert torch.equal(
+        together, torch.cat([cells_of(frame(student, b), frame(teacher, b), 2) for b in range(2)])
+    )
 
 
 def test_no_instance_at_all_is_refused():

@@ -15,14 +15,22 @@ from kdlib.types import Detections, GroundTruth
 from kdlib.zoo import CP_PILLAR_V064
 
 FILES = {"pillar_v0p64": (0.6, 0.5, 0.5), "voxel_s": (0.6, 0.6, 0.6)}
-VARIANTS = {"base": {}, "gt_first": {"teacher_first": False}, "no_gt": {"use_truth": False}, "thresh_hi": {}}
+VARIANTS = {
+    "base": {},
+    "gt_first": {"teacher_first": False},
+    "no_gt": {"use_truth": False},
+    "thresh_hi": {},
+}
 
 
 def read(goldens, name):
     stored = np.load(goldens / f"original/05_label_assign/{name}.npz")
     meta = json.loads(str(stored["meta"]))
     teacher = [
-        Detections(*(torch.from_numpy(stored[f"tea_{part}_{b}"]) for part in ("boxes", "scores", "labels"))) for b in range(4)
+        Detections(
+            *(torch.from_numpy(stored[f"tea_{part}_{b}"]) for part in ("boxes", "scores", "labels"))
+        )
+        for b in range(4)
     ]
     teacher = [Detections(t.boxes, t.scores, t.labels.long()) for t in teacher]
     rows = torch.from_numpy(stored["gt_boxes"])
@@ -43,7 +51,9 @@ def test_golden_of_the_original_with_its_truncation(goldens, name, variant):
     want = torch.from_numpy(stored[f"{variant}_merged"])
     assert torch.equal(merged.boxes, want[..., :7])
     assert torch.equal(merged.labels, want[..., 7].long())
-    assert [len(confident(t, thresholds, NOTHING).labels) for t in teacher] == stored[f"{variant}_ntea"].tolist()
+    assert [len(confident(t, thresholds, NOTHING).labels) for t in teacher] == stored[
+        f"{variant}_ntea"
+    ].tolist()
     if name == "pillar_v0p64":
         (targets,) = build(CP_PILLAR_V064).targets(merged)
         assert torch.equal(targets.mask, torch.from_numpy(stored[f"{variant}_masks"]).bool())
@@ -60,8 +70,13 @@ def test_golden_of_the_other_marks(goldens, name, variant, score):
     config = LabelKDConfig(thresholds, score=score)
     merged = merge_labels(teacher, truth, config, max_objects=10**6)
     want = torch.from_numpy(stored[f"{variant}_merged"])
-    assert torch.equal(merged.boxes, want[..., :7]) and torch.equal(merged.labels, want[..., 7].long())
-    own = [(truth.boxes[b][truth.labels[b] > 0], truth.labels[b][truth.labels[b] > 0]) for b in range(4)]
+    assert torch.equal(merged.boxes, want[..., :7]) and torch.equal(
+        merged.labels, want[..., 7].long()
+    )
+    own = [
+        (truth.boxes[b][truth.labels[b] > 0], truth.labels[b][truth.labels[b] > 0])
+        for b in range(4)
+    ]
     counts = [len(confident(t, thresholds, some, score).labels) for t, some in zip(teacher, own)]
     assert counts == stored[f"{variant}_ntea"].tolist() and sum(counts) > 0
     if name == "pillar_v0p64":
@@ -72,7 +87,9 @@ def test_golden_of_the_other_marks(goldens, name, variant, score):
 
 @pytest.mark.parametrize("teacher_first", [True, False])
 def test_b13_ground_truth_is_never_dropped(goldens, teacher_first):
-    """498 teacher boxes and 5 annotated ones share 500 slots: the three teacher boxes of lowest score leave."""
+    """498 teacher boxes and 5 annotated ones share 500 slots: the three teacher boxes of lowest
+    score leave.
+    """
     _, _, teacher, truth = read(goldens, "pillar_v0p64")
     merged = merge_labels(teacher, truth, LabelKDConfig((0.6, 0.5, 0.5), teacher_first))
     assert merged.labels.shape[1] == 500 and (merged.labels[3] > 0).all()
@@ -86,7 +103,9 @@ def test_b13_ground_truth_is_never_dropped(goldens, teacher_first):
 
 @pytest.mark.parametrize("teacher_first", [True, False])
 def test_b13_every_annotated_box_has_its_target(goldens, teacher_first):
-    """Past 500 boxes too, each annotated centre is a positive cell of the student's targets; the original loses some."""
+    """Past 500 boxes too, each annotated centre is a positive cell of the student's targets; the
+    original loses some.
+    """
     _, _, teacher, truth = read(goldens, "pillar_v0p64")
     model = build(CP_PILLAR_V064)
     (alone,) = model.targets(truth)
@@ -97,7 +116,9 @@ def test_b13_every_annotated_box_has_its_target(goldens, teacher_first):
         missing[legacy] = 0
         for frame in range(4):
             wanted = alone.indices[frame][alone.mask[frame]].tolist()
-            missing[legacy] += len(set(wanted) - set(targets.indices[frame][targets.mask[frame]].tolist()))
+            missing[legacy] += len(
+                set(wanted) - set(targets.indices[frame][targets.mask[frame]].tolist())
+            )
     assert missing[False] == 0 and missing[True] == (3 if teacher_first else 0)
 
 
@@ -126,9 +147,15 @@ def test_order_and_padding_by_hand():
     merged = merge_labels([found([0.9, 0.4, 0.7], [1, 1, 2])], truth, config)
     assert merged.labels.tolist() == [[1, 2, 2, 3]]
     assert merged.boxes[0, :, 0].tolist() == [0, 14, -1, -3]
-    merged = merge_labels([found([0.9, 0.4, 0.7], [1, 1, 2])], truth, LabelKDConfig((0.5, 0.5, 0.5), teacher_first=False))
+    merged = merge_labels(
+        [found([0.9, 0.4, 0.7], [1, 1, 2])],
+        truth,
+        LabelKDConfig((0.5, 0.5, 0.5), teacher_first=False),
+    )
     assert merged.labels.tolist() == [[2, 3, 1, 2]]
-    merged = merge_labels([found([0.9, 0.4, 0.7], [1, 1, 2])], truth, LabelKDConfig((0.5, 0.5, 0.5), use_truth=False))
+    merged = merge_labels(
+        [found([0.9, 0.4, 0.7], [1, 1, 2])], truth, LabelKDConfig((0.5, 0.5, 0.5), use_truth=False)
+    )
     assert merged.labels.tolist() == [[1, 2]]
 
 
@@ -137,7 +164,9 @@ def test_a_silent_teacher_leaves_the_ground_truth_and_empty_scenes_stay_empty():
     none = Detections(torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     merged = merge_labels([none], truth_of(1, 2), LabelKDConfig())
     assert torch.equal(merged.boxes, truth_of(1, 2).boxes) and merged.labels.tolist() == [[1, 2]]
-    empty = merge_labels([none, none], GroundTruth(torch.zeros(2, 3, 7), torch.zeros(2, 3).long()), LabelKDConfig())
+    empty = merge_labels(
+        [none, none], GroundTruth(torch.zeros(2, 3, 7), torch.zeros(2, 3).long()), LabelKDConfig()
+    )
     assert empty.boxes.shape == (2, 0, 7)
     (targets,) = build(CP_PILLAR_V064).targets(empty)
     assert not targets.mask.any() and targets.heatmap.sum() == 0
@@ -150,7 +179,10 @@ def test_more_ground_truth_than_slots_leaves_no_room_and_is_kept():
 
 def test_inputs_unchanged():
     teacher, truth = found([0.9, 0.4], [2, 1]), truth_of(2, 0)
-    before = [t.clone() for t in (teacher.boxes, teacher.scores, teacher.labels, truth.boxes, truth.labels)]
+    before = [
+        t.clone()
+        for t in (teacher.boxes, teacher.scores, teacher.labels, truth.boxes, truth.labels)
+    ]
     merged = merge_labels([teacher], truth, LabelKDConfig())
     merged.boxes.fill_(7)
     merged.labels.fill_(7)
@@ -159,9 +191,19 @@ def test_inputs_unchanged():
 
 
 def test_duplicates_stay_by_default_and_leave_on_request():
-    """One car seen three times, a pedestrian on the same place, a car far away; an annotation on the far car."""
-    car, shifted, far = [0.0, 0, 1, 4, 2, 1.5, 0], [0.2, 0, 1, 4, 2, 1.5, 0], [30.0, 0, 1, 4, 2, 1.5, 0]
-    teacher = found([0.8, 0.9, 0.7, 0.85, 0.95], [1, 1, 1, 2, 1], torch.tensor([shifted, car, shifted, car, far]))
+    """One car seen three times, a pedestrian on the same place, a car far away; an annotation on
+    the far car.
+    """
+    car, shifted, far = (
+        [0.0, 0, 1, 4, 2, 1.5, 0],
+        [0.2, 0, 1, 4, 2, 1.5, 0],
+        [30.0, 0, 1, 4, 2, 1.5, 0],
+    )
+    teacher = found(
+        [0.8, 0.9, 0.7, 0.85, 0.95],
+        [1, 1, 1, 2, 1],
+        torch.tensor([shifted, car, shifted, car, far]),
+    )
     truth = GroundTruth(torch.tensor([[far]]), torch.tensor([[1]]))
     assert merge_labels([teacher], truth, LabelKDConfig()).labels.tolist() == [[1, 1, 1, 2, 1, 1]]
     merged = merge_labels([teacher], truth, LabelKDConfig(dedupe_iou=0.5))
@@ -178,8 +220,14 @@ CAR, SHIFTED, TALL = [0.0, 0, 1, 4, 2, 2, 0], [2.0, 0, 1, 4, 2, 2, 0], [0.0, 0, 
 
 
 def test_marks_by_hand():
-    """Two boxes shifted by half: a third of the volume in common; lifted by half likewise; no annotation, no overlap."""
-    teacher = found([0.9, 0.1, 0.2, 0.9], [1, 1, 2, 3], torch.tensor([SHIFTED, CAR, TALL, [50.0, 0, 1, 4, 2, 2, 0]]))
+    """Two boxes shifted by half: a third of the volume in common; lifted by half likewise; no
+    annotation, no overlap.
+    """
+    teacher = found(
+        [0.9, 0.1, 0.2, 0.9],
+        [1, 1, 2, 3],
+        torch.tensor([SHIFTED, CAR, TALL, [50.0, 0, 1, 4, 2, 2, 0]]),
+    )
     annotated = torch.tensor([CAR]), torch.tensor([1])
 
     def kept(score, *thresholds):

@@ -1,4 +1,6 @@
-"""The tutorial of the README: a term in a file of its own, here ``own_term.py``, and nothing of kdlib edited for it."""
+"""The tutorial of the README: a term in a file of its own, here ``own_term.py``, and nothing of
+kdlib edited for it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def test_the_tutorial_is_this_file():
 
 
 def test_the_tutorial_runs(pair, batch, capsys):
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "extra=(HEADING,)" in block)
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+        if "extra=(HEADING,)" in block
+    )
     student, teacher = pair()
     names = {"student": student, "teacher": teacher, "batch": batch(), "HEADING": HEADING}
     exec(code, {"Distillation": Distillation, "KDConfig": KDConfig, **names}, names)
@@ -66,7 +72,9 @@ def test_it_equals_loops_over_cells_and_a_value_by_hand():
         top += sure * (1 - (a[0] * c[0] + a[1] * c[1]) / (np.hypot(*a) * np.hypot(*c)))
         bottom += sure
     assert heading(step_of((ours,), (theirs,))).item() == pytest.approx(top / bottom, rel=1e-12)
-    east, north = (torch.tensor([v], dtype=torch.float64).view(1, 2, 1, 1) for v in ((1, 0), (0, 2)))
+    east, north = (
+        torch.tensor([v], dtype=torch.float64).view(1, 2, 1, 1) for v in ((1, 0), (0, 2))
+    )
     sure = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     assert heading(step_of((head(east, sure),), (head(north, sure),))).item() == pytest.approx(1)
     assert heading(step_of((head(east, sure),), (head(3 * east, sure),))).item() == pytest.approx(0)
@@ -74,9 +82,14 @@ def test_it_equals_loops_over_cells_and_a_value_by_hand():
 
 def test_gradcheck():
     gen = torch.Generator().manual_seed(0)
-    rot, wanted = (torch.randn(1, 2, *size, generator=gen, dtype=torch.float64) for size in ((2, 3), (4, 6)))
+    rot, wanted = (
+        torch.randn(1, 2, *size, generator=gen, dtype=torch.float64) for size in ((2, 3), (4, 6))
+    )
     theirs = head(wanted, torch.randn(1, 2, 4, 6, generator=gen, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda r: heading(step_of((head(r, rot.detach()),), (theirs,))), rot.clone().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda r: heading(step_of((head(r, rot.detach()),), (theirs,))),
+        rot.clone().requires_grad_(),
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
@@ -90,9 +103,17 @@ def test_it_trains_on_its_own_and_beside_a_recipe(pair, batch, heads, grids):
         assert list(terms.parts)[-1] == "kd_heading" and 0 < terms.parts["kd_heading"] < 1
         assert terms.loss.item() == pytest.approx(sum(values(terms).values()), rel=1e-6)
         terms.parts["kd_heading"].backward()
-        assert all(p.grad is None and torch.equal(p, b) for p, b in zip(teacher.parameters(), before))
-        touched = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        assert any(".rot." in name for name in touched) and not any(".hm." in name for name in touched)
+        assert all(
+            p.grad is None and torch.equal(p, b) for p, b in zip(teacher.parameters(), before)
+        )
+        touched = {
+            name
+            for name, p in student.named_parameters()
+            if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        assert any(".rot." in name for name in touched) and not any(
+            ".hm." in name for name in touched
+        )
         assert set(objective.state_dict()) == {f"student.{name}" for name in student.state_dict()}
 
 
@@ -108,7 +129,9 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(pair, batch):
     _, teacher = pair(1, 0.32, 0.32)
     student = build(teacher.config)
     student.load_state_dict(teacher.state_dict())
-    objective = Distillation(student.eval(), teacher, replace(ALONE, teacher_norm="running"), extra=(HEADING,))
+    objective = Distillation(
+        student.eval(), teacher, replace(ALONE, teacher_norm="running"), extra=(HEADING,)
+    )
     assert abs(objective(batch()).parts["kd_heading"].item()) < 1e-6
 
 
@@ -119,14 +142,18 @@ def test_report_schedule_and_watch_treat_it_like_any_other(pair, batch):
     assert (row.name, row.weight, row.positions) == ("kd_heading", 0.5, None)
     objective = Distillation(student, teacher, config, extra=(HEADING,))
     assert objective(batch()).parts["kd_heading"].item() == pytest.approx(row.value, rel=1e-5)
-    assert objective(batch(), 0.25).parts["kd_heading"].item() == pytest.approx(row.value / 2, rel=1e-5)
+    assert objective(batch(), 0.25).parts["kd_heading"].item() == pytest.approx(
+        row.value / 2, rel=1e-5
+    )
 
     nothing = Term("kd_nothing", 1.0, lambda step: step.prediction.heads[0].rot.sum() * 0)
     objective = Distillation(student, teacher, ALONE, extra=(nothing,)).train()
     data = batch(frames=1)
     for _ in range(49):
         objective(data)
-    with pytest.raises(ConfigError, match="'kd_nothing' is enabled but was exactly 0 for the last 50 steps"):
+    with pytest.raises(
+        ConfigError, match="'kd_nothing' is enabled but was exactly 0 for the last 50 steps"
+    ):
         objective(data)
 
 
@@ -138,14 +165,29 @@ def test_it_gets_what_it_needs_and_no_more(pair, batch):
         seen.append(step)
         return step.prediction.bev.mean()
 
-    for needs in ((), ("targets",), ("boxes",), ("bev",), ("sites",), ("targets", "boxes", "bev", "sites")):
+    for needs in (
+        (),
+        ("targets",),
+        ("boxes",),
+        ("bev",),
+        ("sites",),
+        ("targets", "boxes", "bev", "sites"),
+    ):
         Distillation(student, teacher, ALONE, extra=(Term("kd_look", 1.0, look, needs),))(batch())
         answer = seen[-1].answer
-        found = {"targets": answer.targets, "boxes": answer.boxes, "bev": answer.bev, "sites": answer.sites}
+        found = {
+            "targets": answer.targets,
+            "boxes": answer.boxes,
+            "bev": answer.bev,
+            "sites": answer.sites,
+        }
         present = {name for name, value in found.items() if value is not None and value != ()}
         assert present == set(needs)
         assert (seen[-1].prediction.sites is not None) == ("sites" in needs)
-        assert not seen[-1].answer.heads[0].heatmap.requires_grad and seen[-1].prediction.heads[0].heatmap.requires_grad
+        assert (
+            not seen[-1].answer.heads[0].heatmap.requires_grad
+            and seen[-1].prediction.heads[0].heatmap.requires_grad
+        )
 
 
 def test_it_sees_merged_labels_and_cannot_replace_them(pair, batch):
@@ -170,11 +212,15 @@ def test_a_term_with_weights_is_trained_with_the_student_and_stays_out_of_it(pai
 
     student, teacher = pair()
     probe = Probe()
-    objective = Distillation(student, teacher, ALONE, extra=(Term("kd_probe", 2.0, probe, ("bev",)),))
+    objective = Distillation(
+        student, teacher, ALONE, extra=(Term("kd_probe", 2.0, probe, ("bev",)),)
+    )
     objective(batch()).loss.backward()
     assert probe.scale.grad.abs() > 0
     assert any(p is probe.scale for p in objective.parameters())
-    assert set(objective.state_dict()) - {f"student.{name}" for name in student.state_dict()} == {"learned.0.scale"}
+    assert set(objective.state_dict()) - {f"student.{name}" for name in student.state_dict()} == {
+        "learned.0.scale"
+    }
     assert set(student.state_dict()) == set(pair()[0].state_dict())
 
 
@@ -185,7 +231,10 @@ def test_a_term_with_weights_is_trained_with_the_student_and_stays_out_of_it(pai
         ({"name": "kd_"}, "must begin with 'kd_'"),
         ({"weight": 0.0}, "has weight 0.0; give it a positive one"),
         ({"weight": float("nan")}, "has weight nan"),
-        ({"needs": ("bev", "depth")}, r"needs \['depth'\]; a teacher can answer targets, boxes, bev, sites"),
+        (
+            {"needs": ("bev", "depth")},
+            (r"needs \['depth'\]; a teacher can answer targets, boxes, " r"bev, sites"),
+        ),
         ({"needs": "bev"}, "needs"),
     ],
 )
@@ -200,7 +249,10 @@ def test_names_are_taken_once_and_values_are_one_number(pair, batch):
     with pytest.raises(ConfigError, match="there is a term 'kd_heatmap' already"):
         Distillation(*pair(), RECIPE, extra=(replace(HEADING, name="kd_heatmap"),))
     wide = Term("kd_wide", 1.0, lambda step: step.prediction.bev.mean(dim=(1, 2, 3)))
-    with pytest.raises(ConfigError, match=r"'kd_wide' returned a tensor of shape \(2,\); reduce it to one number"):
+    with pytest.raises(
+        ConfigError,
+        match=(r"'kd_wide' returned a tensor of shape \(2,\); reduce " r"it to one number"),
+    ):
         Distillation(*pair(), ALONE, extra=(wide,))(batch())
 
 

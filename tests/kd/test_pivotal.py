@@ -12,15 +12,24 @@ from kdlib.kd.pivotal import pivotal_mask
 from kdlib.types import HeadTargets
 
 # Two classes; the confidence (their maximum) is CONFIDENCE.
-FIRST = torch.tensor([[0.9, 0.1, 0.2, 0.1], [0.1, 0.1, 0.1, 0.1], [0.1, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.3]])
-SECOND = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.1, 0.8, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.4]])
-CONFIDENCE = torch.tensor([[0.9, 0.1, 0.2, 0.1], [0.1, 0.8, 0.1, 0.1], [0.1, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.4]])
+FIRST = torch.tensor(
+    [[0.9, 0.1, 0.2, 0.1], [0.1, 0.1, 0.1, 0.1], [0.1, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.3]]
+)
+SECOND = torch.tensor(
+    [[0.1, 0.1, 0.1, 0.1], [0.1, 0.8, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.4]]
+)
+CONFIDENCE = torch.tensor(
+    [[0.9, 0.1, 0.2, 0.1], [0.1, 0.8, 0.1, 0.1], [0.1, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.4]]
+)
 MAP = torch.stack((FIRST, SECOND))[None]
-GAUSSIAN = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0], [0.0, 0.5, 0.2, 0.0], [0.0, 0.0, 0.0, 1.0]])
+GAUSSIAN = torch.tensor(
+    [[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0], [0.0, 0.5, 0.2, 0.0], [0.0, 0.0, 0.0, 1.0]]
+)
 TARGETS = HeadTargets(
     heatmap=torch.stack((GAUSSIAN, torch.zeros(4, 4)))[None],
     boxes=torch.zeros(1, 3, 8),
-    indices=torch.tensor([[5, 15, 0]]),  # cells (1, 1), (3, 3) and an empty slot that points at (0, 0)
+    # cells (1, 1), (3, 3) and an empty slot that points at (0, 0)
+    indices=torch.tensor([[5, 15, 0]]),
     mask=torch.tensor([[True, True, False]]),
 )
 
@@ -43,17 +52,27 @@ def test_all():
 
 def test_confidence_is_strict():
     """0.5 is not above 0.5, and 0.4 in float32 is not above 0.4."""
-    assert torch.equal(mask_of(positions="confidence", threshold=0.5, soft=False), cells((0, 0), (1, 1)))
-    assert torch.equal(mask_of(positions="confidence", threshold=0.4, soft=False), cells((0, 0), (1, 1), (2, 1)))
-    assert torch.equal(mask_of(positions="confidence", threshold=0.5), cells((0, 0), (1, 1)) * CONFIDENCE)
+    assert torch.equal(
+        mask_of(positions="confidence", threshold=0.5, soft=False), cells((0, 0), (1, 1))
+    )
+    assert torch.equal(
+        mask_of(positions="confidence", threshold=0.4, soft=False), cells((0, 0), (1, 1), (2, 1))
+    )
+    assert torch.equal(
+        mask_of(positions="confidence", threshold=0.5), cells((0, 0), (1, 1)) * CONFIDENCE
+    )
 
 
 def test_b7_rank_picks_the_top_cells_of_each_frame():
     best = cells((0, 0), (1, 1), (2, 1))
     assert torch.equal(mask_of(positions="rank", rank=3, soft=False), best)
     assert torch.equal(mask_of(positions="rank", rank=3), best * CONFIDENCE)
-    assert torch.equal(mask_of(positions="rank", rank=3, threshold=0.6, soft=False), cells((0, 0), (1, 1)))
-    two = pivotal_mask(torch.cat((MAP, MAP.flip(-1))), None, LogitKDConfig(positions="rank", rank=3, soft=False))
+    assert torch.equal(
+        mask_of(positions="rank", rank=3, threshold=0.6, soft=False), cells((0, 0), (1, 1))
+    )
+    two = pivotal_mask(
+        torch.cat((MAP, MAP.flip(-1))), None, LogitKDConfig(positions="rank", rank=3, soft=False)
+    )
     assert torch.equal(two, torch.stack((best, best.flip(-1))))
 
 
@@ -76,7 +95,9 @@ def test_gaussian_soft_and_hard():
 
 
 def test_no_box_no_position():
-    empty = HeadTargets(TARGETS.heatmap * 0, TARGETS.boxes, TARGETS.indices * 0, TARGETS.mask & False)
+    empty = HeadTargets(
+        TARGETS.heatmap * 0, TARGETS.boxes, TARGETS.indices * 0, TARGETS.mask & False
+    )
     for form in ("center", "gaussian"):
         assert pivotal_mask(MAP, empty, LogitKDConfig(positions=form)).sum() == 0
 

@@ -9,7 +9,10 @@ from kdlib.kd.logit import rank_kd
 
 def maps(classes=2, frames=2, seed=0):
     gen = torch.Generator().manual_seed(seed)
-    ours, theirs = (torch.rand(frames, classes, 3, 4, generator=gen, dtype=torch.float64) * 0.98 + 0.01 for _ in range(2))
+    ours, theirs = (
+        torch.rand(frames, classes, 3, 4, generator=gen, dtype=torch.float64) * 0.98 + 0.01
+        for _ in range(2)
+    )
     return ours, theirs
 
 
@@ -18,7 +21,9 @@ def naive(student, teacher, rank):
     for s, t in zip(student.flatten(1).tolist(), teacher.flatten(1).tolist()):
         best = sorted(range(len(t)), key=lambda i: -t[i])[:rank]
         whole_s, whole_t = sum(s[i] for i in best) + 1e-6, sum(t[i] for i in best) + 1e-6
-        total += sum(t[i] / whole_t * (np.log(t[i] / whole_t) - np.log(s[i] / whole_s)) for i in best)
+        total += sum(
+            t[i] / whole_t * (np.log(t[i] / whole_t) - np.log(s[i] / whole_s)) for i in best
+        )
         count += len(best)
     return total / count
 
@@ -47,7 +52,9 @@ def test_a_student_equal_to_its_teacher_is_at_zero_and_stays():
 
 def test_only_proportions_count():
     ours, theirs = maps()
-    assert rank_kd(ours * 0.1, theirs, 5).item() == pytest.approx(rank_kd(ours, theirs, 5).item(), rel=1e-4)
+    assert rank_kd(ours * 0.1, theirs, 5).item() == pytest.approx(
+        rank_kd(ours, theirs, 5).item(), rel=1e-4
+    )
     assert rank_kd(theirs * 0.5, theirs, 5).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -66,7 +73,10 @@ def test_d16_gradient_is_that_of_the_original_formula():
 def test_d15_frames_are_ranked_on_their_own():
     ours, theirs = maps(frames=3)
     alone = [rank_kd(ours[b : b + 1], theirs[b : b + 1], 4).item() for b in range(3)]
-    assert rank_kd(ours, theirs, 4).item() == pytest.approx(sum(alone) / 3, rel=1e-12) and len(set(alone)) == 3
+    assert (
+        rank_kd(ours, theirs, 4).item() == pytest.approx(sum(alone) / 3, rel=1e-12)
+        and len(set(alone)) == 3
+    )
 
 
 def test_gradcheck_and_no_gradient_for_the_teacher():

@@ -40,7 +40,10 @@ def naive_pool(image, one, size):
     out = torch.zeros(size, size, dtype=image.dtype)
     for row in range(size):
         for column in range(size):
-            along, across = ((column + 0.5) / size - 0.5) * length, ((row + 0.5) / size - 0.5) * width
+            along, across = (
+                ((column + 0.5) / size - 0.5) * length,
+                ((row + 0.5) / size - 0.5) * width,
+            )
             place = (x + along * math.cos(heading) - across * math.sin(heading),)
             place += (y + along * math.sin(heading) + across * math.cos(heading),)
             out[row, column] = naive_sample(image, *place)
@@ -50,15 +53,22 @@ def naive_pool(image, one, size):
 def test_places_by_hand():
     got = roi_points(box(1.0, 2.0, 4.0, 2.0), 2)
     assert got.tolist() == [[[0.0, 1.5], [2.0, 1.5]], [[0.0, 2.5], [2.0, 2.5]]]
-    turned = roi_points(box(1.0, 2.0, 4.0, 2.0, math.pi / 2), 2)  # length now along y, width along -x
-    assert torch.allclose(turned, torch.tensor([[[1.5, 1.0], [1.5, 3.0]], [[0.5, 1.0], [0.5, 3.0]]], dtype=torch.float64))
+    # length now along y, width along -x
+    turned = roi_points(box(1.0, 2.0, 4.0, 2.0, math.pi / 2), 2)
+    assert torch.allclose(
+        turned,
+        torch.tensor([[[1.5, 1.0], [1.5, 3.0]], [[0.5, 1.0], [0.5, 3.0]]], dtype=torch.float64),
+    )
     with pytest.raises(ValueError, match="7 numbers"):
         roi_points(torch.zeros(2, 8), 3)
 
 
 def test_places_lie_inside_their_box():
     torch.manual_seed(0)
-    boxes = torch.rand(20, 7, dtype=torch.float64) * torch.tensor([8.0, 8.0, 1.0, 4.0, 2.0, 1.0, 6.0]) + 0.3
+    boxes = (
+        torch.rand(20, 7, dtype=torch.float64) * torch.tensor([8.0, 8.0, 1.0, 4.0, 2.0, 1.0, 6.0])
+        + 0.3
+    )
     places = roi_points(boxes, 7)
     for one, some in zip(boxes, places):
         flat = torch.cat((some.reshape(-1, 2), one[2].expand(49, 1)), dim=1)
@@ -71,7 +81,8 @@ def test_equals_plain_loops_inside_on_the_border_and_outside(size):
     maps = torch.randn(2, 3, 16, 8, dtype=torch.float64)
     boxes = torch.stack(
         (
-            torch.stack((box(0.3, -2.1, 3.0, 1.5, 0.7), box(3.9, 7.9, 2.0, 1.0, 2.0))),  # inside, over the far corner
+            # inside, over the far corner
+            torch.stack((box(0.3, -2.1, 3.0, 1.5, 0.7), box(3.9, 7.9, 2.0, 1.0, 2.0))),
             torch.stack((box(-4.0, 0.0, 1.0, 1.0, -1.0), box(30.0, 0.0))),  # on the border, outside
         )
     )
@@ -88,7 +99,9 @@ def test_equals_plain_loops_inside_on_the_border_and_outside(size):
 @pytest.mark.parametrize("cells", [(16, 8), (32, 16), (48, 20)])
 def test_d14_a_ramp_reads_its_own_coordinates_at_both_ends_on_any_grid(cells):
     """The original drifts by up to a cell towards the far edge."""
-    boxes = torch.stack([box(x, y, 1.0, 0.6, 0.4) for x in (-3.0, 0.1, 3.0) for y in (-7.0, 0.2, 7.0)])[None]
+    boxes = torch.stack(
+        [box(x, y, 1.0, 0.6, 0.4) for x in (-3.0, 0.1, 3.0) for y in (-7.0, 0.2, 7.0)]
+    )[None]
     got = roi_grid_pool(ramp(*cells), boxes, REGION, 5)
     assert torch.allclose(got[0].permute(0, 2, 3, 1), roi_points(boxes[0], 5), atol=1e-12)
 

@@ -46,25 +46,33 @@ def test_progress_is_a_share():
 def test_distillation_terms_follow_it_and_detection_does_not(pair, batch):
     student, teacher = pair(1, 0.32, 0.32)
     student.eval()
-    objective = Distillation(student, teacher, replace(RECIPE, schedule=KDScheduleConfig(0.5, 0.25)))
+    objective = Distillation(
+        student, teacher, replace(RECIPE, schedule=KDScheduleConfig(0.5, 0.25))
+    )
     data = batch()
     full = values(objective(data))
     for progress, scale in ((0.0, 0), (0.25, 0.5), (0.5, 1), (0.875, 0.5), (1.0, 0)):
         terms = objective(data, progress)
         assert terms.loss.item() == pytest.approx(sum(values(terms).values()), rel=1e-6)
         for name, value in values(terms).items():
-            assert value == pytest.approx(full[name] * (scale if name.startswith("kd_") else 1), rel=1e-6), name
+            assert value == pytest.approx(
+                full[name] * (scale if name.startswith("kd_") else 1), rel=1e-6
+            ), name
 
 
 def test_gradient_follows_it(pair, batch):
     grads = {}
     for progress in (0.0, 0.25, 0.5):
         student, teacher = pair(1, 0.32, 0.32)
-        objective = Distillation(student.eval(), teacher, replace(RECIPE, schedule=KDScheduleConfig(0.5)))
+        objective = Distillation(
+            student.eval(), teacher, replace(RECIPE, schedule=KDScheduleConfig(0.5))
+        )
         objective(batch(), progress).loss.backward()
         grads[progress] = student.dense_head.heads_list[0].hm[1].weight.grad
     half = (grads[0.0] + grads[0.5]) / 2
-    assert torch.allclose(grads[0.25], half, rtol=1e-4, atol=1e-6) and not torch.allclose(grads[0.0], grads[0.5])
+    assert torch.allclose(grads[0.25], half, rtol=1e-4, atol=1e-6) and not torch.allclose(
+        grads[0.0], grads[0.5]
+    )
 
 
 def test_without_a_schedule_no_bit_depends_on_the_progress(pair, batch):
@@ -84,14 +92,21 @@ def test_steps_that_the_schedule_switches_off_are_not_counted_as_zeros(pair, bat
     for _ in range(49):
         objective(empty, 0.7)
         objective(empty, 0.0)
-    with pytest.raises(ConfigError, match="'kd_heatmap' is enabled but was exactly 0 for the last 50 steps"):
+    with pytest.raises(
+        ConfigError, match="'kd_heatmap' is enabled but was exactly 0 for the last 50 steps"
+    ):
         objective(empty, 0.7)
 
 
 def test_the_report_shows_full_weights(pair, batch):
     student, teacher = pair(1, 0.32, 0.32)
     plain = Distillation(student.eval(), teacher, RECIPE).report(batch())
-    assert Distillation(student, teacher, replace(RECIPE, schedule=KDScheduleConfig(0.5, 0.5))).report(batch()) == plain
+    assert (
+        Distillation(student, teacher, replace(RECIPE, schedule=KDScheduleConfig(0.5, 0.5))).report(
+            batch()
+        )
+        == plain
+    )
 
 
 def test_schedules_that_would_be_ignored_are_refused(pair):

@@ -29,7 +29,9 @@ def test_b9_asking_leaves_no_trace(pair, batch, norm):
     second = teacher(data)
     assert same_state(model, before)
     assert torch.equal(first.heads[0].heatmap, second.heads[0].heatmap)
-    assert not first.heads[0].heatmap.requires_grad and not any(p.requires_grad for p in teacher.parameters())
+    assert not first.heads[0].heatmap.requires_grad and not any(
+        p.requires_grad for p in teacher.parameters()
+    )
 
 
 def test_running_answers_do_not_depend_on_batch_mates_and_batch_answers_do(pair, batch, one_frame):
@@ -38,13 +40,18 @@ def test_running_answers_do_not_depend_on_batch_mates_and_batch_answers_do(pair,
     gap = {}
     for norm in ("running", "batch"):
         teacher = Teacher(model, norm)
-        together, alone = teacher(data).heads[0].heatmap[:1], teacher(one_frame(data, 0)).heads[0].heatmap
+        together, alone = (
+            teacher(data).heads[0].heatmap[:1],
+            teacher(one_frame(data, 0)).heads[0].heatmap,
+        )
         gap[norm] = float((together - alone).abs().max())
     assert gap["running"] < 1e-4 and gap["batch"] > 1e-3
 
 
 def test_modes_are_those_of_the_network_itself(pair, batch):
-    """Running equals plain evaluation; batch equals training mode, which only differs in the statistics it leaves behind."""
+    """Running equals plain evaluation; batch equals training mode, which only differs in the
+    statistics it leaves behind.
+    """
     _, model = pair()
     data = batch()
     with torch.no_grad():
@@ -58,14 +65,19 @@ def test_modes_are_those_of_the_network_itself(pair, batch):
 def test_answer_holds_ground_truth_targets_and_boxes_without_nms(pair, batch):
     _, model = pair()
     with torch.no_grad():
-        model.dense_head.heads_list[0].dim[1].bias.fill_(1.0)  # boxes of about 2.7 m, several cells long: they overlap
+        # boxes of about 2.7 m, several cells long: they overlap
+        model.dense_head.heads_list[0].dim[1].bias.fill_(1.0)
     data = batch()
     answer = Teacher(model, "running")(data)
     wanted = model.targets(data.truth)
-    assert torch.equal(answer.targets[0].heatmap, wanted[0].heatmap) and answer.heads[0].heatmap.shape[-2:] == (32, 32)
+    assert torch.equal(answer.targets[0].heatmap, wanted[0].heatmap) and answer.heads[
+        0
+    ].heatmap.shape[-2:] == (32, 32)
     assert len(answer.boxes) == 2 and len(answer.boxes[0].labels) > 100
     with torch.no_grad():
-        assert len(model.detect(model(data.points), nms=True)[0].labels) < len(answer.boxes[0].labels)
+        assert len(model.detect(model(data.points), nms=True)[0].labels) < len(
+            answer.boxes[0].labels
+        )
     bare = Teacher(model, "running")(data, ())
     assert bare.targets == () and bare.boxes == ()
 
@@ -73,14 +85,19 @@ def test_answer_holds_ground_truth_targets_and_boxes_without_nms(pair, batch):
 def test_inputs_unchanged(pair, batch):
     _, model = pair()
     data = batch()
-    before = [t.clone() for t in (data.points.points, data.points.batch_index, data.truth.boxes, data.truth.labels)]
+    before = [
+        t.clone()
+        for t in (data.points.points, data.points.batch_index, data.truth.boxes, data.truth.labels)
+    ]
     Teacher(model, "batch")(data)
     after = (data.points.points, data.points.batch_index, data.truth.boxes, data.truth.labels)
     assert all(torch.equal(a, b) for a, b in zip(before, after))
 
 
 def test_unknown_norm_is_an_error(pair):
-    with pytest.raises(ConfigError, match="unknown teacher norm 'train'; use one of running, batch"):
+    with pytest.raises(
+        ConfigError, match="unknown teacher norm 'train'; use one of running, batch"
+    ):
         Teacher(pair()[1], "train")
 
 

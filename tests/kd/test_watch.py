@@ -18,7 +18,9 @@ def test_fifty_zeros_in_a_row_are_an_error():
     watch = ZeroWatch()
     for _ in range(49):
         watch.see({"kd_heatmap": torch.tensor(1.0), "kd_box": torch.tensor(0.0)})
-    with pytest.raises(ConfigError, match="'kd_box' is enabled but was exactly 0 for the last 50 steps"):
+    with pytest.raises(
+        ConfigError, match="'kd_box' is enabled but was exactly 0 for the last 50 steps"
+    ):
         watch.see({"kd_heatmap": torch.tensor(1.0), "kd_box": torch.tensor(0.0)})
 
 
@@ -30,7 +32,9 @@ def test_one_value_in_between_starts_the_count_again():
         watch.see({"kd_heatmap": torch.tensor(0.0)})
 
 
-@pytest.mark.parametrize("name", ["kd_heatmap", "kd_rank", "kd_box", "kd_feature", "kd_relation", "kd_mine"])
+@pytest.mark.parametrize(
+    "name", ["kd_heatmap", "kd_rank", "kd_box", "kd_feature", "kd_relation", "kd_mine"]
+)
 def test_every_term_is_watched_on_its_own(name):
     watch = ZeroWatch(3)
     others = {other: torch.tensor(1.0) for other in ("kd_heatmap", "kd_other")}
@@ -62,9 +66,15 @@ def test_every_part_has_its_row(pair, batch, heads, form):
     data = batch()
     rows = {row.name: row for row in objective.report(data)}
     assert list(rows) == ["heatmap", "box", "kd_heatmap", "kd_rank", "kd_box"]
-    assert {name: row.weight for name, row in rows.items() if "kd" in name} == {"kd_heatmap": 3, "kd_rank": 2, "kd_box": 0.2}
+    assert {name: row.weight for name, row in rows.items() if "kd" in name} == {
+        "kd_heatmap": 3,
+        "kd_rank": 2,
+        "kd_box": 0.2,
+    }
     parts = objective(data).parts
-    assert {name: row.value for name, row in rows.items()} == pytest.approx({n: v.item() for n, v in parts.items()}, rel=1e-5)
+    assert {name: row.value for name, row in rows.items()} == pytest.approx(
+        {n: v.item() for n, v in parts.items()}, rel=1e-5
+    )
 
     with torch.no_grad():
         answer, ours = objective.teacher(data), student(data.points).heads
@@ -80,7 +90,9 @@ def test_every_part_has_its_row(pair, batch, heads, form):
 
 
 def test_a_rank_beyond_the_map_counts_its_entries(pair, batch):
-    objective = Distillation(*pair(3), KDConfig(LogitKDConfig(weight=0.0, rank=9999, rank_weight=1.0), None))
+    objective = Distillation(
+        *pair(3), KDConfig(LogitKDConfig(weight=0.0, rank=9999, rank_weight=1.0), None)
+    )
     (row,) = (row for row in objective.report(batch()) if row.name == "kd_rank")
     assert row.positions == 2 * 3 * 32 * 32
 
@@ -90,6 +102,11 @@ def test_labels_of_the_teacher_are_counted_with_and_without_annotations(pair, ba
     rows = {}
     for use_truth in (True, False):
         label = LabelKDConfig((0.9, 0.9, 0.9), use_truth=use_truth)
-        rows[use_truth] = Distillation(student.eval(), teacher, KDConfig(None, label)).report(batch())
-    assert rows[True][0].teacher_labels == rows[False][0].teacher_labels and 0 < rows[True][0].teacher_labels < 900
+        rows[use_truth] = Distillation(student.eval(), teacher, KDConfig(None, label)).report(
+            batch()
+        )
+    assert (
+        rows[True][0].teacher_labels == rows[False][0].teacher_labels
+        and 0 < rows[True][0].teacher_labels < 900
+    )
     assert rows[True][1].positions == rows[False][1].positions + 8

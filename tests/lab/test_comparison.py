@@ -42,7 +42,16 @@ def truth_table() -> pa.Table:
     ids, boxes, types = objects()
     columns = dict(zip(("x", "y", "z", "length", "width", "height", "heading"), boxes.T))
     extra = {"difficulty": np.zeros(len(ids), np.int64), "num_points": np.full(len(ids), 50)}
-    return pa.table({"frame_id": ids, **columns, "type": types, **extra, "speed_x": boxes[:, 0], "speed_y": boxes[:, 0]})
+    return pa.table(
+        {
+            "frame_id": ids,
+            **columns,
+            "type": types,
+            **extra,
+            "speed_x": boxes[:, 0],
+            "speed_y": boxes[:, 0],
+        }
+    )
 
 
 def scored(found: int) -> EvalResult:
@@ -50,7 +59,9 @@ def scored(found: int) -> EvalResult:
     ids, boxes, types = objects()
     kept = np.arange(len(ids)) % EACH < found
     names = np.array(ids)[kept].tolist()
-    table = predictions_table(names, boxes[kept], types[kept], np.full(kept.sum(), 0.9), None, FRAMES)
+    table = predictions_table(
+        names, boxes[kept], types[kept], np.full(kept.sum(), 0.9), None, FRAMES
+    )
     return evaluate_tables(table, truth_table())
 
 
@@ -60,14 +71,21 @@ def results() -> dict[int, EvalResult]:
 
 
 def compared(results: dict[int, EvalResult], teacher: int, **arms: tuple[int, ...]) -> Comparison:
-    students = {arm: {seed: results[found] for seed, found in enumerate(each, 1)} for arm, each in arms.items()}
-    return compare_arms(SMOKE, TITLES, {"teacher": {0: results[teacher]}, **students}, resamples=200)
+    students = {
+        arm: {seed: results[found] for seed, found in enumerate(each, 1)}
+        for arm, each in arms.items()
+    }
+    return compare_arms(
+        SMOKE, TITLES, {"teacher": {0: results[teacher]}, **students}, resamples=200
+    )
 
 
 def test_equal_arms_gain_nothing(results: dict[int, EvalResult]) -> None:
     found = compared(results, 3, alone=(3, 3), init=(3, 3), full=(3, 3))
     assert [v["met"] for v in found.verdicts()] == [False, False, False]
-    assert all("+0.00 points, 95 % interval +0.00 to +0.00" in v["result"] for v in found.verdicts())
+    assert all(
+        "+0.00 points, 95 % interval +0.00 to +0.00" in v["result"] for v in found.verdicts()
+    )
     table = found.difference_table()
     assert len(table) == 6 and not table["a gain"].any()
     assert (table["LEVEL_2 mAPH"] == 0).all()
@@ -77,15 +95,24 @@ def test_better_arms_gain(results: dict[int, EvalResult]) -> None:
     found = compared(results, 6, alone=(2, 3), init=(3, 4), full=(4, 6))
     assert [v["met"] for v in found.verdicts()] == [True, True, True]
     table = found.table().set_index("arm")
-    assert list(table.index) == ["teacher", "student alone", "initialised from the teacher", "full SparseKD"]
+    assert list(table.index) == [
+        "teacher",
+        "student alone",
+        "initialised from the teacher",
+        "full SparseKD",
+    ]
     assert table.loc["teacher", "LEVEL_2 mAPH"] == pytest.approx(100, abs=0.1)
     assert table.loc["student alone", "LEVEL_2 mAPH"] == pytest.approx(100 * (2 + 3) / 12, abs=1)
-    assert table.loc["student alone", "std over seeds"] == pytest.approx(100 / 6 / math.sqrt(2), abs=1)
+    assert table.loc["student alone", "std over seeds"] == pytest.approx(
+        100 / 6 / math.sqrt(2), abs=1
+    )
     assert table.loc["teacher", "seeds"] == 1 and math.isnan(table.loc["teacher", "std over seeds"])
     assert table.loc["full SparseKD", "seeds"] == 2
     gains = found.difference_table().set_index("difference")
     assert gains.index[0] == "teacher − student alone"
-    assert gains.loc["full SparseKD − student alone", "LEVEL_2 mAPH"] == pytest.approx(100 * 5 / 12, abs=1)
+    assert gains.loc["full SparseKD − student alone", "LEVEL_2 mAPH"] == pytest.approx(
+        100 * 5 / 12, abs=1
+    )
     assert bool(gains.loc["full SparseKD − student alone", "a gain"])
 
 
@@ -97,7 +124,9 @@ def test_a_worse_full_recipe_is_said_plainly(results: dict[int, EvalResult]) -> 
 
 
 def test_a_gain_needs_its_interval(results: dict[int, EvalResult]) -> None:
-    """The full arm is better on average and worse with one of its seeds: margin met, interval not."""
+    """The full arm is better on average and worse with one of its seeds: margin met, interval
+    not.
+    """
     verdicts = compared(results, 6, alone=(2, 2), init=(4, 2), full=(2, 6)).verdicts()
     assert "full SparseKD at least 0.5 above initialised" in verdicts[2]["wish"]
     assert float(verdicts[2]["result"].split()[0]) > 0.5 and verdicts[2]["met"] is False
@@ -113,7 +142,9 @@ def test_outcome_is_json(results: dict[int, EvalResult]) -> None:
     values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert values["metric"] == "LEVEL_2/mAPH"
     assert values["arms"][0]["std over seeds"] is None
-    assert set(values["metrics"]) == {"teacher", "alone", "init", "full"} and set(values["metrics"]["full"]) == {"1", "2"}
+    assert set(values["metrics"]) == {"teacher", "alone", "init", "full"} and set(
+        values["metrics"]["full"]
+    ) == {"1", "2"}
     assert values["evaluation"]["frames"] == len(FRAMES)
     assert values["comparison"]["resamples"] == 200 and values["comparison"]["units"] == 4
 
@@ -122,11 +153,16 @@ def test_charts_get_what_they_need(results: dict[int, EvalResult]) -> None:
     found = compared(results, 6, alone=(2, 3), full=(4, 6))
     estimates = found.estimates()
     assert [e.name for e in estimates] == ["teacher", "student alone", "full SparseKD"]
-    assert all(e.low - 0.01 <= e.mean <= e.high + 0.01 for e in estimates) and len({e.color for e in estimates}) == 3
+    assert (
+        all(e.low - 0.01 <= e.mean <= e.high + 0.01 for e in estimates)
+        and len({e.color for e in estimates}) == 3
+    )
     assert len(found.precision_recall()) == 9
     assert found.last_step() == ("full", "alone")
     change = found.breakdown("full", "alone")
-    assert change.rows == tuple(f"{kind} LEVEL_{level}" for kind in ("Vehicle", "Pedestrian", "Cyclist") for level in (1, 2))
+    assert change.rows == tuple(
+        f"{kind} LEVEL_{level}" for kind in ("Vehicle", "Pedestrian", "Cyclist") for level in (1, 2)
+    )
     assert change.columns[:2] == ("AP", "APH")
     assert "APH [50, +inf) m" not in change.columns, "nobody is there"
     assert np.nanmin(change.values[:, :2]) > 0
@@ -154,23 +190,46 @@ def test_results_of_other_frames_are_refused(results: dict[int, EvalResult]) -> 
 @pytest.mark.parametrize(
     ("mean", "low", "high", "expected"),
     [
-        (2.36, 1.34, 3.41, "FG scores 2.36 points of LEVEL_2 mAPH above the base (95 % interval +1.34 to +3.41)."),
-        (-1.2, -2.0, -0.4, "FG scores 1.20 points of LEVEL_2 mAPH below the base (95 % interval -2.00 to -0.40)."),
+        (
+            2.36,
+            1.34,
+            3.41,
+            (
+                "FG scores 2.36 points of LEVEL_2 mAPH above the base (95 % interval "
+                "+1.34 to +3.41)."
+            ),
+        ),
+        (
+            -1.2,
+            -2.0,
+            -0.4,
+            (
+                "FG scores 1.20 points of LEVEL_2 mAPH below the base (95 % interval "
+                "-2.00 to -0.40)."
+            ),
+        ),
         (
             0.3,
             -0.5,
             1.1,
-            "no difference between FG and the base is shown: +0.30 points of LEVEL_2 mAPH, and the 95 % interval -0.50 to +1.10 "
+            "no difference between FG and the base is shown: +0.30 points of LEVEL_2 mAPH, and "
+            "the 95 % interval -0.50 to +1.10 "
             "includes 0.",
         ),
     ],
 )
 def test_three_outcomes(mean: float, low: float, high: float, expected: str) -> None:
-    assert Gain("FG", "the base", mean, low, high).sentence(simulated=True) == f"On simulated data, at this budget, {expected}"
+    assert Gain("FG", "the base", mean, low, high).sentence(simulated=True) == (
+        f"On simulated data, at this budget, {expected}"
+    )
 
 
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (0.004, 1.0), (-1.0, -0.004)])
-def test_an_interval_that_prints_as_touching_zero_includes_it(interval: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "interval", [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (0.004, 1.0), (-1.0, -0.004)]
+)
+def test_an_interval_that_prints_as_touching_zero_includes_it(
+    interval: tuple[float, float],
+) -> None:
     text = Gain("a", "b", 0.5, *interval).sentence(simulated=True)
     assert "no difference" in text and "includes 0" in text
     assert "-0.00" not in text, "no negative zero"
@@ -181,12 +240,20 @@ def test_a_difference_is_claimed_only_outside_zero(mean: float, a: float, b: flo
     low, high = min(a, b), max(a, b)
     gain = Gain("a", "b", mean, low, high)
     text = gain.sentence(simulated=True)
-    assert ("includes 0" in text) == (gain.shown == "no difference") == (round(low, 2) <= 0 <= round(high, 2))
+    assert (
+        ("includes 0" in text)
+        == (gain.shown == "no difference")
+        == (round(low, 2) <= 0 <= round(high, 2))
+    )
     assert (" above " in text, " below " in text) == (gain.shown == "above", gain.shown == "below")
 
 
 def test_real_data_are_not_called_simulated() -> None:
-    assert Gain("a", "b", 1, 0.5, 2).sentence(simulated=False).startswith("On these data, at this budget, a scores")
+    assert (
+        Gain("a", "b", 1, 0.5, 2)
+        .sentence(simulated=False)
+        .startswith("On these data, at this budget, a scores")
+    )
 
 
 @pytest.mark.parametrize("limits", [(1.0, 0.0), (float("nan"), 1.0)])

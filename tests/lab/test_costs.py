@@ -1,4 +1,6 @@
-"""Tables of cost: the published family in the published convention (spec 10.2), and a run's own models."""
+"""Tables of cost: the published family in the published convention (spec 10.2), and a run's own
+models.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ def test_published_cells_are_those_of_the_tables(family: pd.DataFrame) -> None:
     assert rows["published M acts"].tolist() == [101.9, 33.1, 303.0, 88.0]
     assert rows["published LEVEL_2 mAPH on Waymo"].tolist() == [64.29, 56.26, 59.09, 52.81]
     assert rows["published ms (GTX 1060)"].tolist() == [125.70, 70.44, 157.90, 54.52]
-    assert family.loc[["second", "pointpillar"], "published ms (GTX 1060)"].tolist() == [84.56, 129.12]
+    assert family.loc[["second", "pointpillar"], "published ms (GTX 1060)"].tolist() == [
+        84.56,
+        129.12,
+    ]
     assert family.loc["cp_voxel", "dense G, published convention"] == pytest.approx(92.89, rel=1e-3)
 
 
@@ -32,8 +37,12 @@ def test_a_runs_models(smoke_run: Run) -> None:
     assert teacher["parameters"] == student["parameters"] > 300_000
     assert 3.5 < teacher["G MACs"] / student["G MACs"] < 4.2, "a quarter of the cells"
     assert teacher["G MACs (published convention)"] > teacher["G MACs"]
-    assert (table["latency p95 ms"] >= table["latency p50 ms"]).all() and (table["latency p50 ms"] > 0).all()
-    stages = [name for name in table.columns if name.endswith(" ms") and not name.startswith("latency")]
+    assert (table["latency p95 ms"] >= table["latency p50 ms"]).all() and (
+        table["latency p50 ms"] > 0
+    ).all()
+    stages = [
+        name for name in table.columns if name.endswith(" ms") and not name.startswith("latency")
+    ]
     assert stages == ["voxelise ms", "encoder ms", "backbone ms", "head ms", "decode ms"]
 
 
@@ -62,7 +71,12 @@ def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.Monkey
     run = pipeline.open_run("smoke", str(tmp_path))
     pipeline.save_result(run, "03_evaluate", {"arms": arms})
     table = pd.DataFrame([{"role": "teacher", "G MACs": 4.0}, {"role": "student", "G MACs": 1.0}])
-    ratios = costs.ratio_table(run, table.assign(**{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}))
+    ratios = costs.ratio_table(
+        run,
+        table.assign(
+            **{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}
+        ),
+    )
     assert ratios["arm"].tolist() == ["student alone", "full SparseKD"]
     assert ratios.loc[0].tolist()[1:] == pytest.approx([0.667, 2.667, 1.333, 0.667, 2.0])
     points = costs.accuracy_points(run, table)

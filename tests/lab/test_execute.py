@@ -1,4 +1,6 @@
-"""The driver: parameters are checked before anything runs, finished stages are kept, whatever fails is loud."""
+"""The driver: parameters are checked before anything runs, finished stages are kept, whatever fails
+is loud.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,20 @@ def tagged_cells(notebook: Path) -> list[str]:
 
 
 def test_the_chains_are_what_lies_in_the_folder() -> None:
-    assert tuple(path.stem for path in NOTEBOOKS) == (*profiles.MAIN_LINE, *profiles.CROSS_STAGE, *profiles.ABLATIONS)
+    assert tuple(path.stem for path in NOTEBOOKS) == (
+        *profiles.MAIN_LINE,
+        *profiles.CROSS_STAGE,
+        *profiles.ABLATIONS,
+    )
     assert {profile.chain for profile in profiles.PROFILES.values()} == {
         profiles.MAIN_LINE,
         profiles.CROSS_STAGE,
         profiles.ABLATIONS,
     }
-    assert all((profile.study is not None) == (profile.chain == profiles.ABLATIONS) for profile in profiles.PROFILES.values())
+    assert all(
+        (profile.study is not None) == (profile.chain == profiles.ABLATIONS)
+        for profile in profiles.PROFILES.values()
+    )
 
 
 @every_notebook
@@ -53,7 +62,11 @@ def test_parameters_cell(notebook: Path) -> None:
     declared = execute.declared_parameters(notebook)
     assert list(declared)[:3] == ["PROFILE", "RUN_DIR", "DATA_ROOT"]
     assert all(name == name.upper() for name in declared)
-    profile = next(name for name in ("demo", "study", "demo_cross_stage") if notebook.stem in profiles.profile(name).chain)
+    profile = next(
+        name
+        for name in ("demo", "study", "demo_cross_stage")
+        if notebook.stem in profiles.profile(name).chain
+    )
     assert (declared["PROFILE"], declared["RUN_DIR"], declared["DATA_ROOT"]) == (profile, "", "")
 
 
@@ -87,7 +100,9 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"SCORE_THRESHOLD": "high"}, ["SCORE_THRESHOLD", "high", "float"]),
     ],
 )
-def test_wrong_parameters_stop_before_anything_runs(overrides: dict[str, str], words: list[str], tmp_path: Path) -> None:
+def test_wrong_parameters_stop_before_anything_runs(
+    overrides: dict[str, str], words: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as caught:
         execute.run_profile("smoke", tmp_path / "run", overrides)
     assert "\n" not in str(caught.value)
@@ -115,7 +130,10 @@ def test_overrides() -> None:
 
 def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
     stages = {
-        s.name: s.parameters for s in plan_stages("smoke", tmp_path, {"SCORE_THRESHOLD": "1", "SEEDS": "1,2", "FRAME": "-1"})
+        s.name: s.parameters
+        for s in plan_stages(
+            "smoke", tmp_path, {"SCORE_THRESHOLD": "1", "SEEDS": "1,2", "FRAME": "-1"}
+        )
     }
     assert stages["04_visualize_3d"]["SCORE_THRESHOLD"] == 1.0
     assert isinstance(stages["04_visualize_3d"]["SCORE_THRESHOLD"], float)
@@ -125,10 +143,17 @@ def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
     assert all(p["PROFILE"] == "smoke" and p["RUN_DIR"] == str(tmp_path) for p in stages.values())
 
 
-def test_relative_paths_mean_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_mean_the_callers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.safetensors").write_bytes(b"x")
-    own = {s.name: s.parameters for s in plan_stages("smoke", tmp_path, {"DATA_ROOT": "data", "TEACHER": "mine.safetensors"})}
+    own = {
+        s.name: s.parameters
+        for s in plan_stages(
+            "smoke", tmp_path, {"DATA_ROOT": "data", "TEACHER": "mine.safetensors"}
+        )
+    }
     assert own["01_train_teacher"]["TEACHER"] == str(tmp_path / "mine.safetensors")
     assert {p["DATA_ROOT"] for p in own.values()} == {str(tmp_path / "data")}
     scratch = plan_stages("smoke", tmp_path, {"TEACHER": "scratch", "DATA_ROOT": ""})[1].parameters
@@ -145,11 +170,17 @@ with (home / "count").open("a") as stream:
 """
 
 
-def write_notebook(folder: Path, name: str, *cells: str, parameters: str = TOY + "N = 1  # n") -> Path:
+def write_notebook(
+    folder: Path, name: str, *cells: str, parameters: str = TOY + "N = 1  # n"
+) -> Path:
     notebook = nbformat.v4.new_notebook()
     head = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     notebook.cells = [head, *(nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in cells)]
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
     return path
@@ -181,7 +212,9 @@ def changed(before: dict[str, str], after: dict[str, str]) -> str:
     return "".join(name for name in before if before[name] != after[name])
 
 
-def test_keys_change_with_parameters_notebooks_and_sources(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_change_with_parameters_notebooks_and_sources(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = keys(tmp_path)
     assert keys(tmp_path) == before
     assert changed(before, keys(tmp_path, N="2")) == "abc"
@@ -192,7 +225,9 @@ def test_keys_change_with_parameters_notebooks_and_sources(toys: Path, tmp_path:
     assert changed(before, keys(tmp_path)) == "abc"
 
 
-def test_keys_change_with_the_shipped_teacher(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_change_with_the_shipped_teacher(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(execute, "WEIGHTS", tmp_path)
     before = keys(tmp_path)
     (tmp_path / profiles.profile("smoke").shipped_teacher).write_bytes(b"weights")
@@ -208,7 +243,9 @@ def test_keys_change_with_the_shipped_teacher(toys: Path, tmp_path: Path, monkey
         ("a, b = 1, 2", "NAME = literal"),
     ],
 )
-def test_parameters_must_be_literals(toys: Path, tmp_path: Path, parameters: str, words: str) -> None:
+def test_parameters_must_be_literals(
+    toys: Path, tmp_path: Path, parameters: str, words: str
+) -> None:
     write_notebook(toys, "b", parameters=TOY + parameters)
     with pytest.raises(ConfigError, match=words) as caught:
         plan_stages("smoke", tmp_path, {})
@@ -226,7 +263,9 @@ def test_notebook_without_parameters_or_missing(toys: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def fake_papermill(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs the cells in this process: the driver's decisions can be tested without starting kernels."""
+    """Runs the cells in this process: the driver's decisions can be tested without starting
+    kernels.
+    """
     import papermill
 
     executed: list[str] = []
@@ -245,7 +284,9 @@ def fake_papermill(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("toys")
-def test_finished_stages_are_kept(tmp_path: Path, fake_papermill: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_stages_are_kept(
+    tmp_path: Path, fake_papermill: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = execute.run_profile("smoke", tmp_path / "run")
     assert fake_papermill == ["a", "b", "c"]
     execute.run_profile("smoke", folder)
@@ -256,33 +297,56 @@ def test_finished_stages_are_kept(tmp_path: Path, fake_papermill: list[str], cap
     assert (folder / "a" / "count").read_text() == "x"
     assert records.read_json(folder / execute.RUN) == {
         "profile": "smoke",
-        "stages": {"a": {"state": "kept"}, "b": {"state": "done", "seconds": 0}, "c": {"state": "done", "seconds": 0}},
+        "stages": {
+            "a": {"state": "kept"},
+            "b": {"state": "done", "seconds": 0},
+            "c": {"state": "done", "seconds": 0},
+        },
     }
 
 
-def test_what_is_at_work_and_what_failed_is_noted(toys: Path, tmp_path: Path, fake_papermill: list[str]) -> None:
-    note = f"import json; noted = json.loads(open('{tmp_path}/run/{execute.RUN}').read())['stages']\n"
+def test_what_is_at_work_and_what_failed_is_noted(
+    toys: Path, tmp_path: Path, fake_papermill: list[str]
+) -> None:
+    note = (
+        f"import json; noted = json.loads(open('{tmp_path}/run/{execute.RUN}').read())['stages']\n"
+    )
     seen = f"open('{tmp_path}/seen', 'w').write(json.dumps(noted))"
     write_notebook(toys, "b", note + seen, parameters=TOY + "N = 1  # n\nM = 0.5  # m")
     with pytest.raises(StageFailed):
         execute.run_profile("smoke", tmp_path / "run")
     stages = json.loads((tmp_path / "seen").read_text())
-    assert {name: stage["state"] for name, stage in stages.items()} == {"a": "done", "b": "running", "c": "waiting"}
-    assert (stages["b"]["pid"], stages["b"]["host"]) == (os.getpid(), socket.gethostname()) and stages["b"]["since"]
+    assert {name: stage["state"] for name, stage in stages.items()} == {
+        "a": "done",
+        "b": "running",
+        "c": "waiting",
+    }
+    assert (stages["b"]["pid"], stages["b"]["host"]) == (
+        os.getpid(),
+        socket.gethostname(),
+    ) and stages["b"]["since"]
     stages = records.read_json(tmp_path / "run" / execute.RUN)["stages"]
-    assert {name: stage["state"] for name, stage in stages.items()} == {"a": "done", "b": "failed", "c": "waiting"}
+    assert {name: stage["state"] for name, stage in stages.items()} == {
+        "a": "done",
+        "b": "failed",
+        "c": "waiting",
+    }
     assert "b ended without writing" in stages["b"]["message"]
 
 
 @pytest.mark.usefixtures("toys")
-def test_a_stage_whose_result_is_gone_is_repeated(tmp_path: Path, fake_papermill: list[str]) -> None:
+def test_a_stage_whose_result_is_gone_is_repeated(
+    tmp_path: Path, fake_papermill: list[str]
+) -> None:
     folder = execute.run_profile("smoke", tmp_path / "run")
     (folder / "b" / "result.json").unlink()
     execute.run_profile("smoke", folder)
     assert fake_papermill[3:] == ["b"]
 
 
-def test_after_a_failure_the_chain_goes_on_where_it_stopped(toys: Path, tmp_path: Path, fake_papermill: list[str]) -> None:
+def test_after_a_failure_the_chain_goes_on_where_it_stopped(
+    toys: Path, tmp_path: Path, fake_papermill: list[str]
+) -> None:
     good = (toys / "b.ipynb").read_text()
     folder = execute.run_profile("smoke", tmp_path / "run")
     write_notebook(toys, "b", "raise ValueError('no')", parameters=TOY + "N = 1  # n\nM = 0.5  # m")
@@ -291,12 +355,16 @@ def test_after_a_failure_the_chain_goes_on_where_it_stopped(toys: Path, tmp_path
     assert fake_papermill[3:] == ["b"]
     (toys / "b.ipynb").write_text(good)
     execute.run_profile("smoke", folder)
-    assert fake_papermill[4:] == ["b"], "the mark of the earlier success must not stand without its result"
+    assert fake_papermill[4:] == ["b"], (
+        "the mark of the earlier success must not stand without its result"
+    )
 
 
 @pytest.mark.notebooks
 def test_a_real_kernel_stops_loudly(toys: Path, tmp_path: Path) -> None:
-    """One kernel for each way of failing: an error, an exit that claims success, an exit, a dead kernel, no result."""
+    """One kernel for each way of failing: an error, an exit that claims success, an exit, a dead
+    kernel, no result.
+    """
     endings = {
         "1 / 0": "a stopped at cell 3: ZeroDivisionError: division by zero",
         "import sys; sys.exit(0)": "a ended without writing",
@@ -317,7 +385,9 @@ def test_a_real_kernel_stops_loudly(toys: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.notebooks
-def test_a_real_kernel_gets_its_parameters(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_kernel_gets_its_parameters(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_chain(monkeypatch, "a")
     monkeypatch.chdir(tmp_path)
     write_notebook(toys, "a", GOOD.format(name="a"), "for i in range(20_000): print('noise', i)")

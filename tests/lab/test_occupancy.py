@@ -1,4 +1,6 @@
-"""A run folder has one driver; a killed one leaves neither a lock nor a kernel nor half-written files behind."""
+"""A run folder has one driver; a killed one leaves neither a lock nor a kernel nor half-written
+files behind.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,21 @@ with occupancy.hold(Path(sys.argv[1])):
 
 
 def holder(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     return process
 
 
 def test_one_driver_at_a_time_and_a_killed_one_is_no_obstacle(tmp_path: Path) -> None:
     process = holder(tmp_path)
-    with pytest.raises(FolderBusy, match=f"is being run by process {process.pid} on .*--out") as caught, hold(tmp_path):
+    with (
+        pytest.raises(
+            FolderBusy, match=f"is being run by process {process.pid} on .*--out"
+        ) as caught,
+        hold(tmp_path),
+    ):
         pass
     assert "\n" not in str(caught.value)
     process.send_signal(signal.SIGKILL)
@@ -65,7 +74,8 @@ def test_orphaned_kernels_are_ended_and_no_others(tmp_path: Path) -> None:
     commands = {"kernel": "ipykernel_launcher", "training": "kdlib"}
     started = {
         (folder.name, name): subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(60)", word], env={**os.environ, occupancy.FOLDER: str(folder)}
+            [sys.executable, "-c", "import time; time.sleep(60)", word],
+            env={**os.environ, occupancy.FOLDER: str(folder)},
         )
         for folder in (mine, other)
         for name, word in commands.items()
@@ -86,8 +96,15 @@ def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
     dead.wait()
     assert not psutil.pid_exists(dead.pid)
     (tmp_path / "stage").mkdir()
-    left = [tmp_path / f".result.json.{dead.pid}.tmp", tmp_path / "stage" / f".a.b.png.{dead.pid}.tmp"]
-    kept = [tmp_path / f".result.json.{os.getpid()}.tmp", tmp_path / "stage" / ".notes.tmp", tmp_path / "stage" / "result.json"]
+    left = [
+        tmp_path / f".result.json.{dead.pid}.tmp",
+        tmp_path / "stage" / f".a.b.png.{dead.pid}.tmp",
+    ]
+    kept = [
+        tmp_path / f".result.json.{os.getpid()}.tmp",
+        tmp_path / "stage" / ".notes.tmp",
+        tmp_path / "stage" / "result.json",
+    ]
     for path in (*left, *kept):
         path.write_text("half")
     with hold(tmp_path):
@@ -97,14 +114,19 @@ def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_what_sweep_removes(tmp_path: Path) -> None:
     code = "import os, signal, sys\nfrom pathlib import Path\nfrom kdlib import records\n"
-    code += "os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)\nrecords.write_json(Path(sys.argv[1]), {'a': 1})"
+    code += (
+        "os.fsync = lambda number: os.kill(os.getpid(), "
+        "signal.SIGKILL)\nrecords.write_json(Path(sys.argv[1]), {'a': 1})"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "values.json")], check=False)
     assert not (tmp_path / "values.json").exists()
     assert len(list(tmp_path.iterdir())) == 1
     assert len(records.remove_leftovers(tmp_path)) == 1 and not list(tmp_path.iterdir())
 
 
-def test_runs_that_share_a_folder_take_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_share_a_folder_take_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     order: list[str] = []
 
     def second() -> None:

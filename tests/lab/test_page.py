@@ -29,7 +29,11 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
+        self.loads += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "action", "poster")
+        ]
         self.scripts += tag == "script"
         if tag not in VOID:
             self.open.append(tag)
@@ -38,9 +42,17 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def chapter(title: str, text: str = "", *, table: dict[str, Any] | None = None, **pictures: str | Path) -> dict[str, Any]:
+def chapter(
+    title: str, text: str = "", *, table: dict[str, Any] | None = None, **pictures: str | Path
+) -> dict[str, Any]:
     shown = [{"file": str(path), "caption": caption} for caption, path in pictures.items()]
-    return {"title": title, "text": text, "sentences": [], "tables": [table] if table else [], "pictures": shown}
+    return {
+        "title": title,
+        "text": text,
+        "sentences": [],
+        "tables": [table] if table else [],
+        "pictures": shown,
+    }
 
 
 @pytest.fixture()
@@ -64,7 +76,9 @@ def test_report_is_one_file_that_loads_nothing(tmp_path, png) -> None:
     assert not re.search(r"https?://|@import|url\(", outside)
     assert text.count("<script>/**") == 1 and text.count("Plotly.newPlot(") >= 2
     images = [load for load in shown.loads if load.startswith("data:")]
-    assert len(images) == 2 and all(base64.b64decode(image.split(",")[1]).startswith(b"\x89PNG") for image in images)
+    assert len(images) == 2 and all(
+        base64.b64decode(image.split(",")[1]).startswith(b"\x89PNG") for image in images
+    )
 
 
 def test_without_a_scene_there_is_no_script(tmp_path, png) -> None:
@@ -80,27 +94,55 @@ def test_every_text_is_escaped(tmp_path, png) -> None:
         "verdicts": [{"wish": EVIL, "result": EVIL, "met": True}],
         "card": {EVIL: EVIL},
     }
-    text = write_report(tmp_path / "r.html", [part], title=EVIL, subtitle=EVIL, simulated=True, **cover).read_text()
+    text = write_report(
+        tmp_path / "r.html", [part], title=EVIL, subtitle=EVIL, simulated=True, **cover
+    ).read_text()
     shown = Page(text)
-    assert shown.scripts == 0 and not shown.open and text.count("alert(&#39;1&#39;)") == 19, "every place it stands in"
+    assert shown.scripts == 0 and not shown.open and text.count("alert(&#39;1&#39;)") == 19, (
+        "every place it stands in"
+    )
 
 
 def test_cover_says_what_was_met_and_that_data_is_simulated(tmp_path) -> None:
-    verdicts = [{"wish": wish, "result": "so", "met": met} for wish, met in (("a", True), ("b", False), ("c", None))]
+    verdicts = [
+        {"wish": wish, "result": "so", "met": met}
+        for wish, met in (("a", True), ("b", False), ("c", None))
+    ]
     tiles = [{"value": "62.4", "label": "teacher", "role": "teacher"}]
-    cover = {"title": "Run", "subtitle": "with `code`", "tiles": tiles, "verdicts": verdicts, "card": {"CPU": "2 cores"}}
+    cover = {
+        "title": "Run",
+        "subtitle": "with `code`",
+        "tiles": tiles,
+        "verdicts": verdicts,
+        "card": {"CPU": "2 cores"},
+    }
     text = write_report(tmp_path / "r.html", [], simulated=True, **cover).read_text()
-    for part in ("✓ met", "✗ not met", "– not measured", "Simulated data: ", "<code>code</code>", "<dt>CPU</dt><dd>2 cores</dd>"):
+    for part in (
+        "✓ met",
+        "✗ not met",
+        "– not measured",
+        "Simulated data: ",
+        "<code>code</code>",
+        "<dt>CPU</dt><dd>2 cores</dd>",
+    ):
         assert part in text
     assert "Simulated data: " not in write_report(tmp_path / "s.html", []).read_text()
 
 
 def test_tables_set_numbers_right(tmp_path) -> None:
     names = ("model", "params", "mAPH", "gain", "shipped")
-    cells = (("teacher", 5_200_000, 62.4, None, True), ("student", 1_400_000, float("nan"), 1.2, False))
+    cells = (
+        ("teacher", 5_200_000, 62.4, None, True),
+        ("student", 1_400_000, float("nan"), 1.2, False),
+    )
     table = {"caption": "", "rows": [dict(zip(names, row)) for row in cells]}
-    text = write_report(tmp_path / "r.html", [chapter("A", "One.\n\nTwo.", table=table)]).read_text()
-    assert '<td class="number">5,200,000</td><td class="number">62.40</td><td class="number">–</td><td class="">yes</td>' in text
+    text = write_report(
+        tmp_path / "r.html", [chapter("A", "One.\n\nTwo.", table=table)]
+    ).read_text()
+    assert (
+        '<td class="number">5,200,000</td><td class="number">62.40</td><td '
+        'class="number">–</td><td class="">yes</td>'
+    ) in text
     assert "<p>One.</p><p>Two.</p>" in text
 
 
@@ -112,7 +154,10 @@ def test_bad_pictures_leave_the_earlier_report(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(b"GIF89a")
     with pytest.raises(ReportError, match=r"a\.png cannot be read as PNG"):
         write_report(path, [chapter("A", a=tmp_path / "a.png")])
-    assert path.read_bytes() == before and {file.name for file in tmp_path.iterdir()} == {"r.html", "a.png"}
+    assert path.read_bytes() == before and {file.name for file in tmp_path.iterdir()} == {
+        "r.html",
+        "a.png",
+    }
 
 
 def test_large_pages_lose_colours_before_they_fail(tmp_path, monkeypatch) -> None:

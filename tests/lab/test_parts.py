@@ -9,7 +9,9 @@ from kdlib.lab.parts import markdown_table, part
 
 def test_part_is_plain_json() -> None:
     table = pd.DataFrame({"a": [1, 3], "b": [2.5, float("nan")]})
-    assert part("T", "words", sentences=("one",), tables={"numbers": table}, pictures={"a.png": "seen"}) == {
+    assert part(
+        "T", "words", sentences=("one",), tables={"numbers": table}, pictures={"a.png": "seen"}
+    ) == {
         "title": "T",
         "text": "words",
         "sentences": ["one"],

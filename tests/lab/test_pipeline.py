@@ -39,11 +39,19 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
 
 
 def result(steps: int = 4, samples: int = 8) -> RunResult:
-    values = {"steps": steps, "samples": samples, "frames": 8, "timing": {"seconds": 1.0}, "final": {"loss": 1.0}}
+    values = {
+        "steps": steps,
+        "samples": samples,
+        "frames": 8,
+        "timing": {"seconds": 1.0},
+        "final": {"loss": 1.0},
+    }
     return RunResult(Path("/somewhere"), values)
 
 
-def test_open_run_uses_the_profiles_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_run_uses_the_profiles_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folders, "PROJECT", tmp_path)
     monkeypatch.setattr(pipeline, "PROJECT", tmp_path)
     run = pipeline.open_run("smoke")
@@ -54,16 +62,24 @@ def test_open_run_uses_the_profiles_folders(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_results_are_handed_over(run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"result\.json is missing; run notebook 01_train_teacher first"):
+    with pytest.raises(
+        ConfigError, match=(r"result\.json is missing; run notebook " r"01_train_teacher first")
+    ):
         pipeline.chosen_teacher(run)
     pipeline.save_result(run, "01_train_teacher", {"weights": "/w", "origin": "x"})
     values = run.result("01_train_teacher")
     assert (values["profile"], values["simulated"], values["weights"]) == ("smoke", True, "/w")
-    assert pipeline.chosen_teacher(run) == TrainedWeights(run.profile.teacher_model, Path("/w"), "x")
+    assert pipeline.chosen_teacher(run) == TrainedWeights(
+        run.profile.teacher_model, Path("/w"), "x"
+    )
 
 
 def test_data_is_made_once(run: Run, smoke_data: Path) -> None:
-    files = {path: path.stat().st_mtime_ns for path in smoke_data.rglob("*") if path.is_file() and path.name != ".lock"}
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in smoke_data.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     store = pipeline.prepare_data(run)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     made = run.profile.simulated
@@ -86,7 +102,9 @@ def test_waymo_that_is_not_there(tmp_path: Path) -> None:
 
 def test_shipped_teacher(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path)
-    with pytest.raises(ConfigError, match=r"cp_pillar_demo\.safetensors is missing; .*TEACHER=scratch"):
+    with pytest.raises(
+        ConfigError, match=(r"cp_pillar_demo\.safetensors is missing; " r".*TEACHER=scratch")
+    ):
         pipeline.choose_teacher(run, "auto")
     (tmp_path / "cp_pillar_demo.safetensors").write_bytes(b"x")
     found = pipeline.choose_teacher(run, "auto")
@@ -100,12 +118,18 @@ def test_a_teacher_of_ones_own(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"TEACHER=mine\.safetensors is neither"):
         pipeline.choose_teacher(run, "mine.safetensors")
     (tmp_path / "mine.safetensors").write_bytes(b"x")
-    assert pipeline.choose_teacher(run, str(tmp_path / "mine.safetensors")).weights == tmp_path / "mine.safetensors"
+    assert (
+        pipeline.choose_teacher(run, str(tmp_path / "mine.safetensors")).weights
+        == tmp_path / "mine.safetensors"
+    )
 
 
 def test_teacher_from_scratch_trains_on_its_own_range(run: Run, launched: list[TrainJob]) -> None:
     found = pipeline.choose_teacher(run, "scratch", epochs=3)
-    assert found.origin == "scratch" and found.weights == run.folder / "teacher" / "scratch" / "weights.safetensors"
+    assert (
+        found.origin == "scratch"
+        and found.weights == run.folder / "teacher" / "scratch" / "weights.safetensors"
+    )
     (job,) = launched
     assert (job.train.epochs, job.kd, job.teacher, job.init_weights) == (3, None, None, None)
     assert job.model.name == run.profile.teacher_model.name
@@ -124,18 +148,24 @@ def test_a_given_teacher_is_continued_for_a_few_steps(
 
 
 def test_arms_differ_in_the_teacher_only(run: Run, teacher: TrainedWeights) -> None:
-    jobs = {arm: pipeline.student_job(run, run.profile.arm(arm), 5, teacher) for arm in profiles.ARMS}
+    jobs = {
+        arm: pipeline.student_job(run, run.profile.arm(arm), 5, teacher) for arm in profiles.ARMS
+    }
     assert jobs["alone"].inputs == ()
     assert jobs["init"].inputs == (teacher.weights,)
     assert jobs["full"].inputs == (teacher.weights, teacher.weights)
     assert jobs["full"].kd == run.profile.kd and jobs["init"].kd is None
-    bare = {replace(job, kd=None, teacher=None, init_weights=None, name="") for job in jobs.values()}
+    bare = {
+        replace(job, kd=None, teacher=None, init_weights=None, name="") for job in jobs.values()
+    }
     assert len(bare) == 1 and bare.pop().train.seed == 5
     with pytest.raises(ConfigError, match="unknown arm 'ful'; there are: alone, init, full"):
         run.profile.arm("ful")
 
 
-def test_students_of_all_arms_and_seeds(run: Run, launched: list[TrainJob], teacher: TrainedWeights) -> None:
+def test_students_of_all_arms_and_seeds(
+    run: Run, launched: list[TrainJob], teacher: TrainedWeights
+) -> None:
     found = pipeline.train_students(run, teacher, ("alone", "full"), (1, 2), epochs=2)
     assert list(found) == [("alone", 1), ("full", 1), ("alone", 2), ("full", 2)]
     assert len({result.run_dir for result in found.values()}) == 4
@@ -144,16 +174,23 @@ def test_students_of_all_arms_and_seeds(run: Run, launched: list[TrainJob], teac
     assert started == [(True, 1), (True, 2), (False, 1), (False, 2)], "the longest runs start first"
 
 
-def test_unknown_arm_starts_nothing(run: Run, launched: list[TrainJob], teacher: TrainedWeights) -> None:
+def test_unknown_arm_starts_nothing(
+    run: Run, launched: list[TrainJob], teacher: TrainedWeights
+) -> None:
     with pytest.raises(ConfigError, match="unknown arm"):
         pipeline.train_students(run, teacher, ("alone", " init"), (1,))
     assert not launched and not (run.folder / "students").exists()
 
 
 def test_one_budget_for_all(run: Run) -> None:
-    values = pipeline.students_result(run, {("alone", 1): result(), ("full", 1): result()}, epochs=3)
+    values = pipeline.students_result(
+        run, {("alone", 1): result(), ("full", 1): result()}, epochs=3
+    )
     assert values["budget"] == {"steps": 4, "samples": 8, "frames": 8, "epochs": 3}
-    assert [(row["arm"], row["seed"], row["seconds"]) for row in values["students"]] == [("alone", 1, 1.0), ("full", 1, 1.0)]
+    assert [(row["arm"], row["seed"], row["seconds"]) for row in values["students"]] == [
+        ("alone", 1, 1.0),
+        ("full", 1, 1.0),
+    ]
     with pytest.raises(ConfigError, match=r"different budgets.*\(4, 8\), \(5, 10\)"):
         pipeline.students_result(run, {("alone", 1): result(), ("full", 1): result(5, 10)})
 

@@ -14,12 +14,28 @@ from kdlib.lab import report
 from kdlib.lab.profiles import MAIN_LINE
 
 EVIL = "<script>alert('x')</script>"
-ROW = {"arm": "teacher", "LEVEL_2 mAPH": 61.5, "std over seeds": None, "95 % low": 60.0, "95 % high": 63.0, "seeds": 1}
+ROW = {
+    "arm": "teacher",
+    "LEVEL_2 mAPH": 61.5,
+    "std over seeds": None,
+    "95 % low": 60.0,
+    "95 % high": 63.0,
+    "seeds": 1,
+}
 
 
 def stage_results(simulated: bool = True, met: bool = False) -> dict[str, dict[str, Any]]:
-    card = {"versions": {"torch": "2.x"}, "commit": "abc", "hardware": {"cpu": EVIL, "gpus": []}, "command": EVIL}
-    verdict = {"wish": "full SparseKD at least 2 above student alone", "result": "+0.10 points", "met": met}
+    card = {
+        "versions": {"torch": "2.x"},
+        "commit": "abc",
+        "hardware": {"cpu": EVIL, "gpus": []},
+        "command": EVIL,
+    }
+    verdict = {
+        "wish": "full SparseKD at least 2 above student alone",
+        "result": "+0.10 points",
+        "met": met,
+    }
     arms = [ROW, {**ROW, "arm": "full SparseKD", "LEVEL_2 mAPH": 42.25, "std over seeds": 0.5}]
     told: dict[str, dict[str, Any]] = {stage: {} for stage in MAIN_LINE}
     told["00_explore_data"] = {"fingerprint": "0123"}
@@ -32,7 +48,10 @@ def stage_results(simulated: bool = True, met: bool = False) -> dict[str, dict[s
     facts = {"profile": "smoke", "simulated": simulated, "card": card}
     table = {"caption": "Scores", "rows": [{"class": EVIL, "LEVEL_2 APH": 12.0}]}
     part = {"text": f"Told in {EVIL}.", "sentences": [], "tables": [table], "pictures": []}
-    return {stage: {**facts, **values, "parts": [{"title": f"Of {stage}", **part}]} for stage, values in told.items()}
+    return {
+        stage: {**facts, **values, "parts": [{"title": f"Of {stage}", **part}]}
+        for stage, values in told.items()
+    }
 
 
 def write(folder: Path, results: dict[str, dict[str, Any]]) -> None:
@@ -47,10 +66,18 @@ def test_page(tmp_path: Path) -> None:
     assert path == tmp_path / "report.html"
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
     assert "Simulated data" in page
-    assert "✗ not met" in page and "full SparseKD at least 2 above student alone" in page and "+0.10 points" in page
+    assert (
+        "✗ not met" in page
+        and "full SparseKD at least 2 above student alone" in page
+        and "+0.10 points" in page
+    )
     assert "61.5" in page and "42.2" in page
     assert all(f"<h2>{stage[:2]} · Of {stage}</h2>" in page for stage in MAIN_LINE)
-    assert "LEVEL_2 mAPH on 50 frames" in page and "over 8 segments and seeds" in page and "<dd>0123</dd>" in page
+    assert (
+        "LEVEL_2 mAPH on 50 frames" in page
+        and "over 8 segments and seeds" in page
+        and "<dd>0123</dd>" in page
+    )
     assert not re.search(r"<(?:script|img|link|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//", page)
 
 

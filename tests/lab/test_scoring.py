@@ -36,17 +36,30 @@ def predicting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def pretend(model, dataset, **options):
         calls.append(model.config.name)
         sample = dataset[0]
-        box = np.array([[1.0, 2, 0, 4, 2, 1.5, 0], [-20.0, 20.0, 0, 4, 2, 1.5, 0], [21.0, 0, 0, 4, 2, 1.5, 0]])
-        return predictions_table([sample.frame_id] * 3, box, np.array([1, 2, 4]), np.full(3, 0.5), None, [sample.frame_id])
+        box = np.array(
+            [[1.0, 2, 0, 4, 2, 1.5, 0], [-20.0, 20.0, 0, 4, 2, 1.5, 0], [21.0, 0, 0, 4, 2, 1.5, 0]]
+        )
+        return predictions_table(
+            [sample.frame_id] * 3,
+            box,
+            np.array([1, 2, 4]),
+            np.full(3, 0.5),
+            None,
+            [sample.frame_id],
+        )
 
     monkeypatch.setattr(scoring, "predict", pretend)
     return calls
 
 
-def test_predictions_are_kept_until_something_changes(own: Run, tmp_path: Path, predicting: list[str]) -> None:
+def test_predictions_are_kept_until_something_changes(
+    own: Run, tmp_path: Path, predicting: list[str]
+) -> None:
     teacher = pipeline.chosen_teacher(own)
     first = scoring.predict_weights(own, "teacher", teacher)
-    assert first.column("x").to_pylist() == [1.0, -20.0], "what the student cannot see takes no part"
+    assert first.column("x").to_pylist() == [1.0, -20.0], (
+        "what the student cannot see takes no part"
+    )
     assert scoring.predict_weights(own, "teacher", teacher).equals(first)
     assert len(predicting) == 1
     copied = tmp_path / "copy.safetensors"
@@ -58,7 +71,9 @@ def test_predictions_are_kept_until_something_changes(own: Run, tmp_path: Path, 
     scoring.predict_weights(own, "teacher", replace(teacher, weights=copied))
     assert len(predicting) == 2, "other weights"
     profile = own.profile
-    other = replace(own, profile=replace(profile, evaluation=replace(profile.evaluation, interval=2)))
+    other = replace(
+        own, profile=replace(profile, evaluation=replace(profile.evaluation, interval=2))
+    )
     scoring.predict_weights(other, "teacher", replace(teacher, weights=copied))
     assert len(predicting) == 3, "other frames"
     decode = replace(teacher.model.head.decode, score_threshold=0.2)

@@ -10,7 +10,9 @@ from kdlib.metric.objects import EvalBoxes, Predictions, Truth
 
 @pytest.fixture(scope="session")
 def eval_boxes():
-    """A function of columns in any frame order: boxes sorted by frame, and the ascending ids of both sides' frames."""
+    """A function of columns in any frame order: boxes sorted by frame, and the ascending ids of
+    both sides' frames.
+    """
     return _eval_boxes
 
 
@@ -31,8 +33,17 @@ def _eval_boxes(
     p, g = np.searchsorted(ids, prediction_frame), np.searchsorted(ids, truth_frame)
     with np.errstate(over="ignore"):
         predictions = Predictions(
-            p, prediction_box.astype(np.float32), prediction_type.astype(int), score.astype(np.float32), flag
+            p,
+            prediction_box.astype(np.float32),
+            prediction_type.astype(int),
+            score.astype(np.float32),
+            flag,
         )
-        truth = Truth(g, truth_box.astype(np.float32), truth_type.astype(int), difficulty.astype(int))
-    by_frame = predictions.take(np.argsort(p, kind="stable")), truth.take(np.argsort(g, kind="stable"))
+        truth = Truth(
+            g, truth_box.astype(np.float32), truth_type.astype(int), difficulty.astype(int)
+        )
+    by_frame = (
+        predictions.take(np.argsort(p, kind="stable")),
+        truth.take(np.argsort(g, kind="stable")),
+    )
     return EvalBoxes(*by_frame, len(ids)), ids

@@ -29,8 +29,11 @@ def test_trapezoid_between_near_recalls():
 
 
 def test_wide_gaps_are_filled_with_the_lower_precision():
-    # From 0.52 (p 0.6) to 0.40 (p 0.8): points at 0.47 and 0.42 still hold 0.6, the last 0.02 is a trapezoid.
-    assert ap([0.8, 0.6], [0.40, 0.52]) == pytest.approx(0.10 * 0.6 + 0.02 * (0.6 + 0.8) / 2 + 0.40 * 0.8)
+    # From 0.52 (p 0.6) to 0.40 (p 0.8): points at 0.47 and 0.42 still hold 0.6, the last 0.02 is a
+    # trapezoid.
+    assert ap([0.8, 0.6], [0.40, 0.52]) == pytest.approx(
+        0.10 * 0.6 + 0.02 * (0.6 + 0.8) / 2 + 0.40 * 0.8
+    )
 
 
 def test_precision_never_falls_towards_low_recall():
@@ -54,11 +57,18 @@ def test_many_curves_at_once_equal_one_by_one():
     curve = precision_recall(tp, fp, fn, tp * rng.random(tp.shape))
     many = average_precisions(curve.precision_heading, curve.recall)
     for i in np.ndindex(5, 3):
-        assert many[i] == pytest.approx(float(average_precision(curve.precision_heading[i], curve.recall[i])), abs=3e-7)
+        assert many[i] == pytest.approx(
+            float(average_precision(curve.precision_heading[i], curve.recall[i])), abs=3e-7
+        )
 
 
 def test_precision_and_recall_by_hand():
-    curve = precision_recall(np.array([6, 0, 0]), np.array([2, 3, 0]), np.array([4, 9, 0]), np.array([4.5, 0, 0], np.float32))
+    curve = precision_recall(
+        np.array([6, 0, 0]),
+        np.array([2, 3, 0]),
+        np.array([4, 9, 0]),
+        np.array([4.5, 0, 0], np.float32),
+    )
     np.testing.assert_allclose(curve.precision, [6 / 8, 1, 1])  # recall 0 makes both precisions 1
     np.testing.assert_allclose(curve.precision_heading, [4.5 / 8, 1, 1])
     np.testing.assert_allclose(curve.recall, [6 / 10, 0, 0], rtol=1e-7)

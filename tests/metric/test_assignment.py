@@ -109,9 +109,15 @@ def test_the_sum_counts_not_the_number_of_pairs():
 
 
 def test_weights_round_halves_up_in_float32():
-    assert weights_from_iou(np.array([1.0, 0.5, 0.0], np.float32)).tolist() == [1_000_000, 500_000, 0]
+    assert weights_from_iou(np.array([1.0, 0.5, 0.0], np.float32)).tolist() == [
+        1_000_000,
+        500_000,
+        0,
+    ]
     half = np.float32(0.7000005)
-    assert weights_from_iou(np.array([half]))[0] == int(np.floor(float(half * np.float32(1e6)) + 0.5))
+    assert weights_from_iou(np.array([half]))[0] == int(
+        np.floor(float(half * np.float32(1e6)) + 0.5)
+    )
 
 
 def test_nothing_to_match():

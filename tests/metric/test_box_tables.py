@@ -63,18 +63,29 @@ def test_integer_ids(tmp_path):
 
 
 def test_values_of_other_rows_in_a_dictionary_are_no_frames():
-    encoded = table().set_column(0, "frame_id", pa.DictionaryArray.from_arrays([1] * 10, ["phantom", "real"]))
+    encoded = table().set_column(
+        0, "frame_id", pa.DictionaryArray.from_arrays([1] * 10, ["phantom", "real"])
+    )
     assert load(encoded)[2] == ("real",)
 
 
 def test_a_row_without_a_box_only_names_its_frame():
     source = table(3)
-    source = source.set_column(source.column_names.index("num_points"), "num_points", pa.array([5, 5, 5]))
+    source = source.set_column(
+        source.column_names.index("num_points"), "num_points", pa.array([5, 5, 5])
+    )
     nulls = {
-        name: pa.array([None, *source[name].to_pylist()[1:]], source.schema.field(name).type) for name in source.column_names[1:]
+        name: pa.array([None, *source[name].to_pylist()[1:]], source.schema.field(name).type)
+        for name in source.column_names[1:]
     }
-    loaded = load_boxes(table(1).slice(0, 0), pa.table({"frame_id": ["a", "b", "b"], **nulls}), strict=False)
-    assert loaded.frame_ids == ("a", "b") and loaded.boxes.truth.frame.tolist() == [1, 1] and loaded.without_points == 0
+    loaded = load_boxes(
+        table(1).slice(0, 0), pa.table({"frame_id": ["a", "b", "b"], **nulls}), strict=False
+    )
+    assert (
+        loaded.frame_ids == ("a", "b")
+        and loaded.boxes.truth.frame.tolist() == [1, 1]
+        and loaded.without_points == 0
+    )
 
 
 def test_damage_found_while_reading_names_the_file(tmp_path):

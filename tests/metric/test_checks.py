@@ -35,12 +35,18 @@ def truth(difficulty=0, points=50, **metadata):
 
 def predictions(ids=IDS, score=0.5, **metadata):
     count = len(ids)
-    columns = {"frame_id": pa.array(ids, pa.string()), **{name: np.ones(count) for name in BOX}, "type": np.full(count, 1)}
+    columns = {
+        "frame_id": pa.array(ids, pa.string()),
+        **{name: np.ones(count) for name in BOX},
+        "type": np.full(count, 1),
+    }
     return stating(pa.table({**columns, "score": np.full(count, score)}), **metadata)
 
 
 def stating(table, **metadata):
-    return table.replace_schema_metadata({k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()} or None)
+    return table.replace_schema_metadata(
+        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()} or None
+    )
 
 
 def refused(found, labelled, message):
@@ -50,9 +56,15 @@ def refused(found, labelled, message):
 
 
 def test_labels_without_any_level_are_no_release():
-    refused(predictions(), truth(0, 0), "none of the 6 boxes has a difficulty or a number of points.*v1.2")
+    refused(
+        predictions(),
+        truth(0, 0),
+        ("none of the 6 boxes has a difficulty or a number of points.*v1.2"),
+    )
     refused(predictions(), truth(1, 0), "all 6 ground-truth boxes have num_points <= 0")
-    assert evaluate_tables(predictions(), truth(0, 50)).metrics["OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/AP"] == pytest.approx(1)
+    assert evaluate_tables(predictions(), truth(0, 50)).metrics[
+        "OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/AP"
+    ] == pytest.approx(1)
 
 
 def test_leniency_takes_labels_as_they_are():
@@ -60,14 +72,23 @@ def test_leniency_takes_labels_as_they_are():
 
 
 def test_fingerprints_must_agree_where_both_are_known():
-    refused(predictions(dataset="aaaa"), truth(dataset="bbbb"), "predicted on dataset aaaa, but .* is of dataset bbbb; take both")
+    refused(
+        predictions(dataset="aaaa"),
+        truth(dataset="bbbb"),
+        ("predicted on dataset aaaa, but .* is of dataset bbbb; take both"),
+    )
     for ours, theirs in (("aaaa", "aaaa"), ("aaaa", ""), ("", "bbbb")):
         load_boxes(predictions(dataset=ours), truth(dataset=theirs))
     load_boxes(predictions(dataset="aaaa"), truth(dataset="bbbb"), strict=False)
 
 
 def test_a_run_is_scored_on_the_store_it_was_trained_with():
-    with pytest.raises(DataError, match="students/a: trained on dataset aaaa, but the run's store now holds bbbb; train again"):
+    with pytest.raises(
+        DataError,
+        match=(
+            "students/a: trained on dataset aaaa, but the run's store now holds bbbb; train again"
+        ),
+    ):
         check_trained_on("aaaa", "bbbb", "students/a")
     for trained, present in (("aaaa", "aaaa"), ("", "bbbb"), ("aaaa", "")):
         check_trained_on(trained, present, "students/a")
@@ -76,7 +97,9 @@ def test_a_run_is_scored_on_the_store_it_was_trained_with():
 def test_classes_must_agree_in_any_order():
     both, one = ["Vehicle", "Cyclist"], ["Vehicle"]
     refused(
-        predictions(class_names=one), truth(class_names=both), "the model knows Vehicle, but .* holds Vehicle, Cyclist; make the"
+        predictions(class_names=one),
+        truth(class_names=both),
+        ("the model knows Vehicle, but .* holds Vehicle, Cyclist; make the"),
     )
     refused(predictions(class_names=both), truth(class_names=one), "knows Vehicle, Cyclist, but")
     load_boxes(predictions(class_names=both), truth(class_names=both[::-1]))
@@ -85,8 +108,16 @@ def test_classes_must_agree_in_any_order():
 
 def test_b16_half_the_frames_is_an_error_with_counts():
     half = IDS[:3]
-    refused(predictions(half, frame_ids=half), truth(), r"frame 'seg_003' \(and 2 more\) .*never predicted on, 3 of its 6 frames")
-    refused(predictions(half), truth(), "only 3 of the 6 frames with boxes in .* have a prediction; .*'frame_ids'")
+    refused(
+        predictions(half, frame_ids=half),
+        truth(),
+        (r"frame 'seg_003' \(and 2 more\) .*never " r"predicted on, 3 of its 6 frames"),
+    )
+    refused(
+        predictions(half),
+        truth(),
+        ("only 3 of the 6 frames with boxes in .* have a prediction; .*'frame_ids'"),
+    )
     load_boxes(predictions(half, frame_ids=IDS), truth())  # the detector looked and found nothing
     load_boxes(predictions(IDS[:4]), truth())
     load_boxes(predictions([]), truth())
@@ -116,7 +147,9 @@ def splits(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     found = []
     for seed in (1, 2):
-        simulate(root / f"waymo{seed}", 1, 2, seed, "demo", split="validation", workers=1, progress=False)
+        simulate(
+            root / f"waymo{seed}", 1, 2, seed, "demo", split="validation", workers=1, progress=False
+        )
         prepare(root / f"waymo{seed}", root / f"store{seed}", ("validation",), progress=False)
         found.append(Store.open(root / f"store{seed}").split("validation"))
     return found
@@ -128,5 +161,16 @@ def test_tables_made_here_say_where_they_come_from(splits, tmp_path):
     found = predict(build(model), data, progress=False)
     own, other = (ground_truth_table(split, class_names=model.class_names) for split in splits)
     load_boxes(found, own)
-    refused(found, other, f"predicted on dataset {splits[0].fingerprint}, but .* is of dataset {splits[1].fingerprint}")
-    refused(found, ground_truth_table(splits[0], class_names=("Vehicle",)), "the model knows Vehicle, Pedestrian, Cyclist")
+    refused(
+        found,
+        other,
+        (
+            f"predicted on dataset {splits[0].fingerprint}, but .* is of dataset "
+            f"{splits[1].fingerprint}"
+        ),
+    )
+    refused(
+        found,
+        ground_truth_table(splits[0], class_names=("Vehicle",)),
+        ("the model knows Vehicle, Pedestrian, Cyclist"),
+    )

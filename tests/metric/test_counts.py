@@ -5,7 +5,13 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from kdlib.metric.assignment import kuhn_munkres, weights_from_iou
-from kdlib.metric.counts import CUTOFFS, IOU_THRESHOLDS, count_frames, heading_accuracy, wrap_by_remainder
+from kdlib.metric.counts import (
+    CUTOFFS,
+    IOU_THRESHOLDS,
+    count_frames,
+    heading_accuracy,
+    wrap_by_remainder,
+)
 from kdlib.metric.iou import metric_iou
 from kdlib.metric.shards import OBJECT_TYPE, RANGE, centre_distance
 
@@ -13,14 +19,24 @@ SIZES = np.array([[1, 1, 1], [4.5, 2, 1.7], [0.8, 0.8, 1.7], [0.4, 0.9, 0.8], [1
 
 
 def random_columns(seed, frames=6, truths=14, predictions=30, ties=False):
-    """Crowded frames: objects overlap, predictions compete; with ties, boxes are duplicated and turned by pi."""
+    """Crowded frames: objects overlap, predictions compete; with ties, boxes are duplicated and
+    turned by pi.
+    """
     rng = np.random.default_rng(seed)
     kind = rng.integers(1, 5, frames * truths)
     boxes = np.column_stack(
-        (rng.uniform(-9, 9, (len(kind), 2)), rng.normal(0, 0.1, len(kind)), SIZES[kind], rng.uniform(-4, 4, len(kind)))
+        (
+            rng.uniform(-9, 9, (len(kind), 2)),
+            rng.normal(0, 0.1, len(kind)),
+            SIZES[kind],
+            rng.uniform(-4, 4, len(kind)),
+        )
     )
     frame = np.repeat(np.arange(frames), truths)
-    source = rng.integers(0, truths, frames * predictions) + np.repeat(np.arange(frames), predictions) * truths
+    source = (
+        rng.integers(0, truths, frames * predictions)
+        + np.repeat(np.arange(frames), predictions) * truths
+    )
     noise = (
         rng.normal(0, 1, (len(source), 7))
         * 0.1
@@ -62,14 +78,20 @@ def naive_counts(boxes, generator, solve):
         columns = np.flatnonzero((gt.frame == f) & (shard_g == s))
         pairs = {}
         if len(rows) and len(columns):
-            iou = metric_iou(np.repeat(pd.box[rows], len(columns), 0), np.tile(gt.box[columns], (len(rows), 1)))
+            iou = metric_iou(
+                np.repeat(pd.box[rows], len(columns), 0), np.tile(gt.box[columns], (len(rows), 1))
+            )
             iou = iou.reshape(len(rows), len(columns))
-            weights = np.where(iou >= IOU_THRESHOLDS[pd.kind[rows]][:, None], weights_from_iou(iou), 0)
+            weights = np.where(
+                iou >= IOU_THRESHOLDS[pd.kind[rows]][:, None], weights_from_iou(iou), 0
+            )
             pairs = dict(solve(weights))
         for i, row in enumerate(rows):
             if i in pairs:
                 tp[f, s, c] += 1
-                sum_ha[f, s, c] += heading_accuracy(pd.box[row : row + 1, 6], gt.box[columns[pairs[i]], 6:7])[0]
+                sum_ha[f, s, c] += heading_accuracy(
+                    pd.box[row : row + 1, 6], gt.box[columns[pairs[i]], 6:7]
+                )[0]
             elif not pd.overlap_nlz[row]:
                 fp[f, s, c] += 1
         for j, column in enumerate(columns):
@@ -80,10 +102,14 @@ def naive_counts(boxes, generator, solve):
 
 
 def scipy_pairs(weights):
-    return [(r, c) for r, c in zip(*linear_sum_assignment(weights, maximize=True)) if weights[r, c] > 0]
+    return [
+        (r, c) for r, c in zip(*linear_sum_assignment(weights, maximize=True)) if weights[r, c] > 0
+    ]
 
 
-@pytest.mark.parametrize(("generator", "ties"), [(OBJECT_TYPE, False), (RANGE, False), (OBJECT_TYPE, True)])
+@pytest.mark.parametrize(
+    ("generator", "ties"), [(OBJECT_TYPE, False), (RANGE, False), (OBJECT_TYPE, True)]
+)
 def test_counts_equal_one_assignment_per_frame_shard_and_cutoff(eval_boxes, generator, ties):
     columns = random_columns(4, frames=3, ties=ties)
     if generator is RANGE:
@@ -100,9 +126,14 @@ def test_chunks_change_nothing(eval_boxes):
     boxes, _ = eval_boxes(**random_columns(1))
     whole = count_frames(boxes, (OBJECT_TYPE, RANGE))
     for most_frames, most_pairs in ((1, 10**6), (4, 10**6), (64, 500)):
-        parts = [count_frames(chunk, (OBJECT_TYPE, RANGE)) for chunk in boxes.chunks(most_frames, most_pairs)]
+        parts = [
+            count_frames(chunk, (OBJECT_TYPE, RANGE))
+            for chunk in boxes.chunks(most_frames, most_pairs)
+        ]
         for name in ("tp", "fp", "fn1", "fn2", "sum_ha"):
-            np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+            np.testing.assert_array_equal(
+                np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
+            )
 
 
 def test_cutoffs_are_float32():
@@ -123,7 +154,9 @@ def test_a_score_on_the_grid_passes_its_cutoff(eval_boxes):
             truth_type=np.array([1]),
             difficulty=np.array([1]),
         )
-        assert count_frames(boxes, (OBJECT_TYPE,)).tp[0, 0].tolist() == [1] * (cutoff + 1) + [0] * (100 - cutoff)
+        assert count_frames(boxes, (OBJECT_TYPE,)).tp[0, 0].tolist() == [1] * (cutoff + 1) + [0] * (
+            100 - cutoff
+        )
 
 
 def test_range_borders_and_distance():

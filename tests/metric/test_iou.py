@@ -67,6 +67,12 @@ def test_candidates_are_all_pairs_of_a_group_above_the_threshold():
     expected = []
     for i in range(count):
         values = metric_iou(np.repeat(first[i : i + 1], count, 0), second)
-        expected += [(i, j, values[j]) for j in range(count) if group_a[i] == group_b[j] and values[j] >= thresholds[i]]
+        expected += [
+            (i, j, values[j])
+            for j in range(count)
+            if group_a[i] == group_b[j] and values[j] >= thresholds[i]
+        ]
     assert len(expected) > 50
-    assert sorted(zip(found.prediction.tolist(), found.truth.tolist(), found.iou.tolist())) == sorted(expected)
+    assert sorted(
+        zip(found.prediction.tolist(), found.truth.tolist(), found.iou.tolist())
+    ) == sorted(expected)

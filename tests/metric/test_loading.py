@@ -19,7 +19,10 @@ def truth(count=4, ids=None):
     return pa.table(
         {
             "frame_id": ids,
-            **{name: np.linspace(1, 2, count) + 10 * np.arange(count) * (name == "x") for name in BOX},
+            **{
+                name: np.linspace(1, 2, count) + 10 * np.arange(count) * (name == "x")
+                for name in BOX
+            },
             "type": np.full(count, 1),
             "difficulty": np.ones(count, np.int64),
             "num_points": np.full(count, 50),
@@ -59,14 +62,27 @@ def test_ground_truth_is_normalised():
     table = replaced(table, "difficulty", [1, 1, 1, 0, None, 1])
     loaded = load_boxes(predictions(), table)
     assert loaded.without_points == 3
-    assert loaded.boxes.truth.difficulty.tolist() == [2, 1, 1]  # five points unset, six unset, annotated
+    # five points unset, six unset, annotated
+    assert loaded.boxes.truth.difficulty.tolist() == [2, 1, 1]
 
 
-@pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.int32(),
+        pa.int64(),
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+)
 def test_frame_ids_of_any_type(kind):
     ids = [7, 7, 10, 10]
     values = ids if pa.types.is_integer(kind) else [str(i) for i in ids]
-    first, second = replaced(predictions(), "frame_id", values), replaced(truth(), "frame_id", values)
+    first, second = (
+        replaced(predictions(), "frame_id", values),
+        replaced(truth(), "frame_id", values),
+    )
 
     def cast(column):
         return column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
@@ -74,12 +90,17 @@ def test_frame_ids_of_any_type(kind):
     first = first.set_column(0, "frame_id", cast(first["frame_id"]))
     expected = (7, 10) if pa.types.is_integer(kind) else ("10", "7")
     assert load_boxes(first, second).frame_ids == expected
-    assert load_boxes(first, second.set_column(0, "frame_id", cast(second["frame_id"]))).frame_ids == expected
+    assert (
+        load_boxes(first, second.set_column(0, "frame_id", cast(second["frame_id"]))).frame_ids
+        == expected
+    )
 
 
 def test_a_frame_without_boxes_may_be_predicted_on():
     found = predictions(5, ["seg_000", "seg_000", "seg_001", "seg_001", "seg_009"])
-    named = truth().replace_schema_metadata({"frame_ids": json.dumps(["seg_000", "seg_001", "seg_009"])})
+    named = truth().replace_schema_metadata(
+        {"frame_ids": json.dumps(["seg_000", "seg_001", "seg_009"])}
+    )
     empty = pa.concat_tables(
         [
             truth(),
@@ -105,29 +126,53 @@ def test_numpy_views_of_many_chunks():
 BAD_PREDICTIONS = [
     (lambda t: t.drop(["score"]), "no column 'score'"),
     (lambda t: t.drop(["x", "width"]), "no column 'x', 'width'"),
-    (lambda t: replaced(t, "frame_id", [None, "seg_000", "seg_000", "seg_001"]), "1 rows have no frame_id"),
+    (
+        lambda t: replaced(t, "frame_id", [None, "seg_000", "seg_000", "seg_001"]),
+        "1 rows have no frame_id",
+    ),
     (lambda t: replaced(t, "frame_id", [0, 0, 1, 1]), "frame_id is of type int64, but string"),
     (
         lambda t: replaced(t, "frame_id", ["seg_000", "seg_777", "seg_778", "seg_000"]),
         r"frame 'seg_777' \(and 1 more\) is not in",
     ),
-    (lambda t: replaced(t, "frame_id", [0.0, 0.0, 1.0, 1.0]), "column 'frame_id' is of type double, not a string or an integer"),
+    (
+        lambda t: replaced(t, "frame_id", [0.0, 0.0, 1.0, 1.0]),
+        ("column 'frame_id' is of type double, not a string or an integer"),
+    ),
     (
         lambda t: replaced(t, "x", [1.0, float("nan"), 2.0, 3.0]),
         "frame 'seg_000' has x = nan; every box needs seven finite numbers",
     ),
-    (lambda t: replaced(t, "heading", [1.0, 1.0, float("inf"), 3.0]), "frame 'seg_001' has heading = inf"),
+    (
+        lambda t: replaced(t, "heading", [1.0, 1.0, float("inf"), 3.0]),
+        ("frame 'seg_001' has heading = inf"),
+    ),
     (lambda t: replaced(t, "length", [1.0, 1.0, 1e300, 3.0]), "length = 1e"),
     (lambda t: replaced(t, "z", [1.0, None, 2.0, 3.0]), "1 rows have no 'z'"),
-    (lambda t: replaced(t, "z", ["a", "b", "c", "d"]), "column 'z' is of type string, not a number"),
+    (
+        lambda t: replaced(t, "z", ["a", "b", "c", "d"]),
+        ("column 'z' is of type string, not a number"),
+    ),
     (lambda t: replaced(t, "type", [1, 2, 3, 5]), "type 5 is none of Waymo's"),
     (lambda t: replaced(t, "type", [1, 2, 3, -1]), "type -1 is none of Waymo's"),
-    (lambda t: replaced(t, "type", [1.0, 2.0, 3.0, 1.0]), "column 'type' is of type double, not an integer"),
-    (lambda t: replaced(t, "score", [0.1, 0.2, 0.3, 1.5]), r"score 1.5; scores lie in \[0, 1\], so apply the sigmoid"),
+    (
+        lambda t: replaced(t, "type", [1.0, 2.0, 3.0, 1.0]),
+        ("column 'type' is of type double, not an integer"),
+    ),
+    (
+        lambda t: replaced(t, "score", [0.1, 0.2, 0.3, 1.5]),
+        (r"score 1.5; scores lie in \[0, 1\], " r"so apply the sigmoid"),
+    ),
     (lambda t: replaced(t, "score", [0.1, -0.2, 0.3, 0.5]), "score -0.2"),
     (lambda t: replaced(t, "score", [0.1, float("nan"), 0.3, 0.5]), "score nan"),
-    (lambda t: t.append_column("overlap_nlz", pa.array([0, 1, 0, 1])), "'overlap_nlz' is of type int64, not boolean"),
-    (lambda t: t.replace_schema_metadata({"frame_ids": '["seg_000"]'}), "frame 'seg_001' of .* was never predicted on"),
+    (
+        lambda t: t.append_column("overlap_nlz", pa.array([0, 1, 0, 1])),
+        ("'overlap_nlz' is of type int64, not boolean"),
+    ),
+    (
+        lambda t: t.replace_schema_metadata({"frame_ids": '["seg_000"]'}),
+        ("frame 'seg_001' of .* was never predicted on"),
+    ),
 ]
 BAD_TRUTH = [
     (lambda t: t.drop(["num_points"]), "no column 'num_points'"),
@@ -135,13 +180,21 @@ BAD_TRUTH = [
     (lambda t: replaced(t, "difficulty", [1, 2, 3, 1]), "difficulty 3 is none of"),
     (lambda t: replaced(t, "y", [1.0, float("nan"), 2.0, 3.0]), "y = nan"),
     (lambda t: replaced(t, "type", [1, 2, 3, 9]), "type 9"),
-    (lambda t: replaced(t, "num_points", [0, 0, 0, -1]), "all 4 ground-truth boxes have num_points <= 0"),
-    (lambda t: t.slice(0, 0).replace_schema_metadata({"frame_ids": '["seg_000", "seg_001"]'}), "no ground-truth box at all"),
+    (
+        lambda t: replaced(t, "num_points", [0, 0, 0, -1]),
+        ("all 4 ground-truth boxes have num_points <= 0"),
+    ),
+    (
+        lambda t: t.slice(0, 0).replace_schema_metadata({"frame_ids": '["seg_000", "seg_001"]'}),
+        "no ground-truth box at all",
+    ),
     (lambda t: t.slice(0, 0), "is not in"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "message"), BAD_PREDICTIONS, ids=[m for _, m in BAD_PREDICTIONS])
+@pytest.mark.parametrize(
+    ("damage", "message"), BAD_PREDICTIONS, ids=[m for _, m in BAD_PREDICTIONS]
+)
 def test_bad_predictions_are_named(damage, message):
     with pytest.raises(DataError, match=message) as caught:
         evaluate_tables(damage(predictions()), truth())
@@ -200,7 +253,9 @@ def test_writing_leaves_nothing_half_done(tmp_path, monkeypatch):
 
 def test_predictions_table_round_trip(tmp_path):
     boxes = np.arange(14, dtype=float).reshape(2, 7)
-    table = predictions_table(["a_0", "a_1"], boxes, np.array([1, 4]), np.array([0.5, 0.25]), frames=["a_0", "a_1", "a_2"])
+    table = predictions_table(
+        ["a_0", "a_1"], boxes, np.array([1, 4]), np.array([0.5, 0.25]), frames=["a_0", "a_1", "a_2"]
+    )
     write_predictions(tmp_path / "p.parquet", table)
     again = read_table(tmp_path / "p.parquet", "predictions")
     assert again.equals(table)

@@ -9,7 +9,10 @@ import pytest
 from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import evaluate_boxes, evaluate_tables
 
-GOLDENS = ("edge_few_scores edge_flipped edge_no_gt edge_no_pd edge_nothing edge_perfect stress1 stress2 stress3").split()
+GOLDENS = (
+    "edge_few_scores edge_flipped edge_no_gt edge_no_pd edge_nothing edge_perfect stress1 "
+    "stress2 stress3"
+).split()
 
 
 def columns_of(path):
@@ -39,7 +42,9 @@ def score(eval_boxes):
 
 
 def check(result, official, config):
-    for name, ap, aph in zip(official[f"{config}/names"], official[f"{config}/ap"], official[f"{config}/aph"]):
+    for name, ap, aph in zip(
+        official[f"{config}/names"], official[f"{config}/ap"], official[f"{config}/aph"]
+    ):
         assert result.metrics[f"{name}/AP"] == ap, name  # to the last bit
         assert result.metrics[f"{name}/APH"] == aph, name
     assert set(result.curves) == set(official[f"{config}/names"].tolist())
@@ -73,7 +78,9 @@ def test_official_sample(shared, score):
 
 
 def test_official_sample_from_raw_tables(shared):
-    """The table path does the tool's own normalisation: no boxes without points, difficulty filled in."""
+    """The table path does the tool's own normalisation: no boxes without points, difficulty filled
+    in.
+    """
     _, official = columns_of(shared / "data" / "waymo_metric_sample.npz")
     truth = truth_table(
         official["raw_gt_frame"],
@@ -82,7 +89,9 @@ def test_official_sample_from_raw_tables(shared):
         official["raw_gt_difficulty"],
         official["raw_gt_num_points"],
     )
-    found = prediction_table(official["pd_frame"], official["raw_pd_box"], official["pd_type"], official["pd_score"])
+    found = prediction_table(
+        official["pd_frame"], official["raw_pd_box"], official["pd_type"], official["pd_score"]
+    )
     result = evaluate_tables(found, truth)
     check(result, official, "main")
     assert result.card["ground_truth_without_points"] == 105
@@ -93,12 +102,29 @@ def test_tables_processes_and_frame_order_change_nothing(goldens, workers):
     columns, official = columns_of(goldens / "metrics" / "stress1.npz")
     rng = np.random.default_rng(0)
     found = prediction_table(
-        *(columns[k] for k in ("prediction_frame", "prediction_box", "prediction_type", "score", "overlap_nlz"))
+        *(
+            columns[k]
+            for k in (
+                "prediction_frame",
+                "prediction_box",
+                "prediction_type",
+                "score",
+                "overlap_nlz",
+            )
+        )
     )
-    truth = truth_table(*(columns[k] for k in ("truth_frame", "truth_box", "truth_type", "difficulty")))
-    # Frames are shuffled as blocks; the order inside a frame is part of the definition where weights are equal.
+    truth = truth_table(
+        *(columns[k] for k in ("truth_frame", "truth_box", "truth_type", "difficulty"))
+    )
+    # Frames are shuffled as blocks; the order inside a frame is part of the definition where
+    # weights are equal.
     by_frame = [
-        t.take(np.argsort(rng.permutation(2000)[np.unique(t["frame_id"], return_inverse=True)[1]], kind="stable"))
+        t.take(
+            np.argsort(
+                rng.permutation(2000)[np.unique(t["frame_id"], return_inverse=True)[1]],
+                kind="stable",
+            )
+        )
         for t in (found, truth)
     ]
     result = evaluate_tables(*by_frame, workers=workers, strict=False)
@@ -128,7 +154,10 @@ def truth_table(ids, boxes, types, difficulty, points=None):
     return pa.table(
         {
             "frame_id": pa.array(np.asarray(ids).tolist()),
-            **{name: pa.array(np.asarray(boxes)[:, i].astype(np.float64)) for i, name in enumerate(names)},
+            **{
+                name: pa.array(np.asarray(boxes)[:, i].astype(np.float64))
+                for i, name in enumerate(names)
+            },
             "type": pa.array(np.asarray(types).astype(np.int64)),
             "difficulty": pa.array(np.asarray(difficulty).astype(np.int64)),
             "num_points": pa.array(np.asarray(points).astype(np.int64)),
@@ -139,7 +168,9 @@ def truth_table(ids, boxes, types, difficulty, points=None):
 
 
 def prediction_table(ids, boxes, types, scores, nlz=None):
-    table = truth_table(ids, boxes, types, types).drop(["difficulty", "num_points", "speed_x", "speed_y"])
+    table = truth_table(ids, boxes, types, types).drop(
+        ["difficulty", "num_points", "speed_x", "speed_y"]
+    )
     table = table.append_column("score", pa.array(np.asarray(scores).astype(np.float64)))
     return table if nlz is None else table.append_column("overlap_nlz", pa.array(nlz))
 
@@ -148,10 +179,17 @@ def test_perfect_predictions_are_one_flipped_ones_have_no_heading():
     ids, boxes, types, difficulty = street()
     truth = truth_table(ids, boxes, types, difficulty)
     flipped = boxes + np.array([0, 0, 0, 0, 0, 0, np.pi])
-    perfect = evaluate_tables(prediction_table(ids, boxes, types, np.full(len(ids), 0.9)), truth, ranges=False)
-    turned = evaluate_tables(prediction_table(ids, flipped, types, np.full(len(ids), 0.9)), truth, ranges=False)
+    perfect = evaluate_tables(
+        prediction_table(ids, boxes, types, np.full(len(ids), 0.9)), truth, ranges=False
+    )
+    turned = evaluate_tables(
+        prediction_table(ids, flipped, types, np.full(len(ids), 0.9)), truth, ranges=False
+    )
     assert all(value == pytest.approx(1.0, abs=1e-6) for value in perfect.metrics.values())
-    assert all(value == pytest.approx(float(name.endswith("AP")), abs=1e-6) for name, value in turned.metrics.items())
+    assert all(
+        value == pytest.approx(float(name.endswith("AP")), abs=1e-6)
+        for name, value in turned.metrics.items()
+    )
 
 
 def test_b16_no_predictions_are_zero():
@@ -166,7 +204,12 @@ def test_half_found_by_hand():
     """Two vehicles a frame, one found at score 0.9, one false alarm at score 0.4."""
     ids, boxes, types, difficulty = street(frames=4)
     vehicle = types == 1
-    ids, boxes, types, difficulty = ids[vehicle], boxes[vehicle], types[vehicle], difficulty[vehicle]
+    ids, boxes, types, difficulty = (
+        ids[vehicle],
+        boxes[vehicle],
+        types[vehicle],
+        difficulty[vehicle],
+    )
     truth = truth_table(ids, boxes, types, difficulty)
     found = difficulty == 1
     alarm = boxes[found] + np.array([0, 40, 0, 0, 0, 0, 0])
@@ -179,13 +222,20 @@ def test_half_found_by_hand():
         ),
         truth,
     )
-    # Recall 1/2 at both levels' cutoffs up to 0.9; precision 1 above 0.4, which hides the 1/2 below.
+    # Recall 1/2 at both levels' cutoffs up to 0.9; precision 1 above 0.4, which hides the 1/2
+    # below.
     name = "OBJECT_TYPE_TYPE_VEHICLE_LEVEL"
     assert result.metrics[f"{name}_2/AP"] == pytest.approx(0.5)
-    assert result.metrics[f"{name}_1/AP"] == pytest.approx(1.0)  # LEVEL_2 boxes are no misses at LEVEL_1
+    # LEVEL_2 boxes are no misses at LEVEL_1
+    assert result.metrics[f"{name}_1/AP"] == pytest.approx(1.0)
     assert result.metrics["LEVEL_2/mAPH"] == pytest.approx(0.5 / 3)
     curve = result.curves[f"{name}_2"]
-    assert curve.precision[40] == 0.5 and curve.precision[41] == 1.0 and curve.recall[90] == 0.5 and curve.recall[91] == 0.0
+    assert (
+        curve.precision[40] == 0.5
+        and curve.precision[41] == 1.0
+        and curve.recall[90] == 0.5
+        and curve.recall[91] == 0.0
+    )
 
 
 def test_result_is_a_flat_object_with_official_names_and_a_card():
@@ -194,7 +244,12 @@ def test_result_is_a_flat_object_with_official_names_and_a_card():
     result = evaluate_tables(prediction_table(ids, boxes, types, np.full(len(ids), 0.5)), truth)
     plain = json.loads(json.dumps(result.to_dict()))
     assert len(plain) == 16 * 2 * 2 + 4
-    for name in ("OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH", "RANGE_TYPE_VEHICLE_[0, 30)_LEVEL_1/AP", "LEVEL_2/mAPH", "LEVEL_1/mAP"):
+    for name in (
+        "OBJECT_TYPE_TYPE_VEHICLE_LEVEL_2/APH",
+        "RANGE_TYPE_VEHICLE_[0, 30)_LEVEL_1/AP",
+        "LEVEL_2/mAPH",
+        "LEVEL_1/mAP",
+    ):
         assert isinstance(plain[name], float)
     card = json.loads(json.dumps(dict(result.card)))
     assert (

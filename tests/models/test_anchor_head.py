@@ -1,4 +1,6 @@
-"""The anchor head and its detectors: what a perfect answer decodes to, order, thresholds, training."""
+"""The anchor head and its detectors: what a perfect answer decodes to, order, thresholds,
+training.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def head(**changes):
 def perfect(one, boxes=BOXES, labels=LABELS, sure=4.0):
     targets = assign_anchors(boxes[None], labels[None], one.anchors, one.config, CLASS_NAMES)
     classes = F.one_hot(targets.labels.clamp(min=0), 4)[..., 1:] * (2 * sure) - sure
-    return AnchorOutput(classes.float(), targets.codes, F.one_hot(targets.directions, 2) * 4.0 - 2.0)
+    return AnchorOutput(
+        classes.float(), targets.codes, F.one_hot(targets.directions, 2) * 4.0 - 2.0
+    )
 
 
 def test_initial_weights():
@@ -66,7 +70,14 @@ def test_initial_weights():
     assert one.conv_cls.bias[0].sigmoid().item() == pytest.approx(0.01)
     big = AnchorHead(CONFIG.head, GRID, 512, 3)
     assert big.conv_box.weight.std().item() == pytest.approx(0.001, rel=0.02)
-    names = ["conv_cls.weight", "conv_cls.bias", "conv_box.weight", "conv_box.bias", "conv_dir_cls.weight", "conv_dir_cls.bias"]
+    names = [
+        "conv_cls.weight",
+        "conv_cls.bias",
+        "conv_box.weight",
+        "conv_box.bias",
+        "conv_dir_cls.weight",
+        "conv_dir_cls.bias",
+    ]
     assert list(one.state_dict()) == names, "anchors are no weights"
 
 
@@ -74,13 +85,23 @@ def test_channels_belong_to_their_anchor():
     one = head()
     bev = torch.randn(2, 16, 64, 64)
     (found,) = one(bev)
-    assert found.classes.shape == (2, 64 * 64 * 6, 3) and found.codes.shape[2] == 7 and found.directions.shape[2] == 2
+    assert (
+        found.classes.shape == (2, 64 * 64 * 6, 3)
+        and found.codes.shape[2] == 7
+        and found.directions.shape[2] == 2
+    )
     y, x, kind = 17, 40, 4
     number = (y * 64 + x) * 6 + kind
     with torch.no_grad():
-        torch.testing.assert_close(found.classes[1, number], one.conv_cls(bev)[1, kind * 3 : kind * 3 + 3, y, x])
-        torch.testing.assert_close(found.codes[1, number], one.conv_box(bev)[1, kind * 7 : kind * 7 + 7, y, x])
-        torch.testing.assert_close(found.directions[1, number], one.conv_dir_cls(bev)[1, kind * 2 : kind * 2 + 2, y, x])
+        torch.testing.assert_close(
+            found.classes[1, number], one.conv_cls(bev)[1, kind * 3 : kind * 3 + 3, y, x]
+        )
+        torch.testing.assert_close(
+            found.codes[1, number], one.conv_box(bev)[1, kind * 7 : kind * 7 + 7, y, x]
+        )
+        torch.testing.assert_close(
+            found.directions[1, number], one.conv_dir_cls(bev)[1, kind * 2 : kind * 2 + 2, y, x]
+        )
 
 
 def test_a_perfect_answer_decodes_to_the_boxes():
@@ -103,9 +124,13 @@ def test_a_wrong_half_turn_follows_the_direction():
     codes[..., 6] += math.pi
     (found,) = one.decode(replace(answer, codes=codes))
     order = [int((BOXES[:, :2] - box[:2]).norm(dim=1).argmin()) for box in found.boxes]
-    torch.testing.assert_close(wrap_angle(found.boxes[:, 6] - BOXES[order, 6]), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        wrap_angle(found.boxes[:, 6] - BOXES[order, 6]), torch.zeros(4), rtol=0, atol=1e-4
+    )
     (turned,) = one.decode(replace(answer, directions=-answer.directions))
-    assert wrap_angle(turned.boxes[:, 6] - found.boxes[:, 6]).abs().tolist() == pytest.approx([math.pi] * 4, abs=1e-4)
+    assert wrap_angle(turned.boxes[:, 6] - found.boxes[:, 6]).abs().tolist() == pytest.approx(
+        [math.pi] * 4, abs=1e-4
+    )
 
 
 def test_thresholds_and_limits():
@@ -117,7 +142,9 @@ def test_thresholds_and_limits():
     for rank, place in enumerate(places):
         classes[0, place, rank % 3] = rank
     (found,) = one.decode(AnchorOutput(classes, codes, sides), nms=False)
-    assert len(found.scores) == 7 and found.scores[-1] > 0.5, "the last in rank has exactly the threshold"
+    assert len(found.scores) == 7 and found.scores[-1] > 0.5, (
+        "the last in rank has exactly the threshold"
+    )
     assert found.labels.tolist() == [rank % 3 + 1 for rank in range(7, 0, -1)]
     (kept,) = one.decode(AnchorOutput(classes, codes, sides))
     assert len(kept.boxes) == 2
@@ -139,8 +166,15 @@ def test_suppression_is_across_classes():
 
 def points(frames=2, count=600):
     gen = torch.Generator().manual_seed(0)
-    values = (torch.rand(frames * count, 5, generator=gen) - 0.5) * torch.tensor([20, 20, 3, 1, 1.0])
-    return PointBatch(values, torch.arange(frames).repeat_interleave(count), frames, tuple(f"f{b}" for b in range(frames)))
+    values = (torch.rand(frames * count, 5, generator=gen) - 0.5) * torch.tensor(
+        [20, 20, 3, 1, 1.0]
+    )
+    return PointBatch(
+        values,
+        torch.arange(frames).repeat_interleave(count),
+        frames,
+        tuple(f"f{b}" for b in range(frames)),
+    )
 
 
 def truth(frames=2):
@@ -176,7 +210,11 @@ def test_the_startup_report_counts_positive_anchors():
     model, data = fresh(), Batch(points(), truth())
     rows = {row.name: row for row in Plain(model).report(data)}
     (targets,) = model.targets(data.truth)
-    assert {name: row.weight for name, row in rows.items()} == {"class": 1.0, "box": 2.0, "direction": 0.2}
+    assert {name: row.weight for name, row in rows.items()} == {
+        "class": 1.0,
+        "box": 2.0,
+        "direction": 0.2,
+    }
     assert rows["class"].positions is None
     assert rows["box"].positions == rows["direction"].positions == int(targets.positive.sum()) > 0
 
@@ -185,7 +223,9 @@ def test_a_frames_answer_does_not_depend_on_its_batch_mates():
     model = fresh().double().eval()
     batch = replace(points(), points=points().points.double())
     mine = batch.batch_index == 1
-    alone = PointBatch(batch.points[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1, ("f1",))
+    alone = PointBatch(
+        batch.points[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1, ("f1",)
+    )
     with torch.no_grad():
         together, single = model(batch).heads[0], model(alone).heads[0]
     torch.testing.assert_close(together.codes[1:], single.codes, rtol=1e-9, atol=1e-9)
@@ -193,7 +233,9 @@ def test_a_frames_answer_does_not_depend_on_its_batch_mates():
 
 
 def test_mixed_precision_detects_in_float32():
-    model = fresh(replace(CONFIG, head=AnchorHeadConfig(decode=DecodeConfig(score_threshold=0.0)))).eval()
+    model = fresh(
+        replace(CONFIG, head=AnchorHeadConfig(decode=DecodeConfig(score_threshold=0.0)))
+    ).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         prediction = model(points())
         found = model.detect(prediction)[0]
@@ -208,12 +250,19 @@ def test_frames_without_boxes_train():
     empty = GroundTruth(torch.zeros(2, 0, 7), torch.zeros(2, 0, dtype=torch.long))
     terms = Plain(model)(Batch(points(), empty))
     terms.loss.backward()
-    assert terms.parts["box"].item() == terms.parts["direction"].item() == 0 and terms.parts["class"].item() > 0
+    assert (
+        terms.parts["box"].item() == terms.parts["direction"].item() == 0
+        and terms.parts["class"].item() > 0
+    )
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_a_class_of_detector_takes_its_own_head():
-    with pytest.raises(ConfigError, match="'tiny_anchors' has AnchorHeadConfig, CenterPoint needs HeadConfig"):
+    with pytest.raises(
+        ConfigError, match="'tiny_anchors' has AnchorHeadConfig, CenterPoint needs HeadConfig"
+    ):
         CenterPoint(CONFIG)
-    with pytest.raises(ConfigError, match="'tiny_anchors' has HeadConfig, AnchorDetector needs AnchorHeadConfig"):
+    with pytest.raises(
+        ConfigError, match="'tiny_anchors' has HeadConfig, AnchorDetector needs AnchorHeadConfig"
+    ):
         AnchorDetector(replace(CONFIG, head=HeadConfig()))

@@ -46,12 +46,16 @@ def test_anchors_of_waymo_by_hand():
             torch.testing.assert_close(cell[2 * position + turn], expected)
 
 
-@pytest.mark.parametrize("model, size", [(zoo.SECOND, 188), (zoo.POINTPILLAR, 468)], ids=["second", "pointpillar"])
+@pytest.mark.parametrize(
+    "model, size", [(zoo.SECOND, 188), (zoo.POINTPILLAR, 468)], ids=["second", "pointpillar"]
+)
 def test_anchors_of_the_published_models(model, size):
     found = anchor_boxes(model.head, model.grid)
     assert found.shape == (size * size * 6, 7)
     half = model.grid.point_range[3]
-    assert found[0, :2].tolist() == pytest.approx([-half, -half]) and found[-1, :2].tolist() == pytest.approx([half, half])
+    assert found[0, :2].tolist() == pytest.approx([-half, -half]) and found[
+        -1, :2
+    ].tolist() == pytest.approx([half, half])
 
 
 def test_codes_by_hand():
@@ -64,7 +68,9 @@ def test_codes_by_hand():
 
 def test_codes_there_and_back():
     boxes, anchors = random_boxes(500), random_boxes(500, seed=1)
-    torch.testing.assert_close(decode_codes(encode_codes(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        decode_codes(encode_codes(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_directions_by_hand():
@@ -74,24 +80,40 @@ def test_directions_by_hand():
 
 
 def test_rectangles_by_hand():
-    boxes = torch.tensor([[1.0, 2, 0, 4, 2, 1, math.radians(a)] for a in (0, 44, 46, 90, 134, 136, 180, -44, -46, 316)])
+    boxes = torch.tensor(
+        [
+            [1.0, 2, 0, 4, 2, 1, math.radians(a)]
+            for a in (0, 44, 46, 90, 134, 136, 180, -44, -46, 316)
+        ]
+    )
     along, across = [-1.0, 1, 3, 3], [0.0, 0, 2, 4]
     want = [along, along, across, across, across, along, along, along, across, along]
     torch.testing.assert_close(nearest_rectangles(boxes), torch.tensor(want))
-    a, b = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3], [5, 5, 6, 6], [0, 0, 2, 2], [2, 0, 3, 2]])
+    a, b = (
+        torch.tensor([[0.0, 0, 2, 2]]),
+        torch.tensor([[1.0, 1, 3, 3], [5, 5, 6, 6], [0, 0, 2, 2], [2, 0, 3, 2]]),
+    )
     assert rectangle_iou(a, b)[0].tolist() == pytest.approx([1 / 7, 0, 1, 0])
 
 
 def naive_match(anchors, boxes, config):
     """The rule of spec 4.5, one pair at a time."""
-    iou = [[float(rectangle_iou(nearest_rectangles(a[None]), nearest_rectangles(b[None]))) for b in boxes] for a in anchors]
+    iou = [
+        [
+            float(rectangle_iou(nearest_rectangles(a[None]), nearest_rectangles(b[None])))
+            for b in boxes
+        ]
+        for a in anchors
+    ]
     answer = []
     peaks = [max(row[g] for row in iou) for g in range(len(boxes))]
     for row in iou:
         best = max(range(len(boxes)), key=lambda g: row[g], default=None)
         if best is None:
             answer.append(-1)
-        elif row[best] >= config.positive_iou or any(row[g] == peaks[g] > 0 for g in range(len(boxes))):
+        elif row[best] >= config.positive_iou or any(
+            row[g] == peaks[g] > 0 for g in range(len(boxes))
+        ):
             answer.append(best)
         else:
             answer.append(-1 if row[best] < config.negative_iou else -2)
@@ -138,19 +160,28 @@ def test_assignment_of_a_batch():
     given = boxes.clone()
     found = assign_anchors(boxes, labels, anchors, HEAD, CLASS_NAMES)
     assert torch.equal(boxes.nan_to_num(7), given.nan_to_num(7))
-    assert not found.positive[1].any() and not found.labels[1].any(), "damaged boxes are absent, everything is background"
+    assert not found.positive[1].any() and not found.labels[1].any(), (
+        "damaged boxes are absent, everything is background"
+    )
     by_cell = found.labels[0].view(12, 16, 6)
     assert by_cell[3, 4].tolist() == [0, 1, 0, 0, 0, 0]
     assert by_cell[7, 9].tolist() == [0, 0, 2, 2, 0, 0], "a square object fits both rotations"
     assert by_cell[2, 13, 4] == 3
-    assert set(by_cell[..., :2].unique().tolist()) <= {-1, 0, 1} and set(by_cell[..., 4:].unique().tolist()) <= {-1, 0, 3}
+    assert set(by_cell[..., :2].unique().tolist()) <= {-1, 0, 1} and set(
+        by_cell[..., 4:].unique().tolist()
+    ) <= {-1, 0, 3}
     number = (3 * 16 + 4) * 6 + 1
     torch.testing.assert_close(found.codes[0, number], encode_codes(boxes[0, 0], anchors[number]))
     assert found.directions[0, number] == 1, "1.57 + pi lies in the second half"
-    assert not found.codes[0][~found.positive[0]].any() and not found.directions[0][~found.positive[0]].any()
+    assert (
+        not found.codes[0][~found.positive[0]].any()
+        and not found.directions[0][~found.positive[0]].any()
+    )
     decoded = decode_codes(found.codes[0], anchors)[found.positive[0]]
     for box in decoded:
-        assert (boxes[0] - box).abs().sum(dim=1).min() < 1e-4, "every positive anchor decodes to a box"
+        assert (boxes[0] - box).abs().sum(dim=1).min() < 1e-4, (
+            "every positive anchor decodes to a box"
+        )
 
 
 def test_labels_follow_names():
@@ -158,17 +189,27 @@ def test_labels_follow_names():
     anchors = anchor_boxes(HEAD, GRID)
     box = anchors[(3 * 16 + 4) * 6].view(1, 1, 7)
     found = assign_anchors(box, torch.tensor([[2]]), anchors, HEAD, names)
-    assert found.labels[0, (3 * 16 + 4) * 6] == 2 and set(found.labels.unique().tolist()) <= {-1, 0, 2}
+    assert found.labels[0, (3 * 16 + 4) * 6] == 2 and set(found.labels.unique().tolist()) <= {
+        -1,
+        0,
+        2,
+    }
 
 
 def test_classes_may_have_different_numbers_of_rotations():
-    kinds = (WAYMO_ANCHORS[0], replace(WAYMO_ANCHORS[1], rotations=(0.0,)), replace(WAYMO_ANCHORS[2], rotations=(0.0, 0.8, 1.57)))
+    kinds = (
+        WAYMO_ANCHORS[0],
+        replace(WAYMO_ANCHORS[1], rotations=(0.0,)),
+        replace(WAYMO_ANCHORS[2], rotations=(0.0, 0.8, 1.57)),
+    )
     head = replace(HEAD, anchors=kinds)
     anchors = anchor_boxes(head, GRID)
     assert len(anchors) == 12 * 16 * 6
     for place, label in ((0, 1), (1, 1), (2, 2), (3, 3), (4, 3), (5, 3)):
         number = (3 * 16 + 4) * 6 + place
-        found = assign_anchors(anchors[number].view(1, 1, 7), torch.tensor([[label]]), anchors, head, CLASS_NAMES)
+        found = assign_anchors(
+            anchors[number].view(1, 1, 7), torch.tensor([[label]]), anchors, head, CLASS_NAMES
+        )
         assert found.labels[0, number] == label
         torch.testing.assert_close(found.codes[0, number], torch.zeros(7))
 
@@ -192,4 +233,6 @@ def test_headings_come_back_from_code_and_direction():
             predicted = (heading - angle + flipped) + angle
             half = direction_of(heading, offset).double()
             answer = module.limit_period(predicted - offset, 0.0, math.pi) + offset + math.pi * half
-            torch.testing.assert_close(wrap_angle(answer - heading), torch.zeros_like(heading), rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                wrap_angle(answer - heading), torch.zeros_like(heading), rtol=0, atol=1e-9
+            )

@@ -39,17 +39,26 @@ def test_maps_and_gradients_are_torchs(shape, request):
             request.getfixturevalue("alone_but_joint")
         rows = given.clone().requires_grad_()
         answers.append(layer(rows))
-        gradients.append(torch.autograd.grad((answers[-1].tanh() * weigh).sum(), (rows, layer.weight, layer.bias)))
+        gradients.append(
+            torch.autograd.grad(
+                (answers[-1].tanh() * weigh).sum(), (rows, layer.weight, layer.bias)
+            )
+        )
     torch.testing.assert_close(answers[1], answers[0])
     assert answers[1].is_contiguous(memory_format=torch.channels_last)
     for ours, theirs in zip(gradients[1], gradients[0]):
         torch.testing.assert_close(ours, theirs)
-    for (name, ours), theirs in zip(layers[1].state_dict().items(), layers[0].state_dict().values()):
+    for (name, ours), theirs in zip(
+        layers[1].state_dict().items(), layers[0].state_dict().values()
+    ):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
 def test_weighted_rows_are_those_of_the_plain_layer(request):
-    rows, weight = torch.randn(7, 4, dtype=torch.float64), torch.tensor([1.0, 3.0, 1.0, 1.0, 5.0, 1.0, 2.0], dtype=torch.float64)
+    rows, weight = (
+        torch.randn(7, 4, dtype=torch.float64),
+        torch.tensor([1.0, 3.0, 1.0, 1.0, 5.0, 1.0, 2.0], dtype=torch.float64),
+    )
     layers = [settled(RowNorm(4)) for _ in range(2)]
     found = []
     for number, layer in enumerate(layers):
@@ -57,7 +66,13 @@ def test_weighted_rows_are_those_of_the_plain_layer(request):
             request.getfixturevalue("alone_but_joint")
         given = rows.clone().requires_grad_()
         answer = layer(given, weight)
-        found.append((answer, *torch.autograd.grad(answer.tanh().sum(), (given, layer.weight, layer.bias)), *layer.buffers()))
+        found.append(
+            (
+                answer,
+                *torch.autograd.grad(answer.tanh().sum(), (given, layer.weight, layer.bias)),
+                *layer.buffers(),
+            )
+        )
     for ours, theirs in zip(found[1], found[0]):
         torch.testing.assert_close(ours, theirs)
 
@@ -66,9 +81,13 @@ def test_gradcheck(alone_but_joint):
     weight = torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0], dtype=torch.float64)
 
     def run(rows, scale, shift):
-        return joint_norm(SimpleNamespace(weight=scale, bias=shift, eps=1e-3, training=False), rows, weight)
+        return joint_norm(
+            SimpleNamespace(weight=scale, bias=shift, eps=1e-3, training=False), rows, weight
+        )
 
-    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 3), (3,), (3,))]
+    given = [
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 3), (3,), (3,))
+    ]
     assert torch.autograd.gradcheck(run, given)
 
 
@@ -86,7 +105,9 @@ def test_half_precision_leaves_maps_as_they_came(alone_but_joint):
     maps = (100 + torch.randn(2, 3, 4, 4)).to(torch.bfloat16)
     answer = layer(maps)
     assert answer.dtype == torch.bfloat16
-    wide = torch.nn.functional.batch_norm(maps.float(), None, None, layer.weight, layer.bias, True, eps=layer.eps)
+    wide = torch.nn.functional.batch_norm(
+        maps.float(), None, None, layer.weight, layer.bias, True, eps=layer.eps
+    )
     torch.testing.assert_close(answer.float(), wide, atol=0.02, rtol=0.02)
 
 

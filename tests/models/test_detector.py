@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from kdlib import zoo
-from kdlib.config import BackboneConfig, DecodeConfig, GridConfig, HeadConfig, ModelConfig, PillarEncoderConfig
+from kdlib.config import (
+    BackboneConfig,
+    DecodeConfig,
+    GridConfig,
+    HeadConfig,
+    ModelConfig,
+    PillarEncoderConfig,
+)
 from kdlib.errors import ConfigError, DataError
 from kdlib.models.build import build
 from kdlib.models.losses.detection import detection_loss
@@ -26,14 +33,24 @@ CONFIG = ModelConfig(
 
 def clouds(*counts, seed=0, dtype=torch.float32):
     gen = torch.Generator().manual_seed(seed)
-    parts = [(torch.rand(n, 5, generator=gen, dtype=torch.float64) - 0.5) * torch.tensor([10, 10, 3, 1, 1.0]) for n in counts]
+    parts = [
+        (torch.rand(n, 5, generator=gen, dtype=torch.float64) - 0.5)
+        * torch.tensor([10, 10, 3, 1, 1.0])
+        for n in counts
+    ]
     index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return PointBatch(torch.cat(parts).to(dtype), index, len(counts), tuple(f"f{b}" for b in range(len(counts))))
+    return PointBatch(
+        torch.cat(parts).to(dtype), index, len(counts), tuple(f"f{b}" for b in range(len(counts)))
+    )
 
 
 def truth(frames, labels=(1, 2, 3)):
     boxes = torch.tensor(
-        [[1.1, 1.2, 0, 4.0, 2.0, 1.5, 0.4], [-3.2, 2.1, 0, 0.8, 0.8, 1.7, 0.0], [2.3, -3.1, 0, 1.8, 0.7, 1.7, 2.0]]
+        [
+            [1.1, 1.2, 0, 4.0, 2.0, 1.5, 0.4],
+            [-3.2, 2.1, 0, 0.8, 0.8, 1.7, 0.0],
+            [2.3, -3.1, 0, 1.8, 0.7, 1.7, 2.0],
+        ]
     )
     return GroundTruth(boxes.expand(frames, -1, -1), torch.tensor(labels).expand(frames, -1))
 
@@ -45,7 +62,9 @@ def fresh(config=CONFIG):
 
 def frame_of(batch, b):
     mine = batch.batch_index == b
-    return PointBatch(batch.points[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1, (batch.frame_ids[b],))
+    return PointBatch(
+        batch.points[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1, (batch.frame_ids[b],)
+    )
 
 
 def close(a, b, **tolerance):
@@ -63,8 +82,12 @@ def test_a_frames_answer_does_not_depend_on_its_batch_mates():
         for b in range(3):
             alone = model(frame_of(batch, b))
             for whole, single in zip(together.heads, alone.heads):
-                torch.testing.assert_close(whole.heatmap[b : b + 1], single.heatmap, rtol=1e-9, atol=1e-9)
-                torch.testing.assert_close(whole.regression[b : b + 1], single.regression, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(
+                    whole.heatmap[b : b + 1], single.heatmap, rtol=1e-9, atol=1e-9
+                )
+                torch.testing.assert_close(
+                    whole.regression[b : b + 1], single.regression, rtol=1e-9, atol=1e-9
+                )
             (boxes,) = model.detect(alone)
             torch.testing.assert_close(found[b].scores, boxes.scores, rtol=1e-9, atol=1e-9)
             assert torch.equal(found[b].labels, boxes.labels)
@@ -74,17 +97,25 @@ def test_b17_the_order_of_points_does_not_matter_while_no_cap_binds():
     model = fresh().double().eval()
     batch = clouds(600, dtype=torch.float64)
     assert int(model.voxelize(batch).num_points.max()) < CONFIG.grid.max_points
-    shuffled = replace(batch, points=batch.points[torch.randperm(600, generator=torch.Generator().manual_seed(1))])
+    shuffled = replace(
+        batch, points=batch.points[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
+    )
     with torch.no_grad():
         close(model(batch), model(shuffled), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("heads", [(("Vehicle", "Pedestrian", "Cyclist"),), (("Vehicle", "Cyclist"), ("Pedestrian",))])
+@pytest.mark.parametrize(
+    "heads", [(("Vehicle", "Pedestrian", "Cyclist"),), (("Vehicle", "Cyclist"), ("Pedestrian",))]
+)
 def test_training_reaches_every_parameter(heads):
     model = fresh(replace(CONFIG, head=replace(CONFIG.head, heads=heads)))
     prediction = model(clouds(400, 300))
     # Squares, for the signs of an absolute error may cancel exactly.
-    sum((m - 1).square().mean() for head in prediction.heads for m in (head.heatmap, head.regression)).backward()
+    sum(
+        (m - 1).square().mean()
+        for head in prediction.heads
+        for m in (head.heatmap, head.regression)
+    ).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         # The constant a BatchNorm subtracts again has no effect, hence no gradient but rounding.
@@ -97,7 +128,9 @@ def test_batch_without_points_trains():
     before = {name: value.clone() for name, value in model.vfe.named_buffers()}
     prediction = model(clouds(0, 0))
     assert prediction.voxels == 0
-    loss_terms(detection_loss(prediction.heads, model.targets(truth(2)), model.config.head)).loss.backward()
+    loss_terms(
+        detection_loss(prediction.heads, model.targets(truth(2)), model.config.head)
+    ).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert not any(parameter.grad.any() for parameter in model.vfe.parameters())
@@ -105,7 +138,9 @@ def test_batch_without_points_trains():
 
 
 def test_one_class_head():
-    config = replace(CONFIG, class_names=("Pedestrian",), head=replace(CONFIG.head, heads=(("Pedestrian",),)))
+    config = replace(
+        CONFIG, class_names=("Pedestrian",), head=replace(CONFIG.head, heads=(("Pedestrian",),))
+    )
     model = fresh(config)
     prediction = model(clouds(400, 300))
     (target,) = model.targets(truth(2, labels=(1, 1, 0)))
@@ -145,8 +180,14 @@ def test_mixed_precision_detects_in_float32():
     "change, message",
     [
         ({"grid": replace(CONFIG.grid, voxel_size=(0.64, 0.64, 1.5))}, "one cell in z, not 4"),
-        ({"backbone": replace(CONFIG.backbone, strides=(1, 3), upsample_strides=(1, 3))}, "divisible by 3, not 16 x 16"),
-        ({"backbone": replace(CONFIG.backbone, upsample_strides=(1, 1))}, r"strides \(1, 2\) with upsample_strides \(1, 1\)"),
+        (
+            {"backbone": replace(CONFIG.backbone, strides=(1, 3), upsample_strides=(1, 3))},
+            "divisible by 3, not 16 x 16",
+        ),
+        (
+            {"backbone": replace(CONFIG.backbone, upsample_strides=(1, 1))},
+            (r"strides \(1, 2\) " r"with upsample_strides \(1, 1\)"),
+        ),
         ({"head": replace(CONFIG.head, stride=2)}, "head's stride of 2"),
     ],
 )
@@ -158,7 +199,11 @@ def test_settings_that_do_not_fit_are_refused(change, message):
 def test_head_on_a_coarser_map():
     backbone = replace(CONFIG.backbone, strides=(2, 2))
     model = fresh(replace(CONFIG, backbone=backbone, head=replace(CONFIG.head, stride=2)))
-    assert model(clouds(300)).heads[0].heatmap.shape == model.targets(truth(1))[0].heatmap.shape == (1, 3, 8, 8)
+    assert (
+        model(clouds(300)).heads[0].heatmap.shape
+        == model.targets(truth(1))[0].heatmap.shape
+        == (1, 3, 8, 8)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(zoo.PAIRS))

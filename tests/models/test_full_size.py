@@ -1,4 +1,6 @@
-"""One full-size simulated frame through every published model at its full size, on whatever processor there is."""
+"""One full-size simulated frame through every published model at its full size, on whatever
+processor there is.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def published(named: dict[str, Any]) -> list[Any]:
 
 
 MEMORY = 8.0  # GB, of one step of a voxel model
-# A process of its own, for its memory: store, model or pair; prints the loss and the process's highest memory in GB.
+# A process of its own, for its memory: store, model or pair; prints the loss and the process's
+# highest memory in GB.
 STEP = """
 import json, resource, sys
 from pathlib import Path
@@ -48,7 +51,10 @@ sys.path.insert(0, sys.argv[3])
 from test_full_size import read
 frame, name = read(Path(sys.argv[1])), sys.argv[2]
 pair = zoo.PAIRS.get(name)
-step = Distillation(build(pair.student), build(pair.teacher), pair.kd) if pair else Plain(build(zoo.model(name)))
+if pair:
+    step = Distillation(build(pair.student), build(pair.teacher), pair.kd)
+else:
+    step = Plain(build(zoo.model(name)))
 loss = step(frame).loss
 loss.backward()
 print(json.dumps([loss.item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
@@ -103,7 +109,8 @@ def test_one_frames_boxes(frame, config):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("config", [zoo.SECOND, zoo.CP_PILLAR], ids=lambda model: model.name)  # that are in no pair's student
+# that are in no pair's student
+@pytest.mark.parametrize("config", [zoo.SECOND, zoo.CP_PILLAR], ids=lambda model: model.name)
 def test_one_plain_step(frame, config):
     torch.manual_seed(0)
     model = build(config)
@@ -116,10 +123,18 @@ def test_one_plain_step(frame, config):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", ["cp_voxel", "cp_voxel_s_sparsekd"])  # the largest model, the largest pair
+# the largest model, the largest pair
+@pytest.mark.parametrize("name", ["cp_voxel", "cp_voxel_s_sparsekd"])
 def test_memory_of_one_step(store, name):
     given = [sys.executable, "-c", STEP, str(store), name, str(Path(__file__).parent)]
-    child = subprocess.run(given, check=False, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True)
+    child = subprocess.run(
+        given,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
     assert child.returncode == 0, child.stderr[-2000:]
     loss, memory = json.loads(child.stdout.splitlines()[-1])
     assert loss > 0 and 0.5 < memory < MEMORY

@@ -24,7 +24,10 @@ VOXEL = zoo.CP_VOXEL.grid
 
 
 @pytest.mark.parametrize("case", ["a", "overflow", "boundary"])
-@pytest.mark.parametrize("name, grid, head", [("pillar_232", PILLAR, HEAD), ("voxel_188", VOXEL, replace(HEAD, stride=8))])
+@pytest.mark.parametrize(
+    "name, grid, head",
+    [("pillar_232", PILLAR, HEAD), ("voxel_188", VOXEL, replace(HEAD, stride=8))],
+)
 def test_target_assignment(goldens, name, grid, head, case):
     golden = np.load(goldens / "original/01_assign_targets" / f"{name}.npz")
     given = torch.from_numpy(golden[f"{case}_boxes"])
@@ -34,15 +37,20 @@ def test_target_assignment(goldens, name, grid, head, case):
     mask = torch.from_numpy(golden[f"{case}_masks"]).bool()
     assert torch.equal(found.mask, mask)
     assert torch.equal(found.indices[mask], torch.from_numpy(golden[f"{case}_inds"]).long()[mask])
-    torch.testing.assert_close(found.boxes[mask], torch.from_numpy(golden[f"{case}_target_boxes"])[mask], rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.heatmap, torch.from_numpy(golden[f"{case}_heatmaps"]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        found.boxes[mask], torch.from_numpy(golden[f"{case}_target_boxes"])[mask], rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        found.heatmap, torch.from_numpy(golden[f"{case}_heatmaps"]), rtol=0, atol=1e-6
+    )
 
 
 def dequantised(golden) -> HeadOutput:
     meta = json.loads(str(golden["meta"]))
     maps = {
         name: torch.from_numpy(
-            golden[f"q_{name}"].astype(np.float32) * np.float32(step) + np.float32(meta.get("offset", {}).get(name, 0))
+            golden[f"q_{name}"].astype(np.float32) * np.float32(step)
+            + np.float32(meta.get("offset", {}).get(name, 0))
         )
         for name, step in meta["step"].items()
     }
@@ -61,7 +69,10 @@ def test_decoding(goldens, nms):
 
 
 FAMILIES = {
-    **dict.fromkeys(("cp_pillar", "cp_pillar_v0.4", "cp_pillar_v0.48", "cp_pillar_v0.64"), ("cp-pillar/", 5_224_043)),
+    **dict.fromkeys(
+        ("cp_pillar", "cp_pillar_v0.4", "cp_pillar_v0.48", "cp_pillar_v0.64"),
+        ("cp-pillar/", 5_224_043),
+    ),
     "cp_voxel": ("cp-voxel/", 7_758_811),
     "cp_voxel_s": ("cp-voxel/", 4_038_203),
     "cp_voxel_xs": ("cp-voxel/", 2_823_223),
@@ -80,8 +91,12 @@ def test_state_dict_and_parameter_count(goldens, name):
     counts = json.loads((folder / "param_counts.json").read_text())[theirs]
     with torch.device("meta"):
         built = build(zoo.model(name))
-    assert {key: [list(t.shape), str(t.dtype)[6:]] for key, t in built.state_dict().items()} == shapes
-    assert list(built.state_dict()) == list(shapes), "the order matters to initialisation by BatchNorm scale"
+    assert {
+        key: [list(t.shape), str(t.dtype)[6:]] for key, t in built.state_dict().items()
+    } == shapes
+    assert list(built.state_dict()) == list(shapes), (
+        "the order matters to initialisation by BatchNorm scale"
+    )
     assert sum(p.numel() for p in built.parameters()) == counts["total"] == total
     for part, count in counts["per_module"].items():
         assert sum(p.numel() for p in built.get_submodule(part).parameters()) == count
@@ -89,7 +104,9 @@ def test_state_dict_and_parameter_count(goldens, name):
 
 
 def scan(goldens) -> PointBatch:
-    points = torch.from_numpy(np.load(goldens / "original/08_forward/scan_and_voxels.npz")["points"])
+    points = torch.from_numpy(
+        np.load(goldens / "original/08_forward/scan_and_voxels.npz")["points"]
+    )
     return PointBatch(points, torch.zeros(len(points), dtype=torch.long), 1, ("scan",))
 
 
@@ -110,7 +127,9 @@ def test_forward_of_v064_with_the_originals_weights(goldens, shared):
 
 
 def same_answer(golden, spatial, prediction, boxes) -> None:
-    """Compare a forward pass from the BEV map on: maps at the sampled cells, every head map whole, boxes."""
+    """Compare a forward pass from the BEV map on: maps at the sampled cells, every head map whole,
+    boxes.
+    """
     assert prediction.voxels == json.loads(str(golden["meta"]))["n_voxels"]
     for found, name in ((spatial, "spatial_features"), (prediction.bev, "spatial_features_2d")):
         assert list(found.shape[1:]) == golden[f"{name}_shape"].tolist()
@@ -118,7 +137,8 @@ def same_answer(golden, spatial, prediction, boxes) -> None:
         np.testing.assert_allclose(found[0][:, y, x], golden[f"{name}_samp"], atol=5e-4)
     head = prediction.heads[0]
     for found, name in zip(
-        (head.heatmap, head.center, head.center_z, head.dim, head.rot), ("hm", "center", "center_z", "dim", "rot")
+        (head.heatmap, head.center, head.center_z, head.dim, head.rot),
+        ("hm", "center", "center_z", "dim", "rot"),
     ):
         np.testing.assert_allclose(found[0], golden[f"out_{name}"], atol=5e-4)
     for nms, prefix in ((False, "dec_nonms"), (True, "dec_nms")):
@@ -127,11 +147,16 @@ def same_answer(golden, spatial, prediction, boxes) -> None:
 
 
 def same_sites(golden, name, sites) -> None:
-    """Compare one stage of the 3D backbone: which sites are active, and the features of 150 of them."""
+    """Compare one stage of the 3D backbone: which sites are active, and the features of 150 of
+    them.
+    """
     order = np.lexsort(sites.coords.numpy().T[::-1])
     coords = sites.coords.numpy()[order]
     stage = json.loads(str(golden["meta"]))["stages"][name]
-    assert [len(coords), list(sites.spatial_shape)] == [stage["n_active"], stage["spatial_shape_zyx"]]
+    assert [len(coords), list(sites.spatial_shape)] == [
+        stage["n_active"],
+        stage["spatial_shape_zyx"],
+    ]
     digest = hashlib.sha256(np.ascontiguousarray(coords.astype(np.int32)).tobytes()).hexdigest()
     assert digest == str(golden[f"sp_{name}_coords_sorted_sha"])
     features = sites.features.numpy()[order]

@@ -17,5 +17,10 @@ def test_mean_of_the_stored_points_by_hand():
 
 
 def test_no_voxels():
-    voxels = VoxelBatch(torch.zeros(0, 5, 5), torch.zeros(0, 4, dtype=torch.long), torch.zeros(0, dtype=torch.long), 1)
+    voxels = VoxelBatch(
+        torch.zeros(0, 5, 5),
+        torch.zeros(0, 4, dtype=torch.long),
+        torch.zeros(0, dtype=torch.long),
+        1,
+    )
     assert MeanEncoder()(voxels).shape == (0, 5)

@@ -1,4 +1,6 @@
-"""The encoder on distinct rows against the original's way: every slot of every pillar, empty ones included."""
+"""The encoder on distinct rows against the original's way: every slot of every pillar, empty ones
+included.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Padded(nn.Module):
         super().__init__()
         self.linears = nn.ModuleList(layer.linear for layer in encoder.pfn_layers)
         self.norms = nn.ModuleList(
-            nn.BatchNorm1d(layer.norm.num_features, eps=1e-3, momentum=0.01) for layer in encoder.pfn_layers
+            nn.BatchNorm1d(layer.norm.num_features, eps=1e-3, momentum=0.01)
+            for layer in encoder.pfn_layers
         )
         self.double()
         for norm, layer in zip(self.norms, encoder.pfn_layers):
@@ -40,7 +43,9 @@ class Padded(nn.Module):
         points, counts = given.features, given.num_points
         mean = points[..., :3].sum(1, keepdim=True) / counts[:, None, None]
         size = points.new_tensor(GRID.voxel_size)
-        centre = given.coords[:, [3, 2, 1]] * size + size / 2 + points.new_tensor(GRID.point_range[:3])
+        centre = (
+            given.coords[:, [3, 2, 1]] * size + size / 2 + points.new_tensor(GRID.point_range[:3])
+        )
         x = torch.cat((points, points[..., :3] - mean, points[..., :3] - centre[:, None]), dim=2)
         x = x * (torch.arange(x.shape[1]) < counts[:, None])[..., None]
         for i, (linear, norm) in enumerate(zip(self.linears, self.norms)):
@@ -72,8 +77,16 @@ def test_equals_the_padded_form(filters, training, counts):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
     weight = torch.randn_like(ours)
-    names = [n for layer in encoder.pfn_layers for n in (layer.linear.weight, layer.norm.weight, layer.norm.bias)]
-    mirror = [n for linear, norm in zip(padded.linears, padded.norms) for n in (linear.weight, norm.weight, norm.bias)]
+    names = [
+        n
+        for layer in encoder.pfn_layers
+        for n in (layer.linear.weight, layer.norm.weight, layer.norm.bias)
+    ]
+    mirror = [
+        n
+        for linear, norm in zip(padded.linears, padded.norms)
+        for n in (linear.weight, norm.weight, norm.bias)
+    ]
     expected = torch.autograd.grad((theirs * weight).sum(), mirror)
     for found, value in zip(torch.autograd.grad((ours * weight).sum(), names), expected):
         torch.testing.assert_close(found, value, rtol=1e-7, atol=1e-9)

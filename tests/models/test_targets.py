@@ -82,14 +82,28 @@ def loop(boxes, labels, grid, head):
                 if mark == 0 or CLASS_NAMES[mark - 1] not in names:
                     continue
                 k, slot = slot, slot + 1
-                if k >= head.targets.max_objects or not np.isfinite([x, y, z, dx, dy, dz, heading]).all() or min(dx, dy, dz) <= 0:
+                if (
+                    k >= head.targets.max_objects
+                    or not np.isfinite([x, y, z, dx, dy, dz, heading]).all()
+                    or min(dx, dy, dz) <= 0
+                ):
                     continue
                 cx = min(max((x - grid.point_range[0]) / cell, 0), columns - 0.5)
                 cy = min(max((y - grid.point_range[1]) / cell, 0), rows - 0.5)
                 ix, iy = int(cx), int(cy)
-                target[frame, k] = cx - ix, cy - iy, z, *np.log([dx, dy, dz]), math.cos(heading), math.sin(heading)
+                target[frame, k] = (
+                    cx - ix,
+                    cy - iy,
+                    z,
+                    *np.log([dx, dy, dz]),
+                    math.cos(heading),
+                    math.sin(heading),
+                )
                 indices[frame, k], mask[frame, k] = iy * columns + ix, True
-                radius = max(int(radius_of(dx / cell, dy / cell, head.targets.gaussian_overlap)), head.targets.min_radius)
+                radius = max(
+                    int(radius_of(dx / cell, dy / cell, head.targets.gaussian_overlap)),
+                    head.targets.min_radius,
+                )
                 sigma = (2 * radius + 1) / 6
                 plane = heatmap[frame, names.index(CLASS_NAMES[mark - 1])]
                 for v in range(max(0, iy - radius), min(rows, iy + radius + 1)):
@@ -101,7 +115,9 @@ def loop(boxes, labels, grid, head):
 
 
 def unambiguous(boxes, cell):
-    """Keep off cell boundaries and whole radii, where float32 and float64 may disagree; the goldens cover those."""
+    """Keep off cell boundaries and whole radii, where float32 and float64 may disagree; the goldens
+    cover those.
+    """
     boxes = boxes.copy()
     for axis, low in ((0, GRID.point_range[0]), (1, GRID.point_range[1])):
         place = (boxes[..., axis] - low) / cell
@@ -109,7 +125,11 @@ def unambiguous(boxes, cell):
         boxes[..., axis] = place * cell + low
     for index in np.ndindex(boxes.shape[:2]):
         length, width = boxes[index][3:5] / cell
-        if length > 0 and width > 0 and abs((radius := radius_of(length, width, 0.1)) - round(radius)) < 1e-3:
+        if (
+            length > 0
+            and width > 0
+            and abs((radius := radius_of(length, width, 0.1)) - round(radius)) < 1e-3
+        ):
             boxes[index][3] *= 1.01
     return boxes
 
@@ -130,7 +150,9 @@ def scene(seed, frames, count, stride):
     st.sampled_from([1, 2]),
     st.integers(1, 8),
 )
-def test_b2_b18_every_head_split_equals_a_loop_over_boxes_and_leaves_the_input_alone(seed, split, frames, count, stride, slots):
+def test_b2_b18_every_head_split_equals_a_loop_over_boxes_and_leaves_the_input_alone(
+    seed, split, frames, count, stride, slots
+):
     boxes, labels = scene(seed, frames, count, stride)
     head = HeadConfig(heads=split, stride=stride, targets=TargetConfig(max_objects=slots))
     tensors = torch.from_numpy(boxes), torch.from_numpy(labels)
@@ -138,7 +160,9 @@ def test_b2_b18_every_head_split_equals_a_loop_over_boxes_and_leaves_the_input_a
     found = assign_targets(*tensors, grid=GRID, head=head)
     assert all(torch.equal(a, b) for a, b in zip(tensors, before))
     assert len(found) == len(split)
-    for ours, (heatmap, target, indices, mask) in zip(found, loop(boxes.astype(float), labels, GRID, head)):
+    for ours, (heatmap, target, indices, mask) in zip(
+        found, loop(boxes.astype(float), labels, GRID, head)
+    ):
         np.testing.assert_array_equal(ours.mask, mask)
         np.testing.assert_array_equal(ours.indices, indices)
         np.testing.assert_allclose(ours.boxes, target, atol=2e-5)
@@ -155,9 +179,15 @@ def test_b2_a_cyclist_is_a_cyclist_in_every_head_split():
             for channel, name in enumerate(names):
                 assert torch.equal(target.heatmap[:, channel], whole[:, CLASS_NAMES.index(name)])
     named = assign_targets(
-        boxes, torch.tensor([[1, 2]]), grid=GRID, head=HeadConfig(heads=(("B",), ("A",))), class_names=("A", "B")
+        boxes,
+        torch.tensor([[1, 2]]),
+        grid=GRID,
+        head=HeadConfig(heads=(("B",), ("A",))),
+        class_names=("A", "B"),
     )
-    assert torch.equal(named[1].heatmap[:, 0], whole[:, 2]) and torch.equal(named[0].heatmap[:, 0], whole[:, 1])
+    assert torch.equal(named[1].heatmap[:, 0], whole[:, 2]) and torch.equal(
+        named[0].heatmap[:, 0], whole[:, 1]
+    )
 
 
 DAMAGE = [(column, value) for column in range(7) for value in (math.nan, math.inf, -math.inf)]
@@ -172,8 +202,12 @@ def test_a_damaged_box_keeps_its_slot_and_draws_nothing(column, value):
     bad[column] = value
     labels = torch.tensor([[1, 1, 1]])
     other = good - torch.tensor([4.0, 3.0, 0, 0, 0, 0, 0])
-    (found,) = assign_targets(torch.stack((good, bad, other))[None], labels, grid=GRID, head=HeadConfig())
-    (clean,) = assign_targets(torch.stack((good, other))[None], labels[:, :2], grid=GRID, head=HeadConfig())
+    (found,) = assign_targets(
+        torch.stack((good, bad, other))[None], labels, grid=GRID, head=HeadConfig()
+    )
+    (clean,) = assign_targets(
+        torch.stack((good, other))[None], labels[:, :2], grid=GRID, head=HeadConfig()
+    )
     assert found.mask[0, :4].tolist() == [True, False, True, False]
     assert torch.equal(found.heatmap, clean.heatmap)
     assert torch.equal(found.boxes[0, [0, 2]], clean.boxes[0, :2]) and not found.boxes[0, 1].any()
@@ -184,18 +218,26 @@ def test_an_absurd_box_draws_its_bell_on_the_map_and_nothing_more():
     grid = replace(GRID, point_range=(-4.0, -4.0, -2.0, 4.0, 4.0, 4.0))
     for length in (60.0, 3e3, 1e7, 3e38):
         boxes = torch.tensor([[[0.3, -1.2, 0.0, length, length, 1.0, 0.0]]])
-        (found,) = assign_targets(boxes, torch.ones(1, 1, dtype=torch.long), grid=grid, head=HeadConfig())
+        (found,) = assign_targets(
+            boxes, torch.ones(1, 1, dtype=torch.long), grid=grid, head=HeadConfig()
+        )
         row, column = divmod(int(found.indices[0, 0]), 16)
         assert found.heatmap[0, 0, row, column] == 1 and found.heatmap[0, 0].min() > 0
         if length < 1e4:
             radius = int(gaussian_radius(torch.tensor(2 * length), torch.tensor(2 * length), 0.1))
-            whole = gaussian(radius)[radius - row : radius - row + 16, radius - column : radius - column + 16]
+            whole = gaussian(radius)[
+                radius - row : radius - row + 16, radius - column : radius - column + 16
+            ]
             assert torch.equal(found.heatmap[0, 0], whole)
 
 
 def test_frames_without_boxes():
-    (found,) = assign_targets(torch.zeros(2, 0, 7), torch.zeros(2, 0, dtype=torch.long), grid=GRID, head=HeadConfig())
-    assert found.heatmap.shape == (2, 3, 24, 32) and not found.heatmap.any() and not found.mask.any()
+    (found,) = assign_targets(
+        torch.zeros(2, 0, 7), torch.zeros(2, 0, dtype=torch.long), grid=GRID, head=HeadConfig()
+    )
+    assert (
+        found.heatmap.shape == (2, 3, 24, 32) and not found.heatmap.any() and not found.mask.any()
+    )
 
 
 def test_wrong_input_is_refused():
@@ -203,4 +245,6 @@ def test_wrong_input_is_refused():
         assign_targets(torch.zeros(2, 3, 8), torch.zeros(2, 3), grid=GRID, head=HeadConfig())
     with pytest.raises(ValueError, match="'Tram'"):
         head = replace(HeadConfig(), heads=(("Tram",),))
-        assign_targets(torch.zeros(1, 1, 7), torch.ones(1, 1, dtype=torch.long), grid=GRID, head=head)
+        assign_targets(
+            torch.zeros(1, 1, 7), torch.ones(1, 1, dtype=torch.long), grid=GRID, head=head
+        )

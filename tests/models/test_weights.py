@@ -47,7 +47,10 @@ def test_there_and_back(tmp_path, model):
 
 def halve(path, out):
     """Write a file of 16-bit floats, as others may come."""
-    tensors = {name: value.half() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    tensors = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in load_file(path).items()
+    }
     save_file(tensors, out)
 
 
@@ -64,7 +67,9 @@ def test_half_precision_there_and_back(tmp_path, model):
         torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-6)
     save_weights(full, loaded, {})
     halve(full, full)
-    assert all(torch.equal(value, read_weights(full)[name]) for name, value in read_weights(path).items()), "twice is once"
+    assert all(
+        torch.equal(value, read_weights(full)[name]) for name, value in read_weights(path).items()
+    ), "twice is once"
 
 
 @pytest.mark.parametrize("size", [0, 4, 500, -1, -1000])
@@ -87,11 +92,17 @@ def test_other_files_and_no_file_are_named(tmp_path, model):
 
 def test_wrong_shapes_are_refused_before_anything_is_touched(tmp_path, model):
     path = tmp_path / "wide.safetensors"
-    wide = build(replace(zoo.CP_PILLAR_DEMO, head=replace(zoo.CP_PILLAR_DEMO.head, shared_channels=24)))
+    wide = build(
+        replace(zoo.CP_PILLAR_DEMO, head=replace(zoo.CP_PILLAR_DEMO.head, shared_channels=24))
+    )
     save_weights(path, wide, {})
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
-        DataError, match=r"wide\.safetensors does not fit.*center\.0\.0\.weight: model \(16, 16, 3, 3\), file \(24, "
+        DataError,
+        match=(
+            r"wide\.safetensors does not fit.*center\.0\.0\.weight: model \(16, 16, "
+            r"3, 3\), file \(24, "
+        ),
     ):
         load_weights(path, model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -110,7 +121,9 @@ def test_b15_missing_and_unknown_tensors_are_named(tmp_path, model):
     gone = "backbone_2d.blocks.0.1.weight"
     without(path, gone, extra=torch.zeros(1))
     loaded = other()
-    with pytest.raises(DataError, match=f"missing in the file: {gone}; unknown to the model: extra"):
+    with pytest.raises(
+        DataError, match=f"missing in the file: {gone}; unknown to the model: extra"
+    ):
         load_weights(path, loaded)
     coverage = cover(read_weights(path), loaded.state_dict())
     assert coverage.missing == (gone,) and coverage.unexpected == ("extra",)
@@ -126,7 +139,9 @@ def test_the_step_counter_may_be_missing(tmp_path, model):
     assert coverage.complete and coverage.missing == ("global_step",)
     assert "global_step (a counter, no weight)" in coverage.table()
     assert int(loaded.global_step) == 0
-    assert torch.equal(loaded.vfe.pfn_layers[0].linear.weight, model.vfe.pfn_layers[0].linear.weight)
+    assert torch.equal(
+        loaded.vfe.pfn_layers[0].linear.weight, model.vfe.pfn_layers[0].linear.weight
+    )
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, model, monkeypatch):

@@ -1,4 +1,6 @@
-"""The Python that has Waymo's own package; without one these tests are skipped, unless one was promised by the environment."""
+"""The Python that has Waymo's own package; without one these tests are skipped, unless one was
+promised by the environment.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Frames simulated here and now: kdlib's readers against Waymo's own conversion of the same files, v1 and v2."""
+"""Frames simulated here and now: kdlib's readers against Waymo's own conversion of the same files,
+v1 and v2.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,21 @@ from kdlib.waymo.frame_proto import FRAME_MESSAGES, pack_matrix, parse_frame, un
 from kdlib.waymo.segments import read_segment
 
 CHILD = Path(__file__).with_name("convert_child.py")
-PLACES = {"near": (0.0, 0.0, 0.0), "far": (-25_211.0, 42_391.0, 0.0), "twice as far": (-50_422.0, 84_782.0, 0.0)}
-"""Where in the world the car is put; "far" is where the one released frame that was looked at is (spec section 4)."""
-# The official code adds and turns world coordinates in float32, whose step is 4 mm from 32.8 km on, 8 from 65.5 km on. At "far"
-# its points of 48 simulated TOP images (8 seeds) were 4 to 11 mm, in 3 images more than 10, from what the same code gives in
-# float64; each of its steps alone: the last product up to 8 mm, the inverse 6, the sum 2, the rounding of the frame's pose 2.
+PLACES = {
+    "near": (0.0, 0.0, 0.0),
+    "far": (-25_211.0, 42_391.0, 0.0),
+    "twice as far": (-50_422.0, 84_782.0, 0.0),
+}
+"""Where in the world the car is put; "far" is where the one released frame that was looked at is
+(spec section 4).
+"""
+# The official code adds and turns world coordinates in float32, whose step is 4 mm from 32.8 km on,
+# 8 from 65.5 km on. At "far" its points of 48 simulated TOP images (8 seeds) were 4 to 11 mm, in 3
+# images more than 10, from what the same code gives in float64; each of its steps alone: the last
+# product up to 8 mm, the inverse 6, the sum 2, the rounding of the frame's pose 2.
 EXACT = 1e-4  # from the official code in float64, anywhere
-SHIPPED = {"near": 1e-4, "far": 1e-2}  # twice as far, float32 is too coarse for any promise but the one below
+# twice as far, float32 is too coarse for any promise but the one below
+SHIPPED = {"near": 1e-4, "far": 1e-2}
 SEGMENTS, FRAMES = 2, 3
 
 
@@ -43,7 +53,9 @@ def moved_v1(folder, segment, by):
 
 
 def moved_v2(folder, segment, by):
-    edits = {"vehicle_pose": ("[VehiclePoseComponent].world_from_vehicle.transform", 16, (3, 7, 11))}
+    edits = {
+        "vehicle_pose": ("[VehiclePoseComponent].world_from_vehicle.transform", 16, (3, 7, 11))
+    }
     edits["lidar_pose"] = ("[LiDARPoseComponent].range_image_return1.values", 6, (3, 4, 5))
     for component, (name, width, places) in edits.items():
         path = folder / component / f"{segment}.parquet"
@@ -54,7 +66,9 @@ def moved_v2(folder, segment, by):
             values[:, places] += by
             rows.append(values.ravel().astype(kind.value_type.to_pandas_dtype()))
         place = table.schema.get_field_index(name)
-        pq.write_table(table.set_column(place, table.schema.field(name), pa.array(rows, kind)), path)
+        pq.write_table(
+            table.set_column(place, table.schema.field(name), pa.array(rows, kind)), path
+        )
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
@@ -64,14 +78,26 @@ def form(request):
 
 @pytest.fixture(scope="module", params=PLACES)
 def converted(form, request, tmp_path_factory, official_python):
-    """Frames as kdlib reads them and arrays as the official package does, by segment; and the place of both."""
+    """Frames as kdlib reads them and arrays as the official package does, by segment; and the place
+    of both.
+    """
     root = tmp_path_factory.mktemp(f"{form}-{request.param.replace(' ', '-')}")
-    names = simulate(root, SEGMENTS, FRAMES, seed=int.from_bytes(form.encode(), "big"), scale="demo", progress=False, format=form)
+    names = simulate(
+        root,
+        SEGMENTS,
+        FRAMES,
+        seed=int.from_bytes(form.encode(), "big"),
+        scale="demo",
+        progress=False,
+        format=form,
+    )
     folder = root / "training"
     pairs = []
     for name in names:
         origin = next(read_segment(folder, name)).pose[:3, 3]
-        {"v1": moved_v1, "v2": moved_v2}[form](folder, name, np.array(PLACES[request.param]) - np.round(origin))
+        {"v1": moved_v1, "v2": moved_v2}[form](
+            folder, name, np.array(PLACES[request.param]) - np.round(origin)
+        )
         result = root / f"{name}.npz"
         run_child(official_python, CHILD, [form, str(folder), name, str(result)], timeout=300.0)
         with np.load(result) as arrays:
@@ -81,7 +107,11 @@ def converted(form, request, tmp_path_factory, official_python):
 
 
 def of_frame(official, number):
-    return {key.partition("/")[2]: value for key, value in official.items() if key.startswith(f"{number}/")}
+    return {
+        key.partition("/")[2]: value
+        for key, value in official.items()
+        if key.startswith(f"{number}/")
+    }
 
 
 def apart(one, other):
@@ -97,11 +127,16 @@ def test_points_and_features(converted):
             assert frame.timestamp_micros == theirs["time"]
             np.testing.assert_array_equal(frame.pose, theirs["pose"])
             assert len(frame.points) > 5_000
-            np.testing.assert_array_equal(frame.points[:, 3:], theirs["points"][:, 3:])  # hence the same pixels in the same order
-            exact, shipped = apart(frame.points, theirs["exact"]), apart(frame.points, theirs["points"])
+            # hence the same pixels in the same order
+            np.testing.assert_array_equal(frame.points[:, 3:], theirs["points"][:, 3:])
+            exact, shipped = (
+                apart(frame.points, theirs["exact"]),
+                apart(frame.points, theirs["points"]),
+            )
             rounding = apart(theirs["points"], theirs["exact"])  # of the official code alone
             print(
-                f"{place}: {exact:.2e} m from the official code in float64, {shipped:.2e} as shipped, itself off {rounding:.2e}"
+                f"{place}: {exact:.2e} m from the official code in float64, {shipped:.2e} as "
+                f"shipped, itself off {rounding:.2e}"
             )
             assert exact <= EXACT
             assert shipped <= rounding + EXACT  # whatever parts us is the official float32
@@ -118,7 +153,9 @@ def test_labels_velocities_and_difficulty(converted):
             for name in ("boxes", "types", "difficulty", "num_points"):
                 np.testing.assert_array_equal(getattr(ours, name), theirs[name], err_msg=name)
             world = np.column_stack((theirs["speeds"][:, :2], np.zeros(len(ours.ids))))
-            np.testing.assert_allclose(ours.velocity, (world @ theirs["pose"][:3, :3])[:, :2], atol=1e-5)
+            np.testing.assert_allclose(
+                ours.velocity, (world @ theirs["pose"][:3, :3])[:, :2], atol=1e-5
+            )
             seen["boxes"] += len(ours.ids)
             seen["hard"] += int((ours.difficulty == 2).sum())
             seen["moving"] += int((np.hypot(*ours.velocity.T) > 1.0).sum())
@@ -126,7 +163,9 @@ def test_labels_velocities_and_difficulty(converted):
 
 
 def test_frames_of_ours_mean_the_same_to_the_official_package(tmp_path):
-    """In one process: the private messages live beside the official ones, and each reads what the other wrote."""
+    """In one process: the private messages live beside the official ones, and each reads what the
+    other wrote.
+    """
     dataset_pb2 = pytest.importorskip("waymo_open_dataset.dataset_pb2")
     (name,) = simulate(tmp_path, 1, 1, seed=3, scale="demo", progress=False, format="v1")
     path = next((tmp_path / "training").glob("*.tfrecord"))
@@ -134,7 +173,9 @@ def test_frames_of_ours_mean_the_same_to_the_official_package(tmp_path):
     theirs, ours = dataset_pb2.Frame.FromString(payload), parse_frame(payload)
     assert theirs.context.name == name == ours.context.name.decode()
     assert theirs.timestamp_micros == ours.timestamp_micros
-    assert [label.id for label in theirs.laser_labels] == [label.id.decode() for label in ours.laser_labels]
+    assert [label.id for label in theirs.laser_labels] == [
+        label.id.decode() for label in ours.laser_labels
+    ]
     assert [list(c.beam_inclinations) for c in theirs.context.laser_calibrations] == [
         list(c.beam_inclinations) for c in ours.context.laser_calibrations
     ]

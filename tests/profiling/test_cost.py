@@ -25,7 +25,9 @@ def cost_of(layer: nn.Module, *given: torch.Tensor) -> LayerCost:
 
 
 def products_of_conv(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Positions times taps of one channel pair in 2D, padding included, as a convolution over a padded map does them."""
+    """Positions times taps of one channel pair in 2D, padding included, as a convolution over a
+    padded map does them.
+    """
     count = 0
     outputs = (size + 2 * padding - kernel) // stride + 1
     for _ in itertools.product(range(outputs), repeat=2):
@@ -34,7 +36,10 @@ def products_of_conv(size: int, kernel: int, stride: int, padding: int) -> int:
     return count
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "groups"), [(3, 1, 1, 1), (3, 2, 1, 1), (1, 1, 0, 1), (2, 2, 0, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "groups"),
+    [(3, 1, 1, 1), (3, 2, 1, 1), (1, 1, 0, 1), (2, 2, 0, 2)],
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_convolution(kernel: int, stride: int, padding: int, groups: int, bias: bool) -> None:
     layer = nn.Conv2d(4, 6, kernel, stride, padding, groups=groups, bias=bias)
@@ -49,8 +54,12 @@ def test_transposed_convolution_by_scattering(up: int) -> None:
     layer = nn.ConvTranspose2d(3, 5, up, stride=up, bias=False)
     given = torch.randn(1, 3, 4, 4)
     products, answer = 0, torch.zeros(1, 5, 4 * up, 4 * up)
-    for y, x, i, o, dy, dx in itertools.product(range(4), range(4), range(3), range(5), range(up), range(up)):
-        answer[0, o, y * up + dy, x * up + dx] += given[0, i, y, x] * layer.weight[i, o, dy, dx].detach()
+    for y, x, i, o, dy, dx in itertools.product(
+        range(4), range(4), range(3), range(5), range(up), range(up)
+    ):
+        answer[0, o, y * up + dy, x * up + dx] += (
+            given[0, i, y, x] * layer.weight[i, o, dy, dx].detach()
+        )
         products += 1
     cost = cost_of(layer, given)
     assert torch.allclose(answer, layer(given), atol=1e-5)
@@ -84,22 +93,27 @@ def test_dense_part_equals_the_published_convention(name: str, giga: float, mega
 
 def test_true_count_leaves_out_transposed_overcount_normalisation_and_bias() -> None:
     report = measure_dense_cost(build(zoo.CP_PILLAR), (1, 64, 464, 464))
-    assert (report.published_macs - report.macs) / 1e9 == pytest.approx(116.4 + 0.565 + 0.085, abs=0.1)
-    assert measure_dense_cost(build(zoo.CP_PILLAR), (2, 64, 464, 464)).macs == report.macs  # per frame
+    assert (report.published_macs - report.macs) / 1e9 == pytest.approx(
+        116.4 + 0.565 + 0.085, abs=0.1
+    )
+    # per frame
+    assert measure_dense_cost(build(zoo.CP_PILLAR), (2, 64, 464, 464)).macs == report.macs
 
 
 @pytest.fixture(scope="module")
 def scan() -> PointBatch:
     """Two frames of +-20 m."""
     generator = torch.Generator().manual_seed(1)
-    points = torch.rand(3000, 5, generator=generator) * torch.tensor([40.0, 40.0, 4.0, 1.0, 1.0]) - torch.tensor(
-        [20, 20, 1.5, 0, 0]
-    )
+    points = torch.rand(3000, 5, generator=generator) * torch.tensor(
+        [40.0, 40.0, 4.0, 1.0, 1.0]
+    ) - torch.tensor([20, 20, 1.5, 0, 0])
     return PointBatch(points, torch.arange(3000) // 1500, 2, ("a_000", "a_001"))
 
 
 def test_pillar_encoder_equals_the_published_convention(scan: PointBatch) -> None:
-    config = replace(zoo.CP_PILLAR_DEMO, encoder=zoo.CP_PILLAR.encoder, backbone=zoo.CP_PILLAR.backbone)
+    config = replace(
+        zoo.CP_PILLAR_DEMO, encoder=zoo.CP_PILLAR.encoder, backbone=zoo.CP_PILLAR.backbone
+    )
     model = build(config)
     pillars, slots = len(model.voxelize(scan).coords), config.grid.max_points
     report = measure_cost(model, scan, encoder_only=True)
@@ -120,9 +134,16 @@ def test_b10_whole_model_is_the_sum_of_its_parts_and_is_left_as_it_was(scan: Poi
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     report = measure_cost(model, scan)
-    parts = [measure_cost(model, scan, encoder_only=True), measure_dense_cost(model, (1, 16, 128, 128))]
+    parts = [
+        measure_cost(model, scan, encoder_only=True),
+        measure_dense_cost(model, (1, 16, 128, 128)),
+    ]
     assert sum(part.macs for part in parts) == report.macs
-    assert sum(part.parameters for part in parts) == report.parameters == sum(p.numel() for p in model.parameters())
+    assert (
+        sum(part.parameters for part in parts)
+        == report.parameters
+        == sum(p.numel() for p in model.parameters())
+    )
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())

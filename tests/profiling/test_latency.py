@@ -46,7 +46,9 @@ class Part(nn.Module):
 
 
 class Toy(nn.Module):
-    """Takes 1 ms to voxelise, 2 + 0.5 to encode and scatter, 4 and 8 in the backbone and head, 16 to decode; slower each turn."""
+    """Takes 1 ms to voxelise, 2 + 0.5 to encode and scatter, 4 and 8 in the backbone and head, 16
+    to decode; slower each turn.
+    """
 
     def __init__(self, clock: HandClock) -> None:
         super().__init__()
@@ -68,7 +70,9 @@ class Toy(nn.Module):
 
 
 def scan(size: int = 1) -> PointBatch:
-    return PointBatch(torch.rand(200, 5), torch.zeros(200, dtype=torch.int64), size, ("a_000",) * size)
+    return PointBatch(
+        torch.rand(200, 5), torch.zeros(200, dtype=torch.int64), size, ("a_000",) * size
+    )
 
 
 def test_stages_are_told_apart_and_warm_up_is_not_timed() -> None:

@@ -1,4 +1,6 @@
-"""Cost of the zoo's models: the dense parts against the published arithmetic, the sparse part against brute force."""
+"""Cost of the zoo's models: the dense parts against the published arithmetic, the sparse part
+against brute force.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from kdlib.profiling import model_profile, published
 from kdlib.profiling.cost import CostError, measure_second_stage_cost
 from kdlib.types import Sample
 
-# parameters; dense part: G in the published convention, G of true multiply-accumulates, M activations (spec 4.4, 10.2, errata)
+# parameters; dense part: G in the published convention, G of true multiply-accumulates, M
+# activations (spec 4.4, 10.2, errata)
 DENSE = {
     "cp_voxel": (7_758_811, 92.890, 72.773),
     "cp_voxel_s": (4_038_203, 25.924, 36.581),
@@ -30,7 +33,13 @@ DENSE = {
     "pointpillar": (4_838_760, 258.57, 219.02),
 }
 # what the published convention counts too often for transposed convolutions, G (spec 10.2)
-OVER = {"cp_voxel": 6.95, "cp_voxel_s": 1.74, "cp_voxel_xs": 1.74, "cp_voxel_xxs": 0.43, "cp_pillar": 116.4}
+OVER = {
+    "cp_voxel": 6.95,
+    "cp_voxel_s": 1.74,
+    "cp_voxel_xs": 1.74,
+    "cp_voxel_xxs": 0.43,
+    "cp_pillar": 116.4,
+}
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -42,8 +51,12 @@ def test_dense_part_in_the_published_convention(name: str) -> None:
     assert cost.published_macs / 1e9 == pytest.approx(giga, rel=1e-3)
     assert cost.published_acts / 1e6 == pytest.approx(mega, rel=1e-3)
     if name in OVER:
-        normalisation = sum(row.cost.published_macs for row in cost.rows if row.kind.startswith("BatchNorm"))
-        biases = sum(row.cost.published_macs - row.cost.macs for row in cost.rows if row.kind == "Conv2d")
+        normalisation = sum(
+            row.cost.published_macs for row in cost.rows if row.kind.startswith("BatchNorm")
+        )
+        biases = sum(
+            row.cost.published_macs - row.cost.macs for row in cost.rows if row.kind == "Conv2d"
+        )
         over = cost.published_macs - cost.macs - normalisation - biases
         assert over / 1e9 == pytest.approx(OVER[name], rel=2e-2)
 
@@ -52,8 +65,12 @@ def test_every_published_model_is_in_the_zoo_and_has_a_reason() -> None:
     assert set(DENSE) == set(published.PUBLISHED_MODELS) == set(published.WHY)
 
 
-@pytest.mark.parametrize(("pillars", "size", "giga", "mega"), [(3500, 50, 85.1, 88.0), (6900, 28, 212.9, 197.7)])
-def test_totals_with_the_published_pillar_counts(pillars: int, size: int, giga: float, mega: float) -> None:
+@pytest.mark.parametrize(
+    ("pillars", "size", "giga", "mega"), [(3500, 50, 85.1, 88.0), (6900, 28, 212.9, 197.7)]
+)
+def test_totals_with_the_published_pillar_counts(
+    pillars: int, size: int, giga: float, mega: float
+) -> None:
     name = {50: "cp_pillar_v0.64", 28: "cp_pillar_v0.4"}[size]
     model = zoo.model(name)
     columns, rows, _ = model.grid.grid_size
@@ -61,7 +78,9 @@ def test_totals_with_the_published_pillar_counts(pillars: int, size: int, giga: 
     points = np.zeros((pillars, 5), np.float32)
     for axis, cell in ((0, cells % columns), (1, cells // columns)):
         points[:, axis] = model.grid.point_range[axis] + (cell + 0.5) * model.grid.voxel_size[axis]
-    values = model_profile.model_cost(model, [Sample("frame", points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))])
+    values = model_profile.model_cost(
+        model, [Sample("frame", points, np.zeros((0, 7), np.float32), np.zeros(0, np.int64))]
+    )
     assert values["sparse"]["voxels"] == pillars
     assert values["macs_published_convention"] / 1e9 == pytest.approx(giga, rel=1e-3)
     assert values["acts_published_convention"] / 1e6 == pytest.approx(mega, rel=1e-3)
@@ -77,9 +96,13 @@ def test_a_second_stage_completes_the_published_figures() -> None:
 
 
 def test_a_second_stage_costs_so_much_per_key_point_and_roi() -> None:
-    """Spec 10.2: 0.7314 M multiply-accumulates and 6,107 activations per key point, 49.92 M and 457,736 per RoI."""
+    """Spec 10.2: 0.7314 M multiply-accumulates and 6,107 activations per key point, 49.92 M and
+    457,736 per RoI.
+    """
     network = model_profile.ghost(zoo.model("pv_rcnn_pp"))
-    base, points, rois = (measure_second_stage_cost(network, *sizes) for sizes in ((100, 10), (200, 10), (100, 11)))
+    base, points, rois = (
+        measure_second_stage_cost(network, *sizes) for sizes in ((100, 10), (200, 10), (100, 11))
+    )
     assert points.published_macs - base.published_macs == pytest.approx(100 * 731_400, rel=1e-4)
     assert points.published_acts - base.published_acts == 100 * 6_107
     assert rois.published_macs - base.published_macs == pytest.approx(49.92e6, rel=1e-4)
@@ -88,12 +111,26 @@ def test_a_second_stage_costs_so_much_per_key_point_and_roi() -> None:
 
 
 def test_a_total_holds_both_stages() -> None:
-    sweep = Sample("frame", np.zeros((1, 5), np.float32), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
-    one, both = (model_profile.model_cost(zoo.model(name), [sweep]) for name in ("cp_voxel_demo", "pv_rcnn_pp_demo"))
+    sweep = Sample(
+        "frame", np.zeros((1, 5), np.float32), np.zeros((0, 7), np.float32), np.zeros(0, np.int64)
+    )
+    one, both = (
+        model_profile.model_cost(zoo.model(name), [sweep])
+        for name in ("cp_voxel_demo", "pv_rcnn_pp_demo")
+    )
     for key in ("macs", "macs_published_convention", "acts"):
         assert both[key] == one[key] + both["second_stage"][key] and both["dense"] == one["dense"]
-        assert sum(row[key.replace("macs_published_convention", "published_macs")] for row in both["layers"]) == both[key]
-    assert (both["second_stage"]["keypoints"], both["second_stage"]["rois"]) == (512, published.PROPOSALS)
+        assert (
+            sum(
+                row[key.replace("macs_published_convention", "published_macs")]
+                for row in both["layers"]
+            )
+            == both[key]
+        )
+    assert (both["second_stage"]["keypoints"], both["second_stage"]["rois"]) == (
+        512,
+        published.PROPOSALS,
+    )
 
 
 def test_without_a_second_stage_there_is_none_to_count() -> None:
@@ -106,7 +143,12 @@ def test_sparse_part_equals_brute_force_and_the_mean_of_frames() -> None:
     model = replace(zoo.model("cp_voxel_xxs"), grid=grid)
     rng = np.random.default_rng(1)
     sweeps = [
-        Sample("frame", rng.uniform(-2, 2, (count, 5)).astype(np.float32), np.zeros((0, 7), np.float32), np.zeros(0, np.int64))
+        Sample(
+            "frame",
+            rng.uniform(-2, 2, (count, 5)).astype(np.float32),
+            np.zeros((0, 7), np.float32),
+            np.zeros(0, np.int64),
+        )
         for count in (40, 300)
     ]
     one, two = (model_profile.model_cost(model, [sweep]) for sweep in sweeps)
@@ -136,14 +178,24 @@ def test_a_full_grid_costs_what_the_dense_formula_says() -> None:
     count = rule(layer)
     assert count is not None
     cost = count(layer, (sites,), layer(sites))
-    assert cost.macs == (3 * 4 - 2) * (3 * 5 - 2) * (3 * 6 - 2) * 3 * 7, "without the neighbours outside"
+    assert cost.macs == (3 * 4 - 2) * (3 * 5 - 2) * (3 * 6 - 2) * 3 * 7, (
+        "without the neighbours outside"
+    )
     assert cost.acts == 4 * 5 * 6 * 7
 
 
 def test_profile_of_a_name_is_plain_json() -> None:
     values = model_profile.profile_model("cp_pillar_v0.64")
     assert json.loads(json.dumps(values)) == values
-    assert {"params", "macs", "macs_published_convention", "acts", "dense", "sparse", "layers"} <= set(values)
+    assert {
+        "params",
+        "macs",
+        "macs_published_convention",
+        "acts",
+        "dense",
+        "sparse",
+        "layers",
+    } <= set(values)
     assert "second_stage" not in values
     assert values["counted_on"] == model_profile.SIMULATED_SWEEP
     with pytest.raises(ConfigError, match="'cp_pilar'"):

@@ -21,19 +21,25 @@ def test_kitti_and_nuscenes_columns(tmp_path: Path) -> None:
     kitti, nuscenes = tmp_path / "000001.bin", tmp_path / "sweep.pcd.bin"
     np.array([[1, 2, -1.73, 0.5], [3, 4, 0, 0]], "<f4").tofile(kitti)
     np.array([[1, 2, -1.84, 127.5, 31]], "<f4").tofile(nuscenes)
-    np.testing.assert_allclose(read_sweep(kitti).points, [[1, 2, 0, np.tanh(0.5), 0], [3, 4, 1.73, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        read_sweep(kitti).points, [[1, 2, 0, np.tanh(0.5), 0], [3, 4, 1.73, 0, 0]], atol=1e-6
+    )
     turned = [[2, -1, 0, np.tanh(0.5), 0]]  # nuScenes' sensor has x to the right and y forward
     np.testing.assert_allclose(read_sweep(nuscenes).points, turned, atol=1e-6)
 
 
 def test_waymo_columns(tmp_path: Path) -> None:
     file = tmp_path / "0000.npy"
-    np.save(file, np.array([[1, 2, 3, 49_664.0, 0.25, -1.0]], np.float32))  # intensities are unbounded
+    # intensities are unbounded
+    np.save(file, np.array([[1, 2, 3, 49_664.0, 0.25, -1.0]], np.float32))
     np.testing.assert_allclose(read_sweep(file).points, [[1, 2, 3, 1, 0.25]])
 
 
 def test_the_two_real_sweeps(shared: Path) -> None:
-    kitti, nuscenes = (read_sweep(shared / "data" / name) for name in ("kitti_000008.bin", "nuscenes_lidar_top.pcd.bin"))
+    kitti, nuscenes = (
+        read_sweep(shared / "data" / name)
+        for name in ("kitti_000008.bin", "nuscenes_lidar_top.pcd.bin")
+    )
     assert (len(kitti.points), len(nuscenes.points)) == (17_238, 34_688)
     for sample in (kitti, nuscenes):
         near = np.hypot(*sample.points[:, :2].T) < 15
@@ -60,7 +66,11 @@ def test_what_is_refused(tmp_path: Path, name: str, content: bytes, message: str
 
 
 def test_arrays_of_another_shape_are_refused(tmp_path: Path) -> None:
-    for array in (np.zeros((3, 2), np.float32), np.zeros(8, np.float32), np.zeros((3, 4), np.int32)):
+    for array in (
+        np.zeros((3, 2), np.float32),
+        np.zeros(8, np.float32),
+        np.zeros((3, 4), np.int32),
+    ):
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(DataError, match=r"needed are floats \(N, 3 or more\)"):
             read_sweep(tmp_path / "a.npy")

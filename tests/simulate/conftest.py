@@ -46,7 +46,9 @@ def turns(angles):
     for place in np.ndindex(angles.shape[:-1]):
         roll, pitch, yaw = angles[place]
         x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
-        y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
+        y = np.array(
+            [[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]]
+        )
         z = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
         result[place] = z @ y @ x
     return result
@@ -59,7 +61,9 @@ def convert(image, calibration, pixel_pose, frame_pose):
     if table is not None:
         inclination = np.array([table[height - 1 - r] for r in range(height)])
     else:
-        inclination = np.array([low + ((height - 1 - r) + 0.5) / height * (high - low) for r in range(height)])
+        inclination = np.array(
+            [low + ((height - 1 - r) + 0.5) / height * (high - low) for r in range(height)]
+        )
     yaw = np.arctan2(extrinsic[1, 0], extrinsic[0, 0])
     azimuth = np.array([np.pi * (2 * (width - c - 0.5) / width - 1) - yaw for c in range(width)])
     distance = image[..., 0].astype(np.float64)
@@ -85,7 +89,9 @@ def convert(image, calibration, pixel_pose, frame_pose):
 def read(folder, name):
     """Read a segment by column names alone."""
     components = ("lidar", "lidar_pose", "lidar_calibration", "lidar_box", "vehicle_pose", "stats")
-    tables = {component: pq.read_table(folder / component / f"{name}.parquet") for component in components}
+    tables = {
+        component: pq.read_table(folder / component / f"{name}.parquet") for component in components
+    }
     calibrations = {}
     for row in tables["lidar_calibration"].to_pylist():
         prefix = "[LiDARCalibrationComponent]."
@@ -93,15 +99,22 @@ def read(folder, name):
         beams = [row[f"{prefix}beam_inclination.{part}"] for part in ("values", "min", "max")]
         calibrations[row["key.laser_name"]] = (extrinsic, *beams)
     poses = {
-        row["key.frame_timestamp_micros"]: np.array(row["[VehiclePoseComponent].world_from_vehicle.transform"]).reshape(4, 4)
+        row["key.frame_timestamp_micros"]: np.array(
+            row["[VehiclePoseComponent].world_from_vehicle.transform"]
+        ).reshape(4, 4)
         for row in tables["vehicle_pose"].to_pylist()
     }
 
     def image(table, row, column):
-        return np.array(table[f"{column}.values"][row].values).reshape(table[f"{column}.shape"][row].as_py())
+        return np.array(table[f"{column}.values"][row].values).reshape(
+            table[f"{column}.shape"][row].as_py()
+        )
 
     times = tables["lidar_pose"]["key.frame_timestamp_micros"].to_pylist()
-    pixel = {t: image(tables["lidar_pose"], i, "[LiDARPoseComponent].range_image_return1") for i, t in enumerate(times)}
+    pixel = {
+        t: image(tables["lidar_pose"], i, "[LiDARPoseComponent].range_image_return1")
+        for i, t in enumerate(times)
+    }
     found = {time: [] for time in poses}
     lidar = tables["lidar"]
     for row, (time, laser) in enumerate(
@@ -109,15 +122,25 @@ def read(folder, name):
     ):
         for echo in (1, 2):
             values = image(lidar, row, f"[LiDARComponent].range_image_return{echo}")
-            points = convert(values, calibrations[laser], pixel[time] if laser == 1 else None, poses[time])
+            points = convert(
+                values, calibrations[laser], pixel[time] if laser == 1 else None, poses[time]
+            )
             rest = values[values[..., 0] > 0][:, 1:]
-            found[time].append((points, rest, np.full(len(points), laser), np.full(len(points), echo == 2)))
+            found[time].append(
+                (points, rest, np.full(len(points), laser), np.full(len(points), echo == 2))
+            )
     rows = tables["lidar_box"].to_pylist()
     frames = []
     for time, pose in sorted(poses.items()):
         mine = [row for row in rows if row["key.frame_timestamp_micros"] == time]
-        boxes = np.array([[row[f"{BOX}box.{number}"] for number in NUMBERS] for row in mine]).reshape(-1, 7)
-        frames.append(ReadFrame(time, *(np.concatenate(part) for part in zip(*found[time])), mine, boxes, pose))
+        boxes = np.array(
+            [[row[f"{BOX}box.{number}"] for number in NUMBERS] for row in mine]
+        ).reshape(-1, 7)
+        frames.append(
+            ReadFrame(
+                time, *(np.concatenate(part) for part in zip(*found[time])), mine, boxes, pose
+            )
+        )
     return ReadSegment(folder, name, tables, frames)
 
 

@@ -1,4 +1,6 @@
-"""Simulated range images turn back into a street: ground at zero, counts that are true, zones, poses."""
+"""Simulated range images turn back into a street: ground at zero, counts that are true, zones,
+poses.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ BOX = "[LiDARBoxComponent]."
 def inside(points, box):
     x, y, z = (points - box[:3]).T
     along, across = np.cos(box[6]) * x + np.sin(box[6]) * y, np.cos(box[6]) * y - np.sin(box[6]) * x
-    return (np.abs(along) <= box[3] / 2) & (np.abs(across) <= box[4] / 2) & (np.abs(z) <= box[5] / 2)
+    return (
+        (np.abs(along) <= box[3] / 2) & (np.abs(across) <= box[4] / 2) & (np.abs(z) <= box[5] / 2)
+    )
 
 
 def all_frames(segments):
@@ -46,13 +50,21 @@ def test_point_counts_are_true(segments):
             within = inside(frame.points, box)
             # A point exactly on a border may fall to either side after float32 storage.
             assert abs(int(within.sum()) - row[f"{BOX}num_lidar_points_in_box"]) <= 1
-            assert abs(int((within & (frame.laser == 1)).sum()) - row[f"{BOX}num_top_lidar_points_in_box"]) <= 1
+            assert (
+                abs(
+                    int((within & (frame.laser == 1)).sum())
+                    - row[f"{BOX}num_top_lidar_points_in_box"]
+                )
+                <= 1
+            )
             checked += row[f"{BOX}num_lidar_points_in_box"] > 0
     assert checked > 200
 
 
 def test_near_boxes_are_tight(segments):
-    """The points of a well seen object reach to within a hand's breadth of its box on the side that faces the laser."""
+    """The points of a well seen object reach to within a hand's breadth of its box on the side that
+    faces the laser.
+    """
     gaps = []
     for frame in all_frames(segments):
         for box, row in zip(frame.boxes, frame.rows):
@@ -87,7 +99,9 @@ def test_values_are_in_range(segments):
         lidar = segment.tables["lidar"]
         for row, laser in enumerate(lidar["key.laser_name"].to_pylist()):
             for echo in (1, 2):
-                values = np.array(lidar[f"[LiDARComponent].range_image_return{echo}.values"][row].values).reshape(-1, 4)
+                values = np.array(
+                    lidar[f"[LiDARComponent].range_image_return{echo}.values"][row].values
+                ).reshape(-1, 4)
                 seen = values[:, 0] > 0
                 assert (values[~seen] == -1).all()
                 assert values[seen, 0].max(initial=0) <= (75 if laser == 1 else 20)
@@ -102,11 +116,15 @@ def test_values_are_in_range(segments):
 
 def test_kdlib_reads_the_same_points(segments):
     for segment in segments[:2]:
-        for frame, theirs in zip(segment.frames, read_segment(segment.folder, segment.name), strict=True):
+        for frame, theirs in zip(
+            segment.frames, read_segment(segment.folder, segment.name), strict=True
+        ):
             np.testing.assert_allclose(theirs.points[:, :3], frame.points, atol=1e-4)
             np.testing.assert_array_equal(theirs.points[:, 3:], frame.features)
             order = {row["key.laser_object_id"]: place for place, row in enumerate(frame.rows)}
-            np.testing.assert_array_equal(theirs.labels.boxes, frame.boxes[[order[name] for name in theirs.labels.ids]])
+            np.testing.assert_array_equal(
+                theirs.labels.boxes, frame.boxes[[order[name] for name in theirs.labels.ids]]
+            )
             assert len(theirs.labels.ids) == len(frame.rows)
 
 
@@ -118,7 +136,9 @@ def test_pixel_poses_follow_the_ego_motion():
     columns, pose = scanner.pixel_pose(0).astype(np.float64), scanner.frame_pose(0)
     assert columns.shape == (800, 6)
     assert columns.dtype == np.float64
-    np.testing.assert_allclose(np.linalg.norm(columns[-1, 3:] - columns[0, 3:]), 0.1 * scene.ego.manoeuvre.speed, rtol=0.1)
+    np.testing.assert_allclose(
+        np.linalg.norm(columns[-1, 3:] - columns[0, 3:]), 0.1 * scene.ego.manoeuvre.speed, rtol=0.1
+    )
     middle = (pose_matrix(columns[399]) + pose_matrix(columns[400])) / 2
     np.testing.assert_allclose(middle, pose, atol=2e-3)
     # The next frame begins where this one ends.
@@ -127,7 +147,9 @@ def test_pixel_poses_follow_the_ego_motion():
 
 
 def test_still_things_stay_put_while_the_car_drives():
-    """Points of walls seen in two frames agree in the world, which they only do if the pixel poses are right."""
+    """Points of walls seen in two frames agree in the world, which they only do if the pixel poses
+    are right.
+    """
     rng = np.random.default_rng(8)
     while (scene := build_scene(rng, 5, 45.0)).ego.manoeuvre.speed < 8:
         pass

@@ -70,7 +70,9 @@ def test_a_cyclist_leans_forward_over_the_handlebar():
             assert 1.6 < high[0] - low[0] < 1.9
             assert 0.45 < high[1] - low[1] < 0.75
             head = mesh.vertices[mesh.vertices[:, 2] > 1.55, 0].mean()
-            saddle = mesh.vertices[(mesh.vertices[:, 2] > 0.9) & (mesh.vertices[:, 2] < 1.0), 0].min()
+            saddle = mesh.vertices[
+                (mesh.vertices[:, 2] > 0.9) & (mesh.vertices[:, 2] < 1.0), 0
+            ].min()
             assert head > saddle + 0.15
             assert low[2] == pytest.approx(0.0, abs=0.03)
 
@@ -92,7 +94,9 @@ def test_furniture_stands_on_the_ground():
 def test_merge_keeps_triangles_and_materials():
     one, two = people.bicycle(), vehicles.van(5.0, 2.0, 2.2)
     both = merge([one, two])
-    np.testing.assert_array_equal(both.vertices[both.triangles], np.concatenate([m.vertices[m.triangles] for m in (one, two)]))
+    np.testing.assert_array_equal(
+        both.vertices[both.triangles], np.concatenate([m.vertices[m.triangles] for m in (one, two)])
+    )
     np.testing.assert_array_equal(both.material, np.concatenate([one.material, two.material]))
 
 

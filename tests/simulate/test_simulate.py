@@ -1,4 +1,6 @@
-"""The simulator as a command: true schemas, the same files for the same seed, nothing half-written."""
+"""The simulator as a command: true schemas, the same files for the same seed, nothing
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,22 @@ COMPONENTS = {"lidar", "lidar_pose", "lidar_calibration", "lidar_box", "vehicle_
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def small(out, **changes):
-    settings = {"segments": 2, "frames": 1, "seed": 3, "scale": "demo", "workers": 1, "progress": False}
+    settings = {
+        "segments": 2,
+        "frames": 1,
+        "seed": 3,
+        "scale": "demo",
+        "workers": 1,
+        "progress": False,
+    }
     return simulate(out, **{**settings, **changes})
 
 
@@ -53,14 +66,20 @@ def test_rows_have_the_right_keys(segments):
         for row, frame in zip(segment.tables["stats"].to_pylist(), segment.frames):
             kinds = [box["[LiDARBoxComponent].type"] for box in frame.rows]
             types = row["[StatsComponent].lidar_object_counts.types"]
-            assert row["[StatsComponent].lidar_object_counts.counts"] == [kinds.count(kind) for kind in types]
+            assert row["[StatsComponent].lidar_object_counts.counts"] == [
+                kinds.count(kind) for kind in types
+            ]
             assert row["[StatsComponent].camera_object_counts.types"] is None
 
 
 def test_names_look_like_waymo_and_differ(tmp_path):
     import re
 
-    names = [*small(tmp_path), *small(tmp_path, split="validation"), *small(tmp_path / "other", seed=4)]
+    names = [
+        *small(tmp_path),
+        *small(tmp_path, split="validation"),
+        *small(tmp_path / "other", seed=4),
+    ]
     assert len(set(names)) == 6
     for name in names:
         assert re.fullmatch(r"\d{19}_\d+_000_\d+_000", name)
@@ -103,7 +122,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         return write(self, table, *rest, **more)
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(DataError, match=r"cannot write segment .* below .*: No space left on device; make room"):
+    with pytest.raises(
+        DataError,
+        match=(r"cannot write segment .* below .*: No space left on " r"device; make room"),
+    ):
         small(tmp_path)
     assert contents(tmp_path) == before
 

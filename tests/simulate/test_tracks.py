@@ -15,10 +15,15 @@ def test_overlaps_agrees_with_shapely():
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
-        a, b = (np.array([*rng.uniform(-2, 2, 2), rng.uniform(-4, 4), *rng.uniform(0.2, 1.5, 2)]) for _ in range(2))
+        a, b = (
+            np.array([*rng.uniform(-2, 2, 2), rng.uniform(-4, 4), *rng.uniform(0.2, 1.5, 2)])
+            for _ in range(2)
+        )
         shapes = []
         for x, y, heading, length, width in (a, b):
-            turned = affinity.rotate(shapely.box(-length, -width, length, width), heading, (0, 0), use_radians=True)
+            turned = affinity.rotate(
+                shapely.box(-length, -width, length, width), heading, (0, 0), use_radians=True
+            )
             shapes.append(affinity.translate(turned, x, y))
         assert overlaps(a[None], b[None, None]) == shapes[0].intersects(shapes[1])
         hits += shapes[0].intersects(shapes[1])

@@ -42,7 +42,18 @@ def test_probe_survives_whatever_its_child_does() -> None:
 def test_this_machine_can_run_the_demo() -> None:
     found = doctor.examine()
     assert [check.name for check in found if check.status == "fail"] == []
-    names = ["Python", "torch", "GPU", "spconv", "open3d", "3D rendering", "Waymo package", "Jupyter kernel", "Disk", "Memory"]
+    names = [
+        "Python",
+        "torch",
+        "GPU",
+        "spconv",
+        "open3d",
+        "3D rendering",
+        "Waymo package",
+        "Jupyter kernel",
+        "Disk",
+        "Memory",
+    ]
     assert [check.name for check in found] == names
     assert all(check.remedy for check in found if check.status != "ok")
     assert all("\n" not in check.found + check.remedy for check in found)
@@ -71,8 +82,12 @@ def test_spconv(monkeypatch: pytest.MonkeyPatch, answering: Callable[[Probe], An
     assert "without a GPU" in doctor.check_sparse(False).remedy
     monkeypatch.setattr(doctor, "_version", lambda name: "2.3.8")
     broken = answering(LOST).check_sparse(True)
-    assert broken.status == "warn" and "SIGSEGV" in broken.found and "force-reinstall" in broken.remedy
-    assert answering(Probe({}, "")).check_sparse(True) == Check("spconv", "ok", "spconv-cu118 2.3.8")
+    assert (
+        broken.status == "warn" and "SIGSEGV" in broken.found and "force-reinstall" in broken.remedy
+    )
+    assert answering(Probe({}, "")).check_sparse(True) == Check(
+        "spconv", "ok", ("spconv-cu118 2.3.8")
+    )
     assert "cannot train" in answering(Probe({}, "")).check_sparse(False).found
 
 
@@ -84,7 +99,9 @@ def test_open3d(monkeypatch: pytest.MonkeyPatch, answering: Callable[[Probe], An
     assert answering(Probe({"version": "0.19.0"}, "")).check_open3d().status == "ok"
 
 
-def test_rendering_that_crashes_or_stays_blank_closes_one_road_only(answering: Callable[[Probe], Any]) -> None:
+def test_rendering_that_crashes_or_stays_blank_closes_one_road_only(
+    answering: Callable[[Probe], Any],
+) -> None:
     assert answering(LOST).check_rendering().status == "warn"
     assert "matplotlib" in answering(LOST).check_rendering().remedy
     assert "blank" in answering(Probe({"contrast": 0.0}, "")).check_rendering().found
@@ -112,7 +129,12 @@ def test_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return Manager
 
-    for command, status in (("", "fail"), ("/elsewhere/python", "warn"), (sys.executable, "ok"), ("python", "ok")):
+    for command, status in (
+        ("", "fail"),
+        ("/elsewhere/python", "warn"),
+        (sys.executable, "ok"),
+        ("python", "ok"),
+    ):
         monkeypatch.setattr(kernelspec, "KernelSpecManager", manager(command))
         check = doctor.check_kernel()
         assert check.status == status
@@ -129,12 +151,17 @@ def test_disk(free: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_memory(available: float, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=32e9, available=available))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(total=32e9, available=available)
+    )
     assert doctor.check_memory().status == status
 
 
 def test_text_has_a_line_each() -> None:
-    checks = [Check("Disk", "warn", "[4 GB] free", "make room"), Check("torch", "ok", "2.13.0 " + "x" * 200)]
+    checks = [
+        Check("Disk", "warn", "[4 GB] free", "make room"),
+        Check("torch", "ok", "2.13.0 " + "x" * 200),
+    ]
     lines = unstyle(doctor.checks_text(checks)).splitlines()
     assert len(lines) == 2
     assert lines[0].split() == "warn Disk [4 GB] free -> make room".split()

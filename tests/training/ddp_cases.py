@@ -1,6 +1,8 @@
-"""Small trainings that one process or several can run: ``python ddp_cases.py FOLDER CASE:STEPS ...`` is one rank of them.
+"""Small trainings that one process or several can run:
+``python ddp_cases.py FOLDER CASE:STEPS ...`` is one rank of them.
 
-Rank r of R takes frames r, r + R, ... of every batch. Batches have 4 frames or fewer, so that shares are unequal or empty.
+Rank r of R takes frames r, r + R, ... of every batch. Batches have 4 frames or fewer, so that
+shares are unequal or empty.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ PILLAR = replace(
     backbone=BackboneConfig((1, 1), (1, 2), (8, 8), (1, 2), (8, 8)),
     head=HeadConfig(shared_channels=8),
 )
-TEACHER = replace(PILLAR, name="tiny_teacher", grid=replace(PILLAR.grid, voxel_size=(0.32, 0.32, 6.0)))
+TEACHER = replace(
+    PILLAR, name="tiny_teacher", grid=replace(PILLAR.grid, voxel_size=(0.32, 0.32, 6.0))
+)
 VOXEL = replace(
     zoo.CP_VOXEL_DEMO_XS,
     name="tiny_voxel",
@@ -59,7 +63,8 @@ VOXEL = replace(
 )
 ANCHOR = replace(PILLAR, name="tiny_anchors", head=AnchorHeadConfig(stride=1))
 LABEL = LabelKDConfig(thresholds=(0.2, 0.2, 0.2))
-SPARSEKD = KDConfig(label=LABEL)  # pivotal logit and label distillation, the teacher normalising by the batch
+# pivotal logit and label distillation, the teacher normalising by the batch
+SPARSEKD = KDConfig(label=LABEL)
 
 
 def _feature(form: str, **settings: object) -> KDConfig:
@@ -74,8 +79,14 @@ def _own(context) -> torch.Tensor:
 RECIPES = {
     "sparsekd": SPARSEKD,
     "rank": KDConfig(logit=LogitKDConfig(rank_weight=1.0, rank=50, positions="rank"), label=None),
-    "instances": KDConfig(logit=LogitKDConfig(positions="instances", distance="focal"), label=None, teacher_norm="running"),
-    "regression": KDConfig(logit=LogitKDConfig(regression_weight=1.0, positions="center"), label=None),
+    "instances": KDConfig(
+        logit=LogitKDConfig(positions="instances", distance="focal"),
+        label=None,
+        teacher_norm="running",
+    ),
+    "regression": KDConfig(
+        logit=LogitKDConfig(regression_weight=1.0, positions="center"), label=None
+    ),
     "map": _feature("map"),
     "foreground": _feature("foreground", distance="cosine"),
     "rois": _feature("rois", roi_grid=3, relation_weight=1.0),
@@ -97,7 +108,9 @@ class Wide(nn.Module):
 
     def forward(self, batch: Batch, progress: float) -> LossTerms:
         points = replace(batch.points, points=batch.points.points.double())
-        return self.inner(Batch(points, replace(batch.truth, boxes=batch.truth.boxes.double())), progress)
+        return self.inner(
+            Batch(points, replace(batch.truth, boxes=batch.truth.boxes.double())), progress
+        )
 
 
 def make_model(config, seed: int) -> nn.Module:
@@ -112,23 +125,33 @@ def make_model(config, seed: int) -> nn.Module:
 
 
 def make_objective(case: str) -> nn.Module:
-    """``pillar``, ``voxel``, ``anchor``, a recipe, or ``voxel_RECIPE``; with ``64`` behind it in 64 bits."""
+    """``pillar``, ``voxel``, ``anchor``, a recipe, or ``voxel_RECIPE``; with ``64`` behind it in 64
+    bits.
+    """
     name = case.removesuffix("64")
     family, _, recipe = name.rpartition("_") if name.startswith("voxel_") else ("pillar", "", name)
     if name in ("pillar", "voxel", "anchor"):
-        found: nn.Module = Plain(make_model({"pillar": PILLAR, "voxel": VOXEL, "anchor": ANCHOR}[name], 0))
+        found: nn.Module = Plain(
+            make_model({"pillar": PILLAR, "voxel": VOXEL, "anchor": ANCHOR}[name], 0)
+        )
     else:
         student = VOXEL if family == "voxel" else PILLAR
         teacher = VOXEL if family == "voxel" else PILLAR if recipe == "regression" else TEACHER
         extra = (Term("kd_own", 0.5, _own),) if recipe == "own" else ()
-        found = Distillation(make_model(student, 0), make_model(teacher, 1), RECIPES[recipe], extra, seed=3)
+        found = Distillation(
+            make_model(student, 0), make_model(teacher, 1), RECIPES[recipe], extra, seed=3
+        )
     return Wide(found) if case.endswith("64") else found
 
 
 def make_frame(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return points (N, 5) and three boxes (3, 7) of one frame; frames differ in their numbers of points."""
+    """Return points (N, 5) and three boxes (3, 7) of one frame; frames differ in their numbers of
+    points.
+    """
     random = torch.Generator().manual_seed(number)
-    points = torch.rand(150 + 60 * (number % 4), 5, generator=random) * torch.tensor([9.0, 9.0, 4.0, 1.0, 1.0])
+    points = torch.rand(150 + 60 * (number % 4), 5, generator=random) * torch.tensor(
+        [9.0, 9.0, 4.0, 1.0, 1.0]
+    )
     boxes = torch.rand(3, 7, generator=random) * torch.tensor([6.0, 6.0, 1.0, 2.0, 1.0, 1.0, 6.0])
     points[:, :3] -= torch.tensor([4.5, 4.5, 1.5])
     boxes -= torch.tensor([3.0, 3.0, 0.0, -0.8, -0.6, -0.6, 0.0])
@@ -140,11 +163,15 @@ def make_batch(position: int, processes: Processes, sizes: tuple[int, ...]) -> B
     mine = range(processes.rank, size, processes.world)
     frames = [make_frame(10 * position + place) for place in mine]
     none = (torch.zeros(0, 5), torch.zeros(0, 3, 7))
-    index = torch.arange(len(mine)).repeat_interleave(torch.tensor([len(p) for p, _ in frames], dtype=torch.int64))
+    index = torch.arange(len(mine)).repeat_interleave(
+        torch.tensor([len(p) for p, _ in frames], dtype=torch.int64)
+    )
     points = torch.cat([p for p, _ in frames]) if frames else none[0]
     boxes = torch.stack([b for _, b in frames]) if frames else none[1]
     labels = torch.tensor([[1, 2, 3]]).repeat(len(mine), 1)
-    return Batch(PointBatch(points, index, len(mine), tuple(map(str, mine))), GroundTruth(boxes, labels))
+    return Batch(
+        PointBatch(points, index, len(mine), tuple(map(str, mine))), GroundTruth(boxes, labels)
+    )
 
 
 class Batches:
@@ -159,8 +186,16 @@ class Batches:
             yield make_batch(position, self.processes, self.sizes)
 
 
-def run_case(folder: Path, case: str, steps: int, processes: Processes = ONE_PROCESS, stop_after: int | None = None) -> Session:
-    """Train from fresh weights, or from the newest checkpoint of the folder; its last checkpoint holds everything."""
+def run_case(
+    folder: Path,
+    case: str,
+    steps: int,
+    processes: Processes = ONE_PROCESS,
+    stop_after: int | None = None,
+) -> Session:
+    """Train from fresh weights, or from the newest checkpoint of the folder; its last checkpoint
+    holds everything.
+    """
     seed_everything(7)
     sizes = (3,) if steps == 1 else SIZES
     objective = make_objective(case)
@@ -179,7 +214,9 @@ def run_case(folder: Path, case: str, steps: int, processes: Processes = ONE_PRO
 
 
 def main() -> None:
-    """Run every ``CASE:STEPS`` or ``CASE:STEPS:STOP`` in ``FOLDER/CASE``; at ``die`` the last rank kills itself."""
+    """Run every ``CASE:STEPS`` or ``CASE:STEPS:STOP`` in ``FOLDER/CASE``; at ``die`` the last rank
+    kills itself.
+    """
     torch.set_num_threads(1)
     processes = here()
     with joined(processes):
@@ -190,7 +227,13 @@ def main() -> None:
                 processes.sums(1)  # what a step would wait in
             case, steps, *stop = word.split(":")
             folder = Path(sys.argv[1]) / case
-            run_case(folder, case.partition("@")[0], int(steps), processes, int(stop[0]) if stop else None)
+            run_case(
+                folder,
+                case.partition("@")[0],
+                int(steps),
+                processes,
+                int(stop[0]) if stop else None,
+            )
 
 
 if __name__ == "__main__":

@@ -30,14 +30,19 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_shared_memory_is_no_obstacle(tmp_path):
     one = torch.ones(3)
-    after = checkpoint.load_checkpoint(checkpoint.save(tmp_path, Checkpoint(1, "job", {"a": one, "b": one}, {})))
+    after = checkpoint.load_checkpoint(
+        checkpoint.save(tmp_path, Checkpoint(1, "job", {"a": one, "b": one}, {}))
+    )
     assert torch.equal(after.tensors["b"], one)
 
 
 def test_keeps_the_newest_two(tmp_path):
     for step in (9, 10, 100, 11):
         checkpoint.save(tmp_path, make(step))
-    assert [path.name for path in checkpoint.files(tmp_path)] == ["step_0000011.safetensors", "step_0000100.safetensors"]
+    assert [path.name for path in checkpoint.files(tmp_path)] == [
+        "step_0000011.safetensors",
+        "step_0000100.safetensors",
+    ]
     assert checkpoint.latest(tmp_path, "job").step == 100
 
 
@@ -52,7 +57,14 @@ def test_damaged_newest_is_named_and_skipped(tmp_path, caplog, damage):
     content = bytearray(newest.read_bytes())
     if damage == "flipped":
         content[-50] ^= 1
-    newest.write_bytes({"truncated": content[:-9], "empty": b"", "flipped": content, "foreign": b"PK" + bytes(100)}[damage])
+    newest.write_bytes(
+        {
+            "truncated": content[:-9],
+            "empty": b"",
+            "flipped": content,
+            "foreign": b"PK" + bytes(100),
+        }[damage]
+    )
     assert checkpoint.latest(tmp_path, "job").step == 1
     assert str(newest) in caplog.text and "going back to the checkpoint before it" in caplog.text
 

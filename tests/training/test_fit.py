@@ -41,9 +41,16 @@ class Listed:
 
 
 def start(folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     return subprocess.Popen(
-        (sys.executable, str(TOY), "train", str(folder)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        (sys.executable, str(TOY), "train", str(folder)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
     )
 
 
@@ -58,7 +65,9 @@ def wait_for_line(folder: Path, step: int) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Sums depend on the number of threads; runs are compared bit by bit, so all of them, like the children, have one."""
+    """Sums depend on the number of threads; runs are compared bit by bit, so all of them, like the
+    children, have one.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -78,7 +87,10 @@ def same_end(a: Path, b: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert records.read_json(a / "result.json") == records.read_json(b / "result.json")
     timeless = ("step", "lr", "epoch", "loss", "parts", "grad_norm")
-    ours, theirs = ([{k: x[k] for k in timeless} for x in records.read_json_lines(f / "history.jsonl")] for f in (a, b))
+    ours, theirs = (
+        [{k: x[k] for k in timeless} for x in records.read_json_lines(f / "history.jsonl")]
+        for f in (a, b)
+    )
     assert ours == theirs
 
 
@@ -135,7 +147,9 @@ def test_sigterm_saves_and_exits_143(tmp_path, uninterrupted):
     same_end(tmp_path, uninterrupted)
 
 
-def test_truncated_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, uninterrupted, caplog, capsys):
+def test_truncated_newest_checkpoint_is_named_and_the_one_before_used(
+    tmp_path, uninterrupted, caplog, capsys
+):
     toy.run_toy(tmp_path, stop_after=14)
     newest = checkpoint.files(tmp_path / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -158,14 +172,26 @@ def test_checkpoint_of_another_job_is_refused(tmp_path):
     toy.run_toy(tmp_path, stop_after=4)
     with pytest.raises(CheckpointError, match="belongs to job 0123456789ab, this run is job other"):
         fit_objective(
-            toy.ToyObjective(), lambda s: toy.Batches(s, 9), RunDir(tmp_path), TrainConfig(), "other", total=9, per_epoch=9
+            toy.ToyObjective(),
+            lambda s: toy.Batches(s, 9),
+            RunDir(tmp_path),
+            TrainConfig(),
+            "other",
+            total=9,
+            per_epoch=9,
         )
 
 
 def small(folder, objective, batches, *, accumulate, total, clip=10.0):
     config = TrainConfig(accumulate=accumulate, clip_norm=clip, checkpoint_steps=100)
     return fit_objective(
-        objective, lambda s: Listed(batches[s:]), RunDir(folder), config, "job", total=total, per_epoch=len(batches)
+        objective,
+        lambda s: Listed(batches[s:]),
+        RunDir(folder),
+        config,
+        "job",
+        total=total,
+        per_epoch=len(batches),
     )
 
 
@@ -176,7 +202,12 @@ def test_accumulation_equals_a_big_batch_without_batchnorm(tmp_path):
         three = [b.points for b in parts[first : first + 3]]
         points = torch.cat([p.points for p in three])
         big = toy.make_batch(0, 12)
-        joined.append(type(big)(type(big.points)(points, big.points.batch_index, 12, big.points.frame_ids), big.truth))
+        joined.append(
+            type(big)(
+                type(big.points)(points, big.points.batch_index, 12, big.points.frame_ids),
+                big.truth,
+            )
+        )
     ends = []
     for name, batches, accumulate in (("parts", parts, 3), ("big", joined, 1)):
         torch.manual_seed(0)
@@ -197,7 +228,14 @@ def test_accumulating_run_resumes_at_whole_steps(tmp_path):
             torch.manual_seed(0)
             objective = toy.ToyObjective()
             options = {"total": 6, "per_epoch": 20, "stop_after": stop}
-            outcome = fit_objective(objective, lambda s: Listed(batches[s:]), RunDir(tmp_path / name), config, "job", **options)
+            outcome = fit_objective(
+                objective,
+                lambda s: Listed(batches[s:]),
+                RunDir(tmp_path / name),
+                config,
+                "job",
+                **options,
+            )
         assert outcome.done and outcome.samples == 18 * 4
         ends.append(objective.state_dict())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
@@ -238,7 +276,9 @@ def test_clip_equals_original(goldens):
     module.configure_gradient_clipping(None)
     assert float(module.grad_norm) == pytest.approx(float(golden["total_norm"]), rel=1e-6)
     for name, parameter in zip(names, parameters):
-        np.testing.assert_allclose(parameter.grad.numpy(), golden[f"clipped__{name}"], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            parameter.grad.numpy(), golden[f"clipped__{name}"], rtol=1e-6, atol=1e-6
+        )
 
 
 def test_bfloat16_resumes_exactly(tmp_path):
@@ -250,7 +290,16 @@ def test_bfloat16_resumes_exactly(tmp_path):
             objective = toy.ToyObjective()
             batches = Listed([toy.make_batch(i) for i in range(9)])
             loader = lambda s, b=batches: Listed(b.batches[s:])  # noqa: E731
-            fit_objective(objective, loader, RunDir(tmp_path / name), config, "job", total=9, per_epoch=9, stop_after=stop)
+            fit_objective(
+                objective,
+                loader,
+                RunDir(tmp_path / name),
+                config,
+                "job",
+                total=9,
+                per_epoch=9,
+                stop_after=stop,
+            )
         ends.append(objective.state_dict())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
@@ -260,7 +309,15 @@ def test_float16_without_a_gpu_is_refused(tmp_path):
         pytest.skip("there is a GPU")
     config = TrainConfig(precision="16-mixed")
     with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
-        fit_objective(toy.ToyObjective(), lambda s: toy.Batches(s, 3), RunDir(tmp_path), config, "job", total=3, per_epoch=3)
+        fit_objective(
+            toy.ToyObjective(),
+            lambda s: toy.Batches(s, 3),
+            RunDir(tmp_path),
+            config,
+            "job",
+            total=3,
+            per_epoch=3,
+        )
 
 
 def test_diverging_loss_stops_without_a_checkpoint(tmp_path):
@@ -283,9 +340,14 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, uninterr
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match=r"cannot write .*No space left on device.*go on from step_0000005"):
+        with pytest.raises(
+            CheckpointError,
+            match=(r"cannot write .*No space left on device.*go " r"on from step_0000005"),
+        ):
             toy.run_toy(tmp_path)
-    assert {path.name: path.read_bytes() for path in checkpoint.files(tmp_path / "checkpoints")} == before
+    assert {
+        path.name: path.read_bytes() for path in checkpoint.files(tmp_path / "checkpoints")
+    } == before
     assert not list(tmp_path.rglob("*.tmp"))
     toy.run_toy(tmp_path)
     same_end(tmp_path, uninterrupted)

@@ -21,7 +21,9 @@ PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
 
 def write_store(folder, **changes):
     splits = {"training": {"s1": "aa"}, "validation": {"s2": "bb"}, **changes}
-    records.write_json(folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": splits})
+    records.write_json(
+        folder / INDEX, {"format": "kdlib-store", "version": STORE_VERSION, "splits": splits}
+    )
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def test_relative_paths_become_absolute(tmp_path, job, monkeypatch):
     assert TrainJob.read(tmp_path / "run") == job
 
 
-@pytest.mark.parametrize("change", [{"name": "y"}, {"train": TrainConfig(workers=0, checkpoint_steps=7)}])
+@pytest.mark.parametrize(
+    "change", [{"name": "y"}, {"train": TrainConfig(workers=0, checkpoint_steps=7)}]
+)
 def test_hash_ignores_what_changes_no_weight(job, change):
     assert replace(job, **change).hash() == job.hash()
 
@@ -79,7 +83,8 @@ def test_hash_notices_every_setting(job, change):
 def test_hash_follows_contents_not_places(tmp_path, job):
     before = job.hash()
     assert job.hash(fingerprint({"training": {"s1": "aa"}})) == before
-    write_store(tmp_path / "store", validation={"s3": "cc"})  # of no interest to a job on the training split
+    # of no interest to a job on the training split
+    write_store(tmp_path / "store", validation={"s3": "cc"})
     os.rename(tmp_path / "first.safetensors", tmp_path / "moved.safetensors")
     moved = replace(job, init_weights=str(tmp_path / "moved.safetensors"))
     assert moved.hash() == before
@@ -134,6 +139,9 @@ def test_folder_at_work_keeps_its_job(tmp_path, job):
     run = tmp_path / "run"
     job.write(run)
     me = psutil.Process()
-    records.write_json(run / "child.json", {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()})
+    records.write_json(
+        run / "child.json",
+        {"pid": me.pid, "host": socket.gethostname(), "created": me.create_time()},
+    )
     with pytest.raises(ConfigError, match="is being trained under other settings"):
         replace(job, max_steps=10).write(run)

@@ -80,7 +80,8 @@ def test_attaches_to_a_running_child(tmp_path):
     start(folder)
     wait_until(lambda: worker(RunDir(folder)) is not None)
     pid = worker(RunDir(folder))["pid"]
-    assert os.getsid(pid) != os.getsid(0)  # closing the caller's terminal or kernel does not reach it
+    # closing the caller's terminal or kernel does not reach it
+    assert os.getsid(pid) != os.getsid(0)
     lines: list[str] = []
     (result,) = launch([folder], command=("false",), echo=lines.append, every=0.1)
     assert result.values["steps"] == 30
@@ -92,7 +93,11 @@ def test_attaches_to_a_running_child(tmp_path):
 def test_failing_child_surfaces_its_log(tmp_path):
     folder = make(tmp_path / "a", '{"fail": true}')
     with pytest.raises(
-        TrainingFailed, match=r"ended with code 1 without finishing(.|\n)*speaks before it dies(.|\n)*made-up failure"
+        TrainingFailed,
+        match=(
+            r"ended with code 1 without finishing(.|\n)*speaks before it "
+            r"dies(.|\n)*made-up failure"
+        ),
     ):
         launch([folder], command=COMMAND, echo=lambda _: None)
 
@@ -138,7 +143,9 @@ def test_damaged_claim_counts_as_stale(tmp_path, text):
 def test_recycled_pid_counts_as_stale(tmp_path):
     import socket
 
-    records.write_json(tmp_path / "child.json", {"pid": os.getpid(), "host": socket.gethostname(), "created": 1.0})
+    records.write_json(
+        tmp_path / "child.json", {"pid": os.getpid(), "host": socket.gethostname(), "created": 1.0}
+    )
     assert worker(RunDir(tmp_path)) is None
 
 
@@ -162,7 +169,9 @@ def test_progress_line():
         "samples_per_second": 8.04,
         "seconds": 60.0,
     }
-    assert progress_line("teacher", line) == "teacher: step 30/120, loss 1.5 (heatmap 1, box 0.5), 8.0 frames/s, 3:00 left"
+    assert progress_line("teacher", line) == (
+        "teacher: step 30/120, loss 1.5 (heatmap 1, box 0.5), 8.0 frames/s, 3:00 left"
+    )
 
 
 def test_log_tail(tmp_path):

@@ -1,4 +1,6 @@
-"""The whole path on a tiny simulated store: detectors, distillation, child processes, exact resume."""
+"""The whole path on a tiny simulated store: detectors, distillation, child processes, exact
+resume.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,19 @@ PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
 
 def tiny(model: ModelConfig) -> ModelConfig:
     """The demo's model with eight channels everywhere, over 10 m."""
-    grid = GridConfig((-10.24, -10.24, -2.0, 10.24, 10.24, 4.0), model.grid.voxel_size, model.grid.max_points)
-    backbone = replace(model.backbone, layers=(1, 1, 1), filters=(8, 8, 8), upsample_filters=(8, 8, 8))
+    grid = GridConfig(
+        (-10.24, -10.24, -2.0, 10.24, 10.24, 4.0), model.grid.voxel_size, model.grid.max_points
+    )
+    backbone = replace(
+        model.backbone, layers=(1, 1, 1), filters=(8, 8, 8), upsample_filters=(8, 8, 8)
+    )
     return replace(
-        model, name=f"tiny_{model.name}", grid=grid, encoder=PillarEncoderConfig((8, 8)), backbone=backbone, head=HeadConfig(8)
+        model,
+        name=f"tiny_{model.name}",
+        grid=grid,
+        encoder=PillarEncoderConfig((8, 8)),
+        backbone=backbone,
+        head=HeadConfig(8),
     )
 
 
@@ -84,7 +95,9 @@ def teacher(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def job(store, teacher) -> TrainJob:
     source = TeacherSource(TEACHER, str(teacher))
-    return TrainJob(STUDENT, SCHEDULE, str(store), kd=KD, teacher=source, init_weights=str(teacher), name="tiny")
+    return TrainJob(
+        STUDENT, SCHEDULE, str(store), kd=KD, teacher=source, init_weights=str(teacher), name="tiny"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +127,14 @@ def test_result_weights_and_card(uninterrupted, job, teacher):
     student = build(STUDENT)
     assert load_weights(uninterrupted / "weights.safetensors", student).complete
     card = read_card(uninterrupted / "weights.safetensors")
-    assert card["job"] == job.hash() and card["dataset"] == result["dataset"] and card["steps"] == 12
+    assert (
+        card["job"] == job.hash() and card["dataset"] == result["dataset"] and card["steps"] == 12
+    )
     moved = load_file(uninterrupted / "weights.safetensors")
     first = load_file(teacher)
-    assert not torch.equal(moved["dense_head.heads_list.0.hm.1.bias"], first["dense_head.heads_list.0.hm.1.bias"])
+    assert not torch.equal(
+        moved["dense_head.heads_list.0.hm.1.bias"], first["dense_head.heads_list.0.hm.1.bias"]
+    )
 
 
 def test_finished_run_is_left_alone(uninterrupted, capsys):
@@ -131,7 +148,8 @@ def test_finished_run_is_left_alone(uninterrupted, capsys):
 def test_resume_is_bit_identical(tmp_path, job, uninterrupted, workers):
     job.write(tmp_path)
     train(tmp_path, stop_after=3)
-    replace(job, train=replace(SCHEDULE, workers=workers)).write(tmp_path)  # where data is loaded changes nothing
+    # where data is loaded changes nothing
+    replace(job, train=replace(SCHEDULE, workers=workers)).write(tmp_path)
     train(tmp_path, stop_after=8)
     assert not (tmp_path / "weights.safetensors").exists()
     train(tmp_path)
@@ -148,17 +166,26 @@ def test_adapters_resume_bit_identically_and_stay_out_of_the_weights(tmp_path, j
     for stop_after in (3, 8, None):
         train(parts, stop_after=stop_after)
     same_end(whole, parts)
-    last, again = (checkpoint.load_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors for folder in (whole, parts))
+    last, again = (
+        checkpoint.load_checkpoint(checkpoint.files(folder / "checkpoints")[-1]).tensors
+        for folder in (whole, parts)
+    )
     kept = {name for name in last if "adapter" in name}
     moments = {
-        f"optimiser/{moment}/adapter.{name}" for moment in ("step", "exp_avg", "exp_avg_sq") for name in ("weight", "bias")
+        f"optimiser/{moment}/adapter.{name}"
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+        for name in ("weight", "bias")
     }
     assert kept == {"weights/adapter.weight", "weights/adapter.bias"} | moments
-    assert all(torch.equal(last[name], again[name]) for name in kept) and not [name for name in last if "teacher" in name]
+    assert all(torch.equal(last[name], again[name]) for name in kept) and not [
+        name for name in last if "teacher" in name
+    ]
     first = loop.build_objective(adapted).adapter
     assert not torch.equal(last["weights/adapter.weight"], first.weight)
     assert load_file(whole / "weights.safetensors").keys() == build(STUDENT).state_dict().keys()
-    assert {"kd_feature", "kd_relation"} < {term["name"] for term in records.read_json(whole / "result.json")["terms"]}
+    assert {"kd_feature", "kd_relation"} < {
+        term["name"] for term in records.read_json(whole / "result.json")["terms"]
+    }
 
 
 def test_sigkill_and_sigterm_in_the_real_child(tmp_path, job, uninterrupted):
@@ -235,11 +262,17 @@ pathlib.Path(sys.argv[1], "counts.json").write_text(json.dumps(counts))
 """
 
 
-def test_a_process_opens_the_store_once_and_hashes_each_weight_file_once(tmp_path, job, teacher, monkeypatch):
-    """The starting process reads no more of the store than its index; with several ranks each of them is such a child."""
+def test_a_process_opens_the_store_once_and_hashes_each_weight_file_once(
+    tmp_path, job, teacher, monkeypatch
+):
+    """The starting process reads no more of the store than its index; with several ranks each of
+    them is such a child.
+    """
     opened, hashed = [], []
     monkeypatch.setattr(Store, "open", opened.append)
-    monkeypatch.setattr("kdlib.training.job.sha256", lambda path: hashed.append(str(path)) or records.sha256(path))
+    monkeypatch.setattr(
+        "kdlib.training.job.sha256", lambda path: hashed.append(str(path)) or records.sha256(path)
+    )
     replace(job, max_steps=1).write(tmp_path)
     (result,) = launch([tmp_path], command=(sys.executable, "-c", COUNTING), echo=lambda _: None)
     assert result.values["steps"] == 1
@@ -279,7 +312,9 @@ def test_a_store_that_changes_meanwhile_is_noticed(tmp_path, job, store):
     moved.write(tmp_path / "run")
     train(tmp_path / "run", stop_after=1)
     shutil.rmtree(tmp_path / "store")
-    simulate(tmp_path / "waymo", segments=1, frames=4, seed=4, scale="demo", workers=1, progress=False)
+    simulate(
+        tmp_path / "waymo", segments=1, frames=4, seed=4, scale="demo", workers=1, progress=False
+    )
     prepare(tmp_path / "waymo", tmp_path / "store", workers=1, progress=False)
     with pytest.raises(CheckpointError, match="the settings, the store or a weight file changed"):
         train(tmp_path / "run")
@@ -306,12 +341,18 @@ def test_child_says_what_is_wrong(tmp_path, job):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     replace(job, init_weights=str(broken)).write(tmp_path / "run")
-    with pytest.raises(TrainingFailed, match=r"ended with code 2(.|\n)*broken\.safetensors is (.|\n)*safetensors"):
+    with pytest.raises(
+        TrainingFailed,
+        match=(r"ended with code 2(.|\n)*broken\.safetensors is " r"(.|\n)*safetensors"),
+    ):
         launch([tmp_path / "run"], echo=lambda _: None)
 
 
 def test_augmentation_is_part_of_the_run(job):
-    assert replace(job, train=replace(SCHEDULE, augment=AugmentConfig(flip_x=False))).hash() != job.hash()
+    assert (
+        replace(job, train=replace(SCHEDULE, augment=AugmentConfig(flip_x=False))).hash()
+        != job.hash()
+    )
 
 
 def test_thread_limit(monkeypatch):

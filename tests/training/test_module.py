@@ -31,7 +31,9 @@ class Listening(toy.ToyObjective):
 def train(folder, total, accumulate=1, stop_after=None):
     torch.manual_seed(0)
     objective = Listening()
-    config = TrainConfig(epochs=3, batch_size=4, workers=0, checkpoint_steps=100, accumulate=accumulate)
+    config = TrainConfig(
+        epochs=3, batch_size=4, workers=0, checkpoint_steps=100, accumulate=accumulate
+    )
     fit_objective(
         objective,
         lambda start: toy.Batches(start, 1000),
@@ -46,7 +48,9 @@ def train(folder, total, accumulate=1, stop_after=None):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_progress_is_steps_done_of_all_steps_and_a_resumed_run_goes_on_from_it(tmp_path, accumulate):
+def test_progress_is_steps_done_of_all_steps_and_a_resumed_run_goes_on_from_it(
+    tmp_path, accumulate
+):
     wanted = [step / 6 for step in range(6) for _ in range(accumulate)]
     assert train(tmp_path / "whole", 6, accumulate) == wanted
     before = train(tmp_path / "stopped", 6, accumulate, stop_after=2)

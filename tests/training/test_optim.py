@@ -14,7 +14,9 @@ from kdlib.training.optim import OneCycleAdam, beta1, learning_rate
 
 @pytest.fixture(scope="module")
 def recorded(goldens):
-    return lambda name: np.load(goldens / "original" / "09_optim" / f"{name}.npz", allow_pickle=False)
+    return lambda name: np.load(
+        goldens / "original" / "09_optim" / f"{name}.npz", allow_pickle=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,9 @@ def test_schedule_equals_original(recorded, total):
 
 def test_group_settings_equal_original(recorded):
     golden = recorded("onecycle")["groups_200_lr_beta1_beta2_wd_eps"]
-    optimiser = OneCycleAdam([nn.Parameter(torch.ones(1))], highest=0.003, weight_decay=0.01, total=200)
+    optimiser = OneCycleAdam(
+        [nn.Parameter(torch.ones(1))], highest=0.003, weight_decay=0.01, total=200
+    )
     for step in range(200):
         optimiser.set_step(step)
         group = optimiser.param_groups[0]
@@ -69,8 +73,12 @@ def test_three_steps_equal_original(recorded):
     golden = recorded("three_steps")
     meta = json.loads(str(golden["meta"]))
     names = [name for group in meta["groups"] for name in group]
-    parameters = {name: nn.Parameter(torch.from_numpy(golden[f"w0__{name}"].copy())) for name in names}
-    optimiser = OneCycleAdam(parameters.values(), highest=0.003, weight_decay=meta["wd"], total=meta["T"])
+    parameters = {
+        name: nn.Parameter(torch.from_numpy(golden[f"w0__{name}"].copy())) for name in names
+    }
+    optimiser = OneCycleAdam(
+        parameters.values(), highest=0.003, weight_decay=meta["wd"], total=meta["T"]
+    )
     for step in range(3):
         optimiser.set_step(step)
         for name, parameter in parameters.items():
@@ -78,9 +86,13 @@ def test_three_steps_equal_original(recorded):
             parameter.grad = torch.from_numpy(golden[key].copy()) if key in golden else None
         optimiser.step()
         for name, parameter in parameters.items():
-            np.testing.assert_allclose(parameter.detach().numpy(), golden[f"w{step + 1}__{name}"], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(
+                parameter.detach().numpy(), golden[f"w{step + 1}__{name}"], rtol=1e-6, atol=1e-6
+            )
     assert parameters["nograd.weight"].grad is None
-    assert not np.array_equal(parameters["nograd.weight"].detach().numpy(), golden["w0__nograd.weight"])
+    assert not np.array_equal(
+        parameters["nograd.weight"].detach().numpy(), golden["w0__nograd.weight"]
+    )
 
 
 def test_closure_runs_before_decay():

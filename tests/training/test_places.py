@@ -1,4 +1,6 @@
-"""Places: a GPU takes one training at a time whoever starts it, a worker too, and who fails keeps no other back."""
+"""Places: a GPU takes one training at a time whoever starts it, a worker too, and who fails keeps
+no other back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ time.sleep(float((home / "seconds").read_text()) if (home / "seconds").exists() 
 if (home / "fail").exists():
     sys.exit("it was made to fail")
 record = {name: os.environ.get(name) for name in names}
-(home / "result.json").write_text(json.dumps({**record, "begun": begun, "ended": time.time(), "steps": 1, "pid": os.getpid()}))
+record |= {"begun": begun, "ended": time.time(), "steps": 1, "pid": os.getpid()}
+(home / "result.json").write_text(json.dumps(record))
 (home / "complete.json").write_text('{"key": "k"}')
 """
 
@@ -76,13 +79,17 @@ def results(found):
 
 
 def most_at_once(spans):
-    return max(sum(a["begun"] < b["ended"] and b["begun"] < a["ended"] for b in spans) for a in spans)
+    return max(
+        sum(a["begun"] < b["ended"] and b["begun"] < a["ended"] for b in spans) for a in spans
+    )
 
 
 def test_each_gpu_has_one_training_at_a_time(tmp_path, monkeypatch, command):
     monkeypatch.setenv(GPUS, "3,GPU-5a/1")
     lines: list[str] = []
-    found = results(launch(folders(tmp_path, 5), parallel=1, threads=1, command=command, echo=lines.append))
+    found = results(
+        launch(folders(tmp_path, 5), parallel=1, threads=1, command=command, echo=lines.append)
+    )
     assert {one[VISIBLE] for one in found} == {"3", "GPU-5a/1"}
     for name in ("3", "GPU-5a/1"):
         assert most_at_once([one for one in found if one[VISIBLE] == name]) == 1
@@ -91,13 +98,19 @@ def test_each_gpu_has_one_training_at_a_time(tmp_path, monkeypatch, command):
 
 
 def test_without_gpus_nothing_is_set(tmp_path, command):
-    found = results(launch(folders(tmp_path, 3), parallel=2, threads=1, command=command, echo=lambda line: None))
-    assert {one[VISIBLE] for one in found} == {None} and {one["OMP_NUM_THREADS"] for one in found} == {"1"}
+    found = results(
+        launch(folders(tmp_path, 3), parallel=2, threads=1, command=command, echo=lambda line: None)
+    )
+    assert {one[VISIBLE] for one in found} == {None} and {
+        one["OMP_NUM_THREADS"] for one in found
+    } == {"1"}
     assert most_at_once(found) <= 2
 
 
 def test_two_drivers_share_the_gpus(tmp_path, command):
-    """The lock is the training's: another driver sees it, and the death of the driver does not end it."""
+    """The lock is the training's: another driver sees it, and the death of the driver does not end
+    it.
+    """
     first, second = Gpus(["0", "1"], 1), Gpus(["0", "1"], 1)
     runs = [RunDir(folder) for folder in folders(tmp_path, 4)]
     for run in runs:
@@ -120,7 +133,9 @@ def test_two_drivers_share_the_gpus(tmp_path, command):
 def test_cores_are_shared_out_between_gpus(tmp_path, monkeypatch, command):
     monkeypatch.setattr(places.os, "cpu_count", lambda: 12)
     monkeypatch.setenv(GPUS, "0,1,2")
-    (found,) = results(launch(folders(tmp_path, 1), threads=0, command=command, echo=lambda line: None))
+    (found,) = results(
+        launch(folders(tmp_path, 1), threads=0, command=command, echo=lambda line: None)
+    )
     assert found["OMP_NUM_THREADS"] == "4"
 
 
@@ -134,20 +149,32 @@ def test_one_failure_lets_the_others_finish(tmp_path, monkeypatch, command, gpus
         launch(runs, parallel=2, command=command, echo=lines.append)
     sentence, _, log = str(caught.value).partition(" Last lines of ")
     assert "\n" not in sentence
-    assert str(runs[0]) in sentence and "ended with code 1" in sentence and "The other 3 trainings are finished." in sentence
+    assert (
+        str(runs[0]) in sentence
+        and "ended with code 1" in sentence
+        and ("The other 3 trainings are finished.") in sentence
+    )
     assert "it was made to fail" in log
     assert [(folder / "complete.json").exists() for folder in runs] == [False, True, True, True]
     assert "run0: ended with code 1 without finishing" in lines
     (runs[0] / "fail").unlink()
     assert len(launch(runs, command=command, echo=lines.append)) == 4
-    assert [f"run{number}: finished earlier, kept" in lines for number in range(4)] == [False, True, True, True]
+    assert [f"run{number}: finished earlier, kept" in lines for number in range(4)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_all_that_failed_are_named(tmp_path, command):
     runs = folders(tmp_path, 3)
     for folder in runs[1:]:
         (folder / "fail").touch()
-    with pytest.raises(TrainingFailed, match=r"run1 ended with code 1.*So did run2\. The other training is finished\."):
+    with pytest.raises(
+        TrainingFailed,
+        match=(r"run1 ended with code 1.*So did run2\. The other " r"training is finished\."),
+    ):
         launch(runs, parallel=3, command=command, echo=lambda line: None)
 
 
@@ -166,7 +193,9 @@ def test_no_cluster_is_one_sentence(tmp_path, monkeypatch, command):
 def cluster():
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=3, dashboard_address="127.0.0.1:0", silence_logs=50) as found:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=3, dashboard_address="127.0.0.1:0", silence_logs=50
+    ) as found:
         yield found
 
 
@@ -175,10 +204,14 @@ def test_the_workers_of_a_cluster(cluster, tmp_path, monkeypatch, command):
     runs = folders(tmp_path, 5)
     (runs[1] / "fail").touch()
     lines: list[str] = []
-    with pytest.raises(TrainingFailed, match=r"run1 ended with code 1.*The other 4 trainings are finished") as caught:
+    with pytest.raises(
+        TrainingFailed, match=(r"run1 ended with code 1.*The other 4 trainings are " r"finished")
+    ) as caught:
         launch(runs, parallel=1, command=command, echo=lines.append)
     assert "it was made to fail" in str(caught.value)
-    found = [json.loads((folder / "result.json").read_text()) for folder in runs if folder != runs[1]]
+    found = [
+        json.loads((folder / "result.json").read_text()) for folder in runs if folder != runs[1]
+    ]
     assert most_at_once(found) == 2, "one on each worker, however many threads a worker has"
     assert sum("starting on tcp://" in line for line in lines) == 5
 
@@ -194,7 +227,12 @@ def test_a_worker_that_is_gone_is_named(cluster, tmp_path, monkeypatch, command)
         lines.append(line)
         if "starting on" in line:
             time.sleep(1.5)
-            cluster.sync(cluster.scheduler.retire_workers, workers=[line.rpartition(" ")[2]], close_workers=True, remove=True)
+            cluster.sync(
+                cluster.scheduler.retire_workers,
+                workers=[line.rpartition(" ")[2]],
+                close_workers=True,
+                remove=True,
+            )
 
     with pytest.raises(TrainingFailed, match="lost its Dask worker"):
         launch([run], command=command, echo=lose)

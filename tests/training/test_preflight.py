@@ -23,7 +23,9 @@ X = [5.0, 10.0, 15.0, 18.0, 5.0, 30.0]
 
 @pytest.fixture
 def split(tmp_path) -> StoreSplit:
-    """Three segments of two frames, one box in each frame; the last box is beyond the demo's range."""
+    """Three segments of two frames, one box in each frame; the last box is beyond the demo's
+    range.
+    """
     frames = len(TYPES)
     boxes = np.tile(np.array([0, 0, 1, 4, 2, 1.5, 0], np.float32), (frames, 1))
     boxes[:, 0] = X
@@ -58,13 +60,24 @@ def test_counts_by_hand(split):
 def test_boxes_without_points_do_not_count(split):
     bare = replace(split, num_points=np.array([10, 0, 10, 0, 10, 10], np.int32))
     assert count_boxes(job(), bare) == {"Vehicle": (2, 1), "Pedestrian": (0, 0), "Cyclist": (1, 1)}
-    assert check_split(job(), bare) == ["no box of class Pedestrian in the 6 frames: the model will not learn it"]
+    assert check_split(job(), bare) == [
+        ("no box of class Pedestrian in the 6 frames: the model will not learn it")
+    ]
 
 
 def test_the_interval_is_judged(split):
-    assert count_boxes(job(interval=2), split) == {"Vehicle": (1, 1), "Pedestrian": (0, 0), "Cyclist": (1, 1)}
+    assert count_boxes(job(interval=2), split) == {
+        "Vehicle": (1, 1),
+        "Pedestrian": (0, 0),
+        "Cyclist": (1, 1),
+    }
     assert "interval 4 skips 1 of 3 segments altogether" in check_split(job(interval=4), split)
-    with pytest.raises(ConfigError, match=r"interval 6 leaves one of the 6 frames in split 'training' of .*store; lower it"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"interval 6 leaves one of the 6 frames in split " r"'training' of .*store; lower it"
+        ),
+    ):
         check_split(job(interval=6), split)
 
 
@@ -73,14 +86,23 @@ def test_a_batch_larger_than_the_data_is_a_warning(split):
 
 
 def test_no_frames(split):
-    with pytest.raises(DataError, match=r"split 'training' of .*store has no frames; run 'python -m kdlib prepare'"):
+    with pytest.raises(
+        DataError,
+        match=(r"split 'training' of .*store has no frames; run 'python " r"-m kdlib prepare'"),
+    ):
         check_split(job(), replace(split, index=split.index[:0]))
 
 
-@pytest.mark.parametrize(("difficulty", "message"), [(0, "nor a difficulty"), (2, "although some have a difficulty")])
+@pytest.mark.parametrize(
+    ("difficulty", "message"), [(0, "nor a difficulty"), (2, "although some have a difficulty")]
+)
 def test_labels_of_an_old_release(split, difficulty, message):
-    bare = replace(split, num_points=split.num_points * 0, difficulty=np.full(6, difficulty, np.int8))
-    with pytest.raises(DataError, match=f"none of the 6 boxes .* has a number of points, {message}.*v1.2"):
+    bare = replace(
+        split, num_points=split.num_points * 0, difficulty=np.full(6, difficulty, np.int8)
+    )
+    with pytest.raises(
+        DataError, match=f"none of the 6 boxes .* has a number of points, {message}.*v1.2"
+    ):
         check_split(job(), bare)
 
 
@@ -93,36 +115,57 @@ def test_the_models_range_must_meet_the_data(split):
     near = job(narrow(0.0, 6.4))
     assert [inside for _, inside in count_boxes(near, split).values()] == [1, 0, 0]
     lines = check_split(near, split)
-    assert [re.match(r"only 0 of 1 boxes of class (\w+) lie in the model's range", line)[1] for line in lines] == [
+    assert [
+        re.match(r"only 0 of 1 boxes of class (\w+) lie in the model's range", line)[1]
+        for line in lines
+    ] == [
         "Pedestrian",
         "Cyclist",
     ]
-    with pytest.raises(ConfigError, match=r"none of the 5 boxes .* lies in the range \(-6.4, .* choose a model of another range"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"none of the 5 boxes .* lies in the range \(-6.4, .* "
+            r"choose a model of another range"
+        ),
+    ):
         check_split(job(narrow(-6.4, 0.0)), split)
 
 
 def test_object_sampling_needs_a_count_for_each_class(split):
-    with pytest.raises(ConfigError, match=r"2 counts \(15, 10\) for 3 classes Vehicle, Pedestrian, Cyclist"):
-        check_split(job(augment=AugmentConfig(objects=ObjectSamplingConfig(counts=(15, 10)))), split)
+    with pytest.raises(
+        ConfigError, match=(r"2 counts \(15, 10\) for 3 classes Vehicle, " r"Pedestrian, Cyclist")
+    ):
+        check_split(
+            job(augment=AugmentConfig(objects=ObjectSamplingConfig(counts=(15, 10)))), split
+        )
 
 
 def test_object_sampling_needs_a_bank_of_these_frames(tmp_path):
-    simulate(tmp_path / "waymo", segments=1, frames=2, seed=3, scale="demo", workers=1, progress=False)
+    simulate(
+        tmp_path / "waymo", segments=1, frames=2, seed=3, scale="demo", workers=1, progress=False
+    )
     prepare(tmp_path / "waymo", tmp_path / "store", workers=1, progress=False)
     split = Store.open(tmp_path / "store").split("training")
-    pasting = job(batch_size=1, augment=AugmentConfig(objects=ObjectSamplingConfig(min_points=10**6)))
+    pasting = job(
+        batch_size=1, augment=AugmentConfig(objects=ObjectSamplingConfig(min_points=10**6))
+    )
     bank_path(split).unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"has no object bank .*prepare"):
         check_split(pasting, split)
     build_bank(split, progress=False)
     lines = check_split(pasting, split)
-    assert sum(line.endswith("of at least 1000000 points: none will be pasted") for line in lines) == 3
+    assert (
+        sum(line.endswith("of at least 1000000 points: none will be pasted") for line in lines) == 3
+    )
     with pytest.raises(DataError, match="was made from other frames"):
         check_split(pasting, replace(split, fingerprint="e" * 16))
 
 
 def test_training_asks_first(tmp_path):
-    simulate(tmp_path / "waymo", segments=1, frames=2, seed=3, scale="demo", workers=1, progress=False)
+    simulate(
+        tmp_path / "waymo", segments=1, frames=2, seed=3, scale="demo", workers=1, progress=False
+    )
     prepare(tmp_path / "waymo", tmp_path / "store", workers=1, progress=False)
     run = RunDir(tmp_path / "run")
     replace(job(interval=2), store=str(tmp_path / "store")).write(run.path)

@@ -24,8 +24,17 @@ LABELS = np.array([1, 1, 2, 3])
 @pytest.fixture(scope="session")
 def cloud() -> np.ndarray:
     rng = np.random.default_rng(3)
-    ground = np.column_stack((rng.uniform(-20, 20, (3000, 2)), rng.normal(0, 0.03, 3000), rng.uniform(0, 1, 3000)))
-    wall = np.column_stack((rng.uniform(-20, 20, 800), np.full(800, 15.0), rng.uniform(0, 4, 800), rng.uniform(0, 1, 800)))
+    ground = np.column_stack(
+        (rng.uniform(-20, 20, (3000, 2)), rng.normal(0, 0.03, 3000), rng.uniform(0, 1, 3000))
+    )
+    wall = np.column_stack(
+        (
+            rng.uniform(-20, 20, 800),
+            np.full(800, 15.0),
+            rng.uniform(0, 4, 800),
+            rng.uniform(0, 1, 800),
+        )
+    )
     return np.concatenate((ground, wall)).astype(np.float32)
 
 

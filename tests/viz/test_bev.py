@@ -23,9 +23,14 @@ def test_bev_shows_every_origin_in_its_colour(cloud, layers, pixels, tmp_path) -
     panel = Panel("street", layers[1:])
     alone = bev.draw_bev(cloud, [panel], extent=EXTENT, letters=True, path=tmp_path / "bev.png")
     image = pixels(tmp_path / "bev.png")
-    assert has_color(image, palette.role("teacher").color) and has_color(image, palette.role("student").color)
+    assert has_color(image, palette.role("teacher").color) and has_color(
+        image, palette.role("student").color
+    )
     assert not has_color(image, palette.role("miss").color)
-    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["teacher (4)", "student (2)"]
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == [
+        "teacher (4)",
+        "student (2)",
+    ]
     assert {"V", "P", "C"} <= {text.get_text() for text in alone.axes[0].texts}
 
 
@@ -56,13 +61,27 @@ def test_bev_bad_input(cloud, change, message) -> None:
 
 
 def test_panels_share_scale_legend_and_title(cloud, layers, pixels, tmp_path) -> None:
-    panels = [Panel("teacher", layers[:2], "2 found"), Panel("student", [layers[0], layers[2]]), Panel("none")]
-    figure = bev.draw_bev(cloud, panels, extent=EXTENT, title="frame", note="score", path=tmp_path / "cmp.png")
+    panels = [
+        Panel("teacher", layers[:2], "2 found"),
+        Panel("student", [layers[0], layers[2]]),
+        Panel("none"),
+    ]
+    figure = bev.draw_bev(
+        cloud, panels, extent=EXTENT, title="frame", note="score", path=tmp_path / "cmp.png"
+    )
     pixels(tmp_path / "cmp.png")
-    assert [ax.get_title(loc="left").strip() for ax in figure.axes] == ["teacher", "student", "none"]
+    assert [ax.get_title(loc="left").strip() for ax in figure.axes] == [
+        "teacher",
+        "student",
+        "none",
+    ]
     assert len({(ax.get_xlim(), ax.get_ylim()) for ax in figure.axes}) == 1
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["ground truth (4)", "teacher (4)", "student (2)"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "ground truth (4)",
+        "teacher (4)",
+        "student (2)",
+    ]
     assert {"frame", "score"} <= {text.get_text() for text in figure.texts}
     assert [ax.get_ylabel() != "" for ax in figure.axes] == [True, False, False]
 

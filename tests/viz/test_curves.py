@@ -12,29 +12,43 @@ def rows(count: int, factor: float) -> list[dict]:
 
 
 def test_training_has_a_panel_for_each_key_and_a_line_for_each_run(pixels, tmp_path) -> None:
-    runs = {"alone": rows(30, 3.0), "full": [*rows(30, 2.0), {"step": 30, "validation": 1.0}], "empty": []}
-    figure = curves.draw_history(runs, keys=("loss", "lr", "validation"), colors={"full": "#E69F00"}, path=tmp_path / "t.png")
+    runs = {
+        "alone": rows(30, 3.0),
+        "full": [*rows(30, 2.0), {"step": 30, "validation": 1.0}],
+        "empty": [],
+    }
+    figure = curves.draw_history(
+        runs, keys=("loss", "lr", "validation"), colors={"full": "#E69F00"}, path=tmp_path / "t.png"
+    )
     pixels(tmp_path / "t.png")
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss", "lr", "validation"]
     lines = figure.axes[0].get_lines()
-    assert [line.get_label() for line in lines] == ["alone", "full"] and lines[1].get_color() == "#E69F00"
+    assert [line.get_label() for line in lines] == ["alone", "full"] and lines[
+        1
+    ].get_color() == "#E69F00"
     np.testing.assert_allclose(lines[0].get_ydata(), [3.0 / (step + 1) for step in range(30)])
 
 
 def test_free_colours_are_not_the_given_ones() -> None:
-    figure = curves.draw_history({"a": rows(3, 1.0), "b": rows(3, 2.0), "c": rows(3, 3.0)}, colors={"c": "#56B4E9"})
+    figure = curves.draw_history(
+        {"a": rows(3, 1.0), "b": rows(3, 2.0), "c": rows(3, 3.0)}, colors={"c": "#56B4E9"}
+    )
     assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 3
 
 
 def test_long_curves_are_a_centred_mean_over_the_raw_line() -> None:
-    figure = curves.draw_history({"a": [{"step": i, "loss": float(i % 2)} for i in range(120)]}, keys=("loss",))
+    figure = curves.draw_history(
+        {"a": [{"step": i, "loss": float(i % 2)} for i in range(120)]}, keys=("loss",)
+    )
     raw, smooth = figure.axes[0].get_lines()
     assert raw.get_alpha() == 0.3
     np.testing.assert_allclose(smooth.get_ydata()[:3], [0.5, 1 / 3, 2 / 3])
 
 
 def test_training_names_the_keys_there_are() -> None:
-    with pytest.raises(ChartError, match=r"no history row has a value for los; there are: loss, lr, step"):
+    with pytest.raises(
+        ChartError, match=(r"no history row has a value for los; there are: loss, " r"lr, step")
+    ):
         curves.draw_history({"a": rows(2, 1.0)}, keys=("los",))
 
 
@@ -54,7 +68,10 @@ def test_precision_recall(pixels, tmp_path) -> None:
 
 
 def test_cost(pixels, tmp_path) -> None:
-    made = [curves.CostPoint("teacher", 120.0, 62.0, 61.0, 63.0), curves.CostPoint("student", 30.0, 50.0)]
+    made = [
+        curves.CostPoint("teacher", 120.0, 62.0, 61.0, 63.0),
+        curves.CostPoint("student", 30.0, 50.0),
+    ]
     figure = curves.draw_accuracy_cost(made, cost_label="ms", title="cost", path=tmp_path / "c.png")
     pixels(tmp_path / "c.png")
     assert {"teacher", "student"} <= {text.get_text() for text in figure.axes[0].texts}
@@ -84,7 +101,10 @@ def test_arms_state_their_numbers(pixels, tmp_path) -> None:
     figure = curves.draw_arms(ARMS, title="arms", path=tmp_path / "a.png")
     pixels(tmp_path / "a.png")
     ax = figure.axes[0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["alone", "full"] and ax.yaxis_inverted()
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "alone",
+        "full",
+    ] and ax.yaxis_inverted()
     assert "48.00  [46.00, 50.00]" in {text.get_text() for text in ax.texts}
     np.testing.assert_allclose(ax.get_lines()[1].get_xdata(), [47, 48, 49])
 

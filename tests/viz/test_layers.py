@@ -34,7 +34,9 @@ def test_roles_are_distinct_and_have_a_twin_for_the_dark() -> None:
 def test_footprint_and_heading_of_a_quarter_turn() -> None:
     box = np.array([[10.0, 5.0, 1.0, 4.0, 2.0, 1.5, np.pi / 2]])
     # The front of a box turned by 90 degrees points to +y; front left is at smaller x.
-    np.testing.assert_allclose(ground_corners(box)[0], [(9, 7), (9, 3), (11, 3), (11, 7)], atol=1e-12)
+    np.testing.assert_allclose(
+        ground_corners(box)[0], [(9, 7), (9, 3), (11, 3), (11, 7)], atol=1e-12
+    )
     np.testing.assert_allclose(heading_ticks(box, beyond=1.0)[0], [(10, 5), (10, 8)], atol=1e-12)
 
 
@@ -50,7 +52,9 @@ def test_wireframe_edges_have_the_box_sides_as_lengths() -> None:
 
 def test_count_inside_of_turned_boxes() -> None:
     points = np.array([(0, 0, 0), (1.9, 0, 0), (0, 1.9, 0), (0, 0, 5)], float)
-    boxes = np.array([(0, 0, 0, 4, 1, 1, 0), (0, 0, 0, 4, 1, 1, np.pi / 2), (50, 0, 0, 1, 1, 1, 0)], float)
+    boxes = np.array(
+        [(0, 0, 0, 4, 1, 1, 0), (0, 0, 0, 4, 1, 1, np.pi / 2), (50, 0, 0, 1, 1, 1, 0)], float
+    )
     assert count_inside(points, boxes).tolist() == [2, 2, 0]
 
 
@@ -64,7 +68,11 @@ def test_part_of_a_layer_keeps_scores_and_classes(layers: list[BoxLayer]) -> Non
 
 def test_counts_are_one_number_unless_panels_differ(layers: list[BoxLayer]) -> None:
     truth, teacher, student = layers
-    panels = (Panel("a", (truth, teacher)), Panel("b", (truth, teacher.part(np.arange(4) < 1))), Panel("c", (student,)))
+    panels = (
+        Panel("a", (truth, teacher)),
+        Panel("b", (truth, teacher.part(np.arange(4) < 1))),
+        Panel("c", (student,)),
+    )
     assert box_counts(panels) == {"ground truth": "4", "teacher": "4 | 1", "student": "2"}
 
 
@@ -83,4 +91,7 @@ def test_bad_layers_are_named() -> None:
 
 def test_empty_and_broken_points_are_data() -> None:
     assert len(layer("truth", np.zeros((0, 7)), np.zeros(0, int))) == 0
-    assert drawable_points(np.array([(0, 0, 0), (np.nan, 0, 0), (0, np.inf, 0)], float)).shape == (1, 3)
+    assert drawable_points(np.array([(0, 0, 0), (np.nan, 0, 0), (0, np.inf, 0)], float)).shape == (
+        1,
+        3,
+    )

@@ -40,23 +40,33 @@ def check_fallback(info: scene3d.RenderInfo, pixels, layers) -> None:
         ("import time; time.sleep(60)", "did not finish within"),
     ],
 )
-def test_a_dying_renderer_costs_nothing_but_itself(cloud, layers, pixels, tmp_path, code, reason) -> None:
-    info = scene3d.render_scene(cloud, layers, tmp_path / "a.png", size=SIZE, worker=child(code), timeout=3)
+def test_a_dying_renderer_costs_nothing_but_itself(
+    cloud, layers, pixels, tmp_path, code, reason
+) -> None:
+    info = scene3d.render_scene(
+        cloud, layers, tmp_path / "a.png", size=SIZE, worker=child(code), timeout=3
+    )
     assert reason in info.note
     check_fallback(info, pixels, layers)
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_missing_program_falls_back(cloud, layers, pixels, tmp_path) -> None:
-    info = scene3d.render_scene(cloud, layers, tmp_path / "a.png", size=SIZE, worker=("/no/such/program",))
+    info = scene3d.render_scene(
+        cloud, layers, tmp_path / "a.png", size=SIZE, worker=("/no/such/program",)
+    )
     assert "could not be started" in info.note
     check_fallback(info, pixels, layers)
 
 
-def test_open3d_that_cannot_be_imported_falls_back(cloud, layers, pixels, tmp_path, monkeypatch) -> None:
+def test_open3d_that_cannot_be_imported_falls_back(
+    cloud, layers, pixels, tmp_path, monkeypatch
+) -> None:
     stub = tmp_path / "stub"
     stub.mkdir()
-    (stub / "open3d.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
+    (stub / "open3d.py").write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file')\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(stub))
     info = scene3d.render_scene(cloud, layers, tmp_path / "a.png", size=SIZE)
     assert "libGL.so.1" in info.note
@@ -67,7 +77,9 @@ def test_open3d_renders_or_says_why_not(cloud, layers, pixels, tmp_path) -> None
     info = scene3d.render_scene(cloud, layers, tmp_path / "a.png", size=SIZE, caption="frame 3")
     image = pixels(info.path)
     assert image.shape == (SIZE[1], SIZE[0], 3)
-    assert (info.backend, info.note) == ("open3d", "") or (info.backend == "matplotlib" and info.note)
+    assert (info.backend, info.note) == ("open3d", "") or (
+        info.backend == "matplotlib" and info.note
+    )
     for one in layers[1:]:
         assert near(image, palette.on_dark(one.color), 60) > 10
     assert info.show().data.startswith(b"\x89PNG")
@@ -75,11 +87,16 @@ def test_open3d_renders_or_says_why_not(cloud, layers, pixels, tmp_path) -> None
 
 def test_works_from_any_directory(cloud, layers, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "No module named 'kdlib" not in scene3d.render_scene(cloud[:50], [], "a.png", size=SIZE).note
+    assert (
+        "No module named 'kdlib"
+        not in scene3d.render_scene(cloud[:50], [], "a.png", size=SIZE).note
+    )
 
 
 def test_an_empty_scene_is_a_picture(pixels, tmp_path) -> None:
-    info = scene3d.render_scene(np.zeros((0, 3)), [], tmp_path / "a.png", size=SIZE, worker=child("raise SystemExit(3)"))
+    info = scene3d.render_scene(
+        np.zeros((0, 3)), [], tmp_path / "a.png", size=SIZE, worker=child("raise SystemExit(3)")
+    )
     assert "exit code 3" in info.note
     pixels(info.path)
     with pytest.raises(LayerError, match="expected"):
@@ -97,7 +114,10 @@ def test_window_without_a_display_is_one_sentence(cloud, layers, monkeypatch) ->
 
 def test_window_with_a_display_hands_over_to_the_worker(cloud, layers, monkeypatch) -> None:
     monkeypatch.setenv("DISPLAY", ":7")
-    seen = "import sys, os; assert sys.argv[-1] == '--window' and os.path.exists(sys.argv[1] + '/scene.npz')"
+    seen = (
+        "import sys, os; assert sys.argv[-1] == '--window' and os.path.exists(sys.argv[1] + "
+        "'/scene.npz')"
+    )
     assert scene3d.open_window(cloud, layers, worker=child(seen)).backend == "open3d"
     assert (
         "failed: RuntimeError: no window"
@@ -125,7 +145,9 @@ def test_pinhole_puts_the_target_in_the_middle() -> None:
 
 def test_lines_behind_the_lens_are_cut() -> None:
     camera = Camera(eye=(0, 0, 0), target=(10, 0, 0), field_of_view=90)
-    through = Lines(np.array([[[-5, 0, -1], [5, 0, -1]], [[-5, 0, 0], [-6, 0, 0]]], float), "#FF0000", 8)
+    through = Lines(
+        np.array([[[-5, 0, -1], [5, 0, -1]], [[-5, 0, 0], [-6, 0, 0]]], float), "#FF0000", 8
+    )
     image = paint(np.zeros((0, 3)), np.zeros((0, 3)), [through], camera, (400, 400)).astype(float)
     rows, columns = np.nonzero(near_mask(image, (255, 0, 0)))
     assert len(rows) and rows.min() > 200 and abs(columns.mean() - 200) < 3
@@ -138,6 +160,10 @@ def near_mask(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 def test_environment_is_untouched(cloud, tmp_path) -> None:
     before = dict(os.environ)
     scene3d.render_scene(
-        cloud, [layer("truth", np.zeros((0, 7)), np.zeros(0, int))], tmp_path / "a.png", size=SIZE, worker=child("pass")
+        cloud,
+        [layer("truth", np.zeros((0, 7)), np.zeros(0, int))],
+        tmp_path / "a.png",
+        size=SIZE,
+        worker=child("pass"),
     )
     assert dict(os.environ) == before

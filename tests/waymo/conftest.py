@@ -37,16 +37,28 @@ def split(golden_split, tmp_path) -> Path:
 
 @pytest.fixture
 def edit(split) -> Callable[..., Path]:
-    """Rewrite one component: ``edit("lidar", lambda rows: rows[:3])`` on its rows as dictionaries."""
+    """Rewrite one component: ``edit("lidar", lambda rows: rows[:3])`` on its rows as
+    dictionaries.
+    """
 
-    def rewrite(component: str, change: Callable[[list[dict]], list[dict]], row_group_size: int = 4) -> Path:
+    def rewrite(
+        component: str, change: Callable[[list[dict]], list[dict]], row_group_size: int = 4
+    ) -> Path:
         path = split / component / f"{SEGMENT}.parquet"
         table = pq.read_table(path)
         rows, fields = change(table.to_pylist()), []
         for field in table.schema:
-            null = pa.types.is_fixed_size_list(field.type) and any(row[field.name] is None for row in rows)
-            fields.append(pa.field(field.name, pa.list_(field.type.value_type)) if null and OLD else field)
-        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), path, row_group_size=row_group_size)
+            null = pa.types.is_fixed_size_list(field.type) and any(
+                row[field.name] is None for row in rows
+            )
+            fields.append(
+                pa.field(field.name, pa.list_(field.type.value_type)) if null and OLD else field
+            )
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=pa.schema(fields)),
+            path,
+            row_group_size=row_group_size,
+        )
         return path
 
     return rewrite
@@ -54,9 +66,13 @@ def edit(split) -> Callable[..., Path]:
 
 @pytest.fixture
 def rewrite(split) -> Callable[..., Path]:
-    """Rewrite one component as a table: ``rewrite("lidar", lambda table: table.drop(["index"]), compression="none")``."""
+    """Rewrite one component as a table:
+    ``rewrite("lidar", lambda table: table.drop(["index"]), compression="none")``.
+    """
 
-    def write(component: str, change: Callable[[pa.Table], pa.Table] = lambda table: table, **options: Any) -> Path:
+    def write(
+        component: str, change: Callable[[pa.Table], pa.Table] = lambda table: table, **options: Any
+    ) -> Path:
         path = split / component / f"{SEGMENT}.parquet"
         table = change(pq.read_table(path))
         try:

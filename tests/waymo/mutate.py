@@ -1,7 +1,9 @@
-"""Mutants of a tiny segment by number, one number being the same mutant every time, and what became of the reader of each.
+"""Mutants of a tiny segment by number, one number being the same mutant every time, and what became
+of the reader of each.
 
-Run as a program it feeds a range of mutants to the readers, in a process that may not allocate more than a file can justify, and
-writes one line per mutant before it is read (its number) and one after (what came of it).
+Run as a program it feeds a range of mutants to the readers, in a process that may not allocate more
+than a file can justify, and writes one line per mutant before it is read (its number) and one after
+(what came of it).
 """
 
 from __future__ import annotations
@@ -52,26 +54,35 @@ class Mutants:
     """The tiny segment below a folder, and its mutants."""
 
     def __init__(self, goldens: Path, folder: Path) -> None:
-        self._frames = [frame.SerializeToString() for frame in mutations.tiny_frames(next(goldens.glob("*.tfrecord")))]
+        self._frames = [
+            frame.SerializeToString()
+            for frame in mutations.tiny_frames(next(goldens.glob("*.tfrecord")))
+        ]
         self._tables = mutations.tiny_tables(goldens / "v2" / "training")
         self._folder, self._record = folder / "training", folder / "segment.tfrecord"
         self._whole = mutations.framed(self._frames)
         self._written = {
-            name: [mutations.write_table(table, way) for way in WAYS_TO_WRITE] for name, table in self._tables.items()
+            name: [mutations.write_table(table, way) for way in WAYS_TO_WRITE]
+            for name, table in self._tables.items()
         }
         for component in COMPONENTS:
             (self._folder / component).mkdir(parents=True, exist_ok=True)
             self._path(component).write_bytes(self._written[component][0])
         self._record.write_bytes(self._whole)
         self.frames = list(reader_v1.frames_v1(self._record, SEGMENT))
-        same = [outcome([one], list(other)) for one, other in zip(self.frames, zip(reader_v2.frames_v2(self._folder, SEGMENT)))]
+        same = [
+            outcome([one], list(other))
+            for one, other in zip(self.frames, zip(reader_v2.frames_v2(self._folder, SEGMENT)))
+        ]
         assert same == ["equal", "equal"], "the tiny segment is not one segment"
 
     def _path(self, component: str) -> Path:
         return self._folder / component / f"{SEGMENT}.parquet"
 
     def feed(self, number: int, before: Callable[[str, int], None]) -> tuple[str, str]:
-        """Make a mutant, read it, and return its kind and what came of it; ``before(kind, size)`` is called in between."""
+        """Make a mutant, read it, and return its kind and what came of it; ``before(kind, size)``
+        is called in between.
+        """
         rng = random.Random(number)
         if number % 2:
             kind = rng.choice(("bytes", "payload", "payload", "matrix", "field", "field"))
@@ -86,7 +97,9 @@ class Mutants:
         path.write_bytes(content)
         before(f"v2 {kind}", sum(self._path(name).stat().st_size for name in COMPONENTS))
         try:
-            return f"v2 {kind}", self._read(lambda: list(reader_v2.frames_v2(self._folder, SEGMENT)), allowed)
+            return f"v2 {kind}", self._read(
+                lambda: list(reader_v2.frames_v2(self._folder, SEGMENT)), allowed
+            )
         finally:
             path.write_bytes(self._written[component][number % len(WAYS_TO_WRITE)])
 
@@ -115,7 +128,8 @@ class Mutants:
         if kind == "bytes":
             content = mutations.damage(self._whole, rng)
             ends = [len(mutations.framed(payloads[:count])) for count in range(1, len(payloads))]
-            undetectable = any(content == self._whole[:end] for end in ends)  # cut on a boundary: nothing tells
+            # cut on a boundary: nothing tells
+            undetectable = any(content == self._whole[:end] for end in ends)
             return content, "error equal prefix" if undetectable else "error equal"
         if kind == "payload":
             payloads[which] = mutations.damage(payloads[which], rng)
@@ -128,7 +142,8 @@ class Mutants:
     def _table_mutant(self, component: str, kind: str, rng: random.Random) -> tuple[bytes, str]:
         way = rng.randrange(len(WAYS_TO_WRITE))
         content, table = self._written[component][way], self._tables[component]
-        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # where the metadata begin
+        # where the metadata begin
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
         if kind == "bytes":
             return mutations.damage(content, rng), "error equal changed times"
         if kind == "footer":
@@ -137,11 +152,23 @@ class Mutants:
             return mutations.damage(content, rng, 4, footer), "error equal changed times"
         if kind == "swap":
             other = rng.choice([name for name in COMPONENTS if name != component])
-            return rng.choice((self._written[other][way], self._whole, b"", b"PAR1", b"PAR1PAR1PAR1", bytes(5000))), "error"
+            return rng.choice(
+                (self._written[other][way], self._whole, b"", b"PAR1", b"PAR1PAR1PAR1", bytes(5000))
+            ), "error"
         if kind == "order":
-            return mutations.write_table(mutations.shuffled(table, rng), WAYS_TO_WRITE[way]), "equal"
-        change = {"cells": mutations.change_cells, "schema": mutations.change_schema, "rows": mutations.change_rows}[kind]
-        allowed = "error equal" if kind == "rows" and component != "lidar_box" else "error equal changed times"
+            return mutations.write_table(
+                mutations.shuffled(table, rng), WAYS_TO_WRITE[way]
+            ), "equal"
+        change = {
+            "cells": mutations.change_cells,
+            "schema": mutations.change_schema,
+            "rows": mutations.change_rows,
+        }[kind]
+        allowed = (
+            "error equal"
+            if kind == "rows" and component != "lidar_box"
+            else "error equal changed times"
+        )
         changed = change(table, rng)
         try:
             return mutations.write_table(changed, WAYS_TO_WRITE[way]), allowed
@@ -150,13 +177,19 @@ class Mutants:
 
 
 def outcome(expected: list[Frame], frames: list[Frame]) -> str:
-    """Return "equal", "prefix" (equal, but fewer), "changed" (other numbers, but proper frames), or what is wrong with them."""
+    """Return "equal", "prefix" (equal, but fewer), "changed" (other numbers, but proper frames), or
+    what is wrong with them.
+    """
     if len(frames) < len(expected):
         same = all(map(_equal, frames, expected))
         return "prefix" if frames and same else f"{len(frames)} frames"
     if all(map(_equal, frames, expected)) and len(frames) == len(expected):
         return "equal"
-    return next(filter(None, map(_wrong, frames, expected)), "changed") if len(frames) == len(expected) else "too many frames"
+    return (
+        next(filter(None, map(_wrong, frames, expected)), "changed")
+        if len(frames) == len(expected)
+        else "too many frames"
+    )
 
 
 def _arrays(frame: Frame) -> list[Any]:
@@ -166,9 +199,13 @@ def _arrays(frame: Frame) -> list[Any]:
 
 
 def _equal(one: Frame, other: Frame) -> bool:
-    keys = [(frame.segment, frame.index, frame.timestamp_micros, frame.labels.ids) for frame in (one, other)]
+    keys = [
+        (frame.segment, frame.index, frame.timestamp_micros, frame.labels.ids)
+        for frame in (one, other)
+    ]
     return keys[0] == keys[1] and all(
-        a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b) for a, b in zip(_arrays(one), _arrays(other))
+        a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+        for a, b in zip(_arrays(one), _arrays(other))
     )
 
 
@@ -179,7 +216,9 @@ def _wrong(frame: Frame, expected: Frame) -> str | None:
     checks = {
         "names": (frame.segment, frame.index) == (expected.segment, expected.index),
         "number of points": len(frame.points) <= 10 * ROWS * COLUMNS,
-        "shape of the points": frame.points.dtype == np.float32 and frame.points.ndim == 2 and frame.points.shape[1] == 6,
+        "shape of the points": frame.points.dtype == np.float32
+        and frame.points.ndim == 2
+        and frame.points.shape[1] == 6,
         "finite": all(np.isfinite(array).all() for array in _arrays(frame)),
         "rotation": np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3),
         "sizes": bool((labels.boxes[:, 3:6] > 0).all()),
@@ -198,7 +237,9 @@ def _status(name: str) -> int:
 
 
 def main(goldens: str, folder: str, first: str, count: str) -> None:
-    """Feed some mutants; whatever is no typed error ends the process, and the last line names the mutant."""
+    """Feed some mutants; whatever is no typed error ends the process, and the last line names the
+    mutant.
+    """
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     warnings.simplefilter("error")
@@ -210,7 +251,9 @@ def main(goldens: str, folder: str, first: str, count: str) -> None:
 
 
 def _watched(mutants: Mutants, number: int) -> dict[str, Any]:
-    """Feed one mutant under a limit of time and of address space, and measure what memory it took."""
+    """Feed one mutant under a limit of time and of address space, and measure what memory it
+    took.
+    """
     bounds = [0, 0]
 
     def before(kind: str, size: int) -> None:

@@ -1,4 +1,6 @@
-"""A tiny segment in both formats, and the ways to damage it: bytes, messages, matrices, cells, rows and columns."""
+"""A tiny segment in both formats, and the ways to damage it: bytes, messages, matrices, cells, rows
+and columns.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,27 @@ ROWS, COLUMNS = 4, 6  # of every range image
 WAYS_TO_WRITE: tuple[dict[str, Any], ...] = (
     {"compression": "none", "use_dictionary": False, "row_group_size": 8},
     {"compression": "none", "use_dictionary": True, "row_group_size": 100},
-    {"compression": "snappy", "use_dictionary": True, "row_group_size": 5, "write_page_checksum": True},
+    {
+        "compression": "snappy",
+        "use_dictionary": True,
+        "row_group_size": 5,
+        "write_page_checksum": True,
+    },
     {"compression": "zstd", "use_dictionary": False, "row_group_size": 100},
     {"compression": "gzip", "use_dictionary": True, "row_group_size": 9},
-    {"compression": "brotli", "use_dictionary": False, "row_group_size": 100, "data_page_version": "2.0"},
-    {"compression": "none", "use_dictionary": False, "row_group_size": 100, "data_page_size": 64, "data_page_version": "2.0"},
+    {
+        "compression": "brotli",
+        "use_dictionary": False,
+        "row_group_size": 100,
+        "data_page_version": "2.0",
+    },
+    {
+        "compression": "none",
+        "use_dictionary": False,
+        "row_group_size": 100,
+        "data_page_size": 64,
+        "data_page_version": "2.0",
+    },
 )
 """Released files differ in these; every one makes other bytes for a mutation to hit."""
 
@@ -38,19 +56,27 @@ def write_table(table: pa.Table, way: dict[str, Any]) -> bytes:
         pq.write_table(table, sink, **way)
     except TypeError:  # before pyarrow 14
         sink.seek(0)
-        pq.write_table(table, sink, **{key: value for key, value in way.items() if key != "write_page_checksum"})
+        pq.write_table(
+            table,
+            sink,
+            **{key: value for key, value in way.items() if key != "write_page_checksum"},
+        )
     return sink.getvalue()
 
 
 def tiny_frames(golden: Path) -> list[Any]:
-    """Return the golden frames as messages, every range image cut to a few pixels, nothing of the cameras left."""
+    """Return the golden frames as messages, every range image cut to a few pixels, nothing of the
+    cameras left.
+    """
     frames = [parse_frame(payload) for payload in tfrecord.iter_payloads(golden)]
     for frame in frames:
         frame.DiscardUnknownFields()
         for laser in frame.lasers:
             for echo in (laser.ri_return1, laser.ri_return2):
                 echo.ClearField("camera_projection_compressed")
-                echo.range_image_compressed = pack_matrix(unpack_matrix(echo.range_image_compressed, 4)[:ROWS, :COLUMNS])
+                echo.range_image_compressed = pack_matrix(
+                    unpack_matrix(echo.range_image_compressed, 4)[:ROWS, :COLUMNS]
+                )
                 if echo.range_image_pose_compressed:
                     pose = unpack_matrix(echo.range_image_pose_compressed, 6)[:ROWS, :COLUMNS]
                     echo.range_image_pose_compressed = pack_matrix(pose)
@@ -67,12 +93,16 @@ def tiny_tables(folder: Path) -> dict[str, pa.Table]:
         rows = table.to_pylist()
         for row in rows:
             for name in [name[: -len(".shape")] for name in row if name.endswith(".shape")]:
-                image = np.reshape(np.array(row[f"{name}.values"], np.float32), row[f"{name}.shape"])[:ROWS, :COLUMNS]
+                image = np.reshape(
+                    np.array(row[f"{name}.values"], np.float32), row[f"{name}.shape"]
+                )[:ROWS, :COLUMNS]
                 row[f"{name}.values"], row[f"{name}.shape"] = image.ravel(), image.shape
             name = "[LiDARCalibrationComponent].beam_inclination.values"
             if row.get(name):
                 row[name] = row[name][:ROWS]
-        tables[component] = pa.Table.from_pylist(rows, schema=table.schema).replace_schema_metadata(None)
+        tables[component] = pa.Table.from_pylist(rows, schema=table.schema).replace_schema_metadata(
+            None
+        )
     return tables
 
 
@@ -102,20 +132,55 @@ def damage(content: bytes, rng: random.Random, begin: int = 0, end: int | None =
     elif how == 5:
         data[place:place] = rng.choice((bytes(length), rng.randbytes(length), b"\xff" * length))
     elif how == 6:
-        data[place : place + length] = rng.choice((bytes(length), b"\xff" * length, rng.randbytes(length)))
+        data[place : place + length] = rng.choice(
+            (bytes(length), b"\xff" * length, rng.randbytes(length))
+        )
     elif how == 7:
         other = rng.randrange(begin, end)
         data[place : place + length] = data[other : other + length]
     elif how == 8:
         # a varint that claims a lot, as lengths and sizes are written in both formats
-        data[place : place + rng.randrange(1, 6)] = b"\xff" * rng.randrange(1, 9) + bytes([rng.randrange(128)])
+        data[place : place + rng.randrange(1, 6)] = b"\xff" * rng.randrange(1, 9) + bytes(
+            [rng.randrange(128)]
+        )
     else:
         del data[place:]
     return bytes(data)
 
 
-NUMBERS = (0, 1, -1, 2, 3, 5, 127, 128, -128, 32767, 65536, 2**31 - 1, -(2**31), 2**31, 2**62, 2**63 - 1, -(2**63))
-REALS = (0.0, -0.0, 1.0, -1.0, 1e-300, 1e-40, 1e7, 3.4e38, 1e300, float("nan"), float("inf"), float("-inf"))
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    5,
+    127,
+    128,
+    -128,
+    32767,
+    65536,
+    2**31 - 1,
+    -(2**31),
+    2**31,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+)
+REALS = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-300,
+    1e-40,
+    1e7,
+    3.4e38,
+    1e300,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+)
 
 
 def change_field(message: Any, rng: random.Random) -> None:
@@ -167,15 +232,28 @@ def change_matrix(frame: Any, rng: random.Random) -> None:
     """Damage what is inside one zlib stream, or what its shape says."""
     laser = rng.choice(frame.lasers)
     echo = rng.choice((laser.ri_return1, laser.ri_return2))
-    part = "range_image_pose_compressed" if echo.range_image_pose_compressed and rng.random() < 0.5 else "range_image_compressed"
+    part = (
+        "range_image_pose_compressed"
+        if echo.range_image_pose_compressed and rng.random() < 0.5
+        else "range_image_compressed"
+    )
     raw = zlib.decompress(getattr(echo, part))
     if rng.random() < 0.3:
-        dims = [rng.choice((*NUMBERS[:10], ROWS, COLUMNS, 4)) for _ in range(rng.choice((0, 1, 3, 3, 3, 5)))]
+        dims = [
+            rng.choice((*NUMBERS[:10], ROWS, COLUMNS, 4))
+            for _ in range(rng.choice((0, 1, 3, 3, 3, 5)))
+        ]
         image = pack_matrix(np.zeros((*[abs(size) % 8 for size in dims[:3]],), np.float32))
         head = zlib.decompress(image)
-        raw = head[: head.rfind(b"\x12")] + b"\x12" + bytes([2 * len(dims)]) + b"".join(b"\x08" + bytes([d & 0x7F]) for d in dims)
+        raw = (
+            head[: head.rfind(b"\x12")]
+            + b"\x12"
+            + bytes([2 * len(dims)])
+            + b"".join(b"\x08" + bytes([d & 0x7F]) for d in dims)
+        )
     elif rng.random() < 0.1:
-        raw = b"\x0a" + b"\xff\xff\xff\x7f" + bytes(rng.choice((1 << 20, 40 << 20)))  # a bomb of zeros
+        # a bomb of zeros
+        raw = b"\x0a" + b"\xff\xff\xff\x7f" + bytes(rng.choice((1 << 20, 40 << 20)))
     else:
         raw = damage(raw, rng)
     setattr(echo, part, zlib.compress(raw, 9))
@@ -205,10 +283,14 @@ def _cell(value: Any, kind: pa.DataType, rng: random.Random) -> Any:
         return items
     if pa.types.is_floating(kind):
         with np.errstate(over="ignore"):
-            return float(np.dtype(kind.to_pandas_dtype()).type(rng.choice((*REALS, -(value or 0.0)))))
+            return float(
+                np.dtype(kind.to_pandas_dtype()).type(rng.choice((*REALS, -(value or 0.0))))
+            )
     if pa.types.is_integer(kind):
         info = np.iinfo(kind.to_pandas_dtype())
-        return rng.choice([number for number in (*NUMBERS, (value or 0) + 1) if info.min <= number <= info.max])
+        return rng.choice(
+            [number for number in (*NUMBERS, (value or 0) + 1) if info.min <= number <= info.max]
+        )
     return rng.choice(("", "x", "\0", "é" * 9, (value or "") + "a", "0" * 5000))
 
 
@@ -235,13 +317,37 @@ def change_schema(table: pa.Table, rng: random.Random) -> pa.Table:
     if how == 0:
         return table.remove_column(place)
     if how == 1:
-        new = rng.choice((name + "x", name.upper(), name.split(".")[0], "", table.column_names[place - 1]))
-        return table.rename_columns([*table.column_names[:place], new, *table.column_names[place + 1 :]])
+        new = rng.choice(
+            (name + "x", name.upper(), name.split(".")[0], "", table.column_names[place - 1])
+        )
+        return table.rename_columns(
+            [*table.column_names[:place], new, *table.column_names[place + 1 :]]
+        )
     if how == 2:
         return table.append_column(name, column)
-    flat = (pa.string(), pa.large_string(), pa.binary(), pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.bool_(), pa.null())
-    lists = (pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 3), pa.list_(pa.int8()))
-    odd = (pa.timestamp("us"), pa.list_(pa.list_(pa.float32())), pa.list_(pa.string()), pa.struct([("values", lists[0])]))
+    flat = (
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.int8(),
+        pa.int64(),
+        pa.float32(),
+        pa.float64(),
+        pa.bool_(),
+        pa.null(),
+    )
+    lists = (
+        pa.list_(pa.float64()),
+        pa.large_list(pa.float32()),
+        pa.list_(pa.float32(), 3),
+        pa.list_(pa.int8()),
+    )
+    odd = (
+        pa.timestamp("us"),
+        pa.list_(pa.list_(pa.float32())),
+        pa.list_(pa.string()),
+        pa.struct([("values", lists[0])]),
+    )
     kinds: list[Any] = [*flat, *lists, *odd]
     kind = rng.choice(kinds)
     try:

@@ -31,7 +31,13 @@ def _row(**changes):
 
 
 def _labels(rows, poses=None):
-    kinds = {TIME: pa.int64(), OBJECT: pa.string(), TYPE: pa.int8(), NUM_POINTS: pa.int64(), DIFFICULTY: pa.int8()}
+    kinds = {
+        TIME: pa.int64(),
+        OBJECT: pa.string(),
+        TYPE: pa.int8(),
+        NUM_POINTS: pa.int64(),
+        DIFFICULTY: pa.int8(),
+    }
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in LABEL_COLUMNS])
     columns = convert(pa.Table.from_pylist(rows, schema=schema))
     return labels_by_frame(columns, poses or {7: np.eye(4)})
@@ -47,15 +53,20 @@ def test_golden_labels_match_openpcdet(goldens, golden_split):
     }
     kinds = ["unknown", "Vehicle", "Pedestrian", "Sign", "Cyclist"]
     for number, labels in enumerate(labels_by_frame(convert(table), poses).values()):
-        golden = {key[3:]: reference[key] for key in reference.files if key.startswith(f"f{number}_")}
+        golden = {
+            key[3:]: reference[key] for key in reference.files if key.startswith(f"f{number}_")
+        }
         order = np.argsort(golden["obj_ids"])
         assert list(labels.ids) == golden["obj_ids"][order].tolist()
         assert [kinds[kind] for kind in labels.types] == golden["name"][order].tolist()
         np.testing.assert_array_equal(labels.boxes, golden["gt_boxes_lidar"][order, :7])
         np.testing.assert_array_equal(labels.difficulty, golden["difficulty"][order])
         np.testing.assert_array_equal(labels.num_points, golden["num_points_in_gt"][order])
-        # OpenPCDet sets the vertical speed (at most 0.2 m/s here) to 0 before turning, and the car is tilted by a degree
-        np.testing.assert_allclose(labels.velocity, golden["gt_boxes_lidar"][order, 7:9], atol=0.2 * np.sin(0.02) + 1e-6)
+        # OpenPCDet sets the vertical speed (at most 0.2 m/s here) to 0 before turning, and the car
+        # is tilted by a degree
+        np.testing.assert_allclose(
+            labels.velocity, golden["gt_boxes_lidar"][order, 7:9], atol=0.2 * np.sin(0.02) + 1e-6
+        )
 
 
 def test_velocity_is_turned_into_the_vehicle_frame():
@@ -70,7 +81,12 @@ def test_nulls_mean_standing_still_and_unset():
 
 
 def test_unknown_types_are_dropped_and_signs_kept():
-    labels = _labels([_row(**{TYPE: kind, OBJECT: name}) for kind, name in ((0, "a"), (None, "b"), (3, "c"), (4, "d"))])[7]
+    labels = _labels(
+        [
+            _row(**{TYPE: kind, OBJECT: name})
+            for kind, name in ((0, "a"), (None, "b"), (3, "c"), (4, "d"))
+        ]
+    )[7]
     assert labels.ids == ("c", "d") and labels.types.tolist() == [3, 4]
 
 

@@ -1,4 +1,6 @@
-"""The private messages: wire forms that are legal, bytes that are not, and no more memory than a range image needs."""
+"""The private messages: wire forms that are legal, bytes that are not, and no more memory than a
+range image needs.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def image(height=3, width=5, channels=4):
-    return np.arange(height * width * channels, dtype=np.float32).reshape(height, width, channels) - 7.5
+    return (
+        np.arange(height * width * channels, dtype=np.float32).reshape(height, width, channels)
+        - 7.5
+    )
 
 
 def shape_of(*dims: int) -> bytes:
@@ -64,7 +69,12 @@ def test_floats_may_be_packed_split_or_one_by_one():
     flat = values.tobytes()
     single = b"".join(b"\x0d" + struct.pack("<f", value) for value in values.ravel())
     packed_dims = field(2, field(1, varint(3) + varint(5) + varint(4)))
-    for data in (field(1, flat), field(1, flat[:20]) + field(1, flat[20:]), single, field(1, flat[:8]) + single[10:]):
+    for data in (
+        field(1, flat),
+        field(1, flat[:20]) + field(1, flat[20:]),
+        single,
+        field(1, flat[:8]) + single[10:],
+    ):
         for dims in (shape_of(3, 5, 4), packed_dims):
             for content in (data + dims, dims + data):
                 np.testing.assert_array_equal(unpack_matrix(zlib.compress(content), 4), values)
@@ -77,8 +87,14 @@ def test_an_image_without_pixels_is_one():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (field(1, image().tobytes()) + shape_of(3, 6, 4), r"shape \(3, 6, 4\) needs 72 values, the file holds 60"),
-        (field(1, image().tobytes()[:-4]) + shape_of(3, 5, 4), "needs 60 values, the file holds 59"),
+        (
+            field(1, image().tobytes()) + shape_of(3, 6, 4),
+            (r"shape \(3, 6, 4\) needs 72 values, " r"the file holds 60"),
+        ),
+        (
+            field(1, image().tobytes()[:-4]) + shape_of(3, 5, 4),
+            ("needs 60 values, the file holds 59"),
+        ),
         (field(1, image().tobytes()[:-1]) + shape_of(3, 5, 4), "no matrix"),
         (field(1, image().tobytes()) + shape_of(15, 4), "expected .rows, columns"),
         (field(1, image().tobytes()) + shape_of(-3, -5, 4), "expected .rows, columns"),
@@ -99,7 +115,8 @@ def test_a_matrix_that_contradicts_itself_is_an_error(content, said):
 def test_a_damaged_zlib_stream_is_an_error():
     whole = pack_matrix(np.random.default_rng(0).normal(size=(8, 16, 4)))
     for size in (1, 2, 10, len(whole) // 2, len(whole) - 1):
-        with pytest.raises(DataError, match="cut short"):  # TensorFlow's decoder returns what it got
+        # TensorFlow's decoder returns what it got
+        with pytest.raises(DataError, match="cut short"):
             unpack_matrix(whole[:size], 4)
     with pytest.raises(DataError, match="cannot be inflated"):
         unpack_matrix(b"no zlib at all", 4)
@@ -122,8 +139,18 @@ def test_a_bomb_is_not_inflated():
 
 def test_unknown_fields_are_passed_over():
     camera = field(4, field(2, bytes(1000)) + b"\x08\x01")
-    label = FRAME_MESSAGES["Label"](type=1, id=b"x").SerializeToString() + field(10, b"\x08\x05") + field(11, b"FRONT")
-    frame = parse_frame(camera + field(1, field(1, NAME) + field(2, b"\x21" + bytes(8))) + camera + field(6, label) + b"\x10\x07")
+    label = (
+        FRAME_MESSAGES["Label"](type=1, id=b"x").SerializeToString()
+        + field(10, b"\x08\x05")
+        + field(11, b"FRONT")
+    )
+    frame = parse_frame(
+        camera
+        + field(1, field(1, NAME) + field(2, b"\x21" + bytes(8)))
+        + camera
+        + field(6, label)
+        + b"\x10\x07"
+    )
     assert context_name(frame) == NAME.decode() and frame.timestamp_micros == 7
     assert [(label.type, label.id) for label in frame.laser_labels] == [(1, b"x")]
 
@@ -134,23 +161,32 @@ def test_numbers_may_be_packed_and_negative():
     for content in (field(1, transform), single):
         assert list(parse_frame(field(3, content)).pose.transform) == list(range(16))
     assert parse_frame(b"\x10" + varint(-5)).timestamp_micros == -5
-    assert FRAME_MESSAGES["Label"].FromString(b"\x18\x63").type == 99  # an enum value from the future
+    # an enum value from the future
+    assert FRAME_MESSAGES["Label"].FromString(b"\x18\x63").type == 99
 
 
 def test_what_is_absent_is_nan_or_zero():
     label = FRAME_MESSAGES["Label"]()
-    assert math.isnan(label.box.heading) and math.isnan(FRAME_MESSAGES["LaserCalibration"]().beam_inclination_min)
-    assert label.metadata.speed_x == 0.0 and label.type == 0 and label.detection_difficulty_level == 0
+    assert math.isnan(label.box.heading) and math.isnan(
+        FRAME_MESSAGES["LaserCalibration"]().beam_inclination_min
+    )
+    assert (
+        label.metadata.speed_x == 0.0 and label.type == 0 and label.detection_difficulty_level == 0
+    )
     assert not label.HasField("num_lidar_points_in_box")
 
 
-@pytest.mark.parametrize("payload", [b"\xff\xff\xff", field(1, b"\x0a\x7f"), b"\x0b", b"hello world"])
+@pytest.mark.parametrize(
+    "payload", [b"\xff\xff\xff", field(1, b"\x0a\x7f"), b"\x0b", b"hello world"]
+)
 def test_other_payloads_are_no_frames(payload):
     with pytest.raises(DataError, match="no Waymo frame"):
         parse_frame(payload)
 
 
-@pytest.mark.parametrize("name", [b"", b"../../etc", b"a/b", b".hidden", b"a b", b"\xff\xfe", b"x" * 300, b"name\n"])
+@pytest.mark.parametrize(
+    "name", [b"", b"../../etc", b"a/b", b".hidden", b"a b", b"\xff\xfe", b"x" * 300, b"name\n"]
+)
 def test_a_name_that_could_not_be_a_file_is_an_error(name):
     frame = FRAME_MESSAGES["Frame"](context=FRAME_MESSAGES["Context"](name=name))
     with pytest.raises(DataError, match="its context name is"):
@@ -163,9 +199,12 @@ def test_a_name_that_could_not_be_a_file_is_an_error(name):
 
 
 def test_the_name_is_found_in_the_first_bytes():
-    calibrations = [FRAME_MESSAGES["LaserCalibration"](name=n, beam_inclinations=range(64)) for n in range(1, 6)]
+    calibrations = [
+        FRAME_MESSAGES["LaserCalibration"](name=n, beam_inclinations=range(64)) for n in range(1, 6)
+    ]
     frame = FRAME_MESSAGES["Frame"](
-        context=FRAME_MESSAGES["Context"](name=NAME, laser_calibrations=calibrations), timestamp_micros=1
+        context=FRAME_MESSAGES["Context"](name=NAME, laser_calibrations=calibrations),
+        timestamp_micros=1,
     )
     payload = frame.SerializeToString()
     assert peek_context_name(payload[:4096]) == peek_context_name(payload[:50]) == NAME.decode()
@@ -203,7 +242,8 @@ def test_the_messages_stay_out_of_the_shared_pool():
         "        continue\n"
         "    raise SystemExit(name)\n"
         # what the official package does on import: the same names and numbers, in the shared pool
-        "file = descriptor_pb2.FileDescriptorProto(name='waymo_open_dataset/dataset.proto', package='waymo.open_dataset')\n"
+        "file = descriptor_pb2.FileDescriptorProto(name='waymo_open_dataset/dataset.proto', "
+        "package='waymo.open_dataset')\n"
         "file.message_type.add(name='Frame')\n"
         "pool.AddSerializedFile(file.SerializeToString())\n"
     )

@@ -1,13 +1,15 @@
-"""Thousands of damaged files, 10,000 in the long suite: each ends in a typed error or a correct frame.
+"""Thousands of damaged files, 10,000 in the long suite: each ends in a typed error or a correct
+frame.
 
 None hangs, none takes memory it could not justify.
 
-The mutants are those of ``mutate.py``, half of them v1 and half v2: bytes of the file, payloads and matrices with fitting
-checksums, cells, rows, columns, whole files. What is correct depends on them. Where a checksum covers the change (v1) only an
-error or the unchanged frames are, except for a file cut on the boundary of a record, which nothing in the format tells. Where
-none does, other numbers cannot be told from the right ones: then both frames must be there with finite points of the right
-shape, no more than pixels, rigid poses, and boxes that can be; the time stamps of v2 are in several files and must be the
-right ones. Rows and columns in another order must give the unchanged frames.
+The mutants are those of ``mutate.py``, half of them v1 and half v2: bytes of the file, payloads and
+matrices with fitting checksums, cells, rows, columns, whole files. What is correct depends on them.
+Where a checksum covers the change (v1) only an error or the unchanged frames are, except for a file
+cut on the boundary of a record, which nothing in the format tells. Where none does, other numbers
+cannot be told from the right ones: then both frames must be there with finite points of the right
+shape, no more than pixels, rigid poses, and boxes that can be; the time stamps of v2 are in several
+files and must be the right ones. Rows and columns in another order must give the unchanged frames.
 
 More of them: ``python tests/waymo/mutate.py tests/goldens/waymo_format FOLDER FIRST COUNT``.
 """
@@ -28,22 +30,39 @@ MUTATE = Path(__file__).with_name("mutate.py")
 ROOT = MUTATE.parents[2]
 MOST_CRASHES = 10  # then the rest need not be read
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and time are Linux's")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="limits of memory and time are Linux's"
+)
 
 
 def run(goldens, folder, first, count, program=(str(MUTATE),)):
-    """Return what came of some mutants; a process that ends early is started anew behind the mutant that ended it."""
+    """Return what came of some mutants; a process that ends early is started anew behind the mutant
+    that ended it.
+    """
     settings = {
         "MALLOC_ARENA_MAX": "1",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join((str(ROOT), str(MUTATE.parent)))}
+    environment = {
+        **os.environ,
+        **settings,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(MUTATE.parent))),
+    }
     found, end, crashes = [], first + count, 0
     while first < end and crashes < MOST_CRASHES:
-        command = [sys.executable, *program, str(goldens), str(folder), str(first), str(end - first)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+        command = [
+            sys.executable,
+            *program,
+            str(goldens),
+            str(folder),
+            str(first),
+            str(end - first),
+        ]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
         lines = done.stdout.splitlines()
         found += [json.loads(line) for line in lines if line.startswith("{")]
         if done.returncode == 0:
@@ -52,7 +71,12 @@ def run(goldens, folder, first, count, program=(str(MUTATE),)):
         number, _, kind = lines[-1].partition(" ")
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         found.append(
-            {"number": int(number), "kind": kind, "result": f"FAULT: process ended with {done.returncode}: {said}", "peak": 0}
+            {
+                "number": int(number),
+                "kind": kind,
+                "result": (f"FAULT: process ended with {done.returncode}: {said}"),
+                "peak": 0,
+            }
         )
         first, crashes = int(number) + 1, crashes + 1
     return found
@@ -64,8 +88,14 @@ def test_mutants(goldens, tmp_path, count):
     workers = min(4, os.cpu_count() or 1)
     share = -(-count // workers)
     with ThreadPoolExecutor(workers) as pool:
-        shares = [(tmp_path / str(n), n * share, min(share, count - n * share)) for n in range(workers)]
-        found = [one for some in pool.map(lambda part: run(goldens / "waymo_format", *part), shares) for one in some]
+        shares = [
+            (tmp_path / str(n), n * share, min(share, count - n * share)) for n in range(workers)
+        ]
+        found = [
+            one
+            for some in pool.map(lambda part: run(goldens / "waymo_format", *part), shares)
+            for one in some
+        ]
     faults = [one for one in found if one["result"].startswith("FAULT")]
     assert not faults, "\n".join(map(str, faults[:20]))
     assert sorted(one["number"] for one in found) == list(range(count))
@@ -75,11 +105,27 @@ def test_mutants(goldens, tmp_path, count):
     print(f"largest peak {max(one['peak'] for one in found) / 2**20:.0f} MiB")
     errors = {kind: classes[kind, "error"] for kind, _ in classes}
     assert sum(errors.values()) > count / 2
-    assert all(number > count / 200 for kind, number in errors.items() if kind != "v2 order"), errors
-    assert classes["v2 order", "equal"] > count / 100 and "v2 order" in errors and errors["v2 order"] == 0
-    fine = ("v1 payload", "v1 matrix", "v1 field", "v2 bytes", "v2 footer", "v2 pages", "v2 cells", "v2 schema")
+    assert all(number > count / 200 for kind, number in errors.items() if kind != "v2 order"), (
+        errors
+    )
+    assert (
+        classes["v2 order", "equal"] > count / 100
+        and "v2 order" in errors
+        and errors["v2 order"] == 0
+    )
+    fine = (
+        "v1 payload",
+        "v1 matrix",
+        "v1 field",
+        "v2 bytes",
+        "v2 footer",
+        "v2 pages",
+        "v2 cells",
+        "v2 schema",
+    )
     for kind in fine:
-        assert classes[kind, "equal"] + classes[kind, "changed"] > count / 200, kind  # the damage is not all of the crude sort
+        # the damage is not all of the crude sort
+        assert classes[kind, "equal"] + classes[kind, "changed"] > count / 200, kind
 
 
 FAULTS = {
@@ -111,8 +157,10 @@ ready = []
 
 def faulty(read):
     def call(*args):
-        frames = list(read(*args)) if not ready else [frame_copy(frame) for frame in ready[0].frames]
-        if ready:
+        if not ready:
+            frames = list(read(*args))
+        else:
+            frames = [frame_copy(frame) for frame in ready[0].frames]
             {statement}
         return iter(frames)
 
@@ -132,7 +180,8 @@ class Mutants(mutate.Mutants):
 
 
 mutate.Mutants = Mutants
-mutate.reader_v2.frames_v2, mutate.reader_v1.frames_v1 = faulty(reads["parquet"]), faulty(reads["records"])
+mutate.reader_v2.frames_v2 = faulty(reads["parquet"])
+mutate.reader_v1.frames_v1 = faulty(reads["records"])
 mutate.main(*sys.argv[1:])
 """
     first, count = (0, 60) if "another" in what else (0, 2)

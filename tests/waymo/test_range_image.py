@@ -8,14 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlib.waymo.range_image import RangeImageError, as_image, as_transform, range_image_to_points, row_inclinations
+from kdlib.waymo.range_image import (
+    RangeImageError,
+    as_image,
+    as_transform,
+    range_image_to_points,
+    row_inclinations,
+)
 
 NAMES = {1: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
 
 
 @pytest.fixture(scope="module")
 def images(goldens):
-    """Every golden range image with all it needs, by the keys of the npz files; read with plain pyarrow."""
+    """Every golden range image with all it needs, by the keys of the npz files; read with plain
+    pyarrow.
+    """
     folder = goldens / "waymo_format" / "v2" / "training"
     tables = {
         name: pq.read_table(next((folder / name).glob("*.parquet"))).to_pylist()
@@ -28,7 +36,8 @@ def images(goldens):
     }
     pixel = "[LiDARPoseComponent].range_image_return1"
     pixel_poses = {
-        row[time]: np.array(row[f"{pixel}.values"], np.float32).reshape(row[f"{pixel}.shape"]) for row in tables["lidar_pose"]
+        row[time]: np.array(row[f"{pixel}.values"], np.float32).reshape(row[f"{pixel}.shape"])
+        for row in tables["lidar_pose"]
     }
     calibrations = {row[laser]: row for row in tables["lidar_calibration"]}
     found = {}
@@ -68,14 +77,19 @@ def test_points_match_the_official_float32_output(goldens, images):
     flags = np.load(goldens / "waymo_format" / "official_v1_nlz.npz")
     for key in reference.files:
         points = range_image_to_points(**images[key])
-        tolerance = 1e-2 if key.startswith("f1_TOP") else 1e-4  # the official output is off by up to 7 mm there
-        np.testing.assert_allclose(points[:, :3], reference[key][:, 3:6], rtol=0, atol=tolerance, err_msg=key)
+        # the official output is off by up to 7 mm there
+        tolerance = 1e-2 if key.startswith("f1_TOP") else 1e-4
+        np.testing.assert_allclose(
+            points[:, :3], reference[key][:, 3:6], rtol=0, atol=tolerance, err_msg=key
+        )
         np.testing.assert_array_equal(points[:, 3:5], reference[key][:, 1:3], err_msg=key)
         np.testing.assert_array_equal(points[:, 5], flags[key], err_msg=key)
 
 
 def test_inclinations_follow_the_specified_formula(goldens):
-    lasers = json.loads((goldens / "waymo_format" / "frames.json").read_text())[0]["context"]["laser_calibrations"]
+    lasers = json.loads((goldens / "waymo_format" / "frames.json").read_text())[0]["context"][
+        "laser_calibrations"
+    ]
     side = next(laser for laser in lasers if laser["name"] == 2)
     low, high = side["beam_inclination_min"], side["beam_inclination_max"]
     rows = row_inclinations(None, low, high, 10)
@@ -86,14 +100,22 @@ def test_inclinations_follow_the_specified_formula(goldens):
 def _one_pixel(value=10.0, **changes):
     image = np.full((2, 4, 4), -1, np.float32)
     image[1, 2] = (value, 0.5, 0.1, -1)
-    values = {"image": image, "extrinsic": np.eye(4), "inclinations": np.zeros(2), "pixel_pose": None, "frame_pose": np.eye(4)}
+    values = {
+        "image": image,
+        "extrinsic": np.eye(4),
+        "inclinations": np.zeros(2),
+        "pixel_pose": None,
+        "frame_pose": np.eye(4),
+    }
     return {**values, **changes}
 
 
 def test_a_single_pixel_by_hand():
     point = range_image_to_points(**_one_pixel())[0]
     azimuth = np.pi * (2 * (4 - 2 - 0.5) / 4 - 1)
-    np.testing.assert_allclose(point, [10 * np.cos(azimuth), 10 * np.sin(azimuth), 0, 0.5, 0.1, -1], atol=1e-6)
+    np.testing.assert_allclose(
+        point, [10 * np.cos(azimuth), 10 * np.sin(azimuth), 0, 0.5, 0.1, -1], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
@@ -102,7 +124,9 @@ def test_a_range_that_is_not_above_zero_is_no_point(value):
 
 
 def test_an_image_without_pixels_gives_no_points():
-    assert range_image_to_points(np.zeros((0, 0, 4), np.float32), np.eye(4), np.zeros(0), None, np.eye(4)).shape == (0, 6)
+    assert range_image_to_points(
+        np.zeros((0, 0, 4), np.float32), np.eye(4), np.zeros(0), None, np.eye(4)
+    ).shape == (0, 6)
 
 
 def test_a_tiny_range_is_a_point():
@@ -143,7 +167,9 @@ def test_a_zero_pose_under_a_valid_pixel_is_an_error():
 
 
 def test_pixel_poses_of_another_shape_are_an_error():
-    with pytest.raises(RangeImageError, match=r"pixel poses of shape \(2, 3, 6\) for a range image of 2 x 4"):
+    with pytest.raises(
+        RangeImageError, match=(r"pixel poses of shape \(2, 3, 6\) for a range " r"image of 2 x 4")
+    ):
         range_image_to_points(**_one_pixel(pixel_pose=np.ones((2, 3, 6), np.float32)))
 
 
@@ -160,7 +186,9 @@ def test_a_table_of_another_length_is_an_error():
         row_inclinations(np.zeros(64), 0, 0, 16)
 
 
-@pytest.mark.parametrize(("count", "shape"), [(31, (2, 4, 4)), (32, (8, 4)), (24, (2, 4, 3)), (33, (2, 4, 4))])
+@pytest.mark.parametrize(
+    ("count", "shape"), [(31, (2, 4, 4)), (32, (8, 4)), (24, (2, 4, 3)), (33, (2, 4, 4))]
+)
 def test_a_shape_that_does_not_fit_is_an_error(count, shape):
     with pytest.raises(RangeImageError, match="range image of shape"):
         as_image(np.zeros(count, np.float32), shape, 4)

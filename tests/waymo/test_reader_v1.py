@@ -1,4 +1,6 @@
-"""Frames of a v1 file: the goldens, the v2 files of the same segment, and everything a record can contradict."""
+"""Frames of a v1 file: the goldens, the v2 files of the same segment, and everything a record can
+contradict.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,11 @@ def broken(rewrite):
 def same(a, b):
     assert len(a) == len(b)
     for one, other in zip(a, b):
-        assert (one.segment, one.index, one.timestamp_micros) == (other.segment, other.index, other.timestamp_micros)
+        assert (one.segment, one.index, one.timestamp_micros) == (
+            other.segment,
+            other.index,
+            other.timestamp_micros,
+        )
         for x, y in ((one.points, other.points), (one.pose, other.pose)):
             assert x.dtype == y.dtype
             np.testing.assert_array_equal(x, y)
@@ -79,15 +85,20 @@ def laser(frame, name):
 
 def test_points_equal_the_float64_reference_and_features_exactly(goldens, golden_frames):
     folder = goldens / "waymo_format"
-    xyz, official, zones = (np.load(folder / f"official_{name}.npz") for name in ("v1_f64_xyz", "v2_f32", "v1_nlz"))
+    xyz, official, zones = (
+        np.load(folder / f"official_{name}.npz") for name in ("v1_f64_xyz", "v2_f32", "v1_nlz")
+    )
     for number, frame in enumerate(golden_frames):
         keys = [f"f{number}_{name}_r{echo}" for name in LASERS for echo in (1, 2)]
         points = np.concatenate([xyz[key] for key in keys])
         assert frame.points.shape == (len(points), 6)
         np.testing.assert_allclose(frame.points[:, :3], points, rtol=0, atol=1e-4)
-        features = np.concatenate([official[key] for key in keys])  # range, intensity, elongation, x, y, z
+        # range, intensity, elongation, x, y, z
+        features = np.concatenate([official[key] for key in keys])
         np.testing.assert_array_equal(frame.points[:, 3:5], features[:, 1:3])
-        np.testing.assert_array_equal(frame.points[:, 5], np.concatenate([zones[key] for key in keys]))
+        np.testing.assert_array_equal(
+            frame.points[:, 5], np.concatenate([zones[key] for key in keys])
+        )
 
 
 def test_frames_are_openpcdets(goldens, golden_frames):
@@ -96,7 +107,9 @@ def test_frames_are_openpcdets(goldens, golden_frames):
     assert [frame.timestamp_micros for frame in golden_frames] == TIMES
     for number, frame in enumerate(golden_frames):
         assert frame.frame_id == f"{SEGMENT}_{number:03d}"
-        golden = {key[3:]: reference[key] for key in reference.files if key.startswith(f"f{number}_")}
+        golden = {
+            key[3:]: reference[key] for key in reference.files if key.startswith(f"f{number}_")
+        }
         np.testing.assert_array_equal(frame.points[:, 3:], golden["points"][:, 3:])
         order, labels = np.argsort(golden["obj_ids"]), frame.labels
         assert list(labels.ids) == golden["obj_ids"][order].tolist()
@@ -121,7 +134,8 @@ def test_the_name_is_found_behind_other_fields(golden, tmp_path):
     path = tmp_path / "unusual.tfrecord"
     with open(path, "wb") as file:
         for payload in tfrecord.iter_payloads(golden):
-            tfrecord.write_record(file, b"\x22\x83\x80\x01" + bytes(16387) + payload)  # an image first
+            # an image first
+            tfrecord.write_record(file, b"\x22\x83\x80\x01" + bytes(16387) + payload)
     assert segment_name(path) == SEGMENT
     content = bytearray(path.read_bytes())
     content[100] ^= 1
@@ -155,7 +169,11 @@ def test_absent_motion_and_difficulty_are_zero(rewrite):
                 label.ClearField("detection_difficulty_level")
 
     for frame in frames_v1(rewrite(strip), SEGMENT):
-        assert not frame.labels.velocity.any() and not frame.labels.difficulty.any() and len(frame.labels.ids) == 6
+        assert (
+            not frame.labels.velocity.any()
+            and not frame.labels.difficulty.any()
+            and len(frame.labels.ids) == 6
+        )
 
 
 def test_a_testing_file_has_no_boxes(golden_frames, rewrite):
@@ -187,7 +205,9 @@ def test_an_empty_scan_is_a_frame_without_points(rewrite):
                     echo.range_image_compressed = pack_matrix(np.full_like(image, -1))
 
     frames = list(frames_v1(rewrite(empty), SEGMENT))
-    assert [frame.points.shape for frame in frames] == [(0, 6)] * 2 and len(frames[0].labels.ids) == 6
+    assert [frame.points.shape for frame in frames] == [(0, 6)] * 2 and len(
+        frames[0].labels.ids
+    ) == 6
 
 
 def test_a_file_without_records_is_an_error(broken):
@@ -202,8 +222,14 @@ def test_a_cut_file_is_an_error_before_the_first_frame(golden, tmp_path):
 
 
 def test_records_out_of_order_or_doubled_are_errors(broken):
-    broken(lambda frames: frames[::-1], rf"record 1: its time {TIMES[0]} does not come after the {TIMES[1]}")
-    broken(lambda frames: [frames[0], frames[0]], rf"record 1: its time {TIMES[0]} does not come after")
+    broken(
+        lambda frames: frames[::-1],
+        (rf"record 1: its time {TIMES[0]} does not come after the " rf"{TIMES[1]}"),
+    )
+    broken(
+        lambda frames: [frames[0], frames[0]],
+        (rf"record 1: its time {TIMES[0]} does not come " r"after"),
+    )
 
 
 def test_a_frame_of_another_segment_is_an_error(broken, golden):
@@ -274,20 +300,44 @@ POSE = "range_image_pose_compressed"
     ("change", "said"),
     [
         (lambda f: _image(f, 2, _nan), "laser FRONT: 1 ranges are NaN"),
-        (lambda f: _image(f, 1, lambda image: image[:, :-1], part=POSE, channels=6), "laser TOP: pixel poses of shape"),
-        (lambda f: _image(f, 1, np.zeros_like, part=POSE, channels=6), "laser TOP: .* all-zero pose"),
-        (lambda f: _image(f, 1, lambda image: image[..., :5], part=POSE, channels=6), "laser TOP: .*at least 6 channels"),
-        (lambda f: _image(f, 1, lambda image: image[:-1]), "laser TOP: 16 beam inclinations for a range image of 15 rows"),
+        (
+            lambda f: _image(f, 1, lambda image: image[:, :-1], part=POSE, channels=6),
+            "laser TOP: pixel poses of shape",
+        ),
+        (
+            lambda f: _image(f, 1, np.zeros_like, part=POSE, channels=6),
+            ("laser TOP: .* all-zero pose"),
+        ),
+        (
+            lambda f: _image(f, 1, lambda image: image[..., :5], part=POSE, channels=6),
+            "laser TOP: .*at least 6 channels",
+        ),
+        (
+            lambda f: _image(f, 1, lambda image: image[:-1]),
+            ("laser TOP: 16 beam inclinations for a range image of 15 rows"),
+        ),
         (
             lambda f: laser(f, 1).ri_return1.ClearField(POSE),
             "laser TOP: has no pose image; its points would be up to a metre off",
         ),
-        (lambda f: setattr(laser(f, 3).ri_return1, "range_image_compressed", b"xyz"), "laser SIDE_LEFT: .* cannot be inflated"),
+        (
+            lambda f: setattr(laser(f, 3).ri_return1, "range_image_compressed", b"xyz"),
+            "laser SIDE_LEFT: .* cannot be inflated",
+        ),
         (lambda f: f.lasers.add().CopyFrom(f.lasers[0]), "has a laser twice"),
-        (lambda f: f.context.laser_calibrations.add().CopyFrom(f.context.laser_calibrations[0]), "two calibrations of laser"),
+        (
+            lambda f: f.context.laser_calibrations.add().CopyFrom(f.context.laser_calibrations[0]),
+            "two calibrations of laser",
+        ),
         (lambda f: f.context.ClearField("laser_calibrations"), "laser TOP: has no calibration"),
-        (lambda f: f.context.laser_calibrations[0].ClearField("beam_inclination_min"), "beam inclinations are missing"),
-        (lambda f: f.context.laser_calibrations[0].extrinsic.transform.pop(), "a transform needs 16 numbers, not 15"),
+        (
+            lambda f: f.context.laser_calibrations[0].ClearField("beam_inclination_min"),
+            "beam inclinations are missing",
+        ),
+        (
+            lambda f: f.context.laser_calibrations[0].extrinsic.transform.pop(),
+            ("a transform needs 16 numbers, not 15"),
+        ),
         (lambda f: f.ClearField("pose"), "a transform needs 16 numbers, not 0"),
         (lambda f: f.pose.transform.__setitem__(12, 1.0), "last row of a transform"),
         (lambda f: f.laser_labels[0].box.ClearField("heading"), "not seven finite numbers"),
@@ -317,7 +367,13 @@ def test_a_laser_that_comes_and_goes_is_an_error(broken):
         without_laser(frames[1].lasers)
         without_laser(frames[1].context.laser_calibrations)
 
-    broken(remove, rf"frame {TIMES[1]}: has lasers \[1, 2, 3, 5\], the frames before have \[1, 2, 3, 4, 5\]")
+    broken(
+        remove,
+        (
+            rf"frame {TIMES[1]}: has lasers \[1, 2, 3, 5\], the frames before have \[1, "
+            r"2, 3, 4, 5\]"
+        ),
+    )
 
 
 def test_a_calibrated_laser_without_images_is_an_error(broken):
@@ -331,7 +387,8 @@ def test_a_calibrated_laser_without_images_is_an_error(broken):
 def test_other_tfrecords_are_not_frames(tmp_path):
     path = tmp_path / "examples.tfrecord"
     with open(path, "wb") as file:
-        tfrecord.write_record(file, b"\x0a\x10\x0a\x0e\x0a\x03key\x12\x07\x0a\x05\x0a\x03abc")  # a tf.train.Example
+        # a tf.train.Example
+        tfrecord.write_record(file, b"\x0a\x10\x0a\x0e\x0a\x03key\x12\x07\x0a\x05\x0a\x03abc")
     for call in (segment_name, lambda some: next(frames_v1(some, SEGMENT))):
         with pytest.raises(DataError, match=f"{path}: .*context name is"):
             call(path)

@@ -42,7 +42,10 @@ def golden_frames(golden_split):
 
 def test_frames_have_openpcdets_points_in_its_order(goldens, golden_frames):
     reference = np.load(goldens / "waymo_format" / "openpcdet.npz")
-    assert [frame.timestamp_micros for frame in golden_frames] == [1550000000123456, 1550000000223468]
+    assert [frame.timestamp_micros for frame in golden_frames] == [
+        1550000000123456,
+        1550000000223468,
+    ]
     for number, frame in enumerate(golden_frames):
         golden = reference[f"f{number}_points"]
         assert frame.points.shape == golden.shape and frame.points.dtype == np.float32
@@ -51,16 +54,24 @@ def test_frames_have_openpcdets_points_in_its_order(goldens, golden_frames):
         assert frame.frame_id == f"{SEGMENT}_{number:03d}"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(seed=st.integers(0, 10**6), group=st.sampled_from([1, 3, 100]))
-def test_row_order_and_row_groups_do_not_matter(golden_frames, golden_split, tmp_path_factory, seed, group):
+def test_row_order_and_row_groups_do_not_matter(
+    golden_frames, golden_split, tmp_path_factory, seed, group
+):
     folder = tmp_path_factory.mktemp("rows") / "training"
     for component in ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"):
         table = pq.read_table(golden_split / component / f"{SEGMENT}.parquet")
         order = random.Random(f"{seed}{component}").sample(range(table.num_rows), table.num_rows)
         columns = random.Random(seed).sample(table.column_names, table.num_columns)
         (folder / component).mkdir(parents=True)
-        pq.write_table(table.take(order).select(columns), folder / component / f"{SEGMENT}.parquet", row_group_size=group)
+        pq.write_table(
+            table.take(order).select(columns),
+            folder / component / f"{SEGMENT}.parquet",
+            row_group_size=group,
+        )
     _same(_read(folder), golden_frames)
 
 
@@ -68,19 +79,26 @@ def test_float32_transforms_and_no_index_column_are_read(edit, split, golden_fra
     path = split / "vehicle_pose" / f"{SEGMENT}.parquet"
     table = pq.read_table(path).drop(["index"])
     name = "[VehiclePoseComponent].world_from_vehicle.transform"
-    values = pa.array(np.concatenate([np.array(row, np.float32) for row in table.column(name).to_pylist()]))
+    values = pa.array(
+        np.concatenate([np.array(row, np.float32) for row in table.column(name).to_pylist()])
+    )
     number = table.column_names.index(name)
-    pq.write_table(table.set_column(number, name, pa.FixedSizeListArray.from_arrays(values, 16)), path)
+    pq.write_table(
+        table.set_column(number, name, pa.FixedSizeListArray.from_arrays(values, 16)), path
+    )
     for frame, golden in zip(_read(split), golden_frames):
         assert frame.pose.dtype == np.float64
-        np.testing.assert_allclose(frame.points, golden.points, rtol=0, atol=5e-3)  # the pose itself is rounded to 2 mm
+        # the pose itself is rounded to 2 mm
+        np.testing.assert_allclose(frame.points, golden.points, rtol=0, atol=5e-3)
 
 
 def test_segments_are_listed(golden_split):
     assert list_segments(golden_split) == [SEGMENT]
 
 
-@pytest.mark.parametrize("component", ["lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"])
+@pytest.mark.parametrize(
+    "component", ["lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"]
+)
 def test_a_missing_component_is_named(split, component):
     (split / component / f"{SEGMENT}.parquet").unlink()
     for call in (list_segments, _read):
@@ -107,7 +125,9 @@ def test_an_empty_folder_is_an_error(tmp_path):
         complete_segments(tmp_path / "training")
 
 
-@pytest.mark.parametrize("component", ["lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"])
+@pytest.mark.parametrize(
+    "component", ["lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"]
+)
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
 def test_a_truncated_file_is_named(split, component, kept):
     path = split / component / f"{SEGMENT}.parquet"
@@ -129,7 +149,9 @@ def test_a_missing_column_is_named(split):
     path = split / "lidar" / f"{SEGMENT}.parquet"
     table = pq.read_table(path)
     pq.write_table(table.drop([f"{FIRST}.shape"]), path)
-    with pytest.raises(DataError, match=r"has no column '\[LiDARComponent\]\.range_image_return1\.shape'"):
+    with pytest.raises(
+        DataError, match=(r"has no column " r"'\[LiDARComponent\]\.range_image_return1\.shape'")
+    ):
         _read(split)
 
 
@@ -145,7 +167,9 @@ def test_nan_in_a_point_cloud_is_an_error(edit, split):
         return rows
 
     path = edit("lidar", spoil)
-    with pytest.raises(DataError, match=rf"{path}: frame \d+, laser FRONT: 1 ranges are NaN or infinite"):
+    with pytest.raises(
+        DataError, match=(rf"{path}: frame \d+, laser FRONT: 1 ranges are NaN or " r"infinite")
+    ):
         _read(split)
 
 
@@ -159,12 +183,17 @@ def test_an_empty_scan_is_a_frame_without_points(edit, split):
 
     edit("lidar", empty)
     frames = _read(split)
-    assert [frame.points.shape for frame in frames] == [(0, 6), (0, 6)] and len(frames[0].labels.ids) == 6
+    assert [frame.points.shape for frame in frames] == [(0, 6), (0, 6)] and len(
+        frames[0].labels.ids
+    ) == 6
 
 
 def test_a_null_second_return_is_no_points(edit, split, golden_frames):
     name = "[LiDARComponent].range_image_return2"
-    edit("lidar", lambda rows: [{**row, f"{name}.values": None, f"{name}.shape": None} for row in rows])
+    edit(
+        "lidar",
+        lambda rows: [{**row, f"{name}.values": None, f"{name}.shape": None} for row in rows],
+    )
     assert 0 < len(_read(split)[0].points) < len(golden_frames[0].points)
 
 
@@ -178,20 +207,38 @@ def test_a_null_second_return_is_no_points(edit, split, golden_frames):
         ),
         ("lidar", lambda rows: rows[:-1], r"has lasers \[.*\], others have"),
         ("lidar", lambda rows: [*rows, rows[0]], r"\(frame, laser\) \(.*\) has two rows"),
-        ("lidar", lambda rows: [row for row in rows if row[TIME] == rows[0][TIME]], "is not in both lidar and vehicle_pose"),
-        ("lidar", lambda rows: _set(rows, lambda r: True, "key.segment_context_name", "other"), "rows of segment 'other'"),
+        (
+            "lidar",
+            lambda rows: [row for row in rows if row[TIME] == rows[0][TIME]],
+            "is not in both lidar and vehicle_pose",
+        ),
+        (
+            "lidar",
+            lambda rows: _set(rows, lambda r: True, "key.segment_context_name", "other"),
+            "rows of segment 'other'",
+        ),
         ("lidar_pose", lambda rows: rows[:1], "has no pose image of the TOP laser"),
         ("vehicle_pose", lambda rows: [], "holds no frame"),
         ("vehicle_pose", lambda rows: [*rows, rows[0]], "frame .* has two rows"),
         (
             "vehicle_pose",
-            lambda rows: _set(rows, lambda r: True, "[VehiclePoseComponent].world_from_vehicle.transform", [1.0] * 16),
+            lambda rows: _set(
+                rows,
+                lambda r: True,
+                "[VehiclePoseComponent].world_from_vehicle.transform",
+                [1.0] * 16,
+            ),
             "last row",
         ),
         ("lidar_calibration", lambda rows: rows[1:], "has no row in lidar_calibration"),
         (
             "lidar_calibration",
-            lambda rows: _set(rows, lambda r: r[LASER] == 1, "[LiDARCalibrationComponent].beam_inclination.values", [0.0] * 64),
+            lambda rows: _set(
+                rows,
+                lambda r: r[LASER] == 1,
+                "[LiDARCalibrationComponent].beam_inclination.values",
+                [0.0] * 64,
+            ),
             "64 beam inclinations for a range image of 16 rows",
         ),
         (

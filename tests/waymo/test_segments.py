@@ -43,22 +43,34 @@ def renamed(source, target, name):
 def test_the_format_is_what_lies_there(records, golden_split):
     assert (detect_format(records), detect_format(golden_split)) == ("v1", "v2")
     assert list_segments(records) == list_segments(golden_split) == [SEGMENT]
-    assert set(segment_files(golden_split, SEGMENT)) == {"lidar", "lidar_pose", "lidar_calibration", "vehicle_pose", "lidar_box"}
+    assert set(segment_files(golden_split, SEGMENT)) == {
+        "lidar",
+        "lidar_pose",
+        "lidar_calibration",
+        "vehicle_pose",
+        "lidar_box",
+    }
     (path,) = records.glob("*.tfrecord")
     assert segment_files(records, SEGMENT) == {"tfrecord": path}
 
 
 def test_both_give_the_same_frames(records, golden_split):
-    for one, other in zip(read_segment(records, SEGMENT), read_segment(golden_split, SEGMENT), strict=True):
+    for one, other in zip(
+        read_segment(records, SEGMENT), read_segment(golden_split, SEGMENT), strict=True
+    ):
         np.testing.assert_array_equal(one.points, other.points)
         assert (one.frame_id, one.labels.ids) == (other.frame_id, other.labels.ids)
 
 
-@pytest.mark.parametrize("name", ["training_segment-{}.tfrecord", "individual_files_training_x.tfrecord", "a.tfrecord"])
+@pytest.mark.parametrize(
+    "name", ["training_segment-{}.tfrecord", "individual_files_training_x.tfrecord", "a.tfrecord"]
+)
 def test_the_name_of_a_file_means_nothing(records, name):
     (path,) = records.glob("*.tfrecord")
     path = path.rename(records / name.format("999_1_000_21_000"))
-    assert list_segments(records) == [SEGMENT] and segment_files(records, SEGMENT) == {"tfrecord": path}
+    assert list_segments(records) == [SEGMENT] and segment_files(records, SEGMENT) == {
+        "tfrecord": path
+    }
     assert len(list(read_segment(records, SEGMENT))) == 2
 
 
@@ -72,24 +84,45 @@ def test_segments_are_sorted_by_their_own_names(records, golden):
 
 def test_two_files_of_one_segment_are_an_error(records, golden):
     shutil.copy(golden, records / "copy.tfrecord")
-    for call in (list_segments, lambda folder: segment_files(folder, SEGMENT), lambda folder: read_segment(folder, SEGMENT)):
-        with pytest.raises(DataError, match=rf"copy\.tfrecord and .*{golden.name} are both of segment {SEGMENT}; remove one"):
+    for call in (
+        list_segments,
+        lambda folder: segment_files(folder, SEGMENT),
+        lambda folder: read_segment(folder, SEGMENT),
+    ):
+        with pytest.raises(
+            DataError,
+            match=(
+                rf"copy\.tfrecord and .*{golden.name} are both of "
+                rf"segment {SEGMENT}; remove one"
+            ),
+        ):
             call(records)
 
 
 def test_two_formats_in_one_folder_are_an_error(records, golden_split):
     shutil.copytree(golden_split / "lidar_box", records / "lidar_box")
     for call in (detect_format, list_segments, lambda folder: read_segment(folder, SEGMENT)):
-        with pytest.raises(DataError, match=r"holds both .*tfrecord \(v1\) and lidar_box/.*parquet \(v2\); move one"):
+        with pytest.raises(
+            DataError,
+            match=(r"holds both .*tfrecord \(v1\) and " r"lidar_box/.*parquet \(v2\); move one"),
+        ):
             call(records)
 
 
 def test_folders_without_segments_are_errors(tmp_path, records):
-    with pytest.raises(DataError, match=r"holds no Waymo segments; expected SEGMENT.tfrecord \(v1\) or lidar/SEGMENT.parquet"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"holds no Waymo segments; expected SEGMENT.tfrecord "
+            r"\(v1\) or lidar/SEGMENT.parquet"
+        ),
+    ):
         detect_format(tmp_path)  # one too high
     with pytest.raises(DataError, match="is no folder"):
         list_segments(tmp_path / "validation")
-    with pytest.raises(DataError, match=r"none of its 1 \.tfrecord files is of segment other; download it"):
+    with pytest.raises(
+        DataError, match=(r"none of its 1 \.tfrecord files is of segment other; " r"download it")
+    ):
         read_segment(records, "other")
 
 
@@ -101,7 +134,11 @@ def test_hidden_files_are_passed_over(records, golden):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "is empty"), (b"text", "truncated at byte 4"), (b"\x1f\x8b" + bytes(100), "is this even a TFRecord file")],
+    [
+        (b"", "is empty"),
+        (b"text", "truncated at byte 4"),
+        (b"\x1f\x8b" + bytes(100), "is this even a TFRecord file"),
+    ],
 )
 def test_a_damaged_file_is_named_when_listing(records, content, said):
     path = records / "damaged.tfrecord"

@@ -52,7 +52,9 @@ def broken(path, message):
 def test_records_come_back(write):
     path = write(framed(PAYLOADS))
     assert read(path) == PAYLOADS
-    assert [record.start for record in tfrecord.index(path)] == STARTS and path.stat().st_size == SIZE
+    assert [
+        record.start for record in tfrecord.index(path)
+    ] == STARTS and path.stat().st_size == SIZE
     assert tfrecord.first_payload(path) == PAYLOADS[0]
     assert tfrecord.first_payload(path, limit=5) == PAYLOADS[0][:5]
     assert tfrecord.first_payload(path, limit=5000) == PAYLOADS[0]
@@ -97,7 +99,9 @@ def test_every_flipped_bit_is_found(write):
             content[position] ^= 1 << bit
             start = max(start for start in STARTS if start <= position)
             if position - start < 12:
-                broken(write(content), f"corrupted record at {start} (is this even a TFRecord file?)")
+                broken(
+                    write(content), (f"corrupted record at {start} (is this even a TFRecord file?)")
+                )
             else:
                 broken(write(content), f"corrupted record at {start + 12} (")
 
@@ -117,7 +121,10 @@ def test_appended_zeros_are_corruption(write, zeros):
 
 
 def test_other_files_are_named_as_such(write):
-    broken(write(gzip.compress(framed(PAYLOADS))), "corrupted record at 0 (is this even a TFRecord file?)")
+    broken(
+        write(gzip.compress(framed(PAYLOADS))),
+        ("corrupted record at 0 (is this even a TFRecord file?)"),
+    )
     broken(write(b"PAR1" + bytes(100)), "corrupted record at 0 (is this even a TFRecord file?)")
 
 

@@ -1,4 +1,6 @@
-"""What the notebooks look at: tables of the data, frames with their boxes, where distillation acts, notebook 04's application."""
+"""What the notebooks look at: tables of the data, frames with their boxes, where distillation acts,
+notebook 04's application.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +10,13 @@ from kdlib.lab.explore.scenes import extent, scene
 from kdlib.lab.explore.signals import pivotal_example, startup_report
 from kdlib.lab.explore.studio import studios
 
-__all__ = ["application", "data_overview", "difficulty_table", "extent", "pivotal_example", "scene", "startup_report", "studios"]
+__all__ = [
+    "application",
+    "data_overview",
+    "difficulty_table",
+    "extent",
+    "pivotal_example",
+    "scene",
+    "startup_report",
+    "studios",
+]

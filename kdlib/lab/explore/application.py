@@ -1,6 +1,7 @@
 """The application of notebook 04: widgets that show two models on a frame, from above and in space.
 
-Widgets vanish from executed notebooks, so all they show has a static twin: the same pictures drawn for one choice.
+Widgets vanish from executed notebooks, so all they show has a static twin: the same pictures drawn
+for one choice.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ _SERIAL = itertools.count(1)  # a page may hold several applications
 
 
 def application(studios: Studios, start: Choice | None = None) -> Any | None:
-    """Return the application as a widget; outside Jupyter, or without ipywidgets, print one sentence and return None.
+    """Return the application as a widget; outside Jupyter, or without ipywidgets, print one
+    sentence and return None.
 
-    The first of the studios is shown, first with ``start`` (None asks the run); BrowserError if there is none.
+    The first of the studios is shown, first with ``start`` (None asks the run); BrowserError if
+    there is none.
     """
     if not studios:
         raise BrowserError("there is no run to look at")
@@ -36,7 +39,10 @@ def application(studios: Studios, start: Choice | None = None) -> Any | None:
     try:
         import ipywidgets  # noqa: F401
     except ImportError:
-        print("ipywidgets is not installed (pip install 'ipywidgets>=8'): the static pictures show the same.")
+        print(
+            "ipywidgets is not installed (pip install 'ipywidgets>=8'): the static pictures "
+            "show the same."
+        )
         return None
     return Application(studios, start).widget
 
@@ -58,21 +64,41 @@ class Application:
             "left": w.Dropdown(description="left", **common),
             "right": w.Dropdown(description="right", **common),
             "frame": w.IntSlider(0, 0, 0, description="frame", **slide),
-            "min_score": w.FloatSlider(0.5, min=0.1, max=0.95, step=0.05, description="score ≥", **slide),
-            "class_name": w.Dropdown(options=[("all", None), *zip(CLASS_NAMES, CLASS_NAMES)], description="class", **common),
+            "min_score": w.FloatSlider(
+                0.5, min=0.1, max=0.95, step=0.05, description="score ≥", **slide
+            ),
+            "class_name": w.Dropdown(
+                options=[("all", None), *zip(CLASS_NAMES, CLASS_NAMES)],
+                description="class",
+                **common,
+            ),
             "iou": w.Dropdown(options=list(_IOUS.items()), description="IoU ≥", **common),
-            "map": w.ToggleButtons(options=list(MAP_NAMES), description="map", style={**label, "button_width": "auto"}),
+            "map": w.ToggleButtons(
+                options=list(MAP_NAMES), description="map", style={**label, "button_width": "auto"}
+            ),
         }
-        self.layers = {name: w.Checkbox(True, description=name, indent=False, layout=w.Layout(width="9rem")) for name in LAYERS}
-        self.jumps = {o: w.Button(description=f"next: {words}", layout=w.Layout(width="auto")) for o, words in JUMPS.items()}
+        self.layers = {
+            name: w.Checkbox(True, description=name, indent=False, layout=w.Layout(width="9rem"))
+            for name in LAYERS
+        }
+        self.jumps = {
+            o: w.Button(description=f"next: {words}", layout=w.Layout(width="auto"))
+            for o, words in JUMPS.items()
+        }
         self.note, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
         self.picture.add_class("kdlib-picture")
         self.data = w.HTML(layout=w.Layout(display="none"))
         left, right, frame, score, kind, iou, maps = self.controls.values()
         wrap = w.Layout(flex_flow="row wrap")
-        first = w.HBox([w.VBox(column) for column in ([self.run, left, right], [frame, score], [kind, iou])], layout=wrap)
+        first = w.HBox(
+            [w.VBox(column) for column in ([self.run, left, right], [frame, score], [kind, iou])],
+            layout=wrap,
+        )
         boxes = w.HBox([w.HTML("boxes", layout=w.Layout(width="4.2rem")), *self.layers.values()])
-        jumps, space = w.HBox(list(self.jumps.values()), layout=wrap), w.HTML(interactive.live_frame(self._channel))
+        jumps, space = (
+            w.HBox(list(self.jumps.values()), layout=wrap),
+            w.HTML(interactive.live_frame(self._channel)),
+        )
         self.widget = w.VBox([first, boxes, maps, jumps, self.note, self.picture, space, self.data])
         self._open(start)
         self.run.observe(lambda _: self._open(None), names="value")
@@ -85,7 +111,9 @@ class Application:
     def choice(self) -> Choice:
         """What is chosen now."""
         layers = tuple(name for name, box in self.layers.items() if box.value)
-        return Choice(layers=layers, **{name: control.value for name, control in self.controls.items()})
+        return Choice(
+            layers=layers, **{name: control.value for name, control in self.controls.items()}
+        )
 
     def _open(self, start: Choice | None) -> None:
         with self._errors_said():
@@ -93,7 +121,9 @@ class Application:
             first = start or self._studio.start()
             self._quiet = True
             for side in ("left", "right"):
-                self.controls[side].options = [(title, name) for name, title in self._studio.models.items()]
+                self.controls[side].options = [
+                    (title, name) for name, title in self._studio.models.items()
+                ]
             self.controls["frame"].max = self._studio.frame_count - 1
             for name, control in self.controls.items():
                 control.value = getattr(first, name)
@@ -110,7 +140,10 @@ class Application:
         if self._quiet:
             return
         with self._errors_said():
-            png, scene = canvas.to_png(self._studio.draw(self.choice)), self._studio.scene(self.choice)
+            png, scene = (
+                canvas.to_png(self._studio.draw(self.choice)),
+                self._studio.scene(self.choice),
+            )
             self.picture.value = png
             self._version += 1
             self.data.value = interactive.live_data(scene, self._channel, self._version)

@@ -1,4 +1,6 @@
-"""What a reader may choose in notebook 04: models, frame, score, class, overlap, layers, a map, and where to go next."""
+"""What a reader may choose in notebook 04: models, frame, score, class, overlap, layers, a map, and
+where to go next.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ from kdlib.errors import KdlibError
 
 LAYERS = ("ground truth", "found boxes", "misses", "false alarms")
 MAP_NAMES = ("none", "heatmap", "pivotal positions", "BEV features", "KD masks")
-JUMPS = {"helped": "distillation helped most", "hurt": "distillation hurt most", "hardest": "most misses, right"}
+JUMPS = {
+    "helped": "distillation helped most",
+    "hurt": "distillation hurt most",
+    "hardest": "most misses, right",
+}
 
 
 class BrowserError(KdlibError):
@@ -30,10 +36,16 @@ class Choice:
     map: str = "none"  # one of MAP_NAMES, under the boxes
 
     def check(self, models: Sequence[str], frames: int) -> None:
-        """Check that all it names exists; BrowserError if the frame, a model, a layer or the map does not."""
+        """Check that all it names exists; BrowserError if the frame, a model, a layer or the map
+        does not.
+        """
         if not 0 <= self.frame < frames:
             raise BrowserError(f"frame {self.frame} asked for, there are 0 to {frames - 1}")
-        for names, known in (((self.left, self.right), models), ((self.map,), MAP_NAMES), (self.layers, LAYERS)):
+        for names, known in (
+            ((self.left, self.right), models),
+            ((self.map,), MAP_NAMES),
+            (self.layers, LAYERS),
+        ):
             for name in names:
                 if name not in known:
                     raise BrowserError(f"'{name}' is none of: {', '.join(known)}")

@@ -1,4 +1,6 @@
-"""Maps of what a model says about a frame: heat map, BEV features, pivotal positions, the masks of distillation."""
+"""Maps of what a model says about a frame: heat map, BEV features, pivotal positions, the masks of
+distillation.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def load_network(trained: TrainedWeights) -> CenterPoint:
 
 @torch.inference_mode()
 def ask(model: CenterPoint, batch: Batch) -> ModelAnswer:
-    """Return a model's raw answer; its stored statistics are used, so that it depends on this frame alone."""
+    """Return a model's raw answer; its stored statistics are used, so that it depends on this frame
+    alone.
+    """
     return ModelAnswer(model.eval(), model(batch.points))
 
 
@@ -45,11 +49,15 @@ def heat_map(answer: ModelAnswer, class_name: str | None = None) -> GroundMap:
     """Return the largest probability of a centre over the classes, or that of one."""
     maps = torch.cat([head.heatmap[0] for head in answer.prediction.heads]).sigmoid()
     values = maps.amax(dim=0) if class_name is None else maps[CLASS_NAMES.index(class_name)]
-    return GroundMap(values.numpy(), f"{class_name.lower() if class_name else 'centre'} probability")
+    return GroundMap(
+        values.numpy(), (f"{class_name.lower() if class_name else 'centre'} probability")
+    )
 
 
 def feature_map(answer: ModelAnswer) -> GroundMap:
-    """Return the mean magnitude over the channels of what enters the head, 1 from the 99th percentile on: few cells stand out."""
+    """Return the mean magnitude over the channels of what enters the head, 1 from the 99th
+    percentile on: few cells stand out.
+    """
     return _scaled(answer.prediction.bev[0].abs().mean(dim=0), "mean magnitude of BEV features", 99)
 
 
@@ -63,16 +71,25 @@ class Lesson:
     kd: KDConfig
 
     def pivotal_positions(self) -> GroundMap:
-        """Return the weights of the logit term where the two heat maps meet; ConfigError if the recipe has no such term."""
+        """Return the weights of the logit term where the two heat maps meet; ConfigError if the
+        recipe has no such term.
+        """
         return _scaled(self._weights()[0].amax(dim=0), "weight of pivotal positions")
 
     def label_mask(self) -> GroundMap:
-        """Return the heat map the student is told to draw: the truth's Gaussians and those of the teacher's boxes."""
+        """Return the heat map the student is told to draw: the truth's Gaussians and those of the
+        teacher's boxes.
+        """
         target = torch.cat([targets.heatmap[0] for targets in self._targets()]).amax(dim=0)
-        return GroundMap(target.numpy(), "target heat map" + (" with the teacher's boxes" if self.kd.label else ""))
+        return GroundMap(
+            target.numpy(),
+            "target heat map" + (" with the teacher's boxes" if self.kd.label else ""),
+        )
 
     def pull_mask(self) -> GroundMap:
-        """Return where the logit term pulls (ConfigError if there is none): weights times squared difference, over classes."""
+        """Return where the logit term pulls (ConfigError if there is none): weights times squared
+        difference, over classes.
+        """
         weights, apart = self._weights()
         return _scaled((weights * apart).sum(dim=0), "pull of logit distillation")
 
@@ -81,8 +98,15 @@ class Lesson:
         """Return weights and squared differences (heads, H, W)."""
         logit, student, teacher = self.kd.logit, self.student, self.teacher
         if logit is None:
-            raise ConfigError("this recipe has no logit distillation, so it has no pivotal positions; choose another map")
-        marks = self._targets() if logit.target == "student" else teacher.model.targets(self.batch.truth)
+            raise ConfigError(
+                "this recipe has no logit distillation, so it has no pivotal "
+                "positions; choose another map"
+            )
+        marks = (
+            self._targets()
+            if logit.target == "student"
+            else teacher.model.targets(self.batch.truth)
+        )
         region = bev_region(student.model.config)
         weights, apart = [], []
         for own, other, targets in zip(student.prediction.heads, teacher.prediction.heads, marks):
@@ -102,4 +126,6 @@ class Lesson:
 
 def _scaled(values: Tensor, name: str, percentile: float = 100) -> GroundMap:
     array = values.numpy().astype(np.float64)
-    return GroundMap(np.clip(array / max(float(np.percentile(array, percentile)), 1e-9), 0, 1), name)
+    return GroundMap(
+        np.clip(array / max(float(np.percentile(array, percentile)), 1e-9), 0, 1), name
+    )

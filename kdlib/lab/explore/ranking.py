@@ -18,7 +18,9 @@ _FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found 
 
 @dataclass(frozen=True)
 class Counted:
-    """One model's outcome on every evaluated frame, in the order of the frame numbers, at a score of 0.3 and Waymo's IoU."""
+    """One model's outcome on every evaluated frame, in the order of the frame numbers, at a score
+    of 0.3 and Waymo's IoU.
+    """
 
     found: Int64  # (F,) objects
     false_alarms: Int64  # (F,)
@@ -31,7 +33,9 @@ class Counted:
 
 
 def count_outcomes(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
-    """Return a model's outcome on every evaluated frame; a frame without boxes of either counts nothing."""
+    """Return a model's outcome on every evaluated frame; a frame without boxes of either counts
+    nothing.
+    """
     frames = evaluate_tables(table, truth, ranges=False).frames
     assert frames is not None  # kept by default
     order = run.store.split("validation").frame_ids(run.profile.evaluation.interval)
@@ -44,7 +48,9 @@ def count_outcomes(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
 
 
 def most_improved_frame(predictions: Mapping[str, pa.Table], truth: pa.Table, run: Run) -> int:
-    """Return the position of the frame where the last arm is furthest ahead of the first, by their merits."""
+    """Return the position of the frame where the last arm is furthest ahead of the first, by their
+    merits.
+    """
     arms = [name for name in predictions if name != "teacher"] or ["teacher"]
     first, last = (count_outcomes(predictions[arm], truth, run) for arm in (arms[0], arms[-1]))
     return int(np.argmax(last.merit - first.merit))

@@ -19,10 +19,17 @@ from kdlib.types import Float32
 from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer, Panel, layer
 
-# Layer names of the arms; the arms that are not shown together keep colours apart from teacher and student.
-ARM_TITLES = {"teacher": "teacher", "alone": "student alone", "init": "initialised student", "full": "distilled student"}
+# Layer names of the arms; the arms that are not shown together keep colours apart from teacher and
+# student.
+ARM_TITLES = {
+    "teacher": "teacher",
+    "alone": "student alone",
+    "init": "initialised student",
+    "full": "distilled student",
+}
 _COLORS = {"alone": palette.SERIES[3], "init": palette.SERIES[7]}
-_LABELS = np.zeros(256, np.int64)  # 1-based class positions of Waymo's type numbers, 0 for other types
+# 1-based class positions of Waymo's type numbers, 0 for other types
+_LABELS = np.zeros(256, np.int64)
 _LABELS[list(class_types(CLASS_NAMES))] = np.arange(1, len(CLASS_NAMES) + 1)
 
 
@@ -49,25 +56,46 @@ def extent(model: ModelConfig) -> tuple[float, float, float, float]:
     return (*reach[:2], *reach[3:5])
 
 
-def scene(run: Run, frame: int, predictions: Mapping[str, pa.Table] | None = None, threshold: float = 0.0) -> FrameScene:
-    """Return an evaluated frame by position, with labels and the predictions from a score on; ConfigError if there is none."""
+def scene(
+    run: Run, frame: int, predictions: Mapping[str, pa.Table] | None = None, threshold: float = 0.0
+) -> FrameScene:
+    """Return an evaluated frame by position, with labels and the predictions from a score on;
+    ConfigError if there is none.
+    """
     split = run.store.split("validation")
     numbers = split.frames(run.profile.evaluation.interval)
     if not 0 <= frame < len(numbers):
-        raise ConfigError(f"FRAME={frame} is none of the {len(numbers)} evaluated frames; the last one is {len(numbers) - 1}")
+        raise ConfigError(
+            f"FRAME={frame} is none of the {len(numbers)} evaluated frames; the "
+            f"last one is {len(numbers) - 1}"
+        )
     number, reach = int(numbers[frame]), run.profile.student_model.grid.point_range
     points, labels, frame_id = split.points(number), split.labels(number), split.frame_id(number)
     kinds = _LABELS[labels.types]
-    near = (np.abs(labels.boxes[:, :2]) <= reach[3]).all(axis=1) & (labels.num_points > 0) & (kinds > 0)
+    near = (
+        (np.abs(labels.boxes[:, :2]) <= reach[3]).all(axis=1)
+        & (labels.num_points > 0)
+        & (kinds > 0)
+    )
     truth = layer("truth", labels.boxes[near], kinds[near])
-    found = (predicted(table, frame_id, threshold, arm) for arm, table in (predictions or {}).items())
+    found = (
+        predicted(table, frame_id, threshold, arm) for arm, table in (predictions or {}).items()
+    )
     return FrameScene(frame_id, points[points_in_range(points, reach)], (truth, *found))
 
 
 def predicted(table: pa.Table, frame_id: str, threshold: float, arm: str) -> BoxLayer:
     """Return an arm's boxes of one frame at or above a score, in the arm's colour."""
-    rows = table.filter(pc.and_(pc.equal(table["frame_id"], frame_id), pc.greater_equal(table["score"], threshold)))
+    rows = table.filter(
+        pc.and_(pc.equal(table["frame_id"], frame_id), pc.greater_equal(table["score"], threshold))
+    )
     boxes = np.stack([rows[name].to_numpy() for name in BOX_NUMBERS], axis=1)
     role = "teacher" if arm == "teacher" else "student"
-    drawn = layer(role, boxes, _LABELS[rows["type"].to_numpy()], rows["score"].to_numpy(), name=ARM_TITLES[arm])
+    drawn = layer(
+        role,
+        boxes,
+        _LABELS[rows["type"].to_numpy()],
+        rows["score"].to_numpy(),
+        name=ARM_TITLES[arm],
+    )
     return replace(drawn, color=_COLORS.get(arm, drawn.color))

@@ -19,12 +19,20 @@ from kdlib.types import Batch, Float32
 def _first_batch(run: Run, count: int) -> Batch:
     model, config = run.profile.student_model, run.profile.student
     reach = model.grid.point_range
-    data = FrameDataset(run.store.split("training"), model.class_names, config.interval, drop_empty=True, point_range=reach)
+    data = FrameDataset(
+        run.store.split("training"),
+        model.class_names,
+        config.interval,
+        drop_empty=True,
+        point_range=reach,
+    )
     return collate([data[index] for index in range(min(count, len(data)))])
 
 
 def pivotal_example(run: Run, teacher: TrainedWeights) -> tuple[Float32, Float32]:
-    """Return the weights of logit distillation on a training frame, (H, W) on the teacher's grid, and its points."""
+    """Return the weights of logit distillation on a training frame, (H, W) on the teacher's grid,
+    and its points.
+    """
     logit = run.profile.kd.logit
     if logit is None:
         raise ValueError(f"the recipe of {run.profile.pair} has no logit distillation to show")
@@ -37,7 +45,9 @@ def pivotal_example(run: Run, teacher: TrainedWeights) -> tuple[Float32, Float32
 
 
 def startup_report(run: Run, teacher: TrainedWeights) -> pd.DataFrame:
-    """Return every active term of the full recipe on one batch: weight, value, positions, labels from the teacher."""
+    """Return every active term of the full recipe on one batch: weight, value, positions, labels
+    from the teacher.
+    """
     student = build(run.profile.student_model)
     network = load_network(teacher)
     if run.profile.zoo_pair.initialise_from is None:  # otherwise that model is not trained yet

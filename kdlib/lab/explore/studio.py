@@ -1,4 +1,6 @@
-"""What notebook 04 shows of a finished run: two models on a frame from above and in space, maps, the next frame worth a look."""
+"""What notebook 04 shows of a finished run: two models on a frame from above and in space, maps,
+the next frame worth a look.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,15 @@ _TEACHER = "teacher"
 
 
 class Studio:
-    """The frames and models of one run, loaded when they are first shown; only the last frame's answers are kept."""
+    """The frames and models of one run, loaded when they are first shown; only the last frame's
+    answers are kept.
+    """
 
     def __init__(self, run: Run, threshold: float = 0.5) -> None:
         """Open a run that notebooks 00 to 02 have finished; ConfigError if one of them has not."""
         self.run, self.threshold, self.frame_count = run, threshold, run.frame_count
-        self.models, self._arms = {_TEACHER: _TEACHER}, {_TEACHER: _TEACHER}  # what people call each model, and its arm
+        # what people call each model, and its arm
+        self.models, self._arms = {_TEACHER: _TEACHER}, {_TEACHER: _TEACHER}
         self._trained = {_TEACHER: chosen_teacher(run)}
         for (arm, seed), trained in trained_students(run).items():
             name = student_name(arm, seed)
@@ -47,44 +52,74 @@ class Studio:
             self._arms[name], self._trained[name] = arm, trained
         self._frame = lru_cache(1)(partial(scene, run))
         self._batch = lru_cache(1)(self._read_batch)
-        self._answer = lru_cache(3)(lambda frame, model: maps.ask(self._network(model), self._batch(frame)))
+        self._answer = lru_cache(3)(
+            lambda frame, model: maps.ask(self._network(model), self._batch(frame))
+        )
         self._network = lru_cache(None)(lambda model: maps.load_network(self._trained[model]))
-        self.table = lru_cache(None)(lambda model: scoring.predict_weights(run, model, self._trained[model]))
-        self._counted = lru_cache(None)(lambda model: count_outcomes(self.table(model), scoring.truth(run), run))
+        self.table = lru_cache(None)(
+            lambda model: scoring.predict_weights(run, model, self._trained[model])
+        )
+        self._counted = lru_cache(None)(
+            lambda model: count_outcomes(self.table(model), scoring.truth(run), run)
+        )
 
     def start(self, frame: int = -1) -> Choice:
-        """Return the teacher beside the distilled student, on the frame where distillation helped most (-1) or a given one."""
+        """Return the teacher beside the distilled student, on the frame where distillation helped
+        most (-1) or a given one.
+        """
         choice = Choice(max(frame, 0), _TEACHER, self._first("full"), self.threshold)
-        return choice if frame >= 0 else replace(choice, frame=int(self._order("helped", choice)[0]))
+        return (
+            choice if frame >= 0 else replace(choice, frame=int(self._order("helped", choice)[0]))
+        )
 
     def name(self, choice: Choice) -> str:
         """Return the frame's name."""
         return f"frame {choice.frame}: {self._frame(choice.frame).frame_id}"
 
     def panels(self, choice: Choice) -> tuple[Panel, Panel]:
-        """Return both halves, judged and cut as chosen, with their maps; BrowserError or ConfigError if one is not there."""
+        """Return both halves, judged and cut as chosen, with their maps; BrowserError or
+        ConfigError if one is not there.
+        """
         choice.check(tuple(self.models), self.frame_count)
         return self._panel(choice, choice.left, "left"), self._panel(choice, choice.right, "right")
 
     def draw(self, choice: Choice, path: str | Path | None = None) -> Figure:
         """Return both models from above."""
         limits = "Waymo's" if choice.iou is None else f"{choice.iou:g}"
-        note = f"score ≥ {choice.min_score:.2f}, 3D IoU ≥ {limits}, {choice.class_name or 'all classes'}"
+        note = (
+            f"score ≥ {choice.min_score:.2f}, 3D IoU ≥ {limits}, "
+            f"{choice.class_name or 'all classes'}"
+        )
         region, points = extent(self.run.profile.student_model), self._frame(choice.frame).points
-        return draw_bev(points, self.panels(choice), extent=region, title=self._title(choice), note=note, path=path)
+        return draw_bev(
+            points,
+            self.panels(choice),
+            extent=region,
+            title=self._title(choice),
+            note=note,
+            path=path,
+        )
 
     def scene(self, choice: Choice) -> Any:
-        """Return both models in space, as a plotly figure; maps lie on the ground of the picture from above only."""
+        """Return both models in space, as a plotly figure; maps lie on the ground of the picture
+        from above only.
+        """
         panels = self.panels(replace(choice, map="none"))
         return scene_figure(self._frame(choice.frame).points, panels, title=self._title(choice))
 
     def sheet(self, choice: Choice, path: str | Path) -> Image:
         """Return a choice once for each map of its recipe: the static twin of switching them."""
-        names = [name for name in MAP_NAMES[1:] if self.run.profile.kd.logit or name != "pivotal positions"]
+        names = [
+            name
+            for name in MAP_NAMES[1:]
+            if self.run.profile.kd.logit or name != "pivotal positions"
+        ]
         return contact_sheet([self.draw(replace(choice, map=name)) for name in names], path)
 
     def gallery(self, choice: Choice, folder: Path) -> dict[str, str]:
-        """Draw the first frame of every order as ``<order>.png``, and return what stands below it: the buttons' static twin."""
+        """Draw the first frame of every order as ``<order>.png``, and return what stands below it:
+        the buttons' static twin.
+        """
         captions = {}
         for order in JUMPS:
             if len(self._order(order, choice)):
@@ -95,15 +130,20 @@ class Studio:
         return captions
 
     def jump(self, order: str, choice: Choice) -> tuple[int, str]:
-        """Return the frame after this one in an order of JUMPS, and a sentence about it; after the last comes the first.
+        """Return the frame after this one in an order of JUMPS, and a sentence about it; after the
+        last comes the first.
 
-        ``helped`` and ``hurt`` compare the first student trained alone with the one shown on the right, or the distilled one.
+        ``helped`` and ``hurt`` compare the first student trained alone with the one shown on the
+        right, or the distilled one.
 
         ConfigError if the run has no frame of that kind.
         """
         frames = self._order(order, choice).tolist()
         if not frames:
-            raise ConfigError(f"no frame where {JUMPS[order].removesuffix(' most')}: {choice.right} is nowhere behind")
+            raise ConfigError(
+                f"no frame where {JUMPS[order].removesuffix(' most')}: "
+                f"{choice.right} is nowhere behind"
+            )
         place = (frames.index(choice.frame) + 1) % len(frames) if choice.frame in frames else 0
         frame = int(frames[place])
         if order == "hardest":
@@ -111,12 +151,17 @@ class Studio:
         else:
             base, learner = self._compared(choice)
             first, second = self._counted(base), self._counted(learner)
-            gained, wrong = (second.found - first.found)[frame], (second.false_alarms - first.false_alarms)[frame]
+            gained, wrong = (
+                (second.found - first.found)[frame],
+                (second.false_alarms - first.false_alarms)[frame],
+            )
             sentence = f"{gained:+d} found, {wrong:+d} false alarms against {self.models[base]},"
         return frame, f"{JUMPS[order]}, {place + 1} of {len(frames)}: {sentence} at a score of 0.3"
 
     def _order(self, order: str, choice: Choice) -> Int64:
-        """Return the frames of an order, the furthest first; ``helped`` and ``hardest`` have one at least."""
+        """Return the frames of an order, the furthest first; ``helped`` and ``hardest`` have one at
+        least.
+        """
         if order not in JUMPS:
             raise ConfigError(f"unknown order '{order}'; there are: {', '.join(JUMPS)}")
         if order == "hardest":
@@ -124,14 +169,18 @@ class Studio:
         else:
             first, second = (self._counted(name).merit for name in self._compared(choice))
             amount = second - first if order == "helped" else first - second
-        return np.argsort(-amount, kind="stable")[: max(int((amount > 0).sum()), int(order != "hurt"))]
+        return np.argsort(-amount, kind="stable")[
+            : max(int((amount > 0).sum()), int(order != "hurt"))
+        ]
 
     def _compared(self, choice: Choice) -> tuple[str, str]:
         first = self._first("alone")
         return first, choice.right if choice.right not in (first, _TEACHER) else self._first("full")
 
     def _first(self, arm: str) -> str:
-        """Return the first seed of an arm; the last student where the run has not trained that arm."""
+        """Return the first seed of an arm; the last student where the run has not trained that
+        arm.
+        """
         return next((name for name, own in self._arms.items() if own == arm), list(self.models)[-1])
 
     def _title(self, choice: Choice) -> str:
@@ -169,18 +218,24 @@ class Studio:
         return collate([replace(sample, boxes=sample.boxes[inside], labels=sample.labels[inside])])
 
 
-Studios = Mapping[str, Callable[[], Studio]]  # runs to choose from by name, each opened when it is called
+# runs to choose from by name, each opened when it is called
+Studios = Mapping[str, Callable[[], Studio]]
 
 
 def studios(run: Run, threshold: float = 0.5) -> Studios:
-    """Return the run, then its finished neighbours in the same folder, by name, each opened when it is called."""
+    """Return the run, then its finished neighbours in the same folder, by name, each opened when it
+    is called.
+    """
     opened = {run.folder.name: partial(Studio, run, threshold)}
     for result in sorted(run.folder.parent.glob("*/02_distill_student/result.json")):
         folder = result.parents[1]
-        with suppress(ConfigError, DataError, KeyError):  # a damaged result, or of a profile that is unknown here
+        # a damaged result, or of a profile that is unknown here
+        with suppress(ConfigError, DataError, KeyError):
             profile = profiles.profile(records.read_json(result)["profile"])
             same = profile.folder == run.profile.folder
             other = open_run(profile.name, str(folder), str(run.data) if same else "")
-            if (other.data / "store").is_dir() and (folder / "01_train_teacher" / "result.json").is_file():
+            if (other.data / "store").is_dir() and (
+                folder / "01_train_teacher" / "result.json"
+            ).is_file():
                 opened.setdefault(folder.name, partial(Studio, other, threshold))
     return opened

@@ -1,4 +1,6 @@
-"""Answers the questions of a notebook: its students scored and compared, and what it hands over for the report."""
+"""Answers the questions of a notebook: its students scored and compared, and what it hands over for
+the report.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class ChapterComparison(Comparison):
             for quality, result in self.teachers.items()
         ]
         arms = super().table()
-        return pd.concat([pd.DataFrame(teachers).round(2), arms], ignore_index=True).reindex(columns=arms.columns)
+        return pd.concat([pd.DataFrame(teachers).round(2), arms], ignore_index=True).reindex(
+            columns=arms.columns
+        )
 
     def answer(self, question: str) -> Finding:
         """Return what came of a question; ConfigError if the notebook does not ask it."""
@@ -43,26 +47,43 @@ class ChapterComparison(Comparison):
         return Finding(asked.title, asked.contrasts, self)
 
     def lines(self, name: str) -> list[ScheduleLine]:
-        """Return scores over the length of the schedule, for those lines of :data:`ARM_LINES` whose arms are there."""
+        """Return scores over the length of the schedule, for those lines of :data:`ARM_LINES` whose
+        arms are there.
+        """
         drawn = []
         for line in ARM_LINES[name]:
             arms = [self.report.arm(arm) for arm in line.arms if arm in self.results]
-            samples = [self.students[arm.name, self.chapter.seeds[0]].values["samples"] for arm in arms]
+            samples = [
+                self.students[arm.name, self.chapter.seeds[0]].values["samples"] for arm in arms
+            ]
             if arms:
-                drawn.append(replace(line, samples=tuple(samples), scores=tuple(map(in_percent, arms))))
+                drawn.append(
+                    replace(line, samples=tuple(samples), scores=tuple(map(in_percent, arms)))
+                )
         return drawn
 
     def result(self, parts: Sequence[Json], **more: Any) -> Json:
-        """Return what the notebook hands over: its parts for the report, every score, every term, the budget."""
+        """Return what the notebook hands over: its parts for the report, every score, every term,
+        the budget.
+        """
         seconds = sum(result.values["timing"]["seconds"] for result in self.students.values())
         trained = training_table(self.chapter, self.students)
-        return study_result(self, self.students, trained, self.students, parts) | {"minutes of training": seconds / 60, **more}
+        return study_result(self, self.students, trained, self.students, parts) | {
+            "minutes of training": seconds / 60,
+            **more,
+        }
 
 
 def study_result(
-    comparison: Comparison, students: Students, trained: pd.DataFrame, reporting: Students, parts: Sequence[Json]
+    comparison: Comparison,
+    students: Students,
+    trained: pd.DataFrame,
+    reporting: Students,
+    parts: Sequence[Json],
 ) -> Json:
-    """Return what every notebook with a study's report hands over; of ``reporting`` the terms are listed."""
+    """Return what every notebook with a study's report hands over; of ``reporting`` the terms are
+    listed.
+    """
     report = comparison.report
     return {
         "metric": METRIC,
@@ -78,11 +99,20 @@ def study_result(
 
 
 def compare_chapter(chapter: Chapter, students: Students, resamples: int) -> ChapterComparison:
-    """Score a notebook's students and teachers, and compare the arms; DataError if students were trained on another store."""
+    """Score a notebook's students and teachers, and compare the arms; DataError if students were
+    trained on another store.
+    """
     run = chapter.run
     kinds = dict.fromkeys(arm.teacher for arm in chapter.arms.values())
-    models = {key: TrainedWeights(chapter.arms[key[0]].student, result.weights) for key, result in students.items()}
-    results = score_all(run, models, {f"teacher_{quality}": arm_teacher(run, quality) for quality in kinds})
+    models = {
+        key: TrainedWeights(chapter.arms[key[0]].student, result.weights)
+        for key, result in students.items()
+    }
+    results = score_all(
+        run, models, {f"teacher_{quality}": arm_teacher(run, quality) for quality in kinds}
+    )
     teachers = {quality: results.pop(f"teacher_{quality}")[0] for quality in kinds}
     compared = compare_arms(run.profile, chapter.titles, results, resamples)
-    return ChapterComparison(**vars(compared), chapter=chapter, students=students, teachers=teachers)
+    return ChapterComparison(
+        **vars(compared), chapter=chapter, students=students, teachers=teachers
+    )

@@ -25,20 +25,35 @@ class Question:
     @property
     def arms(self) -> tuple[str, ...]:
         """Every arm in it, once, bases before what is compared with them."""
-        return tuple(dict.fromkeys(name for contrast in self.contrasts for name in (contrast.second, contrast.first)))
+        return tuple(
+            dict.fromkeys(
+                name for contrast in self.contrasts for name in (contrast.second, contrast.first)
+            )
+        )
 
 
 def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
-    """Yield every signal a student may learn from on its own, and the full recipe; ConfigError if that has no logit term."""
+    """Yield every signal a student may learn from on its own, and the full recipe; ConfigError if
+    that has no logit term.
+    """
     if kd.logit is None:
-        raise ConfigError("the study varies the positions of logit distillation; the profile's recipe has none")
+        raise ConfigError(
+            "the study varies the positions of logit distillation; the profile's recipe has none"
+        )
     hard = replace(kd.logit, soft=False)
-    # Untuned weights: each makes its terms start where the published recipe's logit term starts, at 1.7 on the first batch of the
-    # demo, so that no signal is louder than another. A frame of the demo has some thirty objects, hence 200 cells.
+    # Untuned weights: each makes its terms start where the published recipe's logit term starts, at
+    # 1.7 on the first batch of the demo, so that no signal is louder than another. A frame of the
+    # demo has some thirty objects, hence 200 cells.
     logits = {
         "all": ("plain KD (all positions)", replace(hard, positions="all", weight=600.0)),
-        "confidence": ("KD where the teacher is confident", replace(hard, positions="confidence", threshold=0.3, weight=8.0)),
-        "rank": ("KD at the top-ranked cells", replace(hard, positions="rank", rank=200, weight=18.0)),
+        "confidence": (
+            "KD where the teacher is confident",
+            replace(hard, positions="confidence", threshold=0.3, weight=8.0),
+        ),
+        "rank": (
+            "KD at the top-ranked cells",
+            replace(hard, positions="rank", rank=200, weight=18.0),
+        ),
         "center": ("KD at object centres", replace(hard, positions="center", weight=5.3)),
         "gaussian": ("KD under Gaussians", kd.logit),
         "instances": ("KD on GID's instances", replace(hard, positions="instances", weight=60.0)),
@@ -47,7 +62,10 @@ def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
         "map": ("FitNet (whole map)", FeatureKDConfig("map", 5.0)),
         "foreground": ("FG (foreground)", FeatureKDConfig("foreground", 3.7)),
         "rois": ("Mimic (regions)", FeatureKDConfig("rois", 7.5)),
-        "relations": ("GID-F (regions and relations)", FeatureKDConfig("rois", 6.0, relation_weight=7.0)),
+        "relations": (
+            "GID-F (regions and relations)",
+            FeatureKDConfig("rois", 6.0, relation_weight=7.0),
+        ),
         "local": ("local KD (around pillars)", FeatureKDConfig("local", 1.8)),
     }
     for name, (title, logit) in logits.items():
@@ -57,11 +75,15 @@ def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
     for name, (title, feature) in features.items():
         # As wide as the teacher: an adapter would only have to learn that nothing needs adapting.
         alike = replace(feature, adapter="none")
-        yield Arm(f"features_{name}", title, student, replace(kd, logit=None, label=None, feature=alike))
+        yield Arm(
+            f"features_{name}", title, student, replace(kd, logit=None, label=None, feature=alike)
+        )
 
 
 def arms_of(profile: Profile) -> dict[str, Arm]:
-    """Return every arm of a profile's study by name; ConfigError if the profile has no study, or its recipe nothing to vary."""
+    """Return every arm of a profile's study by name; ConfigError if the profile has no study, or
+    its recipe nothing to vary.
+    """
     settings, student, kd = study_settings(profile), profile.student_model, profile.kd
     pair = zoo.pair(settings.width_pair)
     narrow = pair.student
@@ -75,17 +97,41 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
         Arm("full_long", f"{full} ({long})", student, kd, epochs=epochs),
         Arm("base_weak", f"{base} (weak teacher)", student, teacher="weak"),
         Arm("full_weak", f"{full} (weak teacher)", student, kd, teacher="weak"),
-        Arm("base_weak_long", f"{base} (weak teacher, {long})", student, teacher="weak", epochs=epochs),
-        Arm("full_weak_long", f"{full} (weak teacher, {long})", student, kd, teacher="weak", epochs=epochs),
+        Arm(
+            "base_weak_long",
+            f"{base} (weak teacher, {long})",
+            student,
+            teacher="weak",
+            epochs=epochs,
+        ),
+        Arm(
+            "full_weak_long",
+            f"{full} (weak teacher, {long})",
+            student,
+            kd,
+            teacher="weak",
+            epochs=epochs,
+        ),
         Arm("none", "fresh weights", student, initialisation="none"),
         Arm("none_long", f"fresh weights ({long})", student, initialisation="none", epochs=epochs),
-        Arm("full_running", f"{full} (running statistics)", student, replace(kd, teacher_norm="running")),
+        Arm(
+            "full_running",
+            f"{full} (running statistics)",
+            student,
+            replace(kd, teacher_norm="running"),
+        ),
         Arm("narrow_none", "narrow student (fresh weights)", narrow, initialisation="none"),
         Arm("narrow", "narrow student (first channels)", narrow, initialisation="first"),
         Arm("narrow_bn_scale", "narrow student (by norm scale)", narrow, initialisation="bn_scale"),
         Arm("narrow_l1", "narrow student (by L1 of weights)", narrow, initialisation="l1"),
         Arm("narrow_full", f"narrow student ({full})", narrow, pair.kd, "first"),
-        Arm("narrow_boxes", f"narrow student ({full}, KD of boxes)", narrow, replace(pair.kd, logit=boxes), "first"),
+        Arm(
+            "narrow_boxes",
+            f"narrow student ({full}, KD of boxes)",
+            narrow,
+            replace(pair.kd, logit=boxes),
+            "first",
+        ),
     )
     return {arm.name: arm for arm in arms}
 
@@ -103,8 +149,12 @@ def _against(base: str, group: Group, *firsts: str) -> tuple[Contrast, ...]:
 
 
 _SHORT_AND_LONG = (Contrast("full", "base"), Contrast("full_long", "base_long"))
-_LOGITS = tuple(f"logits_{name}" for name in ("all", "confidence", "rank", "center", "gaussian", "instances"))
-_FEATURES = tuple(f"features_{name}" for name in ("map", "foreground", "rois", "relations", "local"))
+_LOGITS = tuple(
+    f"logits_{name}" for name in ("all", "confidence", "rank", "center", "gaussian", "instances")
+)
+_FEATURES = tuple(
+    f"features_{name}" for name in ("map", "foreground", "rois", "relations", "local")
+)
 QUESTIONS = {
     "11_ablate_signals": (
         Question(
@@ -120,14 +170,22 @@ QUESTIONS = {
         Question(
             "schedule",
             "Where distillation starts to pay",
-            (*_SHORT_AND_LONG, Contrast("full_weak", "base_weak"), Contrast("full_weak_long", "base_weak_long")),
+            (
+                *_SHORT_AND_LONG,
+                Contrast("full_weak", "base_weak"),
+                Contrast("full_weak_long", "base_weak_long"),
+            ),
         ),
     ),
     "12_ablate_initialisation": (
         Question(
             "start",
             "What initialisation adds, and what distillation adds to it",
-            (Contrast("base", "none", "start"), Contrast("base_long", "none_long", "start"), *_SHORT_AND_LONG),
+            (
+                Contrast("base", "none", "start"),
+                Contrast("base_long", "none_long", "start"),
+                *_SHORT_AND_LONG,
+            ),
         ),
         Question(
             "channels",
@@ -170,13 +228,22 @@ _TEACHER, _STUDENT = (palette.role(name).color for name in ("teacher", "student"
 _NONE = ScheduleLine("fresh weights", ("none", "none_long"))
 _BASE = ScheduleLine("initialised", ("base", "base_long"), _TEACHER)
 _FULL = ScheduleLine("full SparseKD", ("full", "full_long"), _STUDENT)
-_BASE_WEAK = ScheduleLine("initialised, weak teacher", ("base_weak", "base_weak_long"), _TEACHER, dashed=True)
-_FULL_WEAK = ScheduleLine("full SparseKD, weak teacher", ("full_weak", "full_weak_long"), _STUDENT, dashed=True)
+_BASE_WEAK = ScheduleLine(
+    "initialised, weak teacher", ("base_weak", "base_weak_long"), _TEACHER, dashed=True
+)
+_FULL_WEAK = ScheduleLine(
+    "full SparseKD, weak teacher", ("full_weak", "full_weak_long"), _STUDENT, dashed=True
+)
 ARM_LINES = {"schedule": (_BASE, _FULL, _BASE_WEAK, _FULL_WEAK), "start": (_NONE, _BASE, _FULL)}
 
 
 def questions_of(notebook: str, names: Collection[str]) -> tuple[Question, ...]:
-    """Return what a notebook asks of the arms that are there, without empty questions; ConfigError if it asks nothing at all."""
+    """Return what a notebook asks of the arms that are there, without empty questions; ConfigError
+    if it asks nothing at all.
+    """
     asked = lookup(QUESTIONS, notebook, "ablation")
-    posed = (replace(question, contrasts=contrasts_among(question.contrasts, names)) for question in asked)
+    posed = (
+        replace(question, contrasts=contrasts_among(question.contrasts, names))
+        for question in asked
+    )
     return tuple(question for question in posed if question.contrasts)

@@ -15,12 +15,17 @@ from kdlib.viz.curves import CostPoint
 
 
 def shape_costs(compared: ChapterComparison, repeats: int) -> pd.DataFrame:
-    """Return what the teacher and each student shape cost, on the run's own frames and this machine."""
+    """Return what the teacher and each student shape cost, on the run's own frames and this
+    machine.
+    """
     chapter = compared.chapter
-    # Suppression's share of the latency depends on the boxes found, so every shape is timed with trained weights.
+    # Suppression's share of the latency depends on the boxes found, so every shape is timed with
+    # trained weights.
     models = {"teacher": arm_teacher(chapter.run, "strong")}
     for name, arm in chapter.arms.items():
-        models[arm.student.name] = TrainedWeights(arm.student, compared.students[name, chapter.seeds[0]].weights)
+        models[arm.student.name] = TrainedWeights(
+            arm.student, compared.students[name, chapter.seeds[0]].weights
+        )
     return measure_roles(chapter.run, models, repeats)[["role", "model", *COSTS, "latency p95 ms"]]
 
 
@@ -37,20 +42,33 @@ def shape_points(compared: ChapterComparison, costs: pd.DataFrame) -> list[CostP
     """Return score over latency of the teacher and of both shapes, initialised and distilled."""
     own = costs.set_index("role")["latency p50 ms"]
     teacher = palette.role("teacher").color
-    points = [CostPoint("teacher", own["teacher"], 100 * compared.teachers["strong"].metrics[METRIC], color=teacher)]
+    points = [
+        CostPoint(
+            "teacher",
+            own["teacher"],
+            100 * compared.teachers["strong"].metrics[METRIC],
+            color=teacher,
+        )
+    ]
     shown = compared.chapter.question("shape").arms
     for score in (arm for arm in compared.report.arms if arm.name in shown):
         arm = compared.chapter.arms[score.name]
         color = palette.SERIES[0] if arm.kd is None else palette.role("student").color
-        points.append(CostPoint(compared.titles[arm.name], own[arm.student.name], *in_percent(score), color))
+        points.append(
+            CostPoint(compared.titles[arm.name], own[arm.student.name], *in_percent(score), color)
+        )
     return points
 
 
 def cost_part(costs: pd.DataFrame, ratios: pd.DataFrame) -> Json:
     """Return both tables as a chapter of the report."""
     text = (
-        "The ratio is the share of the teacher's score a student keeps over the share of its cost it keeps: 1 for the teacher "
+        "The ratio is the share of the teacher's score a student keeps over the share of its "
+        "cost it keeps: 1 for the teacher "
         "itself. The definition is ours."
     )
-    tables = {"Costs a frame, on this run's own frames": costs, "Cost-performance ratios (CPR)": ratios}
+    tables = {
+        "Costs a frame, on this run's own frames": costs,
+        "Cost-performance ratios (CPR)": ratios,
+    }
     return part("What the two shapes cost", text, tables=tables)

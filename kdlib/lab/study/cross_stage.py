@@ -1,4 +1,6 @@
-"""Trains a teacher of two stages and compares the students it taught: everything notebook 07 calls."""
+"""Trains a teacher of two stages and compares the students it taught: everything notebook 07
+calls.
+"""
 
 from __future__ import annotations
 
@@ -34,24 +36,39 @@ from kdlib.training.launch import RunResult
 
 FIRST, TEACHER = "first", "teacher"
 _TITLES = {FIRST: "first stage alone", TEACHER: "two-stage teacher", **profiles.ARMS}
-_CONTRASTS = (Contrast(TEACHER, FIRST), Contrast("full", "init"), Contrast("full", "alone"), Contrast("full", FIRST))
-_READING = "the teacher is compared with the first stage it stands on; students share model, data, seeds and number of samples."
+_CONTRASTS = (
+    Contrast(TEACHER, FIRST),
+    Contrast("full", "init"),
+    Contrast("full", "alone"),
+    Contrast("full", FIRST),
+)
+_READING = (
+    "the teacher is compared with the first stage it stands on; students share model, "
+    "data, seeds and number of samples."
+)
 _CAUTION = """\
 The student is the teacher's first stage
-again: initialised from it, it starts where that one ended. The teacher of the first seed taught all students."""
+again: initialised from it, it starts where that one ended.
+The teacher of the first seed taught all students."""
 
 
 def _settings(run: Run) -> CrossStageSettings:
     if run.profile.cross is None:
-        those = ", ".join(name for name, profile in profiles.PROFILES.items() if profile.cross is not None)
-        raise ConfigError(f"profile {run.profile.name} has no teacher of two stages; take one of {those}")
+        those = ", ".join(
+            name for name, profile in profiles.PROFILES.items() if profile.cross is not None
+        )
+        raise ConfigError(
+            f"profile {run.profile.name} has no teacher of two stages; take one of {those}"
+        )
     return run.profile.cross
 
 
 def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
-    """Return the first stage that the second is put on, trained if need be; None where both are trained at once.
+    """Return the first stage that the second is put on, trained if need be; None where both are
+    trained at once.
 
-    ``source`` is ``auto`` (the teacher of the profile's donor where there is one), ``scratch`` or a safetensors file.
+    ``source`` is ``auto`` (the teacher of the profile's donor where there is one), ``scratch`` or a
+    safetensors file.
 
     ConfigError if the profile has no teacher of two stages, or the file is missing.
     """
@@ -70,19 +87,25 @@ def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
 
 
 def train_teachers(run: Run, first: TrainedWeights | None, epochs: int = 0) -> dict[int, RunResult]:
-    """Train the detector of two stages with every seed (``epochs`` above 0 replaces the profile's length)."""
+    """Train the detector of two stages with every seed (``epochs`` above 0 replaces the profile's
+    length).
+    """
     settings, jobs = _settings(run), {}
     start = str(first.weights) if first else None
     for seed in settings.seeds:
         schedule = replace(settings.teacher, seed=seed, epochs=epochs or settings.teacher.epochs)
         job = teacher_job(run, name=f"two-stage teacher, seed {seed}")
-        jobs[run.folder / "teacher" / f"seed{seed}"] = replace(job, train=schedule, init_weights=start)
+        jobs[run.folder / "teacher" / f"seed{seed}"] = replace(
+            job, train=schedule, init_weights=start
+        )
     return dict(zip(settings.seeds, launch_all(run, jobs).values()))
 
 
 def leading_teacher(run: Run, teachers: Mapping[int, RunResult]) -> TrainedWeights:
     """Return who teaches: the detector of the first seed."""
-    return TrainedWeights(run.profile.teacher_model, next(iter(teachers.values())).weights, "two stages")
+    return TrainedWeights(
+        run.profile.teacher_model, next(iter(teachers.values())).weights, "two stages"
+    )
 
 
 @dataclass(frozen=True)
@@ -107,21 +130,37 @@ class CrossStageComparison(Comparison):
         return Finding("Across stages", contrasts_among(_CONTRASTS, self.results), self)
 
     def example(self, threshold: float) -> FrameScene:
-        """Return the frame where the distilled student is furthest ahead of the initialised, with their boxes."""
+        """Return the frame where the distilled student is furthest ahead of the initialised, with
+        their boxes.
+        """
         seed = next(seed for arm, seed in self.models if arm == "full")
         teacher = next(key for key in self.models if key[0] == TEACHER)
         keys = [teacher, *(key for key in (("init", seed), ("full", seed)) if key in self.models)]
-        tables = {key[0]: predict_weights(self.run, student_name(*key), self.models[key]) for key in keys}
-        return scene(self.run, most_improved_frame(tables, truth(self.run), self.run), tables, threshold)
+        tables = {
+            key[0]: predict_weights(self.run, student_name(*key), self.models[key]) for key in keys
+        }
+        return scene(
+            self.run, most_improved_frame(tables, truth(self.run), self.run), tables, threshold
+        )
 
     def result(self, parts: Sequence[Json]) -> Json:
-        """Return what the notebook hands over: scores, trainings, active terms, and its part of the report."""
+        """Return what the notebook hands over: scores, trainings, active terms, and its part of the
+        report.
+        """
         rows = []
         for (arm, seed), result in self.trained.items():
             values = result.values
             numbers = {key: values[key] for key in ("parameters", "steps", "samples")}
             seconds = round(values["timing"]["seconds"])
-            rows.append({"arm": self.titles[arm], "model": values["model"], "seed": seed, **numbers, "seconds": seconds})
+            rows.append(
+                {
+                    "arm": self.titles[arm],
+                    "model": values["model"],
+                    "seed": seed,
+                    **numbers,
+                    "seconds": seconds,
+                }
+            )
         students = {key: result for key, result in self.trained.items() if key[0] != TEACHER}
         words = {"title": "a teacher of two stages", "reading": _READING, "caution": _CAUTION}
         origin = self.first.origin if self.first else None
@@ -130,12 +169,23 @@ class CrossStageComparison(Comparison):
 
 
 def compare_stages(
-    run: Run, first: TrainedWeights | None, teachers: Mapping[int, RunResult], students: Students, resamples: int
+    run: Run,
+    first: TrainedWeights | None,
+    teachers: Mapping[int, RunResult],
+    students: Students,
+    resamples: int,
 ) -> CrossStageComparison:
-    """Score and compare everything that was trained; DataError if it was trained on another store than the run's."""
+    """Score and compare everything that was trained; DataError if it was trained on another store
+    than the run's.
+    """
     trained = {**{(TEACHER, seed): result for seed, result in teachers.items()}, **students}
     teacher, student = run.profile.teacher_model, run.profile.student_model
-    models = {key: TrainedWeights(teacher if key[0] == TEACHER else student, result.weights) for key, result in trained.items()}
+    models = {
+        key: TrainedWeights(teacher if key[0] == TEACHER else student, result.weights)
+        for key, result in trained.items()
+    }
     results = score_all(run, models, {} if first is None else {FIRST: first})
     compared = compare_arms(run.profile, _TITLES, results, resamples)
-    return CrossStageComparison(**vars(compared), run=run, first=first, models=models, trained=trained)
+    return CrossStageComparison(
+        **vars(compared), run=run, first=first, models=models, trained=trained
+    )

@@ -14,17 +14,23 @@ _SIGNS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
 def check_boxes(boxes: Tensor, name: str = "boxes") -> None:
     """Check that a tensor holds boxes; raises ValueError if the last axis has not seven numbers."""
     if boxes.shape[-1] != 7:
-        raise ValueError(f"{name} need 7 numbers each (x, y, z, dx, dy, dz, heading), not shape {tuple(boxes.shape)}")
+        raise ValueError(
+            f"{name} need 7 numbers each (x, y, z, dx, dy, dz, heading), not shape "
+            f"{tuple(boxes.shape)}"
+        )
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
     """Return angles (radians, any shape) in [-pi, pi)."""
     wrapped = angle - torch.floor(angle / (2 * math.pi) + 0.5) * (2 * math.pi)
-    return torch.where(wrapped >= math.pi, wrapped - 2 * math.pi, wrapped)  # rounding can land on +pi
+    # rounding can land on +pi
+    return torch.where(wrapped >= math.pi, wrapped - 2 * math.pi, wrapped)
 
 
 def corners_bev(boxes: Tensor) -> Tensor:
-    """Return the four corners (..., 4, 2) of boxes (..., 7) in metres, counter-clockwise from the front left."""
+    """Return the four corners (..., 4, 2) of boxes (..., 7) in metres, counter-clockwise from the
+    front left.
+    """
     check_boxes(boxes)
     signs = boxes.new_tensor(_SIGNS)
     local = 0.5 * boxes[..., None, 3:5] * signs
@@ -35,7 +41,9 @@ def corners_bev(boxes: Tensor) -> Tensor:
 
 
 def corners_3d(boxes: Tensor) -> Tensor:
-    """Return the eight corners (..., 8, 3) of boxes (..., 7) in metres: the bottom four, then the top four."""
+    """Return the eight corners (..., 8, 3) of boxes (..., 7) in metres: the bottom four, then the
+    top four.
+    """
     flat = corners_bev(boxes)
     levels = []
     for sign in (-0.5, 0.5):
@@ -52,4 +60,8 @@ def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     along = offset[..., 0] * cos + offset[..., 1] * sin
     across = offset[..., 1] * cos - offset[..., 0] * sin
     half = 0.5 * boxes[:, 3:6]
-    return (along.abs() <= half[:, 0]) & (across.abs() <= half[:, 1]) & (offset[..., 2].abs() <= half[:, 2])
+    return (
+        (along.abs() <= half[:, 0])
+        & (across.abs() <= half[:, 1])
+        & (offset[..., 2].abs() <= half[:, 2])
+    )

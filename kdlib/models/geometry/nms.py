@@ -13,8 +13,8 @@ _BLOCK = 128  # ranks settled at once
 def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -> Tensor:
     """Suppress every box that overlaps a better, kept one by a bird's-eye IoU above ``iou``.
 
-    Boxes are (M, 7), scores (M,); equal scores keep the order of the input. The ``pre`` best are looked at, at most ``post``
-    kept: their indices (K,) come best first.
+    Boxes are (M, 7), scores (M,); equal scores keep the order of the input. The ``pre`` best are
+    looked at, at most ``post`` kept: their indices (K,) come best first.
 
     Raises:
         ValueError: If boxes and scores differ in number.
@@ -50,7 +50,9 @@ def _conflicts(ranked: Tensor, size: int, iou: float) -> tuple[Tensor, Tensor]:
     first, second = first[worse], second[worse]
     winner, loser = ranked[first], ranked[second]
     overlap = paired_overlap(winner, loser)
-    both = winner[:, 3].double() * winner[:, 4].double() + loser[:, 3].double() * loser[:, 4].double()
+    both = (
+        winner[:, 3].double() * winner[:, 4].double() + loser[:, 3].double() * loser[:, 4].double()
+    )
     conflict = overlap > iou * (both - overlap)
     return first[conflict], second[conflict]
 
@@ -58,7 +60,8 @@ def _conflicts(ranked: Tensor, size: int, iou: float) -> tuple[Tensor, Tensor]:
 def _settle(better: Tensor, worse: Tensor, size: int) -> Tensor:
     """Return which of the first ``size`` boxes stand when a fallen one suppresses nobody.
 
-    Every sweep settles at least the best unsettled box, and a sweep that changes nothing is the answer.
+    Every sweep settles at least the best unsettled box, and a sweep that changes nothing is the
+    answer.
     """
     inside = worse < size
     better, worse = better[inside], worse[inside]

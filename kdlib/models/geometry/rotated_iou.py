@@ -14,10 +14,12 @@ _MARGIN = 1 + 1e-5  # circles are taken a little too large, so that rounding los
 
 
 def paired_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Return the intersection areas (N,) in square metres of the rectangles of ``a[i]`` and ``b[i]``, both (N, 7).
+    """Return the intersection areas (N,) in square metres of the rectangles of ``a[i]`` and
+    ``b[i]``, both (N, 7).
 
-    Seen from ``b``, whose sides are then ``|x| = dx / 2`` and ``|y| = dy / 2``, Green's theorem gives the area as the integral of
-    ``clamp(x, -dx/2, dx/2) dy`` along the part of the outline of ``a`` between the two lines of constant y. No polygon is built.
+    Seen from ``b``, whose sides are then ``|x| = dx / 2`` and ``|y| = dy / 2``, Green's theorem
+    gives the area as the integral of ``clamp(x, -dx/2, dx/2) dy`` along the part of the outline of
+    ``a`` between the two lines of constant y. No polygon is built.
 
     Raises:
         ValueError: If the shapes are not (N, 7), twice the same N.
@@ -25,13 +27,17 @@ def paired_overlap(a: Tensor, b: Tensor) -> Tensor:
     check_boxes(a, "a")
     check_boxes(b, "b")
     if a.shape != b.shape:
-        raise ValueError(f"paired boxes need equal shapes, not {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"paired boxes need equal shapes, not {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     return torch.cat([_overlap(x, y) for x, y in zip(a.split(_PAIRS), b.split(_PAIRS))])
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.double(), b.double()
-    seen = torch.cat((_rotate(a[:, :2] - b[:, :2], b[:, 6]), a[:, 2:6], (a[:, 6] - b[:, 6])[:, None]), dim=1)
+    seen = torch.cat(
+        (_rotate(a[:, :2] - b[:, :2], b[:, 6]), a[:, 2:6], (a[:, 6] - b[:, 6])[:, None]), dim=1
+    )
     start = corners_bev(seen)  # (N, 4, 2)
     end = start.roll(-1, dims=1)
     half_x, half_y = 0.5 * b[:, 3, None], 0.5 * b[:, 4, None]
@@ -45,11 +51,15 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
 
 def _rotate(offset: Tensor, angle: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack((offset[:, 0] * cos + offset[:, 1] * sin, offset[:, 1] * cos - offset[:, 0] * sin), dim=1)
+    return torch.stack(
+        (offset[:, 0] * cos + offset[:, 1] * sin, offset[:, 1] * cos - offset[:, 0] * sin), dim=1
+    )
 
 
 def _clamped_integral(x0: Tensor, x1: Tensor, rise: Tensor, half: Tensor) -> Tensor:
-    """Integrate clamp(x, -half, half) dy along straight pieces from x0 to x1 that rise by ``rise``."""
+    """Integrate clamp(x, -half, half) dy along straight pieces from x0 to x1 that rise by
+    ``rise``.
+    """
     run = x1 - x0
     flat = run.abs() < 1e-9  # metres; a difference quotient over less would be rounding noise
     safe = torch.where(flat, 1.0, run)
@@ -61,12 +71,14 @@ def _clamped_integral(x0: Tensor, x1: Tensor, rise: Tensor, half: Tensor) -> Ten
 
 
 def touching_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the index pairs of boxes (M, 7), (K, 7) whose circumscribed circles meet; only they can overlap.
+    """Return the index pairs of boxes (M, 7), (K, 7) whose circumscribed circles meet; only they
+    can overlap.
 
     Pairs come row by row, in ascending order.
     """
     radius_a, radius_b = (0.5 * torch.hypot(boxes[:, 3], boxes[:, 4]) * _MARGIN for boxes in (a, b))
-    # Contiguous columns and no root of every pair's distance: most of the time of a suppression is spent here.
+    # Contiguous columns and no root of every pair's distance: most of the time of a suppression is
+    # spent here.
     (ax, ay), (bx, by) = (boxes[:, :2].t().contiguous() for boxes in (a, b))
     blocks = []
     for start in range(0, len(a), _ROWS):

@@ -25,13 +25,19 @@ def sigmoid_focal(logits: Tensor, target: Tensor) -> Tensor:
     probability = logits.sigmoid()
     miss = torch.where(target > 0, 1 - probability, probability)
     alpha = torch.where(target > 0, _ALPHA, 1 - _ALPHA)
-    return alpha * miss.pow(_GAMMA) * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (
+        alpha
+        * miss.pow(_GAMMA)
+        * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    )
 
 
 def code_distance(codes: Tensor, wanted: Tensor) -> Tensor:
-    """Return the smooth-L1 distance (..., 7) of box codes; that of headings is the sine of their difference.
+    """Return the smooth-L1 distance (..., 7) of box codes; that of headings is the sine of their
+    difference.
 
-    Only ``sin(a) cos(b)`` against ``cos(a) sin(b)`` is compared, so half a turn is no error: the direction decides that.
+    Only ``sin(a) cos(b)`` against ``cos(a) sin(b)`` is compared, so half a turn is no error: the
+    direction decides that.
 
     Source: SECOND section 3.3.1; spec 4.5.
     """
@@ -41,8 +47,11 @@ def code_distance(codes: Tensor, wanted: Tensor) -> Tensor:
     return F.smooth_l1_loss(codes, wanted, reduction="none", beta=BETA)
 
 
-def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadConfig) -> tuple[LossPart, ...]:
-    """Return the parts ``class``, ``box`` and ``direction``, each divided by a frame's positives (at least 1) and the frames.
+def anchor_loss(
+    output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadConfig
+) -> tuple[LossPart, ...]:
+    """Return the parts ``class``, ``box`` and ``direction``, each divided by a frame's positives
+    (at least 1) and the frames.
 
     Raises:
         ValueError: If outputs and targets do not have one set of anchors.
@@ -50,7 +59,10 @@ def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadCo
     Source: spec 4.5.
     """
     if output.classes.shape[:2] != targets.labels.shape:
-        raise ValueError(f"answers of {tuple(output.classes.shape[:2])} anchors, targets of {tuple(targets.labels.shape)}")
+        raise ValueError(
+            f"answers of {tuple(output.classes.shape[:2])} anchors, targets of "
+            f"{tuple(targets.labels.shape)}"
+        )
     frames = ranks.over(len(targets.labels), output.classes)
     positive = targets.positive
     logits = wide(output.classes)
@@ -59,11 +71,26 @@ def anchor_loss(output: AnchorOutput, targets: AnchorTargets, head: AnchorHeadCo
     counted = (targets.labels != IGNORED) * share[:, None]
     classes = (sigmoid_focal(logits, wanted).sum(dim=2) * counted).sum() / frames
     frame, anchor = positive.nonzero(as_tuple=True)
-    codes = code_distance(wide(output.codes[frame, anchor]), targets.codes[frame, anchor]).sum(dim=1)
-    sides = F.cross_entropy(wide(output.directions[frame, anchor]), targets.directions[frame, anchor], reduction="none")
-    # A part is weighed before it is divided by the frames: the order of these two decides the last bit.
+    codes = code_distance(wide(output.codes[frame, anchor]), targets.codes[frame, anchor]).sum(
+        dim=1
+    )
+    sides = F.cross_entropy(
+        wide(output.directions[frame, anchor]), targets.directions[frame, anchor], reduction="none"
+    )
+    # A part is weighed before it is divided by the frames: the order of these two decides the last
+    # bit.
     return (
         weighed("class", head.class_weight, classes),
-        LossPart("box", head.box_weight, head.box_weight * (codes * share[frame]).sum() / frames, len(frame)),
-        LossPart("direction", head.direction_weight, head.direction_weight * (sides * share[frame]).sum() / frames, len(frame)),
+        LossPart(
+            "box",
+            head.box_weight,
+            head.box_weight * (codes * share[frame]).sum() / frames,
+            len(frame),
+        ),
+        LossPart(
+            "direction",
+            head.direction_weight,
+            head.direction_weight * (sides * share[frame]).sum() / frames,
+            len(frame),
+        ),
     )

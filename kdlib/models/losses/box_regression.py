@@ -25,16 +25,24 @@ def gather_codes(output: HeadOutput, indices: Tensor) -> Tensor:
 
     Gathers from each map alone, so that the full maps are never concatenated.
     """
-    return torch.cat([gather_at(maps, indices) for maps in (output.center, output.center_z, output.dim, output.rot)], dim=2)
+    return torch.cat(
+        [
+            gather_at(maps, indices)
+            for maps in (output.center, output.center_z, output.dim, output.rot)
+        ],
+        dim=2,
+    )
 
 
 def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    """Return per dimension ``sum(mask * |codes - wanted|) / max(sum(mask), 1)``: (B, K, D), (B, K, D), (B, K) -> (D,).
+    """Return per dimension ``sum(mask * |codes - wanted|) / max(sum(mask), 1)``: (B, K, D), (B, K,
+    D), (B, K) -> (D,).
 
     Source: RegLossCenterNet; spec section 5.2.
     """
     used = mask.bool().unsqueeze(2)
-    # Empty slots may hold anything, NaN included: it is replaced before it meets the gradient, where NaN * 0 would stay NaN.
+    # Empty slots may hold anything, NaN included: it is replaced before it meets the gradient,
+    # where NaN * 0 would stay NaN.
     distance = (wide(codes) - torch.where(used, wanted, 0.0)).abs() * used
     return distance.sum(dim=(0, 1)) / ranks.total(mask.sum()).clamp(min=1)
 
@@ -42,18 +50,32 @@ def masked_l1(codes: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
 def box_regression_loss(output: HeadOutput, targets: HeadTargets) -> Tensor:
     """Return the (8,) L1 losses of a head's box codes at the target cells.
 
-    The original meant to ignore NaN but returned NaN (spec errata 1). Ours refuses: boxes here have no optional columns, so a
-    NaN is a broken label, and dropping it in silence would train on fewer dimensions than stated.
+    The original meant to ignore NaN but returned NaN (spec errata 1). Ours refuses: boxes here have
+    no optional columns, so a NaN is a broken label, and dropping it in silence would train on fewer
+    dimensions than stated.
 
     Raises:
-        DataError: If a target in use is not finite, naming the frame in the batch, the slot and the dimension.
+        DataError: If a target in use is not finite, naming the frame in the batch, the slot and the
+            dimension.
 
     Source: spec section 5.2.
     """
     bad = targets.mask.bool().unsqueeze(2) & ~targets.boxes.isfinite()
     if bad.any():
         frame, slot, column = bad.nonzero()[0].tolist()
-        name = ("x offset", "y offset", "z", "log dx", "log dy", "log dz", "cos heading", "sin heading")[column]
+        name = (
+            "x offset",
+            "y offset",
+            "z",
+            "log dx",
+            "log dy",
+            "log dz",
+            "cos heading",
+            "sin heading",
+        )[column]
         value = float(targets.boxes[frame, slot, column])
-        raise DataError(f"target box {slot} of frame {frame} in the batch has {name} = {value}; remove that box from the labels")
+        raise DataError(
+            f"target box {slot} of frame {frame} in the batch has {name} = {value}; "
+            "remove that box from the labels"
+        )
     return masked_l1(gather_codes(output, targets.indices), targets.boxes, targets.mask)

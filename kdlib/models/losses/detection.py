@@ -16,8 +16,11 @@ from kdlib.models.pvrcnn.two_stage import PVRCNN, refinement_of
 from kdlib.types import HeadOutput, HeadTargets
 
 
-def detector_loss(model: Detector, prediction: Prediction[Any], targets: Sequence[Any]) -> tuple[LossPart, ...]:
-    """Return the parts of a detector's loss: those of its heads, unless these are frozen, then those of a second stage.
+def detector_loss(
+    model: Detector, prediction: Prediction[Any], targets: Sequence[Any]
+) -> tuple[LossPart, ...]:
+    """Return the parts of a detector's loss: those of its heads, unless these are frozen, then
+    those of a second stage.
 
     Raises:
         TypeError: If there is no loss for this kind of detector.
@@ -35,8 +38,11 @@ def detector_loss(model: Detector, prediction: Prediction[Any], targets: Sequenc
     return parts
 
 
-def detection_loss(outputs: Sequence[HeadOutput], targets: Sequence[HeadTargets], head: HeadConfig) -> tuple[LossPart, ...]:
-    """Return the parts ``heatmap`` and ``box`` of centre heads, each weighted and summed over the heads.
+def detection_loss(
+    outputs: Sequence[HeadOutput], targets: Sequence[HeadTargets], head: HeadConfig
+) -> tuple[LossPart, ...]:
+    """Return the parts ``heatmap`` and ``box`` of centre heads, each weighted and summed over the
+    heads.
 
     Raises:
         ValueError: If outputs and targets are not one per head.
@@ -45,11 +51,19 @@ def detection_loss(outputs: Sequence[HeadOutput], targets: Sequence[HeadTargets]
     Source: spec section 5.2.
     """
     if not outputs or len(outputs) != len(targets):
-        raise ValueError(f"{len(outputs)} head outputs but {len(targets)} head targets; both must be one per head")
+        raise ValueError(
+            f"{len(outputs)} head outputs but {len(targets)} head targets; both "
+            "must be one per head"
+        )
     pairs = list(zip(outputs, targets))
     box = [box_regression_loss(output, target).sum() for output, target in pairs]
     heatmap = [heatmap_focal_loss(output.heatmap, target.heatmap) for output, target in pairs]
     return (
         weighed("heatmap", head.heatmap_weight, sum(heatmap[1:], heatmap[0])),
-        weighed("box", head.box_weight, sum(box[1:], box[0]), sum(target.mask.sum() for target in targets)),
+        weighed(
+            "box",
+            head.box_weight,
+            sum(box[1:], box[0]),
+            sum(target.mask.sum() for target in targets),
+        ),
     )

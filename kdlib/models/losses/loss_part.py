@@ -18,10 +18,13 @@ class LossPart:
     name: str
     weight: float
     value: Tensor  # one number, weighted
-    positions: Tensor | int | None = None  # how many points, boxes or cells it looks at; None for the whole map
+    # how many points, boxes or cells it looks at; None for the whole map
+    positions: Tensor | int | None = None
 
 
-def weighed(name: str, weight: float, value: Tensor, positions: Tensor | int | None = None) -> LossPart:
+def weighed(
+    name: str, weight: float, value: Tensor, positions: Tensor | int | None = None
+) -> LossPart:
     """Return a part whose value is still to be multiplied by its weight."""
     return LossPart(name, weight, weight * value, positions)
 

@@ -32,7 +32,8 @@ class PointHead(nn.Module):
 
 @torch.no_grad()
 def point_labels(xyz: Tensor, frame: Tensor, truth: GroundTruth, margin: float) -> Tensor:
-    """Return what key points (K, 3) of frames (K,) should answer (K,) int64: 1 in a box, -1 around one, else 0.
+    """Return what key points (K, 3) of frames (K,) should answer (K,) int64: 1 in a box, -1 around
+    one, else 0.
 
     With its surroundings a box is ``margin`` metres longer, wider and higher.
     """

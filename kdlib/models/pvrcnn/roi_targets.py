@@ -26,12 +26,17 @@ class RoiTargets:
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Sequence[Detections], truth: GroundTruth, config: RoiSamplingConfig, generator: torch.Generator
+    proposals: Sequence[Detections],
+    truth: GroundTruth,
+    config: RoiSamplingConfig,
+    generator: torch.Generator,
 ) -> tuple[Rois, RoiTargets]:
-    """Choose RoIs among each frame's proposals, some on objects and some not, and match each with an object of its class.
+    """Choose RoIs among each frame's proposals, some on objects and some not, and match each with
+    an object of its class.
 
-    Frames with proposals give ``config.rois`` each: foreground without repetition as far as it goes, background with. A frame
-    without proposals gives none; the original gives copies of a box of no size instead.
+    Frames with proposals give ``config.rois`` each: foreground without repetition as far as it
+    goes, background with. A frame without proposals gives none; the original gives copies of a box
+    of no size instead.
 
     The generator is one of the host: the choice is the same on every device.
 
@@ -40,28 +45,44 @@ def sample_rois(
     chosen, overlaps, boxes = [], [], []
     for number, proposed in enumerate(proposals):
         valid = truth.labels[number] > 0
-        overlap, matched = match_proposals(proposed, truth.boxes[number][valid], truth.labels[number][valid])
+        overlap, matched = match_proposals(
+            proposed, truth.boxes[number][valid], truth.labels[number][valid]
+        )
         rows = choose_proposals(overlap, config, generator)
-        chosen.append(Detections(proposed.boxes[rows], proposed.scores[rows], proposed.labels[rows]))
+        chosen.append(
+            Detections(proposed.boxes[rows], proposed.scores[rows], proposed.labels[rows])
+        )
         overlaps.append(overlap[rows])
         boxes.append(matched[rows])
     overlap = torch.cat(overlaps)
     low, high = config.score_iou
     confidence = ((overlap - low) / (high - low)).clamp(0, 1)
-    return Rois.of(chosen), RoiTargets(overlap, torch.cat(boxes), confidence, overlap > config.foreground_iou)
+    return Rois.of(chosen), RoiTargets(
+        overlap, torch.cat(boxes), confidence, overlap > config.foreground_iou
+    )
 
 
 def match_proposals(proposed: Detections, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each detection the largest IoU (M,) with a box (K, 7) of its class, and that box (M, 7), else its own."""
+    """Return for each detection the largest IoU (M,) with a box (K, 7) of its class, and that box
+    (M, 7), else its own.
+    """
     if not len(boxes):
         return torch.zeros_like(proposed.scores), proposed.boxes
     boxes = boxes.to(proposed.boxes.dtype)
-    best, index = volume_iou(proposed.boxes, boxes).masked_fill(proposed.labels[:, None] != labels, -1).max(dim=1)
+    best, index = (
+        volume_iou(proposed.boxes, boxes)
+        .masked_fill(proposed.labels[:, None] != labels, -1)
+        .max(dim=1)
+    )
     return best.clamp(min=0), torch.where(best[:, None] >= 0, boxes[index], proposed.boxes)
 
 
-def choose_proposals(overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator) -> Tensor:
-    """Return rows of ``config.rois`` proposals with these overlaps (M,), foreground first; none of none."""
+def choose_proposals(
+    overlap: Tensor, config: RoiSamplingConfig, generator: torch.Generator
+) -> Tensor:
+    """Return rows of ``config.rois`` proposals with these overlaps (M,), foreground first; none of
+    none.
+    """
     if not len(overlap):
         return torch.zeros(0, dtype=torch.int64, device=overlap.device)
     on_object, far = overlap >= config.foreground_iou, overlap < config.easy_iou

@@ -39,7 +39,9 @@ class Rois:
 
 
 def grid_points(boxes: Tensor, size: int) -> Tensor:
-    """Return the middles (R, size^3, 3) of the cells that boxes (R, 7) are cut into, metres; x slowest, z fastest."""
+    """Return the middles (R, size^3, 3) of the cells that boxes (R, 7) are cut into, metres; x
+    slowest, z fastest.
+    """
     steps = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size - 0.5
     cells = torch.cartesian_prod(steps, steps, steps).view(-1, 3)
     return rotate(cells * boxes[:, None, 3:6], boxes[:, 6]) + boxes[:, None, :3]
@@ -55,8 +57,8 @@ def rotate(points: Tensor, angle: Tensor) -> Tensor:
 def into_roi(boxes: Tensor, rois: Tensor) -> Tensor:
     """Return boxes (R, 7) as seen from RoIs (R, 7).
 
-    The centre counts from the RoI's, along its axes; the heading is the difference, turned by half a circle where it points
-    backwards, so that it lies in [-pi / 2, pi / 2].
+    The centre counts from the RoI's, along its axes; the heading is the difference, turned by half
+    a circle where it points backwards, so that it lies in [-pi / 2, pi / 2].
     """
     centre = rotate((boxes[:, :3] - rois[:, :3])[:, None], -rois[:, 6])[:, 0]
     turn = (boxes[:, 6] - rois[:, 6]) % (2 * math.pi)
@@ -68,7 +70,9 @@ def into_roi(boxes: Tensor, rois: Tensor) -> Tensor:
 
 def anchors_of(rois: Tensor) -> Tensor:
     """Return RoIs (R, 7) in their own frames: in the origin, looking ahead."""
-    return torch.cat((torch.zeros_like(rois[:, :3]), rois[:, 3:6], torch.zeros_like(rois[:, :1])), dim=1)
+    return torch.cat(
+        (torch.zeros_like(rois[:, :3]), rois[:, 3:6], torch.zeros_like(rois[:, :1])), dim=1
+    )
 
 
 def encode_roi(boxes: Tensor, rois: Tensor) -> Tensor:
@@ -77,22 +81,29 @@ def encode_roi(boxes: Tensor, rois: Tensor) -> Tensor:
 
 
 def decode_roi(codes: Tensor, rois: Tensor) -> Tensor:
-    """Return the boxes (R, 7) of codes relative to RoIs, but for half a turn the inverse of :func:`encode_roi`."""
+    """Return the boxes (R, 7) of codes relative to RoIs, but for half a turn the inverse of
+    :func:`encode_roi`.
+    """
     local = decode_codes(codes, anchors_of(rois))
     centre = rotate(local[:, None, :3], rois[:, 6])[:, 0] + rois[:, :3]
     return torch.cat((centre, local[:, 3:6], local[:, 6:7] + rois[:, 6:7]), dim=1)
 
 
-def refined(rois: Rois, logits: Tensor, codes: Tensor, config: RefinedConfig, nms: bool = True) -> list[Detections]:
+def refined(
+    rois: Rois, logits: Tensor, codes: Tensor, config: RefinedConfig, nms: bool = True
+) -> list[Detections]:
     """Return the refined boxes of every frame, best first, under the classes of their RoIs.
 
-    Confidences are logits (R,), codes (R, 7) relative to the RoIs; ``nms`` suppresses overlapping boxes across classes.
+    Confidences are logits (R,), codes (R, 7) relative to the RoIs; ``nms`` suppresses overlapping
+    boxes across classes.
     """
     scores, boxes = logits.detach().sigmoid(), decode_roi(codes.detach(), rois.boxes)
     frames = []
     for number in range(rois.batch_size):
         own = ((rois.frame == number) & (scores >= config.score_threshold)).nonzero()[:, 0]
-        limits = (config.nms_iou, config.nms_pre, config.nms_post) if nms else (1.0, len(own), len(own))
+        limits = (
+            (config.nms_iou, config.nms_pre, config.nms_post) if nms else (1.0, len(own), len(own))
+        )
         best = own[rotated_nms(boxes[own], scores[own], *limits)]
         frames.append(Detections(boxes[best], scores[best], rois.labels[best]))
     return frames

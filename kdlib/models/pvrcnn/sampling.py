@@ -11,10 +11,11 @@ _PAIRS = 1 << 18  # distances held at once: they and their like stay in a proces
 
 
 def farthest_points(points: Tensor, count: int) -> Tensor:
-    """Pick points far from each other: each is the farthest from all picks before it, beginning with the first point.
+    """Pick points far from each other: each is the farthest from all picks before it, beginning
+    with the first point.
 
-    The first in order counts where several are equally far; none is picked twice. Of points (N, 3) that gives (count,) rows, in
-    the order of picking; memory grows with N alone.
+    The first in order counts where several are equally far; none is picked twice. Of points (N, 3)
+    that gives (count,) rows, in the order of picking; memory grows with N alone.
 
     Raises:
         ValueError: If there are fewer points than picks.
@@ -42,10 +43,12 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
 
 
 def nearest_roi(points: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-    """Find for each point (N, 3) the box (M, 7) with the nearest centre, the first of several equally near ones.
+    """Find for each point (N, 3) the box (M, 7) with the nearest centre, the first of several
+    equally near ones.
 
     Returns:
-        Distance to the centre (N,), infinite if there is no box, and half the diagonal of that box (N,).
+        Distance to the centre (N,), infinite if there is no box, and half the diagonal of that box
+        (N,).
     """
     points, rois = points.detach(), rois.detach().to(points.dtype)
     if not len(rois):
@@ -65,8 +68,8 @@ def nearest_roi(points: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
 def near_rois(points: Tensor, rois: Tensor, margin: float) -> Tensor:
     """Tell which points (N, 3) lie in the ball around the nearest of RoIs (M, 7), as bool (N,).
 
-    A ball reaches ``margin`` metres beyond half the diagonal. A point near a large box but nearer to the centre of a small one is
-    measured by the small one.
+    A ball reaches ``margin`` metres beyond half the diagonal. A point near a large box but nearer
+    to the centre of a small one is measured by the small one.
     """
     distance, reach = nearest_roi(points, rois)
     return distance < reach + margin
@@ -75,9 +78,10 @@ def near_rois(points: Tensor, rois: Tensor, margin: float) -> Tensor:
 def sector_keypoints(points: Tensor, near: Tensor, count: int, sectors: int) -> Tensor:
     """Pick key points near the RoIs of one frame, spread evenly within each sector of azimuth.
 
-    Points (N, 3) near no RoI, as ``near`` (N,) says, are left out; if all are, the first point stays alone. Every sector gives
-    its share of ``count``, rounded up, by farthest points from its first point on. A point exactly behind the vehicle (azimuth
-    +pi) belongs to the last sector; the original loses it.
+    Points (N, 3) near no RoI, as ``near`` (N,) says, are left out; if all are, the first point
+    stays alone. Every sector gives its share of ``count``, rounded up, by farthest points from its
+    first point on. A point exactly behind the vehicle (azimuth +pi) belongs to the last sector; the
+    original loses it.
 
     Returns:
         (K,) int64 rows, sector by sector, K < count + sectors; K = 0 only if N = 0.

@@ -33,7 +33,8 @@ class Refinement:
     logits: Tensor  # (R,) confidence
     codes: Tensor  # (R, 7) refined boxes relative to the RoIs
     roi_targets: RoiTargets | None = None  # where labels were given
-    point_labels: Tensor | None = None  # (K,) 1 on an object, 0 off, -1 near one; where labels were given
+    # (K,) 1 on an object, 0 off, -1 near one; where labels were given
+    point_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class TwoStagePrediction(Prediction[HeadOutput]):
 
 
 class PVRCNN(CenterPoint):
-    """CP-Voxel with a second stage: ``pfe``, ``point_head`` and ``roi_head`` beside its tensors' names."""
+    """CP-Voxel with a second stage: ``pfe``, ``point_head`` and ``roi_head`` beside its tensors'
+    names.
+    """
 
     backbone_3d: VoxelBackbone  # a TwoStageConfig has voxels
     pfe: VoxelSetAbstraction
@@ -53,14 +56,17 @@ class PVRCNN(CenterPoint):
         """Build both stages with fresh weights.
 
         Raises:
-            ConfigError: If the stages do not fit together, or the configuration has no second one; the message names the setting.
+            ConfigError: If the stages do not fit together, or the configuration has no second one;
+                the message names the setting.
         """
         if not isinstance(config, TwoStageConfig):
             raise ConfigError(f"'{config.name}' has no second stage; use build()")
         super().__init__(config)
         self.second = config.second
         self.learns_heads = config.second.first_stage == "trained"
-        self.pfe = VoxelSetAbstraction(config.second.abstraction, config.grid, self.backbone_3d.channels)
+        self.pfe = VoxelSetAbstraction(
+            config.second.abstraction, config.grid, self.backbone_3d.channels
+        )
         self.point_head = PointHead(config.second.points, self.pfe.channels)
         self.roi_head = RoiHead(config.second.rois)
         if not self.learns_heads:
@@ -83,7 +89,11 @@ class PVRCNN(CenterPoint):
         return [module for name, module in self.named_children() if name not in SECOND_STAGE]
 
     def forward(
-        self, points: PointBatch, sites: bool = False, boxes: bool = True, truth: GroundTruth | None = None
+        self,
+        points: PointBatch,
+        sites: bool = False,
+        boxes: bool = True,
+        truth: GroundTruth | None = None,
     ) -> TwoStagePrediction:
         """Return the raw answers of both stages.
 
@@ -91,29 +101,40 @@ class PVRCNN(CenterPoint):
             points: Of B frames.
             sites: Whether the encoder's sites are wanted.
             boxes: Whether boxes will be; without them the second stage does not run.
-            truth: Labels of a training step: RoIs are sampled and their targets come along. Drawn from torch's own generator,
-                whose state is in every checkpoint.
+            truth: Labels of a training step: RoIs are sampled and their targets come along. Drawn
+                from torch's own generator, whose state is in every checkpoint.
         """
         voxels = self.voxelize(points)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_heads):
-            last, levels = self.backbone_3d(self._voxel_features(voxels), voxels, self.second.abstraction.strides)
+            last, levels = self.backbone_3d(
+                self._voxel_features(voxels), voxels, self.second.abstraction.strides
+            )
             encoded = last.bev()
             bev = self.backbone_2d(encoded)
             heads = self.dense_head(bev)
-        first = TwoStagePrediction(heads, bev, len(voxels.features), self.sites_of(last) if sites else None)
+        first = TwoStagePrediction(
+            heads, bev, len(voxels.features), self.sites_of(last) if sites else None
+        )
         if not boxes:
             return first
         with torch.no_grad():
             proposals = super().detect(first)
         rois, targets, labels = Rois.of(proposals), None, None
         if truth is not None:
-            rois, targets = sample_rois(proposals, truth, self.second.sampling, torch.default_generator)
+            rois, targets = sample_rois(
+                proposals, truth, self.second.sampling, torch.default_generator
+            )
         keys = self.pfe(points, encoded, levels, rois.per_frame)
         logits = self.point_head(keys.before)
         if truth is not None:
             labels = point_labels(keys.xyz, keys.frame, truth, self.second.points.margin)
         confidence, codes = self.roi_head(keys, logits.sigmoid(), rois)
-        return replace(first, second=Refinement(keys.xyz, keys.frame, logits, rois, confidence, codes, targets, labels))
+        return replace(
+            first,
+            second=Refinement(
+                keys.xyz, keys.frame, logits, rois, confidence, codes, targets, labels
+            ),
+        )
 
     def detect(self, prediction: Prediction[Any], nms: bool = True) -> list[Detections]:
         """Return the refined boxes of every frame; raises as :func:`refinement_of`."""
@@ -122,7 +143,9 @@ class PVRCNN(CenterPoint):
 
 
 def refinement_of(prediction: Prediction[Any]) -> Refinement:
-    """Return what the second stage answered; raises ValueError if the forward pass was told that nobody wants boxes."""
+    """Return what the second stage answered; raises ValueError if the forward pass was told that
+    nobody wants boxes.
+    """
     if not isinstance(prediction, TwoStagePrediction) or prediction.second is None:
         raise ValueError("the second stage did not run: no boxes were asked for")
     return prediction.second

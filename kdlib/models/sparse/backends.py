@@ -24,10 +24,12 @@ _said: set[str] = set()
 
 
 def choose_backend(features: Tensor, asked: str | None = None) -> Backend:
-    """Return the backend for features: the one asked for, else the environment's, else the fastest that works.
+    """Return the backend for features: the one asked for, else the environment's, else the fastest
+    that works.
 
-    Others than ``torch`` are chosen by themselves on an accelerator only, and not for float64: the processor version of spconv
-    cannot train and is right on one thread only. The choice is logged once.
+    Others than ``torch`` are chosen by themselves on an accelerator only, and not for float64: the
+    processor version of spconv cannot train and is right on one thread only. The choice is logged
+    once.
 
     Raises:
         ConfigError: If the backend asked for is unknown or not installed.
@@ -43,7 +45,10 @@ def choose_backend(features: Tensor, asked: str | None = None) -> Backend:
         chosen, reason = "torch", "the one for processors and float64"
     else:
         installed = next((name for name in BACKENDS[1:] if _works_on_accelerators(name)), None)
-        chosen, reason = installed or "torch", "installed" if installed else "spconv is not installed: pip install spconv-cu118"
+        chosen, reason = (
+            installed or "torch",
+            "installed" if installed else ("spconv is not installed: pip install spconv-cu118"),
+        )
     line = f"sparse convolution on {features.device.type}: {chosen} ({reason})"
     if line not in _said:
         _said.add(line)
@@ -60,8 +65,12 @@ def load_backend(backend: str) -> Any:
     package = {"spconv": "spconv-cu118", "spconv_triton": "spconv-triton"}[backend]
     try:
         return importlib.import_module(f"{backend}.pytorch")
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # OSError: a CUDA library is missing
-        raise ConfigError(f"sparse backend '{backend}' does not load ({error}); pip install {package}, or use 'torch'") from error
+    # OSError: a CUDA library is missing
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise ConfigError(
+            f"sparse backend '{backend}' does not load ({error}); pip install "
+            f"{package}, or use 'torch'"
+        ) from error
 
 
 @functools.cache
@@ -77,7 +86,8 @@ def _works_on_accelerators(backend: str) -> bool:
 
 
 def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> Any:
-    """Return a backend's own tensor of the same sites, with the indices of the key ``reuse`` if they are known.
+    """Return a backend's own tensor of the same sites, with the indices of the key ``reuse`` if
+    they are known.
 
     A strided layer of spconv refuses to see its own again.
     """
@@ -85,12 +95,15 @@ def foreign_tensor(sites: SparseTensor, backend: Backend, reuse: str | None) -> 
     tensor = load_backend(backend).SparseConvTensor(
         sites.features.contiguous(), coords, list(sites.spatial_shape), sites.batch_size
     )
-    tensor.indice_dict = {key: value for key, value in sites.books.foreign.get(backend, {}).items() if key == reuse}
+    tensor.indice_dict = {
+        key: value for key, value in sites.books.foreign.get(backend, {}).items() if key == reuse
+    }
     return tensor
 
 
 def our_tensor(answer: Any, sites: SparseTensor, backend: Backend, moved: bool) -> SparseTensor:
-    """Return a backend's answer as a tensor of ours, rows in its order, and keep its indices for the next layer.
+    """Return a backend's answer as a tensor of ours, rows in its order, and keep its indices for
+    the next layer.
 
     ``moved`` says whether the sites are others than those that went in.
     """

@@ -9,9 +9,21 @@ import torch
 from torch import nn
 
 from kdlib.errors import ConfigError
-from kdlib.models.sparse.backends import Backend, choose_backend, foreign_tensor, load_backend, our_tensor
+from kdlib.models.sparse.backends import (
+    Backend,
+    choose_backend,
+    foreign_tensor,
+    load_backend,
+    our_tensor,
+)
 from kdlib.models.sparse.gather import convolve
-from kdlib.models.sparse.rulebook import Geometry, Rulebook, Triple, strided_rulebook, submanifold_rulebook
+from kdlib.models.sparse.rulebook import (
+    Geometry,
+    Rulebook,
+    Triple,
+    strided_rulebook,
+    submanifold_rulebook,
+)
 from kdlib.models.sparse.tensor import SparseTensor
 
 
@@ -46,32 +58,45 @@ class SparseConvolution(nn.Module):
         bound = 1 / math.sqrt(in_channels * math.prod(self.geometry.kernel))
         weight = torch.empty(out_channels, *self.geometry.kernel, in_channels)
         self.weight = nn.Parameter(weight.uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
+        )
 
     def rulebook(self, sites: SparseTensor) -> Rulebook:
         """Return the pairs of sites this layer connects, shared with all layers of its key."""
         self._claim(sites)
         build = submanifold_rulebook if self.submanifold else strided_rulebook
-        return sites.books.get(self.key, lambda: build(sites.coords, sites.spatial_shape, sites.batch_size, self.geometry))
+        return sites.books.get(
+            self.key,
+            lambda: build(sites.coords, sites.spatial_shape, sites.batch_size, self.geometry),
+        )
 
     def _claim(self, sites: SparseTensor) -> None:
         kind = "submanifold" if self.submanifold else "strided"
-        sites.books.claim(self.key, (kind, self.geometry, sites.spatial_shape, sites.batch_size), sites.coords)
+        sites.books.claim(
+            self.key, (kind, self.geometry, sites.spatial_shape, sites.batch_size), sites.coords
+        )
 
     def forward(self, sites: SparseTensor) -> SparseTensor:
         """Convolve.
 
         Raises:
-            ConfigError: If the features have another number of channels, or the key is used for two geometries.
+            ConfigError: If the features have another number of channels, or the key is used for two
+                geometries.
             DataError: If a site is outside the grid or occurs twice.
         """
         expected, given = (len(sites.coords), self.in_channels), tuple(sites.features.shape)
         if given != expected:
-            raise ConfigError(f"{expected[0]} sites and {expected[1]} input channels, but features of shape {given}")
+            raise ConfigError(
+                f"{expected[0]} sites and {expected[1]} input channels, but "
+                f"features of shape {given}"
+            )
         backend = choose_backend(sites.features, self.sparse_backend)
         if backend != "torch":
             self._claim(sites)
-            answer = self.twin(backend)(foreign_tensor(sites, backend, reuse=self.key if self.submanifold else None))
+            answer = self.twin(backend)(
+                foreign_tensor(sites, backend, reuse=self.key if self.submanifold else None)
+            )
             return our_tensor(answer, sites, backend, moved=not self.submanifold)
         book = self.rulebook(sites)
         features = convolve(sites.features, self.weight.flatten(1, 3), book)
@@ -80,7 +105,9 @@ class SparseConvolution(nn.Module):
         return SparseTensor(features, book.coords, book.shape, sites.batch_size, sites.books)
 
     def twin(self, backend: Backend) -> Any:
-        """Return the backend's layer over this layer's own parameters; it owns nothing and is in no state dict."""
+        """Return the backend's layer over this layer's own parameters; it owns nothing and is in no
+        state dict.
+        """
         module, shape = load_backend(backend), self.geometry
         kind = module.SubMConv3d if self.submanifold else module.SparseConv3d
         padding = tuple(size // 2 for size in shape.kernel) if self.submanifold else shape.padding
@@ -100,12 +127,15 @@ class SparseConvolution(nn.Module):
         twin.weight = self.weight
         if self.bias is not None:
             twin.bias = self.bias
-        # In evaluation mode spconv fuses the bias into its kernel, which its processor version cannot; the sums are the same.
+        # In evaluation mode spconv fuses the bias into its kernel, which its processor version
+        # cannot; the sums are the same.
         return twin.train()
 
 
 class SubmConv3d(SparseConvolution):
-    """A submanifold convolution: outputs exist where inputs do, so nothing spreads; it has stride 1, and no padding counts."""
+    """A submanifold convolution: outputs exist where inputs do, so nothing spreads; it has stride
+    1, and no padding counts.
+    """
 
     submanifold = True
 

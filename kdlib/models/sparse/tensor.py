@@ -15,7 +15,9 @@ from kdlib.models.sparse.rulebook import Rulebook, Triple, cell_numbers
 
 
 class Rulebooks:
-    """What layers over the same sites share during one forward pass, by key; it lives and dies with the tensors that carry it."""
+    """What layers over the same sites share during one forward pass, by key; it lives and dies with
+    the tensors that carry it.
+    """
 
     def __init__(self) -> None:
         """Begin empty."""
@@ -25,7 +27,8 @@ class Rulebooks:
         self.foreign: dict[str, dict[str, Any]] = {}  # the same of other backends
 
     def claim(self, key: str, layer: object, coords: Tensor) -> None:
-        """Note what a key stands for: input sites, and all else of a layer that its rulebook depends on.
+        """Note what a key stands for: input sites, and all else of a layer that its rulebook
+        depends on.
 
         Raises:
             ConfigError: If the key was used for another kernel or for other sites.
@@ -34,7 +37,10 @@ class Rulebooks:
         if known != layer:
             raise ConfigError(f"key '{key}' belongs to {known}; {layer} needs a key of its own")
         if sites is not coords and not torch.equal(sites, coords):
-            raise ConfigError(f"key '{key}' belongs to other sites; layers behind a strided convolution need a key of their own")
+            raise ConfigError(
+                f"key '{key}' belongs to other sites; layers behind a strided "
+                "convolution need a key of their own"
+            )
 
     def get(self, key: str, build: Callable[[], Rulebook]) -> Rulebook:
         """Return the rulebook of a claimed key, built at its first use."""
@@ -43,7 +49,9 @@ class Rulebooks:
         return self._books[key]
 
     def narrow(self, coords: Tensor) -> Tensor:
-        """Return sites as contiguous int32, as other backends read them without a look at strides; the last ones are kept."""
+        """Return sites as contiguous int32, as other backends read them without a look at strides;
+        the last ones are kept.
+        """
         if self._narrow is None or self._narrow[0] is not coords:
             self._narrow = (coords, coords.int().contiguous())
         return self._narrow[1]
@@ -72,5 +80,6 @@ class SparseTensor:
 
     def bev(self) -> Tensor:
         """Return the BEV map (B, C * Z, Y, X), heights among the channels: channel = c * Z + z."""
-        # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again that way.
+        # Channels stay the fastest axis in memory: convolutions on a CPU are half as fast again
+        # that way.
         return self.dense().permute(0, 3, 4, 1, 2).flatten(3).permute(0, 3, 1, 2)

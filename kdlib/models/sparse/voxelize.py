@@ -15,8 +15,9 @@ _TABLE = 2**22  # cells of a table that is faster than a sort
 def voxelize(batch: PointBatch, grid: GridConfig) -> VoxelBatch:
     """Gather points into voxels (spec 3.1).
 
-    A voxel keeps its first ``max_points`` points; a frame keeps its first ``max_voxels`` voxels, whose later points still count.
-    Cells are found in float32, as the original does, so that points on a boundary fall to the same side.
+    A voxel keeps its first ``max_points`` points; a frame keeps its first ``max_voxels`` voxels,
+    whose later points still count. Cells are found in float32, as the original does, so that points
+    on a boundary fall to the same side.
 
     Raises:
         DataError: If a coordinate is not finite; the message names the frame.
@@ -41,24 +42,33 @@ def voxelize(batch: PointBatch, grid: GridConfig) -> VoxelBatch:
 
 
 def _check_finite(batch: PointBatch) -> None:
-    if batch.points.sum().isfinite():  # one number that is not finite makes the sum so, and a sum is soon made
+    # one number that is not finite makes the sum so, and a sum is soon made
+    if batch.points.sum().isfinite():
         return
     bad = ~torch.isfinite(batch.points).all(dim=1)
     if bad.any():
         row = bad.nonzero()[0, 0]
         frame = batch.batch_index[row]
         name = batch.frame_ids[frame] if batch.frame_ids else f"frame {frame}"
-        raise DataError(f"{name}: point {batch.points[row].tolist()} is not finite; prepare the store again or drop the frame")
+        raise DataError(
+            f"{name}: point {batch.points[row].tolist()} is not finite; prepare the "
+            "store again or drop the frame"
+        )
 
 
 def _keys(batch: PointBatch, grid: GridConfig) -> tuple[Tensor, Tensor]:
-    """Return the rows of the points inside the grid, and the number of the cell that each of them lies in, frame by frame."""
+    """Return the rows of the points inside the grid, and the number of the cell that each of them
+    lies in, frame by frame.
+    """
     points = batch.points
     key = batch.batch_index
     inside = torch.ones_like(key, dtype=torch.bool)
     # Column by column, z first: a reduction over three numbers takes ten times as long.
     for axis in (2, 1, 0):
-        low, size = points.new_tensor(grid.point_range[axis]), points.new_tensor(grid.voxel_size[axis])
+        low, size = (
+            points.new_tensor(grid.point_range[axis]),
+            points.new_tensor(grid.voxel_size[axis]),
+        )
         cells = grid.grid_size[axis]
         cell = ((points[:, axis] - low) / size).floor_()
         inside &= (cell >= 0) & (cell < cells)
@@ -68,7 +78,9 @@ def _keys(batch: PointBatch, grid: GridConfig) -> tuple[Tensor, Tensor]:
 
 
 def _number_by_appearance(key: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Return the distinct keys, all below ``cells``, in order of first appearance and, for every point, its key's number."""
+    """Return the distinct keys, all below ``cells``, in order of first appearance and, for every
+    point, its key's number.
+    """
     point = torch.arange(len(key), device=key.device)
     if cells <= _TABLE:
         table = torch.full((cells,), len(key), dtype=key.dtype, device=key.device)
@@ -84,8 +96,12 @@ def _number_by_appearance(key: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     return key[new], (new.cumsum(0) - 1).gather(0, first)
 
 
-def _cap_voxels(keys: Tensor, voxel: Tensor, cells: int, cap: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Drop what lies beyond the first ``cap`` voxels of a frame: keys, renumbered voxels, the mask of points kept (None: all)."""
+def _cap_voxels(
+    keys: Tensor, voxel: Tensor, cells: int, cap: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Drop what lies beyond the first ``cap`` voxels of a frame: keys, renumbered voxels, the mask
+    of points kept (None: all).
+    """
     if len(keys) <= cap:
         return keys, voxel, None
     frame = keys // cells

@@ -1,4 +1,6 @@
-"""``python -m kdlib bench ...``: what each measurement takes from the command line, and how it prints."""
+"""``python -m kdlib bench ...``: what each measurement takes from the command line, and how it
+prints.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,15 @@ from typer import Option
 if TYPE_CHECKING:
     from kdlib.tools.bench.measurements import Benchmark
 
-bench = typer.Typer(help="Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed.")
+bench = typer.Typer(
+    help="Measure speed and memory on this machine, beside what kdlib replaces; by itself: speed."
+)
 
 _Json = Annotated[bool, Option("--json", help="Print one JSON object instead of a table.")]
-_Out = Annotated[Path | None, Option(help="Also write the JSON object to this file, and the table beside it as Markdown.")]
+_Out = Annotated[
+    Path | None,
+    Option(help="Also write the JSON object to this file, and the table beside it as Markdown."),
+]
 _Python = Annotated[str | None, Option(help="A Python with the official Waymo package.")]
 _Store = Annotated[Path | None, Option(help="Prepared store. Default: a small simulated one.")]
 _Device = Annotated[str, Option(help="As torch names it: cpu, cuda, cuda:1; default: torch's own.")]
@@ -27,13 +34,16 @@ _Compile = Annotated[bool, Option(help="Also measure torch.compile, whose warm-u
 
 
 def _print(benchmark: Benchmark, as_json: bool, out: Path | None) -> None:
-    # The page says how to make it again: the command as it was typed, the page itself without its folder.
+    # The page says how to make it again: the command as it was typed, the page itself without its
+    # folder.
     words = [out.name if out is not None and word == str(out) else word for word in sys.argv[1:]]
     page = benchmark.page(" ".join(["python -m kdlib", *words]))
     _print_and_write(benchmark.to_dict(), benchmark.text(), page, as_json, out)
 
 
-def _print_and_write(values: Mapping[str, Any], text: str, page: str, as_json: bool, out: Path | None) -> None:
+def _print_and_write(
+    values: Mapping[str, Any], text: str, page: str, as_json: bool, out: Path | None
+) -> None:
     from kdlib import records
 
     if out is not None:
@@ -55,17 +65,28 @@ def _speed(
     store: _Store = None,
     teacher: Annotated[
         Path | None,
-        Option(help="The demo teacher's weights. Default: those shipped; fresh ones, which find no boxes, without them."),
+        Option(
+            help=(
+                "The demo teacher's weights. Default: those shipped; fresh ones, which find "
+                "no boxes, without them."
+            )
+        ),
     ] = None,
     compile_too: _Compile = True,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
-    """Ratios that matter: operators against loops, distillation against its parts, loader against training, settings."""
+    """Ratios that matter: operators, distillation and its parts, loader, settings."""
     from kdlib.tools.bench.speed import bench_speed
     from kdlib.tools.bench.steps import demo_teacher
 
-    _print(bench_speed(rounds, store=store, teacher=teacher or demo_teacher(), compile_too=compile_too), as_json, out)
+    _print(
+        bench_speed(
+            rounds, store=store, teacher=teacher or demo_teacher(), compile_too=compile_too
+        ),
+        as_json,
+        out,
+    )
 
 
 @bench.command("steps")
@@ -90,13 +111,17 @@ def _data(
     frames: Annotated[int, Option(min=1, help="Frames of each simulated segment.")] = 10,
     rounds: Annotated[int, Option(min=1, help="Repetitions; the median counts.")] = 3,
     scale: Annotated[str, Option(help="'full' has Waymo's resolution.")] = "full",
-    keep: Annotated[Path | None, Option(help="Keep the simulated files here, to be used again.")] = None,
+    keep: Annotated[
+        Path | None, Option(help="Keep the simulated files here, to be used again.")
+    ] = None,
     python: _Python = None,
-    seconds: Annotated[float, Option(min=0.0, help="Least time of each of kdlib's own measurements.")] = 2.0,
+    seconds: Annotated[
+        float, Option(min=0.0, help="Least time of each of kdlib's own measurements.")
+    ] = 2.0,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
-    """Conversion against the official TensorFlow path, prepare, bytes per point, loader, memory per worker."""
+    """Conversion against the official path, prepare, bytes a point, loader, memory."""
     from kdlib.tools.bench.data import bench_data
 
     _print(bench_data(frames, rounds, scale, keep, python, seconds), as_json, out)
@@ -120,17 +145,21 @@ def _metric(
 
 @bench.command("models")
 def _models(
-    name: Annotated[list[str] | None, Option("--model", help="A model of the zoo; repeat. Default: ten.")] = None,
+    name: Annotated[
+        list[str] | None, Option("--model", help="A model of the zoo; repeat. Default: ten.")
+    ] = None,
     device: _Device = "",
     frames: Annotated[int, Option(min=1, help="Simulated full-size sweeps, used in turn.")] = 3,
     repeats: Annotated[int, Option(min=1, help="Timed passes.")] = 10,
     warmup: Annotated[int, Option(min=0, help="Passes before.")] = 3,
     mixed: Annotated[bool, Option(help="Also with automatic mixed precision.")] = True,
-    compiled: Annotated[bool, Option(help="Also with backbone and heads compiled by torch.")] = False,
+    compiled: Annotated[
+        bool, Option(help="Also with backbone and heads compiled by torch.")
+    ] = False,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
-    """Cost in both conventions and latency by stage of the published models, beside the published cells."""
+    """Cost in both conventions and latency by stage, beside the published cells."""
     from kdlib.tools.bench.models import bench_models, costs_page, costs_text
 
     values = bench_models(name or (), device, frames, repeats, warmup, mixed, compiled)
@@ -139,14 +168,17 @@ def _models(
 
 @bench.command("sparse")
 def _sparse(
-    model: Annotated[str, Option(help="A voxel model of the zoo, whose layers are run.")] = "cp_voxel",
+    model: Annotated[
+        str, Option(help="A voxel model of the zoo, whose layers are run.")
+    ] = "cp_voxel",
     rounds: Annotated[int, Option(min=1, help="Repetitions; the best counts.")] = 5,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
-    """Sparse convolution on the processor against spconv's own wheel on a simulated full-size sweep."""
-    # Threads that spin while they wait take the processor from each other on a busy machine (ten times slower, measured), those
-    # that sleep at once wake up late on a quiet one (a fifth): spin a little. OpenMP reads this when torch is loaded.
+    """Sparse convolution on the processor against spconv's wheel, a full-size sweep."""
+    # Threads that spin while they wait take the processor from each other on a busy machine (ten
+    # times slower, measured), those that sleep at once wake up late on a quiet one (a fifth): spin
+    # a little. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from kdlib.tools.bench.sparse import bench_sparse

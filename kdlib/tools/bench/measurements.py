@@ -1,4 +1,6 @@
-"""What a benchmark measured: single numbers with their targets, all of one run with the machine, as JSON, text or a page."""
+"""What a benchmark measured: single numbers with their targets, all of one run with the machine, as
+JSON, text or a page.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,23 @@ class Measurement:
         """The number as text, with its unit."""
         if self.value is None:
             return f"not measured {self.unit}"
-        return f"{self.value:,.0f} {self.unit}" if abs(self.value) >= 1000 else f"{self.value:.4g} {self.unit}"
+        return (
+            f"{self.value:,.0f} {self.unit}"
+            if abs(self.value) >= 1000
+            else f"{self.value:.4g} {self.unit}"
+        )
 
 
-def times_faster(key: str, ours: Measurement, theirs: Measurement, at_least: float | None = None) -> list[Measurement]:
+def times_faster(
+    key: str, ours: Measurement, theirs: Measurement, at_least: float | None = None
+) -> list[Measurement]:
     """Return the times of two ways of doing one thing, and how many times faster the first is."""
     ratio = None if not ours.value or theirs.value is None else theirs.value / ours.value
-    return [ours, theirs, Measurement(f"{key}_times", "times faster", ratio, "x", at_least=at_least)]
+    return [
+        ours,
+        theirs,
+        Measurement(f"{key}_times", "times faster", ratio, "x", at_least=at_least),
+    ]
 
 
 @dataclass(frozen=True)
@@ -82,17 +94,36 @@ class Benchmark:
         }
 
     def text(self) -> str:
-        """Return what was measured, all numbers, the machine and the notes, to be read in a terminal."""
+        """Return what was measured, all numbers, the machine and the notes, to be read in a
+        terminal.
+        """
         width = max(len(line.title) for line in self.lines)
         facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
-        rows = [f"{line.title:{width}}  {line!s:>20}  {line.target:15}  {line.verdict}".rstrip() for line in self.lines]
-        return "\n".join([f"bench {self.name}: {facts}", *rows, f"{self._machine()}; {self._versions()}", *self.notes])
+        rows = [
+            f"{line.title:{width}}  {line!s:>20}  {line.target:15}  {line.verdict}".rstrip()
+            for line in self.lines
+        ]
+        return "\n".join(
+            [
+                f"bench {self.name}: {facts}",
+                *rows,
+                (f"{self._machine()}; {self._versions()}"),
+                *self.notes,
+            ]
+        )
 
     def page(self, command: str) -> str:
         """Return the same as a Markdown page with the command that makes it."""
         card = self.hardware
         rows = [
-            (line.title, line, line.target, line.verdict.replace("MISSED", "**missed**"), f"`{line.key}`") for line in self.lines
+            (
+                line.title,
+                line,
+                line.target,
+                line.verdict.replace("MISSED", "**missed**"),
+                f"`{line.key}`",
+            )
+            for line in self.lines
         ]
         facts = {
             "device": f"{card['device']}, {card['threads']} threads",
@@ -104,10 +135,13 @@ class Benchmark:
         return "\n".join(
             [
                 f"# What is fast on this machine: bench {self.name}\n",
-                f"Made by `{command}` from **simulated** data; times are medians, taken in turns after warm-up.\n",
+                f"Made by `{command}` from **simulated** data; times are medians, taken in turns "
+                "after warm-up.\n",
                 *(f"- {name}: {value}" for name, value in facts.items()),
                 "",
-                markdown_table(("measured", "value", "target", "", "key in JSON"), rows, right=("value",)),
+                markdown_table(
+                    ("measured", "value", "target", "", "key in JSON"), rows, right=("value",)
+                ),
                 "",
                 *(f"- {note}" for note in self.notes),
                 "",

@@ -1,4 +1,6 @@
-"""The operators around a detector's convolutions beside the plain ways: both must give the same answer, then both are timed."""
+"""The operators around a detector's convolutions beside the plain ways: both must give the same
+answer, then both are timed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from kdlib.types import PointBatch
 TIMES_FASTER = 20.0  # than a loop
 GRIDS = ("cp_pillar", "cp_pillar_v0.64", "cp_voxel")
 
-Measured = tuple[list[Measurement], list[str]]  # numbers, and a sentence for each thing that could not be measured
+# numbers, and a sentence for each thing that could not be measured
+Measured = tuple[list[Measurement], list[str]]
 
 
 class Disagreement(KdlibError):
@@ -31,7 +34,8 @@ class Disagreement(KdlibError):
 
 
 def bench_nms(rounds: int, count: int = 4096) -> Measured:
-    """Time the suppression of ``count`` crowded boxes against shapely's polygons and against the matrix of all overlaps.
+    """Time the suppression of ``count`` crowded boxes against shapely's polygons and against the
+    matrix of all overlaps.
 
     Raises:
         Disagreement: If they do not keep the same boxes.
@@ -61,9 +65,18 @@ def bench_targets(rounds: int, frames: int = 4, labels: int = 100) -> Measured:
     boxes = torch.stack([crowded_boxes(labels, seed, objects=labels)[0] for seed in range(frames)])
     marks = torch.randint(1, 4, (frames, labels), generator=torch.Generator().manual_seed(0))
     settings: dict[str, Any] = {"grid": model.grid, "head": model.head}
-    ours = (f"targets of {frames} x {labels} boxes", partial(assign_targets, boxes, marks, **settings))
+    ours = (
+        f"targets of {frames} x {labels} boxes",
+        partial(assign_targets, boxes, marks, **settings),
+    )
     theirs = ("a loop over boxes", partial(loop_targets, boxes, marks, **settings))
-    _same(theirs[0], *([tensor for head in work() for tensor in vars(head).values()] for work in (ours[1], theirs[1])))
+    _same(
+        theirs[0],
+        *(
+            [tensor for head in work() for tensor in vars(head).values()]
+            for work in (ours[1], theirs[1])
+        ),
+    )
     return compare_ways("targets", ours, theirs, rounds, TIMES_FASTER), []
 
 
@@ -85,13 +98,27 @@ def bench_voxels(points: PointBatch, rounds: int, grids: Sequence[str] = GRIDS) 
             notes = [f"not compared with spconv's wheel: {error}"]
         else:
             work = partial(wheel, points)
-            _same(how, *([voxels.coords, voxels.num_points, voxels.features] for voxels in (voxelize(points, grid), work())))
-        ours = (f"voxelise {len(points.points):,} points for {name}", partial(voxelize, points, grid))
+            _same(
+                how,
+                *(
+                    [voxels.coords, voxels.num_points, voxels.features]
+                    for voxels in (voxelize(points, grid), work())
+                ),
+            )
+        ours = (
+            f"voxelise {len(points.points):,} points for {name}",
+            partial(voxelize, points, grid),
+        )
         lines += compare_ways(f"voxels_{name}", ours, (how, work), rounds)
     return lines, notes
 
 
 def _same(how: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     for mine, them in zip(ours, theirs):
-        if mine.shape != them.shape or not torch.allclose(mine.double(), them.double(), rtol=0, atol=1e-5):
-            raise Disagreement(f"kdlib and {how} give different answers; please report this with 'python -m kdlib doctor --json'")
+        if mine.shape != them.shape or not torch.allclose(
+            mine.double(), them.double(), rtol=0, atol=1e-5
+        ):
+            raise Disagreement(
+                f"kdlib and {how} give different answers; please report this with "
+                "'python -m kdlib doctor --json'"
+            )

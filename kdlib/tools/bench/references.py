@@ -1,4 +1,6 @@
-"""The plain ways to compute what kdlib computes fast, with the same answers: loops, a matrix of all pairs, spconv's wheel."""
+"""The plain ways to compute what kdlib computes fast, with the same answers: loops, a matrix of all
+pairs, spconv's wheel.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _ROWS = 64  # of the overlap matrix computed at once
 
 
 def shapely_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -> Tensor:
-    """Return what :func:`kdlib.models.geometry.nms.rotated_nms` does, with shapely polygons: kept boxes against worse ones.
+    """Return what :func:`kdlib.models.geometry.nms.rotated_nms` does, with shapely polygons: kept
+    boxes against worse ones.
 
     Polygons whose upright rectangles do not meet are not intersected.
 
@@ -50,11 +53,16 @@ def shapely_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) 
 
 
 def matrix_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -> Tensor:
-    """Return the same from the overlaps of all pairs in one matrix, then a loop over its rows: O(M^2) memory and work."""
+    """Return the same from the overlaps of all pairs in one matrix, then a loop over its rows:
+    O(M^2) memory and work.
+    """
     order = scores.argsort(descending=True, stable=True)[:pre]
     ranked = boxes[order]
     count = len(ranked)
-    rows = [paired_overlap(block.repeat_interleave(count, dim=0), ranked.repeat(len(block), 1)) for block in ranked.split(_ROWS)]
+    rows = [
+        paired_overlap(block.repeat_interleave(count, dim=0), ranked.repeat(len(block), 1))
+        for block in ranked.split(_ROWS)
+    ]
     overlap = torch.cat(rows).view(count, count)
     area = ranked[:, 3:5].double().prod(dim=1)
     conflict = overlap > iou * (area[:, None] + area - overlap)
@@ -65,19 +73,30 @@ def matrix_nms(boxes: Tensor, scores: Tensor, iou: float, pre: int, post: int) -
     return order[alive][:post]
 
 
-def loop_targets(boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig) -> tuple[HeadTargets, ...]:
-    """Return what :func:`kdlib.models.targets.assign_targets` does, box by box: a cell, a bell, a slot at a time."""
+def loop_targets(
+    boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadConfig
+) -> tuple[HeadTargets, ...]:
+    """Return what :func:`kdlib.models.targets.assign_targets` does, box by box: a cell, a bell, a
+    slot at a time.
+    """
     columns, rows = (n // head.stride for n in grid.grid_size[:2])
     slots = (len(boxes), head.targets.max_objects)
     answers = []
     for names in head.heads:
         heatmap = boxes.new_zeros((len(boxes), len(names), rows, columns))
         targets = HeadTargets(
-            heatmap, boxes.new_zeros((*slots, 8)), labels.new_zeros(slots), torch.zeros(slots, dtype=torch.bool)
+            heatmap,
+            boxes.new_zeros((*slots, 8)),
+            labels.new_zeros(slots),
+            torch.zeros(slots, dtype=torch.bool),
         )
         channel_of = {label_of(name, CLASS_NAMES): channel for channel, name in enumerate(names)}
         for frame, kinds in enumerate(labels.tolist()):
-            known = [(box, channel_of[kind]) for box, kind in zip(boxes[frame], kinds) if kind in channel_of]
+            known = [
+                (box, channel_of[kind])
+                for box, kind in zip(boxes[frame], kinds)
+                if kind in channel_of
+            ]
             for slot, (box, channel) in enumerate(known[: slots[1]]):
                 if torch.isfinite(box).all() and (box[3:6] > 0).all():
                     _assign(box, heatmap[frame, channel], targets, (frame, slot), grid, head)
@@ -85,8 +104,17 @@ def loop_targets(boxes: Tensor, labels: Tensor, *, grid: GridConfig, head: HeadC
     return tuple(answers)
 
 
-def _assign(box: Tensor, plane: Tensor, targets: HeadTargets, place: tuple[int, int], grid: GridConfig, head: HeadConfig) -> None:
-    """Draw one box's bell into a plane of the heatmap and write its regression target into its slot."""
+def _assign(
+    box: Tensor,
+    plane: Tensor,
+    targets: HeadTargets,
+    place: tuple[int, int],
+    grid: GridConfig,
+    head: HeadConfig,
+) -> None:
+    """Draw one box's bell into a plane of the heatmap and write its regression target into its
+    slot.
+    """
     rows, columns = plane.shape
 
     def cells(metres: Tensor, axis: int) -> Tensor:
@@ -108,7 +136,8 @@ def _assign(box: Tensor, plane: Tensor, targets: HeadTargets, place: tuple[int, 
 
 
 def wheel_voxels(grid: GridConfig, features: int) -> Callable[[PointBatch], VoxelBatch]:
-    """Return the voxeliser of spconv's wheel for processors, frame by frame, for points of so many features on a grid.
+    """Return the voxeliser of spconv's wheel for processors, frame by frame, for points of so many
+    features on a grid.
 
     Raises:
         ConfigError: If the wheel is not installed.

@@ -1,4 +1,6 @@
-"""Mixed precision, channels_last and compilation of a detector's dense part, each switched on and off: what it wins."""
+"""Mixed precision, channels_last and compilation of a detector's dense part, each switched on and
+off: what it wins.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from torch import nn
 from kdlib import zoo
 from kdlib.models.build import build
 from kdlib.tools.bench.measurements import Measurement, times_faster
-from kdlib.tools.bench.steps import compile_dense, mixed_precision, objectives, teacher_pass, training_step
+from kdlib.tools.bench.steps import (
+    compile_dense,
+    mixed_precision,
+    objectives,
+    teacher_pass,
+    training_step,
+)
 from kdlib.tools.bench.timing import Work, median_times
 from kdlib.types import Batch
 
@@ -31,9 +39,13 @@ class Setting:
 
 
 def contiguous(detector: nn.Module) -> None:
-    """Lay weights and maps out channel by channel, as torch does by default and :func:`build` does not."""
+    """Lay weights and maps out channel by channel, as torch does by default and :func:`build` does
+    not.
+    """
     detector.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    detector.get_submodule("backbone_2d").register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    detector.get_submodule("backbone_2d").register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].contiguous(),)
+    )
 
 
 SETTINGS = (
@@ -44,26 +56,42 @@ SETTINGS = (
 
 
 def bench_settings(
-    pair: str, data: Sequence[Batch], rounds: int, weights: Path | None = None, settings: Sequence[Setting] = SETTINGS
+    pair: str,
+    data: Sequence[Batch],
+    rounds: int,
+    weights: Path | None = None,
+    settings: Sequence[Setting] = SETTINGS,
 ) -> tuple[list[Measurement], list[str]]:
-    """Time training step and inference of a pair's student and the teacher's forward pass, every setting on and off.
+    """Time training step and inference of a pair's student and the teacher's forward pass, every
+    setting on and off.
 
     Returns:
-        Times and ratios, and a verdict on each ratio; what fails (compilation without a C++ compiler) has a sentence instead.
+        Times and ratios, and a verdict on each ratio; what fails (compilation without a C++
+        compiler) has a sentence instead.
     """
     lines: list[Measurement] = []
     notes: list[str] = []
     for setting in settings:
         try:
-            works = {state: _works(pair, data[:1], weights, setting, state) for state in ("on", "off")}
-            times = median_times({f"{name} {state}": work for state in works for name, work in works[state].items()}, rounds, 2)
-        except RuntimeError as error:  # what torch's compiler raises, also where there is no C++ compiler
+            works = {
+                state: _works(pair, data[:1], weights, setting, state) for state in ("on", "off")
+            }
+            times = median_times(
+                {f"{name} {state}": work for state in works for name, work in works[state].items()},
+                rounds,
+                2,
+            )
+        # what torch's compiler raises, also where there is no C++ compiler
+        except RuntimeError as error:
             first = (str(error).splitlines() or [""])[0]
             notes.append(f"{setting.title} could not be measured: {type(error).__name__} {first}")
             continue
         for name in works["on"]:
             key, title = f"{setting.key}_{name.replace(' ', '_')}", f"{name}: {setting.title}"
-            on, off = (Measurement(f"{key}_{s}_ms", f"{title} {s}", times[f"{name} {s}"], "ms") for s in ("on", "off"))
+            on, off = (
+                Measurement(f"{key}_{s}_ms", f"{title} {s}", times[f"{name} {s}"], "ms")
+                for s in ("on", "off")
+            )
             lines += times_faster(key, on, off)
             notes.append(verdict(title, times[f"{name} off"] / times[f"{name} on"]))
     return lines, notes
@@ -75,8 +103,12 @@ def verdict(title: str, ratio: float) -> str:
     return f"{title}: {word}, {ratio:.2f} times faster"
 
 
-def _works(pair: str, data: Sequence[Batch], weights: Path | None, setting: Setting, state: str) -> dict[str, Work]:
-    """Return what is timed with a setting on or off, on one batch: a compiled graph is for one size of map."""
+def _works(
+    pair: str, data: Sequence[Batch], weights: Path | None, setting: Setting, state: str
+) -> dict[str, Work]:
+    """Return what is timed with a setting on or off, on one batch: a compiled graph is for one size
+    of map.
+    """
     points = data[0].points
     where = points.points.device
     plain, distilled = objectives(pair, weights, where)

@@ -1,4 +1,6 @@
-"""A simulated full-size sweep in; the speed of an encoder's sparse convolutions on a processor, beside spconv's wheel, out."""
+"""A simulated full-size sweep in; the speed of an encoder's sparse convolutions on a processor,
+beside spconv's wheel, out.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ SPARSE_AGREEMENT = 1e-4  # of any output of the last layer, where values are abo
 
 
 def encoder_input(model: str) -> tuple[SparseTensor, list[SparseConvolution]]:
-    """Return a voxelised simulated sweep and a published encoder's sparse convolutions, in order, with fresh weights.
+    """Return a voxelised simulated sweep and a published encoder's sparse convolutions, in order,
+    with fresh weights.
 
     Raises:
         ConfigError: If the model has no sparse convolutions.
@@ -32,13 +35,19 @@ def encoder_input(model: str) -> tuple[SparseTensor, list[SparseConvolution]]:
     network = build(zoo.model(model)).eval()
     layers = [layer for layer in network.modules() if isinstance(layer, SparseConvolution)]
     if not layers or network.backbone_3d is None:
-        raise ConfigError(f"{model} has no sparse convolutions; take cp_voxel, cp_voxel_s, cp_voxel_xs, cp_voxel_xxs or second")
+        raise ConfigError(
+            f"{model} has no sparse convolutions; take cp_voxel, cp_voxel_s, "
+            "cp_voxel_xs, cp_voxel_xxs or second"
+        )
     with torch.no_grad():
         voxels = network.voxelize(collate(simulated_sweeps(1)).points)
         features = network.vfe(voxels)
-        sites = network.backbone_3d.sites((features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-3), voxels)
+        sites = network.backbone_3d.sites(
+            (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-3), voxels
+        )
         between = sites
-        for layer in layers:  # whose output gets a mean square of one, as by the normalisation of a trained encoder
+        # whose output gets a mean square of one, as by the normalisation of a trained encoder
+        for layer in layers:
             layer.sparse_backend = "torch"
             size = layer(between).features.square().mean().sqrt()
             for parameter in layer.parameters():
@@ -59,7 +68,9 @@ def ours(sites: SparseTensor, layers: list[SparseConvolution]) -> SparseTensor:
 def wheel(sites: SparseTensor, twins: list[Any]) -> Any:
     """Run the same with spconv's own layers and tensors."""
     shape = list(sites.spatial_shape)
-    tensor = load_backend("spconv").SparseConvTensor(sites.features, sites.books.narrow(sites.coords), shape, sites.batch_size)
+    tensor = load_backend("spconv").SparseConvTensor(
+        sites.features, sites.books.narrow(sites.coords), shape, sites.batch_size
+    )
     for layer in twins:
         tensor = layer(tensor)
         tensor = tensor.replace_feature(torch.relu(tensor.features))
@@ -83,10 +94,11 @@ def _training(sites: SparseTensor, layers: list[SparseConvolution]) -> tuple[flo
 
 
 def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
-    """Time our forward and backward pass and the forward pass of spconv's wheel, in turns in one process; best rounds count.
+    """Time our forward and backward pass and the forward pass of spconv's wheel, in turns in one
+    process; best rounds count.
 
-    The wheel gets one thread, with more it loses rows; ours gets torch's. Both include finding the pairs of sites. Without the
-    wheel (``pip install spconv==2.3.8``) ours is measured alone.
+    The wheel gets one thread, with more it loses rows; ours gets torch's. Both include finding the
+    pairs of sites. Without the wheel (``pip install spconv==2.3.8``) ours is measured alone.
 
     Raises:
         ConfigError: If the model has no sparse convolutions.
@@ -96,7 +108,10 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
     sites, layers = encoder_input(model)
     training = [_training(sites, layers) for _ in range(rounds)]
     threads, notes = torch.get_num_threads(), list[str]()
-    works = {"torch": (threads, partial(ours, sites, layers)), "one thread": (1, partial(ours, sites, layers))}
+    works = {
+        "torch": (threads, partial(ours, sites, layers)),
+        "one thread": (1, partial(ours, sites, layers)),
+    }
     try:
         works["wheel"] = (1, partial(wheel, sites, [layer.twin("spconv") for layer in layers]))
     except ConfigError as error:
@@ -110,13 +125,15 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
             for _ in range(rounds):
                 for name, (count, work) in works.items():
                     torch.set_num_threads(count)
-                    work()  # whoever ran before had another number of threads and other things in the caches
+                    work()  # whoever ran before left other threads and other caches
                     taken, answers[name] = _milliseconds(work)
                     times[name] = min(taken, times.get(name, taken))
                 same += int(torch.equal(answers["torch"].features, first.features))
     finally:
         torch.set_num_threads(threads)
-    difference = float((first.dense() - answers["wheel"].dense()).abs().max()) if "wheel" in works else None
+    difference = (
+        float((first.dense() - answers["wheel"].dense()).abs().max()) if "wheel" in works else None
+    )
     many, one, them = times["torch"], times["one thread"], times.get("wheel")
     lines = (
         Measurement("wheel_ms", "spconv's wheel, one thread", them, "ms"),
@@ -124,10 +141,16 @@ def bench_sparse(model: str = "cp_voxel", rounds: int = 5) -> Benchmark:
         Measurement("ratio", "times faster", them and them / many, "x", at_least=2.0),
         Measurement("torch_one_thread_ms", "torch backend, one thread", one, "ms"),
         Measurement("ratio_one_thread", "times faster, one thread", them and them / one, "x"),
-        Measurement("backward_ms", "torch backend, backward pass", min(taken for taken, _ in training), "ms"),
-        Measurement("training_mb", "memory a forward and a backward pass add", training[0][1], "MB"),
-        Measurement("difference", "largest difference of an output", difference, "", at_most=SPARSE_AGREEMENT),
-        Measurement("same_bits", "repeats with the same bits", same, f"of {rounds}", at_least=rounds),
+        Measurement(
+            "backward_ms", "torch backend, backward pass", min(taken for taken, _ in training), "ms"
+        ),
+        Measurement(
+            "training_mb", "memory a forward and a backward pass add", training[0][1], "MB"
+        ),
+        Measurement("difference", "largest difference", difference, "", at_most=SPARSE_AGREEMENT),
+        Measurement(
+            "same_bits", "repeats with the same bits", same, f"of {rounds}", at_least=rounds
+        ),
     )
     facts = {
         **{"model": model, "voxels": len(sites.coords), "layers": len(layers), "rounds": rounds},

@@ -1,4 +1,6 @@
-"""``python -m kdlib bench``: the ratios that matter on this machine, each with both times behind it and its target."""
+"""``python -m kdlib bench``: the ratios that matter on this machine, each with both times behind it
+and its target.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.bench.measurements import Benchmark, Measurement
 from kdlib.tools.bench.operators import GRIDS, bench_nms, bench_targets, bench_voxels
 from kdlib.tools.bench.settings import SETTINGS, bench_settings
-from kdlib.tools.bench.steps import BATCH, PAIR, demo_store, measure_steps, training_batches, training_frames
+from kdlib.tools.bench.steps import (
+    BATCH,
+    PAIR,
+    demo_store,
+    measure_steps,
+    training_batches,
+    training_frames,
+)
 from kdlib.tools.bench.timing import median_times
 from kdlib.types import Batch
 
@@ -38,15 +47,21 @@ def bench_speed(
     sweeps: int = 2,
     grids: Sequence[str] = GRIDS,
 ) -> Benchmark:
-    """Measure operators, training step, loader and settings of a pair of the zoo on this machine's processor.
+    """Measure operators, training step, loader and settings of a pair of the zoo on this machine's
+    processor.
 
-    Medians of ``rounds`` timed turns count. Without a prepared store a small simulated one is made, without the teacher's weights
-    fresh ones find no boxes; ``torch.compile`` takes a minute to warm up. Boxes are suppressed, full-size sweeps voxelised.
+    Medians of ``rounds`` timed turns count. Without a prepared store a small simulated one is made,
+    without the teacher's weights fresh ones find no boxes; ``torch.compile`` takes a minute to warm
+    up. Boxes are suppressed, full-size sweeps voxelised.
     """
     lines: list[Measurement] = []
     notes: list[str] = []
     points = collate(simulated_sweeps(sweeps)).points
-    for more, said in (bench_nms(rounds, boxes), bench_targets(rounds), bench_voxels(points, rounds, grids)):
+    for more, said in (
+        bench_nms(rounds, boxes),
+        bench_targets(rounds),
+        bench_voxels(points, rounds, grids),
+    ):
         lines += more
         notes += said
     with demo_store(store) as opened:
@@ -70,28 +85,43 @@ def bench_speed(
 
 
 def _loader_lines(frames: FrameDataset, step: float | None, rounds: int) -> list[Measurement]:
-    """Return the time one process takes to load a batch, and how far ahead of a training step alone (ms) that is."""
+    """Return the time one process takes to load a batch, and how far ahead of a training step alone
+    (ms) that is.
+    """
     numbers = itertools.count()
 
     def load() -> None:
-        collate([frames[(number // len(frames), number % len(frames))] for number in itertools.islice(numbers, BATCH)])
+        collate(
+            [
+                frames[(number // len(frames), number % len(frames))]
+                for number in itertools.islice(numbers, BATCH)
+            ]
+        )
 
     taken = median_times({"load": load}, rounds)["load"]
     return [
         Measurement("loader_ms", f"loading a batch of {BATCH}, one process", taken, "ms"),
-        Measurement("loader_ahead", "ahead of training alone", step and step / taken, "x", at_least=AHEAD),
+        Measurement(
+            "loader_ahead", "ahead of training alone", step and step / taken, "x", at_least=AHEAD
+        ),
     ]
 
 
-def _latency_lines(model: ModelConfig, weights: Path | None, data: Sequence[Batch], rounds: int) -> list[Measurement]:
+def _latency_lines(
+    model: ModelConfig, weights: Path | None, data: Sequence[Batch], rounds: int
+) -> list[Measurement]:
     """Return where the time from points to boxes goes, stage by stage."""
     torch.manual_seed(0)
     network = build(model)
     if weights is not None:
         load_weights(weights, network)
-    report = measure_latency(network, [batch.points for batch in data], repeats=rounds, warmup=len(data))
+    report = measure_latency(
+        network, [batch.points for batch in data], repeats=rounds, warmup=len(data)
+    )
     batch = f"batch {report['batch_size']}"
     return [
-        Measurement(f"{model.name}_{stage}_ms", f"{model.name}: {stage}, {batch}", times["p50_ms"], "ms")
+        Measurement(
+            f"{model.name}_{stage}_ms", f"{model.name}: {stage}, {batch}", times["p50_ms"], "ms"
+        )
         for stage, times in {**report["stages"], "total": report["total"]}.items()
     ]

@@ -1,4 +1,6 @@
-"""Training steps of a pair, alone and distilled: what they are made of, their times, samples per second and peak memory."""
+"""Training steps of a pair, alone and distilled: what they are made of, their times, samples per
+second and peak memory.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ _RATE = 1e-5  # so low that the weights of a measurement stay where they are, ab
 
 
 def demo_teacher() -> Path | None:
-    """Return the demo teacher's weights if they are there: the working folder is the repository's."""
+    """Return the demo teacher's weights if they are there: the working folder is the
+    repository's.
+    """
     weights = Path("data/weights/cp_pillar_demo.safetensors")
     return weights if weights.is_file() else None
 
@@ -52,7 +56,9 @@ def demo_store(store: Path | None = None, frames: int = 6) -> Iterator[Store]:
 def training_frames(store: Store, pair: str) -> FrameDataset:
     """Return the training frames of a store for a pair, augmented as in training."""
     reach = zoo.pair(pair).student.grid.point_range
-    return FrameDataset(store.split("training"), augment=AugmentConfig(), drop_empty=True, point_range=reach)
+    return FrameDataset(
+        store.split("training"), augment=AugmentConfig(), drop_empty=True, point_range=reach
+    )
 
 
 def training_batches(frames: FrameDataset, count: int = 3, size: int = BATCH) -> list[Batch]:
@@ -61,8 +67,12 @@ def training_batches(frames: FrameDataset, count: int = 3, size: int = BATCH) ->
     return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
-def objectives(pair: str, teacher_weights: Path | None, device: torch.device) -> tuple[Plain, Distillation]:
-    """Return two objectives with students of their own, alike, in training mode on a device; without weights all are fresh."""
+def objectives(
+    pair: str, teacher_weights: Path | None, device: torch.device
+) -> tuple[Plain, Distillation]:
+    """Return two objectives with students of their own, alike, in training mode on a device;
+    without weights all are fresh.
+    """
     chosen = zoo.pair(pair)
     torch.manual_seed(0)
     teacher = build(chosen.teacher)
@@ -74,8 +84,12 @@ def objectives(pair: str, teacher_weights: Path | None, device: torch.device) ->
     return plain.to(device).train(), distilled.to(device).train()
 
 
-def training_step(objective: nn.Module, data: Sequence[Batch], precision: torch.dtype | None = None) -> Work:
-    """Return what a training does with a batch: forward, backward, clip, update; batches in turn."""
+def training_step(
+    objective: nn.Module, data: Sequence[Batch], precision: torch.dtype | None = None
+) -> Work:
+    """Return what a training does with a batch: forward, backward, clip, update; batches in
+    turn.
+    """
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimiser = OneCycleAdam(parameters, highest=_RATE, weight_decay=0.01, total=10**6)
     turns = itertools.cycle(data)
@@ -97,7 +111,9 @@ def mixed_precision(device: torch.device, precision: torch.dtype | None) -> torc
     return torch.autocast(device.type, dtype=precision, enabled=precision is not None)
 
 
-def teacher_pass(objective: Distillation, data: Sequence[Batch], precision: torch.dtype | None = None) -> Work:
+def teacher_pass(
+    objective: Distillation, data: Sequence[Batch], precision: torch.dtype | None = None
+) -> Work:
     """Return the teacher's forward pass, from points to the heads' maps; batches in turn."""
     turns = itertools.cycle(data)
 
@@ -119,11 +135,13 @@ def measure_steps(
     how: str = "",
     overhead: float | None = None,
 ) -> list[Measurement]:
-    """Time a training step alone, the same with distillation and the teacher's forward pass, in turns on the same batches.
+    """Time a training step alone, the same with distillation and the teacher's forward pass, in
+    turns on the same batches.
 
-    The batches are on the device; before the timed turns there are as many as there are batches. A fresh teacher makes no boxes.
-    ``precision`` is that of automatic mixed precision, ``change`` is called with each detector, to compile it, ``how`` stands in
-    front of every key and title, ``overhead`` is what a distillation step may cost over a plain step and the teacher's forward
+    The batches are on the device; before the timed turns there are as many as there are batches. A
+    fresh teacher makes no boxes. ``precision`` is that of automatic mixed precision, ``change`` is
+    called with each detector, to compile it, ``how`` stands in front of every key and title,
+    ``overhead`` is what a distillation step may cost over a plain step and the teacher's forward
     pass, at most.
     """
     where = data[0].points.points.device
@@ -142,27 +160,51 @@ def measure_steps(
     for name in ("plain_step", "distillation_step"):
         peak = device_peak(works[name], where)
         if peak is not None:
-            lines.append(Measurement(f"{name}_peak_mb", f"peak memory, {name.replace('_', ' ')}", peak / 1e6, "MB"))
-    return [replace(line, key=f"{how}_{line.key}", title=f"{how}: {line.title}") for line in lines] if how else lines
+            lines.append(
+                Measurement(
+                    f"{name}_peak_mb", f"peak memory, {name.replace('_', ' ')}", peak / 1e6, "MB"
+                )
+            )
+    return (
+        [replace(line, key=f"{how}_{line.key}", title=f"{how}: {line.title}") for line in lines]
+        if how
+        else lines
+    )
 
 
-def step_lines(plain: float, distilled: float, teacher: float, batch: int, overhead: float | None = None) -> list[Measurement]:
-    """Return times (ms) and samples per second of steps, and what distillation costs besides the teacher's forward pass."""
+def step_lines(
+    plain: float, distilled: float, teacher: float, batch: int, overhead: float | None = None
+) -> list[Measurement]:
+    """Return times (ms) and samples per second of steps, and what distillation costs besides the
+    teacher's forward pass.
+    """
     ratio = distilled / (plain + teacher)
     return [
         Measurement("plain_step_ms", f"training step alone, batch {batch}", plain, "ms"),
         Measurement("teacher_ms", "teacher's forward pass", teacher, "ms"),
         Measurement("distillation_step_ms", "distillation step", distilled, "ms"),
-        Measurement("distillation_ratio", "over plain step and teacher's forward pass", ratio, "x", at_most=overhead),
+        Measurement(
+            "distillation_ratio",
+            "over plain step and teacher's forward pass",
+            ratio,
+            "x",
+            at_most=overhead,
+        ),
         Measurement("plain_samples_per_s", "training alone", 1000 * batch / plain, "samples/s"),
         Measurement("distilled_samples_per_s", "distilled", 1000 * batch / distilled, "samples/s"),
     ]
 
 
 def bench_steps(
-    pair: str = PAIR, device: str = "", rounds: int = 15, store: Path | None = None, batch: int = BATCH, compile_too: bool = True
+    pair: str = PAIR,
+    device: str = "",
+    rounds: int = 15,
+    store: Path | None = None,
+    batch: int = BATCH,
+    compile_too: bool = True,
 ) -> Benchmark:
-    """Time training steps of a pair of the zoo on a device (see :func:`find_device`), in full and mixed precision, and compiled.
+    """Time training steps of a pair of the zoo on a device (see :func:`find_device`), in full and
+    mixed precision, and compiled.
 
     Raises:
         ConfigError: If the pair is unknown or the device is not there.
@@ -170,12 +212,22 @@ def bench_steps(
     where = find_device(device)
     teacher = demo_teacher() if pair == PAIR else None
     with demo_store(store) as opened:
-        data = [part.to(where) for part in training_batches(training_frames(opened, pair), size=batch)]
+        data = [
+            part.to(where) for part in training_batches(training_frames(opened, pair), size=batch)
+        ]
         lines = measure_steps(pair, data, rounds, teacher, how="fp32")
         lines += measure_steps(pair, data, rounds, teacher, torch.bfloat16, how="bf16")
         if compile_too:
-            lines += measure_steps(pair, data, rounds, teacher, change=compile_dense, how="compiled")
-    facts = {"simulated": store is None, "pair": pair, "device": str(where), "batch": batch, "rounds": rounds}
+            lines += measure_steps(
+                pair, data, rounds, teacher, change=compile_dense, how="compiled"
+            )
+    facts = {
+        "simulated": store is None,
+        "pair": pair,
+        "device": str(where),
+        "batch": batch,
+        "rounds": rounds,
+    }
     return Benchmark("steps", tuple(lines), facts, (), hardware_card(where))
 
 
@@ -191,11 +243,16 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ConfigError(f"device '{name}' is not there ({str(error).splitlines()[0]}); see 'python -m kdlib doctor'") from error
+        raise ConfigError(
+            f"device '{name}' is not there ({str(error).splitlines()[0]}); see "
+            "'python -m kdlib doctor'"
+        ) from error
     return device
 
 
 def compile_dense(detector: nn.Module) -> None:
-    """Compile backbone and heads; what comes before depends on the number of points and would be compiled again and again."""
+    """Compile backbone and heads; what comes before depends on the number of points and would be
+    compiled again and again.
+    """
     for name in ("backbone_2d", "dense_head"):
         detector.get_submodule(name).compile(dynamic=False)

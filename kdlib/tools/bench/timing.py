@@ -1,4 +1,6 @@
-"""Times pieces of work in turns, after a warm-up: medians, and how many times faster one is than another."""
+"""Times pieces of work in turns, after a warm-up: medians, and how many times faster one is than
+another.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from kdlib.tools.bench.measurements import Measurement, times_faster
 Work = Callable[[], Any]
 
 
-def median_times(works: Mapping[str, Work], rounds: int, warmup: int = 1, device: torch.device | None = None) -> dict[str, float]:
-    """Time each piece of work in turns, so that whatever else the machine does meets all of them alike; return medians in ms.
+def median_times(
+    works: Mapping[str, Work], rounds: int, warmup: int = 1, device: torch.device | None = None
+) -> dict[str, float]:
+    """Time each piece of work in turns, so that whatever else the machine does meets all of them
+    alike; return medians in ms.
 
     Each has ``warmup`` turns before; the work is done on ``device``, by default the host.
     """
@@ -33,16 +38,31 @@ def median_times(works: Mapping[str, Work], rounds: int, warmup: int = 1, device
 
 
 def compare_ways(
-    key: str, ours: tuple[str, Work], theirs: tuple[str, Work | None], rounds: int, at_least: float | None = None
+    key: str,
+    ours: tuple[str, Work],
+    theirs: tuple[str, Work | None],
+    rounds: int,
+    at_least: float | None = None,
 ) -> list[Measurement]:
-    """Time two ways of doing one thing on the host; the second one's work is None where it is not installed."""
-    times = median_times({title: work for title, work in (ours, theirs) if work is not None}, rounds)
+    """Time two ways of doing one thing on the host; the second one's work is None where it is not
+    installed.
+    """
+    times = median_times(
+        {title: work for title, work in (ours, theirs) if work is not None}, rounds
+    )
     first = Measurement(f"{key}_ms", ours[0], times[ours[0]], "ms")
-    return times_faster(key, first, Measurement(f"{key}_reference_ms", theirs[0], times.get(theirs[0]), "ms"), at_least)
+    return times_faster(
+        key,
+        first,
+        Measurement(f"{key}_reference_ms", theirs[0], times.get(theirs[0]), "ms"),
+        at_least,
+    )
 
 
 def device_peak(work: Work, device: torch.device) -> int | None:
-    """Do some work and return the most memory (bytes) its device held; None for the host, which does not count."""
+    """Do some work and return the most memory (bytes) its device held; None for the host, which
+    does not count.
+    """
     backend: Any = getattr(torch, device.type)
     if not hasattr(backend, "max_memory_allocated"):
         work()

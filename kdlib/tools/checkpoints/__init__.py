@@ -1,1 +1,3 @@
-"""Weights from and for elsewhere: OpenPCDet and SparseKD checkpoints, a student started from a teacher."""
+"""Weights from and for elsewhere: OpenPCDet and SparseKD checkpoints, a student started from a
+teacher.
+"""

@@ -1,4 +1,6 @@
-"""Writes a trained detector as .onnx or .pt2 with a JSON beside it, once it agrees with the original."""
+"""Writes a trained detector as .onnx or .pt2 with a JSON beside it, once it agrees with the
+original.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from kdlib.types import Sample
 
 _ENDINGS = (".onnx", ".pt2")
 _OPSET = 18
-TOLERANCE = 1e-4  # of a raw map; relative where a value exceeds 1: logits reach 200, whose last bit in float32 is 1.5e-5
+# of a raw map; relative where a value exceeds 1: logits reach 200, whose last bit in float32 is
+# 1.5e-5
+TOLERANCE = 1e-4
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 _NEEDED = ("onnx", "onnxscript")
 
@@ -50,50 +54,83 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        compared = {"frames": self.frames, "largest difference": self.difference if self.frames else None}
-        return {"file": str(self.path), "bytes": self.path.stat().st_size, "compared": compared, **self.card}
+        compared = {
+            "frames": self.frames,
+            "largest difference": self.difference if self.frames else None,
+        }
+        return {
+            "file": str(self.path),
+            "bytes": self.path.stat().st_size,
+            "compared": compared,
+            **self.card,
+        }
 
     def __str__(self) -> str:
-        lines = [f"{self.card['model']}, {self.card['part']}: {self.path} ({self.path.stat().st_size / 1e6:.1f} MB)"]
+        lines = [
+            (
+                f"{self.card['model']}, {self.card['part']}: {self.path} "
+                f"({self.path.stat().st_size / 1e6:.1f} MB)"
+            )
+        ]
         for kind in ("inputs", "outputs"):
             tensors = (f"{tensor['name']} {tuple(tensor['shape'])}" for tensor in self.card[kind])
             lines.append(f"  {kind}: {', '.join(tensors)}")
         suppress = f"suppress them at IoU {self.card['decode']['nms_iou']:g}."
-        lines.append(f"  {beside(self.path).name} says what they mean; boxes still overlap, {suppress}")
-        compared = f"On {self.frames} simulated frames the file and the network differ by at most {self.difference:.1e}."
-        return "\n".join([*lines, compared if self.frames else "Not compared with the network (--frames 0)."])
+        lines.append(
+            f"  {beside(self.path).name} says what they mean; boxes still overlap, {suppress}"
+        )
+        compared = (
+            f"On {self.frames} simulated frames the file and the network differ by at "
+            f"most {self.difference:.1e}."
+        )
+        return "\n".join(
+            [*lines, compared if self.frames else ("Not compared with the network (--frames 0).")]
+        )
 
 
 def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Exported:
-    """Write a detector's exportable part, and run it beside the network on simulated frames before anything is kept.
+    """Write a detector's exportable part, and run it beside the network on simulated frames before
+    anything is kept.
 
-    ``out`` ends in ``.onnx`` or ``.pt2`` (a :class:`torch.export.ExportedProgram`); a ``.json`` of the same name goes beside it.
-    With 0 frames nothing is compared.
+    ``out`` ends in ``.onnx`` or ``.pt2`` (a :class:`torch.export.ExportedProgram`); a ``.json`` of
+    the same name goes beside it. With 0 frames nothing is compared.
 
     Raises:
         ConfigError: If the ending is another, or the detector has a second stage.
-        ExportError: If a package is missing, or the file's answers differ from the network's by more than ``TOLERANCE``.
+        ExportError: If a package is missing, or the file's answers differ from the network's by
+            more than ``TOLERANCE``.
     """
     if out.suffix not in _ENDINGS:
         raise ConfigError(f"{out}: exports are {' or '.join(_ENDINGS)}, not '{out.suffix}'")
     if isinstance(trained.model, TwoStageConfig):
-        raise ConfigError(f"'{trained.model.name}' has a second stage, which no exported graph can hold; export its student")
-    missing = [name for name in _NEEDED if out.suffix == ".onnx" and importlib.util.find_spec(name) is None]
+        raise ConfigError(
+            f"'{trained.model.name}' has a second stage, which no exported graph "
+            "can hold; export its student"
+        )
+    missing = [
+        name for name in _NEEDED if out.suffix == ".onnx" and importlib.util.find_spec(name) is None
+    ]
     if missing:
-        raise ExportError(f"writing {out} needs {' and '.join(missing)}: pip install {' '.join(_NEEDED)}, or export to .pt2")
+        raise ExportError(
+            f"writing {out} needs {' and '.join(missing)}: pip install "
+            f"{' '.join(_NEEDED)}, or export to .pt2"
+        )
     detector = load_detector(trained)
     part = export_graph(detector)
     samples = simulated_sweeps(max(frames, 1), scale="demo")
     example = _inputs(detector, samples[0])
     with torch.inference_mode():
         facts = export_card(trained, part, example, part(*example.values()))
-    content = _onnx(part, example, facts) if out.suffix == ".onnx" else _program(part, example, facts)
+    content = (
+        _onnx(part, example, facts) if out.suffix == ".onnx" else _program(part, example, facts)
+    )
     difference = 0.0
     if frames and (out.suffix == ".pt2" or importlib.util.find_spec("onnxruntime") is not None):
         difference = largest_difference(detector, content, out.suffix, samples)
         if not difference <= TOLERANCE:
             raise ExportError(
-                f"{out} would differ from the network by {difference:.1e}, more than {TOLERANCE:g}; nothing is written"
+                f"{out} would differ from the network by {difference:.1e}, more than "
+                f"{TOLERANCE:g}; nothing is written"
             )
     else:
         frames = 0
@@ -107,10 +144,14 @@ def beside(path: Path) -> Path:
     return path.with_suffix(path.suffix + ".json")
 
 
-def largest_difference(detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]) -> float:
-    """Return the largest difference between the maps of an exported file and of the network itself, relative above 1.
+def largest_difference(
+    detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]
+) -> float:
+    """Return the largest difference between the maps of an exported file and of the network itself,
+    relative above 1.
 
-    The network's side is its own forward pass, not the part that was exported, so that the cut is judged too.
+    The network's side is its own forward pass, not the part that was exported, so that the cut is
+    judged too.
     """
     worst = 0.0
     if ending == ".onnx":
@@ -126,7 +167,9 @@ def largest_difference(detector: CenterPoint | AnchorDetector, content: bytes, e
         with torch.inference_mode():
             heads = detector(collate([sample]).points).heads
             if ending == ".onnx":
-                exported = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+                exported = session.run(
+                    None, {name: value.numpy() for name, value in inputs.items()}
+                )
             else:
                 exported = program(*inputs.values())
             maps = [value for head in heads for value in vars(head).values()]
@@ -139,7 +182,8 @@ def largest_difference(detector: CenterPoint | AnchorDetector, content: bytes, e
 def _inputs(detector: CenterPoint | AnchorDetector, sample: Sample) -> dict[str, Tensor]:
     with torch.inference_mode():
         inputs = graph_inputs(detector, detector.voxelize(collate([sample]).points))
-    return {name: value.clone() for name, value in inputs.items()}  # tensors of inference mode cannot be traced
+    # tensors of inference mode cannot be traced
+    return {name: value.clone() for name, value in inputs.items()}
 
 
 def _shapes(part: Exportable) -> tuple[Any, ...]:
@@ -162,7 +206,9 @@ def _quiet() -> Iterator[None]:
 def _program(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with _quiet(), torch.no_grad():
-        program = torch.export.export(part, tuple(example.values()), dynamic_shapes=_shapes(part), strict=False)
+        program = torch.export.export(
+            part, tuple(example.values()), dynamic_shapes=_shapes(part), strict=False
+        )
         for node in program.graph.nodes:
             for name in _TRACES:  # they name folders of the machine that exported
                 node.meta.pop(name, None)
@@ -188,6 +234,9 @@ def _onnx(part: Exportable, example: dict[str, Tensor], facts: dict[str, Any]) -
         for node in nodes:
             del node.metadata_props[:]
             node.doc_string = ""
-    for key, value in (("kdlib", json.dumps(facts)), ("class_names", ",".join(facts["class_names"]))):
+    for key, value in (
+        ("kdlib", json.dumps(facts)),
+        ("class_names", ",".join(facts["class_names"])),
+    ):
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())

@@ -1,4 +1,6 @@
-"""``python -m kdlib evaluate``: two Parquet files scored, on request beside Waymo's numbers and with the leaderboard's file."""
+"""``python -m kdlib evaluate``: two Parquet files scored, on request beside Waymo's numbers and
+with the leaderboard's file.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,20 @@ class Evaluation:
     exported: int | None = None  # boxes in the leaderboard's file
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the metrics as one flat JSON object; with a comparison also that, under ``official``."""
+        """Return the metrics as one flat JSON object; with a comparison also that, under
+        ``official``.
+        """
         metrics: dict[str, Any] = self.result.to_dict()
-        return metrics if self.comparison is None else {**metrics, "official": self.comparison.to_dict()}
+        return (
+            metrics
+            if self.comparison is None
+            else {**metrics, "official": self.comparison.to_dict()}
+        )
 
     def text(self) -> str:
-        """Return all of it to be read: the official numbers, where asked for, replace the plain table."""
+        """Return all of it to be read: the official numbers, where asked for, replace the plain
+        table.
+        """
         lines = [self.result.table()]
         if self.comparison:
             lines += ["", self.comparison.table()]
@@ -46,10 +56,12 @@ def evaluate(
     python: str | Path | None = None,
     export: str | Path | None = None,
 ) -> Evaluation:
-    """Evaluate two Parquet files, of predicted and labelled boxes, with Waymo's metric, all classes and distances.
+    """Evaluate two Parquet files, of predicted and labelled boxes, with Waymo's metric, all classes
+    and distances.
 
     On request the official metric runs on the very same boxes in a Python that has it (see
-    :func:`kdlib.tools.judge.official.find_python`), and all predictions are exported as the leaderboard's ``Objects`` file.
+    :func:`kdlib.tools.judge.official.find_python`), and all predictions are exported as the
+    leaderboard's ``Objects`` file.
 
     Raises:
         DataError: If a table makes no sense.
@@ -61,6 +73,8 @@ def evaluate(
     files = TableFile.open(predictions, "predictions"), TableFile.open(truth, "ground-truth")
     loaded = load_boxes(*files, names=names)
     result = evaluate_loaded(loaded, workers=workers, keep_frames=False)
-    comparison = compare_with_official(loaded.boxes, workers=workers, python=python) if official else None
+    comparison = (
+        compare_with_official(loaded.boxes, workers=workers, python=python) if official else None
+    )
     exported = export_objects(files[0], export, names[0]) if export else None
     return Evaluation(result, comparison, exported)

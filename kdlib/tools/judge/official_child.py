@@ -1,6 +1,8 @@
-"""A script for the Python that has Waymo's own package: its metric on given boxes, or its conversion of a file to points.
+"""A script for the Python that has Waymo's own package: its metric on given boxes, or its
+conversion of a file to points.
 
-The only module of kdlib that names TensorFlow. It imports nothing of kdlib, so that the official environment need not hold it:
+The only module of kdlib that names TensorFlow. It imports nothing of kdlib, so that the official
+environment need not hold it:
 
     PYTHON official_child.py metric|convert REQUEST.npz ANSWER.json
 """
@@ -17,14 +19,17 @@ from typing import Any
 
 
 def _run(task: str, request: str, answer: str) -> None:
-    """Do a task with the values of an .npz and write what it returns as JSON, with the memory it took."""
+    """Do a task with the values of an .npz and write what it returns as JSON, with the memory it
+    took.
+    """
     import numpy as np
     import tensorflow as tf
 
     with np.load(request, allow_pickle=False) as stored:
         values = {name: stored[name] for name in stored.files}
     answered = {"metric": _metric, "convert": _convert}[task](values)
-    # Linux's ru_maxrss would count what the parent held when it forked; the package is for Linux alone.
+    # Linux's ru_maxrss would count what the parent held when it forked; the package is for Linux
+    # alone.
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     answered |= {"peak_bytes": peak, "version": f"TensorFlow {tf.__version__}"}
@@ -42,16 +47,29 @@ def _metric(values: dict[str, Any]) -> dict[str, Any]:
     sets = []
     for number in range(int(values["sets"])):
         start = f"{number}/"
-        columns = {name[len(start) :]: tf.constant(column) for name, column in values.items() if name.startswith(start)}
+        columns = {
+            name[len(start) :]: tf.constant(column)
+            for name, column in values.items()
+            if name.startswith(start)
+        }
         begin = time.perf_counter()
         ap, aph, *_ = py_metrics_ops.detection_metrics(config=config.SerializeToString(), **columns)
         seconds = time.perf_counter() - begin
-        sets.append({"names": names, "ap": ap.numpy().tolist(), "aph": aph.numpy().tolist(), "seconds": seconds})
+        sets.append(
+            {
+                "names": names,
+                "ap": ap.numpy().tolist(),
+                "aph": aph.numpy().tolist(),
+                "seconds": seconds,
+            }
+        )
     return {"sets": sets}
 
 
 def _config() -> Any:
-    """Return the settings people report, and the leaderboard's distances (metric spec section 0)."""
+    """Return the settings people report, and the leaderboard's distances (metric spec section
+    0).
+    """
     from waymo_open_dataset import label_pb2
     from waymo_open_dataset.protos import breakdown_pb2, metrics_pb2
 
@@ -67,11 +85,13 @@ def _config() -> Any:
 
 
 def _convert(values: dict[str, Any]) -> dict[str, Any]:
-    """Convert a segment ``rounds`` times after one round to warm up; return the seconds of each, and points and sums by frame.
+    """Convert a segment ``rounds`` times after one round to warm up; return the seconds of each,
+    and points and sums by frame.
 
-    As in the official tutorials: all lasers, both returns, x y z in vehicle coordinates, one frame after the other. ``read`` are
-    the seconds until range images and poses are in memory, ``convert`` those from there to points; each is a pair: on the wall
-    clock, and of all processors together.
+    As in the official tutorials: all lasers, both returns, x y z in vehicle coordinates, one frame
+    after the other. ``read`` are the seconds until range images and poses are in memory,
+    ``convert`` those from there to points; each is a pair: on the wall clock, and of all processors
+    together.
     """
     clouds = {"v1": _clouds_v1, "v2": _clouds_v2}[str(values["form"])]
     rounds: list[dict[str, list[float]]] = []
@@ -81,7 +101,9 @@ def _convert(values: dict[str, Any]) -> dict[str, Any]:
         read = convert = 0 * start
         for ready, cloud in clouds(Path(str(values["folder"])), str(values["segment"])):
             read, convert = read + ready - start, convert + _now() - ready
-            frames.append({"points": len(cloud), "sum": cloud.astype("float64").sum(axis=0).tolist()})
+            frames.append(
+                {"points": len(cloud), "sum": cloud.astype("float64").sum(axis=0).tolist()}
+            )
             start = _now()
         rounds.append({"read": read.tolist(), "convert": convert.tolist()})
     return {"seconds": rounds[1:], "frames": frames}
@@ -107,7 +129,9 @@ def _clouds_v1(folder: Path, segment: str) -> Iterator[tuple[Any, Any]]:
         images, projections, _, pose = frame_utils.parse_range_image_and_camera_projection(frame)
         ready, clouds = _now(), []
         for number in (0, 1):
-            points, _ = frame_utils.convert_range_image_to_point_cloud(frame, images, projections, pose, number)
+            points, _ = frame_utils.convert_range_image_to_point_cloud(
+                frame, images, projections, pose, number
+            )
             clouds += points
         yield ready, np.concatenate(clouds)
 
@@ -132,9 +156,14 @@ def _clouds_v2(folder: Path, segment: str) -> Iterator[tuple[Any, Any]]:
             calibration = v2.LiDARCalibrationComponent.from_dict(row)
             poses: tuple[Any, ...] = ()
             if row["key.laser_name"] == v2.perception.lidar.LaserName.TOP.value:
-                poses = (v2.LiDARPoseComponent.from_dict(row).range_image_return1, v2.VehiclePoseComponent.from_dict(row))
+                poses = (
+                    v2.LiDARPoseComponent.from_dict(row).range_image_return1,
+                    v2.VehiclePoseComponent.from_dict(row),
+                )
             for image in lidar.range_image_returns:
-                clouds.append(v2.convert_range_image_to_point_cloud(image, calibration, *poses).numpy())
+                clouds.append(
+                    v2.convert_range_image_to_point_cloud(image, calibration, *poses).numpy()
+                )
         yield ready, np.concatenate(clouds)
 
 

@@ -1,4 +1,6 @@
-"""kdlib's metric and Waymo's on the same boxes, each in a process of its own: scores, times and memory side by side."""
+"""kdlib's metric and Waymo's on the same boxes, each in a process of its own: scores, times and
+memory side by side.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class SideBySide:
         return self.official.seconds / self.ours.seconds
 
     def table(self) -> str:
-        """Return both side by side as text: a line for each breakdown and level, then agreement, times and memory."""
+        """Return both side by side as text: a line for each breakdown and level, then agreement,
+        times and memory.
+        """
         head = ("AP", "official", "difference", "APH", "official", "difference")
         lines = ["".join([f"{'percent':44}", *(f"{word:>11}" for word in head)])]
         for name in dict.fromkeys(name.rsplit("/", 1)[0] for name in self.official.metrics):
@@ -58,11 +62,14 @@ class SideBySide:
         """Return the agreement, the times and the memory as text."""
         wrong = f"THEY DISAGREE: more than {METRIC_AGREEMENT:.0e}; please report it with both files"
         rows = (
-            f"{self.frames:,} frames, {self.predictions:,} predictions, {self.ground_truth:,} ground-truth boxes",
+            f"{self.frames:,} frames, {self.predictions:,} predictions, {self.ground_truth:,} "
+            "ground-truth boxes",
             f"largest difference {self.difference:.1e}: {'they agree' if self.agrees else wrong}",
             f"kdlib    {self.ours.seconds:9.2f} s {self.ours.peak_bytes / 1e9:7.2f} GB",
-            f"official {self.official.seconds:9.2f} s {self.official.peak_bytes / 1e9:7.2f} GB ({self.official.version})",
-            f"kdlib is {self.speedup:.1f} times as fast with {self.ours.peak_bytes / self.official.peak_bytes:.2f} of the memory",
+            f"official {self.official.seconds:9.2f} s {self.official.peak_bytes / 1e9:7.2f} GB "
+            f"({self.official.version})",
+            f"kdlib is {self.speedup:.1f} times as fast with "
+            f"{self.ours.peak_bytes / self.official.peak_bytes:.2f} of the memory",
         )
         return "\n".join(rows)
 
@@ -77,24 +84,33 @@ class SideBySide:
             "speedup": self.speedup,
             "version": self.official.version,
             **{
-                name: {"metrics": dict(run.metrics), "seconds": run.seconds, "peak_bytes": run.peak_bytes}
+                name: {
+                    "metrics": dict(run.metrics),
+                    "seconds": run.seconds,
+                    "peak_bytes": run.peak_bytes,
+                }
                 for name, run in (("kdlib", self.ours), ("official", self.official))
             },
         }
 
 
-def compare_with_official(boxes: EvalBoxes, *, workers: int = 1, python: str | Path | None = None) -> SideBySide:
-    """Return kdlib's and Waymo's scores of the same boxes, one after the other, each in a fresh process.
+def compare_with_official(
+    boxes: EvalBoxes, *, workers: int = 1, python: str | Path | None = None
+) -> SideBySide:
+    """Return kdlib's and Waymo's scores of the same boxes, one after the other, each in a fresh
+    process.
 
-    Nothing more is checked or dropped. ``workers`` are processes of kdlib's metric, the official one uses all cores of its Python
-    (:func:`kdlib.tools.judge.official.find_python`).
+    Nothing more is checked or dropped. ``workers`` are processes of kdlib's metric, the official
+    one uses all cores of its Python (:func:`kdlib.tools.judge.official.find_python`).
 
     Raises:
         OfficialError: If there is no such Python, or the official tool fails.
     """
     (official,) = official_scores([boxes], python=python)
     ours = in_own_process(_run_ours, boxes, workers)
-    return SideBySide(boxes.frames, len(boxes.predictions.frame), len(boxes.truth.frame), ours, official)
+    return SideBySide(
+        boxes.frames, len(boxes.predictions.frame), len(boxes.truth.frame), ours, official
+    )
 
 
 def _run_ours(boxes: EvalBoxes, workers: int) -> MetricRun:

@@ -1,4 +1,6 @@
-"""Finds trained weights by a model's name, a file or a run's folder, and loads their detector: for scans and for exporting."""
+"""Finds trained weights by a model's name, a file or a run's folder, and loads their detector: for
+scans and for exporting.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def trained_on(trained: TrainedWeights) -> str:
 def load_detector(
     trained: TrainedWeights, score: float | None = None, overlap: float | None = None
 ) -> CenterPoint | AnchorDetector:
-    """Return the network ready to detect; ``score`` lowers its threshold, ``overlap`` replaces that of its suppression (BEV).
+    """Return the network ready to detect; ``score`` lowers its threshold, ``overlap`` replaces that
+    of its suppression (BEV).
 
     Raises:
         DataError: If the weights cannot be read or are another model's.
@@ -38,7 +41,11 @@ def load_detector(
 
     def loosened(decode: _Decode) -> _Decode:
         threshold = decode.score_threshold if score is None else min(score, decode.score_threshold)
-        return replace(decode, score_threshold=threshold, nms_iou=decode.nms_iou if overlap is None else overlap)
+        return replace(
+            decode,
+            score_threshold=threshold,
+            nms_iou=decode.nms_iou if overlap is None else overlap,
+        )
 
     model = trained.model
     if isinstance(model, TwoStageConfig):  # its first stage's boxes are nobody's answer
@@ -50,39 +57,52 @@ def load_detector(
     return network
 
 
-def find_weights(source: str, weights: Path | None = None, arm: str | None = None) -> TrainedWeights:
+def find_weights(
+    source: str, weights: Path | None = None, arm: str | None = None
+) -> TrainedWeights:
     """Return what a name or path means.
 
-    It is a model of the zoo (with ``weights``, or with the ones shipped), a ``.safetensors`` file whose card names its model, the
-    folder of one training, or the folder of a whole run and an arm of it: ``teacher``, ``alone``, ``init`` or ``full``, by
-    default the student with most of the recipe. Weights, if given, replace the source's own.
+    It is a model of the zoo (with ``weights``, or with the ones shipped), a ``.safetensors`` file
+    whose card names its model, the folder of one training, or the folder of a whole run and an arm
+    of it: ``teacher``, ``alone``, ``init`` or ``full``, by default the student with most of the
+    recipe. Weights, if given, replace the source's own.
 
     Raises:
-        ConfigError: If there is no such thing, or it does not say which model it is; the message says what can be given.
+        ConfigError: If there is no such thing, or it does not say which model it is; the message
+            says what can be given.
     """
     path = Path(source)
     if source in zoo.MODELS:
         trained = _of_zoo(source, weights)
     elif (path / "job.json").is_file():
-        trained = TrainedWeights(TrainJob.read(path).model, path / "weights.safetensors", f"the training in {path}")
+        trained = TrainedWeights(
+            TrainJob.read(path).model, path / "weights.safetensors", f"the training in {path}"
+        )
     elif any((path / stage / "result.json").is_file() for stage in (TEACHER, STUDENTS)):
         trained, arm = _of_run(path, arm), None
     elif path.is_file():
         name = str(read_card(path).get("model", ""))
         if name not in zoo.MODELS:
-            raise ConfigError(f"{path} does not say which model of the zoo it is; give --model NAME --weights {path}")
+            raise ConfigError(
+                f"{path} does not say which model of the zoo it is; give --model "
+                f"NAME --weights {path}"
+            )
         trained = TrainedWeights(zoo.model(name), path, f"{name} in {path}")
     else:
         raise ConfigError(
-            f"'{source}' is neither a folder of a run or training, a .safetensors file, nor a model: {', '.join(zoo.MODELS)}"
+            f"'{source}' is neither a folder of a run or training, a .safetensors file, nor a "
+            f"model: {', '.join(zoo.MODELS)}"
         )
     if arm is not None:
-        raise ConfigError(f"an arm ('{arm}') can be chosen from a whole run only, '{source}' is one model")
+        raise ConfigError(
+            f"an arm ('{arm}') can be chosen from a whole run only, '{source}' is one model"
+        )
     if weights is not None:
         trained = replace(trained, weights=weights, origin=f"{trained.model.name} with {weights}")
     if not trained.weights.is_file():
         raise ConfigError(
-            f"the weights {trained.weights} of {trained.origin} do not exist; train first, or name others with --weights"
+            f"the weights {trained.weights} of {trained.origin} do not exist; train first, or "
+            "name others with --weights"
         )
     return trained
 
@@ -91,7 +111,9 @@ def _of_zoo(name: str, weights: Path | None) -> TrainedWeights:
     shipped = WEIGHTS / f"{name}.safetensors"
     if weights is None and not shipped.is_file():
         there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
-        raise ConfigError(f"no weights are shipped for {name} (there are: {there}); name a file with --weights")
+        raise ConfigError(
+            f"no weights are shipped for {name} (there are: {there}); name a file with --weights"
+        )
     return TrainedWeights(zoo.model(name), shipped, f"the shipped {name}")
 
 
@@ -107,13 +129,17 @@ def _of_run(folder: Path, arm: str | None) -> TrainedWeights:
         file = _inside(folder, weights, "teacher/scratch/weights.safetensors")
         return TrainedWeights(profile.teacher_model, file, f"the teacher of {folder}")
     if chosen not in rows:
-        raise ConfigError(f"{folder} has no arm '{chosen}', it has: {', '.join(('teacher', *trained))}")
+        raise ConfigError(
+            f"{folder} has no arm '{chosen}', it has: {', '.join(('teacher', *trained))}"
+        )
     title = f"{profiles.ARMS[chosen]}, seed {rows[chosen]['seed']}, of {folder}"
     return TrainedWeights(profile.student_model, _inside(folder, rows[chosen]["weights"]), title)
 
 
 def _inside(folder: Path, text: str, *copies: str) -> Path:
-    """Return the file a run's result names; where it is gone, its copy in the folder: moved with the run, or trained there."""
+    """Return the file a run's result names; where it is gone, its copy in the folder: moved with
+    the run, or trained there.
+    """
     named = located(text)
     places = (named, folder.joinpath(*named.parts[-3:]), *(folder / copy for copy in copies))
     return next((path for path in places if path.is_file()), named)

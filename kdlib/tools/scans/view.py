@@ -1,4 +1,6 @@
-"""Detects in a scan of one's own: a table of boxes, and a picture of points and boxes in a window or a PNG."""
+"""Detects in a scan of one's own: a table of boxes, and a picture of points and boxes in a window
+or a PNG.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,15 @@ from kdlib.viz import palette, scene3d
 from kdlib.viz.layers import BoxLayer, count_inside
 from kdlib.viz.perspective import Camera
 
-_OWN = (2.5, 1.1)  # metres ahead or behind, and beside: what a sensor sees there is the vehicle that carries it
-_COLORS = (palette.SERIES[1], palette.SERIES[2], palette.SERIES[3], palette.SERIES[7], palette.SERIES[0])
+# metres ahead or behind, and beside: what a sensor sees there is the vehicle that carries it
+_OWN = (2.5, 1.1)
+_COLORS = (
+    palette.SERIES[1],
+    palette.SERIES[2],
+    palette.SERIES[3],
+    palette.SERIES[7],
+    palette.SERIES[0],
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,10 @@ class Viewed:
             {
                 "class": kind,
                 "score": round(float(score), 3),
-                **{name: round(float(value), 2) for name, value in zip(("x", "y", "z", "length", "width", "height"), box)},
+                **{
+                    name: round(float(value), 2)
+                    for name, value in zip(("x", "y", "z", "length", "width", "height"), box)
+                },
                 "heading": round(math.degrees(box[6]), 1),
                 "distance": round(float(np.hypot(box[0], box[1])), 1),
                 "points": int(count),
@@ -56,11 +68,20 @@ class Viewed:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        facts = {"scan": self.scan.name, "layout": self.scan.layout, "points": len(self.points), "model": self.trained.model.name}
+        facts = {
+            "scan": self.scan.name,
+            "layout": self.scan.layout,
+            "points": len(self.points),
+            "model": self.trained.model.name,
+        }
         return {**facts, "notes": list(self.notes), "boxes": self.rows()}
 
     def __str__(self) -> str:
-        table = pd.DataFrame(self.rows()).to_string(index=False) if self.classes else "no box reaches the score"
+        table = (
+            pd.DataFrame(self.rows()).to_string(index=False)
+            if self.classes
+            else "no box reaches the score"
+        )
         return "\n".join((*(f"- {note}" for note in self.notes), "", table))
 
 
@@ -82,11 +103,13 @@ def view(
 ) -> Viewed:
     """Detect in a scan (``.bin``, ``.npy``, ``.pcd`` or ``.ply``), and show points and boxes.
 
-    ``model``, ``weights`` and ``arm`` are for :func:`kdlib.tools.scans.trained.find_weights`; ``layout``, ``height`` and
-    ``scale`` for :func:`kdlib.data.scans.read_scan`. Boxes of at least ``score`` are kept; of two that overlap by more than
-    ``overlap`` (IoU in the BEV) the better one: the published 0.7 suits the metric, which forgives a double of low score; a
-    picture does not. There is a window if ``window`` asks for one or, where it is None, if there is a display and no ``out``;
-    else a PNG of ``size`` pixels, by default ``SCAN_boxes.png`` in the working directory.
+    ``model``, ``weights`` and ``arm`` are for :func:`kdlib.tools.scans.trained.find_weights`;
+    ``layout``, ``height`` and ``scale`` for :func:`kdlib.data.scans.read_scan`. Boxes of at least
+    ``score`` are kept; of two that overlap by more than ``overlap`` (IoU in the BEV) the better
+    one: the published 0.7 suits the metric, which forgives a double of low score; a picture does
+    not. There is a window if ``window`` asks for one or, where it is None, if there is a display
+    and no ``out``; else a PNG of ``size`` pixels, by default ``SCAN_boxes.png`` in the working
+    directory.
 
     Raises:
         ConfigError: If the score is no share, or there is no such model, layout or file of weights.
@@ -98,9 +121,13 @@ def view(
     trained, read = find_weights(model, weights, arm), read_scan(scan, layout, height, scale)
     own = (np.abs(read.points[:, :2]) <= _OWN).all(axis=1)
     points = read.points[~own]
-    detections = detect(load_detector(trained, score, overlap), Sample.unlabelled(read.name, points), score)
+    detections = detect(
+        load_detector(trained, score, overlap), Sample.unlabelled(read.name, points), score
+    )
     classes = tuple(trained.model.class_names[int(label) - 1] for label in detections.labels)
-    boxes, scores = (values.numpy().astype(np.float64) for values in (detections.boxes, detections.scores))
+    boxes, scores = (
+        values.numpy().astype(np.float64) for values in (detections.boxes, detections.scores)
+    )
     notes = list(read.assumptions)
     if own.any():
         within = f"within {_OWN[0]:g} m ahead or behind and {_OWN[1]:g} m beside"
@@ -108,7 +135,10 @@ def view(
     data = trained_on(trained)
     taught = f", trained on {data}" if data else ""
     reach = float(max(trained.model.grid.point_range[3:5]))
-    notes.append(f"Model: {trained.origin}{taught}. It sees {reach:g} m around; boxes of score {score:g} and above.")
+    notes.append(
+        f"Model: {trained.origin}{taught}. It sees {reach:g} m around; boxes of score "
+        f"{score:g} and above."
+    )
     seen = Viewed(read, trained, points, boxes, scores, classes, ())
     return replace(seen, notes=(*notes, *_show(seen, reach, score, out, window, size, worker)))
 
@@ -122,29 +152,50 @@ def detect(network: CenterPoint | AnchorDetector, sample: Sample, score: float) 
 
 
 def _show(
-    seen: Viewed, reach: float, score: float, out: Path | None, window: bool | None, size: tuple[int, int], worker: Sequence[str]
+    seen: Viewed,
+    reach: float,
+    score: float,
+    out: Path | None,
+    window: bool | None,
+    size: tuple[int, int],
+    worker: Sequence[str],
 ) -> list[str]:
     """Show the scene; return the sentences that say where, and why there."""
     names, said = seen.trained.model.class_names, list[str]()
     labels = np.array([names.index(kind) + 1 for kind in seen.classes], int)
     boxes = BoxLayer("", seen.boxes, labels, seen.scores, class_names=names)
     layers = [  # one for each class that was found, each in its own colour
-        replace(boxes.part(labels == label), name=names[label - 1], color=_COLORS[(label - 1) % len(_COLORS)])
+        replace(
+            boxes.part(labels == label),
+            name=names[label - 1],
+            color=_COLORS[(label - 1) % len(_COLORS)],
+        )
         for label in sorted(set(labels.tolist()))
     ]
     points = seen.points[np.abs(seen.points[:, :2]).max(axis=1) < 1.6 * reach]
-    around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2  # a scan all around is looked at from above
+    # a scan all around is looked at from above
+    around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2
     camera = (Camera.above if around else Camera.behind)(min(reach, 45.0))
     if window or (window is None and out is None):
         if scene3d.has_display():
-            info = scene3d.open_window(points, layers, title=seen.scan.name, camera=camera, worker=worker)
+            info = scene3d.open_window(
+                points, layers, title=seen.scan.name, camera=camera, worker=worker
+            )
             said.append(info.note or "Shown in a window.")
             if out is None and not info.note:
                 return said
         else:
             said.append(f"{scene3d.NO_DISPLAY}: a picture instead of a window.")
-    path, data = out or Path(f"{seen.scan.name}_boxes.png"), trained_on(seen.trained).partition(",")[0]
+    path, data = (
+        out or Path(f"{seen.scan.name}_boxes.png"),
+        trained_on(seen.trained).partition(",")[0],
+    )
     taught = f", trained on {data}" if data else ""
-    caption = f"{seen.scan.name}: {len(seen.points):,} points. {seen.trained.model.name}{taught}; score {score:g} and above"
-    info = scene3d.render_scene(points, layers, path, size=size, camera=camera, caption=caption, worker=worker)
+    caption = (
+        f"{seen.scan.name}: {len(seen.points):,} points. "
+        f"{seen.trained.model.name}{taught}; score {score:g} and above"
+    )
+    info = scene3d.render_scene(
+        points, layers, path, size=size, camera=camera, caption=caption, worker=worker
+    )
     return [*said, *([info.note] if info.note else []), f"Picture: {path}"]

@@ -1,1 +1,3 @@
-"""Many runs at once: batches over GPUs and clusters, their status and histories, a store verified."""
+"""Many runs at once: batches over GPUs and clusters, their status and histories, a store
+verified.
+"""

@@ -1,4 +1,6 @@
-"""Runs profiles one after the other, or side by side over the GPUs of a machine or the workers of a cluster."""
+"""Runs profiles one after the other, or side by side over the GPUs of a machine or the workers of a
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,27 @@ class RunsFailed(KdlibError):
 
 
 def gpu_ids(count: int) -> tuple[str, ...]:
-    """Return the ids of the first so many GPUs, of those CUDA_VISIBLE_DEVICES leaves where it is set.
+    """Return the ids of the first so many GPUs, of those CUDA_VISIBLE_DEVICES leaves where it is
+    set.
 
     Raises:
         ConfigError: If there are fewer.
     """
     visible = os.environ.get(VISIBLE)
     if visible is None:
-        ids, source = [str(number) for number in range(len(records.hardware()["gpus"]))], "nvidia-smi lists"
+        ids, source = (
+            [str(number) for number in range(len(records.hardware()["gpus"]))],
+            "nvidia-smi lists",
+        )
     else:
-        ids, source = [name.strip() for name in visible.split(",") if name.strip()], f"{VISIBLE}='{visible}' leaves"
+        ids, source = (
+            [name.strip() for name in visible.split(",") if name.strip()],
+            f"{VISIBLE}='{visible}' leaves",
+        )
     if count > len(ids):
         raise ConfigError(
-            f"--gpus {count}, but {source} {len(ids)} on this machine; ask for fewer, or leave --gpus out for the CPU"
+            f"--gpus {count}, but {source} {len(ids)} on this machine; ask for fewer, or leave "
+            "--gpus out for the CPU"
         )
     return tuple(ids[:count])
 
@@ -51,10 +61,12 @@ def run_profiles(
 ) -> list[Path]:
     """Run profiles and return their run folders; a second call goes on where the first one stopped.
 
-    Without GPUs or scheduler they run one after the other. With them they run side by side, and all their trainings (arms, seeds)
-    share so many GPUs of this machine, one on each, or the workers of a Dask cluster that see the same files.
+    Without GPUs or scheduler they run one after the other. With them they run side by side, and all
+    their trainings (arms, seeds) share so many GPUs of this machine, one on each, or the workers of
+    a Dask cluster that see the same files.
 
-    ``out`` is the run folder, of several profiles the folder of their run folders; ``overrides`` are notebook parameters for all.
+    ``out`` is the run folder, of several profiles the folder of their run folders; ``overrides``
+    are notebook parameters for all.
 
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).
@@ -62,10 +74,14 @@ def run_profiles(
         RunsFailed: If some of several failed; the others are finished.
     """
     if gpus and scheduler:
-        raise ConfigError("--gpus is for this machine and --scheduler for a cluster; give one of them")
+        raise ConfigError(
+            "--gpus is for this machine and --scheduler for a cluster; give one of them"
+        )
     if len(set(names)) != len(names):
         raise ConfigError(f"a profile is named twice: {', '.join(names)}")
-    folders = {name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names}
+    folders = {
+        name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names
+    }
     overrides = overrides or {}
     for name, folder in folders.items():
         execute.plan_stages(name, folder, overrides)
@@ -79,21 +95,30 @@ def run_profiles(
     failed = _run_drivers(folders, words, where, ids or [""] * (len(names) if scheduler else 1))
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise RunsFailed(f"{len(failed)} of {len(names)} runs failed, the same command continues them: {reasons}")
+        raise RunsFailed(
+            f"{len(failed)} of {len(names)} runs failed, the same command continues them: {reasons}"
+        )
     return list(folders.values())
 
 
 def _run_drivers(
     folders: Mapping[str, Path], words: Sequence[str], where: Mapping[str, str], gpus: Sequence[str]
 ) -> dict[str, str]:
-    """Run a driver for each profile, as many at a time as there are GPUs ("" is none); return why which failed."""
+    """Run a driver for each profile, as many at a time as there are GPUs ("" is none); return why
+    which failed.
+    """
     free = list(gpus)  # never empty where a driver begins: the pool has as many threads
 
     def run(name: str) -> str:
         gpu = free.pop(0)
         try:
-            # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of the GPUs.
-            return _drive(name, ("--out", str(folders[name]), *words), {**where, **({VISIBLE: gpu} if gpu else {})})
+            # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of
+            # the GPUs.
+            return _drive(
+                name,
+                ("--out", str(folders[name]), *words),
+                {**where, **({VISIBLE: gpu} if gpu else {})},
+            )
         finally:
             free.append(gpu)
 
@@ -103,7 +128,9 @@ def _run_drivers(
 
 
 def _drive(name: str, words: Sequence[str], variables: Mapping[str, str]) -> str:
-    """Run one driver, its lines shown with its name before them; return in words why it failed, or nothing."""
+    """Run one driver, its lines shown with its name before them; return in words why it failed, or
+    nothing.
+    """
     last = ""
     with subprocess.Popen(
         (*COMMAND, name, *words),
@@ -118,11 +145,17 @@ def _drive(name: str, words: Sequence[str], variables: Mapping[str, str]) -> str
             print(f"{name} | {line.rstrip()}", flush=True)
             if line.startswith("kdlib: "):
                 last = line.removeprefix("kdlib: ").rstrip()
-    return "" if process.returncode == 0 else last or f"its driver ended with code {process.returncode}"
+    return (
+        ""
+        if process.returncode == 0
+        else last or (f"its driver ended with code {process.returncode}")
+    )
 
 
 def _follow_starter() -> None:
-    """End with the process that started this driver, however that ended; its trainings go on and are found again."""
+    """End with the process that started this driver, however that ended; its trainings go on and
+    are found again.
+    """
     if os.environ.pop(ATTENDED, ""):
 
         def wait() -> None:

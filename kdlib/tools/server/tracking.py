@@ -21,32 +21,44 @@ _TAGS = {
 
 
 def _histories(folder: Path) -> dict[str, Path]:
-    """Return the history file of every training below a run folder, or of the one training it is, by folder name."""
+    """Return the history file of every training below a run folder, or of the one training it is,
+    by folder name.
+    """
     if (folder / HISTORY).is_file():
         return {folder.resolve().name: folder / HISTORY}
     paths = sorted(path for pattern in ("*/", "*/*/") for path in folder.glob(pattern + HISTORY))
     if not paths:
-        raise ConfigError(f"{folder} holds no {HISTORY}; name the folder of a run or of a training that has begun")
+        raise ConfigError(
+            f"{folder} holds no {HISTORY}; name the folder of a run or of a training that has begun"
+        )
     return {str(path.parent.relative_to(folder)): path for path in paths}
 
 
 def write_csv(folder: Path, out: Path) -> int:
-    """Write all histories as one table, a row for each line, and return how many rows; a value that is missing stays empty.
+    """Write all histories as one table, a row for each line, and return how many rows; a value that
+    is missing stays empty.
 
     Raises:
         ConfigError: If the folder has no history.
         DataError: If a line before the last one of a history is damaged.
     """
     files = _histories(folder)
-    lines = [{"training": name, **line} for name, path in files.items() for line in records.read_json_lines(path)]
-    table = pd.json_normalize(lines, sep="/").rename(columns=lambda name: name.replace("parts/", "loss/"))
+    lines = [
+        {"training": name, **line}
+        for name, path in files.items()
+        for line in records.read_json_lines(path)
+    ]
+    table = pd.json_normalize(lines, sep="/").rename(
+        columns=lambda name: name.replace("parts/", "loss/")
+    )
     table = table.reindex(columns=[*_FIRST, *sorted(set(table.columns) - set(_FIRST))])
     records.write_bytes(out, table.to_csv(index=False).encode())
     return len(table)
 
 
 def write_tensorboard(folder: Path, out: Path) -> int:
-    """Write a TensorBoard log of every training into ``out/TRAINING`` and return how many scalars; earlier ones are replaced.
+    """Write a TensorBoard log of every training into ``out/TRAINING`` and return how many scalars;
+    earlier ones are replaced.
 
     Raises:
         ConfigError: If TensorBoard is not installed, or see :func:`write_csv`.
@@ -54,7 +66,9 @@ def write_tensorboard(folder: Path, out: Path) -> int:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError(f"TensorBoard's writer cannot be used ({error}); pip install tensorboard, or take --csv") from error
+        raise ConfigError(
+            f"TensorBoard's writer cannot be used ({error}); pip install tensorboard, or take --csv"
+        ) from error
     written = 0
     for name, path in _histories(folder).items():
         # A second call must not add to the first one's curves.

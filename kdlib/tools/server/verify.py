@@ -1,4 +1,6 @@
-"""Computes every checksum of a prepared store again, and says whether it is the whole dataset, a part of it, or simulated."""
+"""Computes every checksum of a prepared store again, and says whether it is the whole dataset, a
+part of it, or simulated.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,14 @@ class SplitCheck:
     shortest: tuple[str, int]  # segment and its frames; a whole one has 198 to 200
 
     def __str__(self) -> str:
-        counts = f"{self.segments:,} segments, {self.frames:,} frames, {self.frames_at_5:,} at interval {INTERVAL}"
-        return f"{counts}: {_KINDS[self.kind]} (shortest: {self.shortest[0]}, {self.shortest[1]} frames)"
+        counts = (
+            f"{self.segments:,} segments, {self.frames:,} frames, {self.frames_at_5:,} at "
+            f"interval {INTERVAL}"
+        )
+        return (
+            f"{counts}: {_KINDS[self.kind]} (shortest: {self.shortest[0]}, {self.shortest[1]} "
+            "frames)"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,26 +80,36 @@ class VerifyReport:
         lines += [f"  {name}: {check}" for name, check in self.splits.items()]
         lines += [f"damaged: {sentence}" for sentence in self.damaged]
         if self.sound:
-            lines.append(f"sound: every checksum was computed again, over {self.bytes_read / 1e9:,.2f} GB")
+            lines.append(
+                f"sound: every checksum was computed again, over {self.bytes_read / 1e9:,.2f} GB"
+            )
         return "\n".join(lines)
 
 
-def verify(path: Path, source: Path | None = None, workers: int = 0, progress: bool = True) -> VerifyReport:
+def verify(
+    path: Path, source: Path | None = None, workers: int = 0, progress: bool = True
+) -> VerifyReport:
     """Compute every checksum of a store again and compare its counts with the dataset's.
 
-    With the Waymo files it was prepared from as ``source``, also name segments it lacks. ``workers`` are threads, 0 means all
-    cores.
+    With the Waymo files it was prepared from as ``source``, also name segments it lacks.
+    ``workers`` are threads, 0 means all cores.
 
     Raises:
         DataError: If there is no store, or none of this version.
     """
     contents = read_index(path)  # not Store.open: a damaged segment must not hide the others
-    folders = {path / split / segment: content for split, segments in contents.items() for segment, content in segments.items()}
+    folders = {
+        path / split / segment: content
+        for split, segments in contents.items()
+        for segment, content in segments.items()
+    }
     manifests: dict[str, dict[str, Manifest]] = {split: {} for split in contents}
     damaged: list[str] = []
     with ThreadPoolExecutor(worker_count(workers, len(folders))) as pool:
         results = pool.map(_read_segment, folders, folders.values())
-        for folder, (manifest, sentences) in zip(folders, watched(results, len(folders), "verify", "segment", progress)):
+        for folder, (manifest, sentences) in zip(
+            folders, watched(results, len(folders), "verify", "segment", progress)
+        ):
             damaged += sentences
             if manifest is not None:
                 manifests[folder.parent.name][folder.name] = manifest
@@ -101,13 +119,17 @@ def verify(path: Path, source: Path | None = None, workers: int = 0, progress: b
         damaged += _absent(source, contents)
     checks = {split: _check(split, len(contents[split]), read) for split, read in manifests.items()}
     if not damaged:
-        damaged += [f"{path / name}: {check}" for name, check in checks.items() if check.kind == "other"]
+        damaged += [
+            f"{path / name}: {check}" for name, check in checks.items() if check.kind == "other"
+        ]
     size = sum(file.stat().st_size for folder in folders for file in folder.glob("*"))
     return VerifyReport(str(path), fingerprint(contents), size, checks, tuple(damaged))
 
 
 def _read_segment(folder: Path, content: str) -> tuple[Manifest | None, list[str]]:
-    """Read a whole segment; return its manifest and one sentence for each thing that is not as it was written."""
+    """Read a whole segment; return its manifest and one sentence for each thing that is not as it
+    was written.
+    """
     try:
         manifest = read_manifest(folder)
     except DataError as error:
@@ -116,9 +138,15 @@ def _read_segment(folder: Path, content: str) -> tuple[Manifest | None, list[str
     if manifest["content"] != content or "checksum" not in manifest:
         return manifest, [f"{folder / MANIFEST} is not what was written; {remedy}"]
     try:
-        changed = [name for name, record in manifest["files"].items() if records.sha256(folder / name) != record["sha256"]]
+        changed = [
+            name
+            for name, record in manifest["files"].items()
+            if records.sha256(folder / name) != record["sha256"]
+        ]
     except OSError as error:
-        return manifest, [f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}"]
+        return manifest, [
+            (f"{error.filename or folder} cannot be read ({error.strerror or error}); {remedy}")
+        ]
     return manifest, [f"{folder / name} is not what was written; {remedy}" for name in changed]
 
 
@@ -133,12 +161,19 @@ def _beyond_segments(store: Store) -> Iterator[str]:
 
 def _absent(source: Path, contents: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     for split, segments in contents.items():
-        if (source / split).is_dir() and (lacking := sorted(set(list_segments(source / split)) - set(segments))):
-            yield f"split {split} lacks {len(lacking)} segments of {source} (the first: {lacking[0]}); prepare again"
+        if (source / split).is_dir() and (
+            lacking := sorted(set(list_segments(source / split)) - set(segments))
+        ):
+            yield (
+                f"split {split} lacks {len(lacking)} segments of {source} (the first: "
+                f"{lacking[0]}); prepare again"
+            )
 
 
 def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> SplitCheck:
-    """Count from the manifests; segments whose manifest is damaged have been named, and count as no frames."""
+    """Count from the manifests; segments whose manifest is damaged have been named, and count as no
+    frames.
+    """
     frames = {name: manifest["frames"] for name, manifest in sorted(manifests.items())}
     total, published = sum(frames.values()), PUBLISHED.get(split)
     if any(manifest.get("simulated") for manifest in manifests.values()):

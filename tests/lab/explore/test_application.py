@@ -1,4 +1,6 @@
-"""The application of notebook 04: what is chosen reaches the source, what the source says reaches the reader."""
+"""The application of notebook 04: what is chosen reaches the source, what the source says reaches
+the reader.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def broken() -> Any:
 
 def test_outside_jupyter_one_sentence(street: Street, capsys) -> None:
     assert application({"demo": lambda: street}) is None
-    assert capsys.readouterr().out == "No widget outside Jupyter: the static pictures show the same.\n"
+    assert capsys.readouterr().out == (
+        "No widget outside Jupyter: the static pictures show the same.\n"
+    )
 
 
 def test_without_ipywidgets_one_sentence(street: Street, capsys, monkeypatch, jupyter) -> None:
@@ -97,18 +101,28 @@ def test_first_view_is_the_sources(shown: Any, street: Street) -> None:
 
 def test_every_choice_is_drawn(shown: Any, street: Street) -> None:
     before = bytes(shown.picture.value)
-    for name, value in {"frame": 0, "class_name": "Cyclist", "iou": 0.3, "left": "full_seed1", "map": "heatmap"}.items():
+    for name, value in {
+        "frame": 0,
+        "class_name": "Cyclist",
+        "iou": 0.3,
+        "left": "full_seed1",
+        "map": "heatmap",
+    }.items():
         shown.controls[name].value = value
     shown.layers["misses"].value = False
     layers = tuple(name for name in LAYERS if name != "misses")
-    assert street.seen[-1] == Choice(0, "full_seed1", "full_seed1", 0.25, "Cyclist", 0.3, layers, "heatmap")
+    assert street.seen[-1] == Choice(
+        0, "full_seed1", "full_seed1", 0.25, "Cyclist", 0.3, layers, "heatmap"
+    )
     assert len(street.seen) == 7 and bytes(shown.picture.value) != before
     assert 'data-version="7"' in shown.data.value
 
 
 def test_jump_moves_the_slider_and_says_why(shown: Any, street: Street) -> None:
     shown.jumps["hardest"].click()
-    assert shown.controls["frame"].value == street.seen[-1].frame == 2 and len(street.seen) == 2, "one picture for one jump"
+    assert shown.controls["frame"].value == street.seen[-1].frame == 2 and len(street.seen) == 2, (
+        "one picture for one jump"
+    )
     assert shown.note.value.endswith("hardest, 1 of 3</span>")
     assert set(shown.jumps) == set(JUMPS)
 
@@ -118,7 +132,9 @@ def test_errors_are_said_and_the_picture_stays(shown: Any, street: Street) -> No
     shown.jumps["hurt"].click()
     assert "no frame where distillation hurt" in shown.note.value
     shown.controls["map"].value = "pivotal positions"
-    assert "this recipe has no pivotal positions" in shown.note.value and "color" in shown.note.value
+    assert (
+        "this recipe has no pivotal positions" in shown.note.value and "color" in shown.note.value
+    )
     shown.run.value = "broken"
     assert "this run has no students" in shown.note.value
     assert bytes(shown.picture.value) == before
@@ -141,4 +157,6 @@ def test_no_run(jupyter) -> None:
 )
 def test_bad_choices(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BrowserError, match=message):
-        Choice(**{"frame": 0, "left": "teacher", "right": "teacher", **change}).check(tuple(Street.models), 3)
+        Choice(**{"frame": 0, "left": "teacher", "right": "teacher", **change}).check(
+            tuple(Street.models), 3
+        )

@@ -1,4 +1,6 @@
-"""What the notebooks look at: tables of the data, frames with their boxes, where distillation acts."""
+"""What the notebooks look at: tables of the data, frames with their boxes, where distillation
+acts.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def predicted(run: Run, *frames: int) -> pa.Table:
     ids = run.store.split("validation").frame_ids(run.profile.evaluation.interval)
     names = [ids[frame] for frame in frames for _ in BOX]
     boxes = np.tile(BOX, (len(frames), 1))
-    return predictions_table(names, boxes, np.array([1, 4] * len(frames)), np.array([0.9, 0.2] * len(frames)), None, ids)
+    return predictions_table(
+        names, boxes, np.array([1, 4] * len(frames)), np.array([0.9, 0.2] * len(frames)), None, ids
+    )
 
 
 def test_overview_counts_what_the_store_holds(smoke_run: Run) -> None:
@@ -60,11 +64,21 @@ def test_scene_shows_the_models_range(smoke_run: Run) -> None:
 def test_scene_with_predictions(smoke_run: Run) -> None:
     tables = {name: predicted(smoke_run, 0) for name in ("teacher", "alone", "init", "full")}
     scene = explore.scene(smoke_run, 0, tables, threshold=0.3)
-    assert [layer.name for layer in scene.layers[1:]] == ["teacher", "student alone", "initialised student", "distilled student"]
-    assert all(len(layer.boxes) == 1 for layer in scene.layers[1:]), "the box of score 0.2 is not drawn"
+    assert [layer.name for layer in scene.layers[1:]] == [
+        "teacher",
+        "student alone",
+        "initialised student",
+        "distilled student",
+    ]
+    assert all(len(layer.boxes) == 1 for layer in scene.layers[1:]), (
+        "the box of score 0.2 is not drawn"
+    )
     assert len({layer.color for layer in scene.layers}) == 5
     assert [len(panel.layers) for panel in scene.panels()] == [2] * 4
-    assert [layer.name for layer in scene.only("distilled student", "teacher", "nobody")] == ["distilled student", "teacher"]
+    assert [layer.name for layer in scene.only("distilled student", "teacher", "nobody")] == [
+        "distilled student",
+        "teacher",
+    ]
     assert len(explore.scene(smoke_run, 1, tables).layers[1].boxes) == 0, "another frame"
 
 
@@ -81,9 +95,16 @@ def test_most_improved_frame(smoke_run: Run) -> None:
     here = truth.filter(pa.array(truth.column("frame_id").to_numpy() == ids[5]))
     boxes = np.stack([here.column(name).to_numpy() for name in BOX_NUMBERS], axis=1)
     kinds = here.column("type").to_numpy()
-    perfect = predictions_table([ids[5]] * len(boxes), boxes, kinds, np.full(len(boxes), 0.9), None, ids)
+    perfect = predictions_table(
+        [ids[5]] * len(boxes), boxes, kinds, np.full(len(boxes), 0.9), None, ids
+    )
     nothing = predictions_table([], np.zeros((0, 7)), np.zeros(0, np.int64), np.zeros(0), None, ids)
-    assert most_improved_frame({"teacher": nothing, "alone": nothing, "full": perfect}, truth, smoke_run) == 5
+    assert (
+        most_improved_frame(
+            {"teacher": nothing, "alone": nothing, "full": perfect}, truth, smoke_run
+        )
+        == 5
+    )
     assert most_improved_frame({"teacher": nothing}, truth, smoke_run) in range(8)
 
 
@@ -112,7 +133,10 @@ def test_studio_judges_both_sides(studio: Studio) -> None:
     assert isinstance(studio.draw(view), Figure)
     space = json.loads(studio.scene(view).to_json())
     assert {trace["scene"] for trace in space["data"]} == {"scene", "scene2"}
-    assert [note["text"].endswith("false alarms") for note in space["layout"]["annotations"]] == [True, True]
+    assert [note["text"].endswith("false alarms") for note in space["layout"]["annotations"]] == [
+        True,
+        True,
+    ]
     assert "simulated data" in space["layout"]["title"]["text"]
 
 
@@ -174,7 +198,9 @@ def test_startup_report_names_every_term(smoke_run: Run) -> None:
     assert (table["positions"].dropna() > 0).all()
 
 
-def test_recipe_without_logits_is_said(smoke_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_without_logits_is_said(
+    smoke_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kdlib import zoo
 
     pair = smoke_run.profile.zoo_pair

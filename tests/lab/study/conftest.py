@@ -1,4 +1,6 @@
-"""A study whose students are made up: every arm finds a share of the objects, which tables and pictures then show."""
+"""A study whose students are made up: every arm finds a share of the objects, which tables and
+pictures then show.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,25 @@ FRAMES = [f"segment{s}_{f:03d}" for s in range(8) for f in range(3)]
 TYPES = (1, 2, 4)
 EACH = 4  # objects of a class in a frame
 # Share of the objects that an arm finds; those not named find half.
-SHARES = {"none": 0.2, "none_long": 0.4, "base_long": 0.6, "full": 0.6, "full_long": 0.8, "full_weak_long": 0.55, "labels": 0.35}
+SHARES = {
+    "none": 0.2,
+    "none_long": 0.4,
+    "base_long": 0.6,
+    "full": 0.6,
+    "full_long": 0.8,
+    "full_weak_long": 0.55,
+    "labels": 0.35,
+}
 SHARES |= {"narrow": 0.35, "narrow_none": 0.1, "narrow_full": 0.4, "narrow_boxes": 0.42}
 
 
 def objects() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ids = np.repeat(FRAMES, len(TYPES) * EACH)
     types = np.tile(np.repeat(TYPES, EACH), len(FRAMES))
-    places = np.tile([[6.0 * c + 1, 6.0 * r, 1.0] for r in range(len(TYPES)) for c in range(EACH)], (len(FRAMES), 1))
+    places = np.tile(
+        [[6.0 * c + 1, 6.0 * r, 1.0] for r in range(len(TYPES)) for c in range(EACH)],
+        (len(FRAMES), 1),
+    )
     return ids, np.hstack([places, np.tile([4.0, 2.0, 1.5, 0.3], (len(ids), 1))]), types
 
 
@@ -39,7 +52,16 @@ def truth_table() -> pa.Table:
     ids, boxes, types = objects()
     columns = dict(zip(("x", "y", "z", "length", "width", "height", "heading"), boxes.T))
     extra = {"difficulty": np.zeros(len(ids), np.int64), "num_points": np.full(len(ids), 50)}
-    return pa.table({"frame_id": ids.tolist(), **columns, "type": types, **extra, "speed_x": boxes[:, 0], "speed_y": boxes[:, 0]})
+    return pa.table(
+        {
+            "frame_id": ids.tolist(),
+            **columns,
+            "type": types,
+            **extra,
+            "speed_x": boxes[:, 0],
+            "speed_y": boxes[:, 0],
+        }
+    )
 
 
 def found(share: float, seed: int) -> EvalResult:
@@ -48,7 +70,14 @@ def found(share: float, seed: int) -> EvalResult:
     rng = np.random.default_rng(seed)
     # The same objects are easy for every seed, but for a few.
     kept = np.random.default_rng(0).random(len(ids)) + 0.05 * rng.standard_normal(len(ids)) < share
-    table = predictions_table(ids[kept].tolist(), boxes[kept], types[kept], rng.uniform(0.3, 0.9, kept.sum()), None, FRAMES)
+    table = predictions_table(
+        ids[kept].tolist(),
+        boxes[kept],
+        types[kept],
+        rng.uniform(0.3, 0.9, kept.sum()),
+        None,
+        FRAMES,
+    )
     return evaluate_tables(table, truth_table())
 
 
@@ -62,8 +91,22 @@ def trained_of(chapter: Chapter) -> dict[Student, RunResult]:
     results = {}
     for name, seed in chapter.students:
         epochs = chapter.arms[name].epochs or chapter.run.profile.student.epochs
-        terms = [{"name": "heatmap", "weight": 1.0, "value": 1.9, "positions": None, "teacher_labels": None}]
-        values = {"steps": 75 * epochs, "samples": 300 * epochs, "epochs": epochs, "frames": 300, "terms": terms}
+        terms = [
+            {
+                "name": "heatmap",
+                "weight": 1.0,
+                "value": 1.9,
+                "positions": None,
+                "teacher_labels": None,
+            }
+        ]
+        values = {
+            "steps": 75 * epochs,
+            "samples": 300 * epochs,
+            "epochs": epochs,
+            "frames": 300,
+            "terms": terms,
+        }
         folder = student_folder(chapter.run, name, seed)
         results[name, seed] = RunResult(folder, {**values, "timing": {"seconds": 60.0}})
     return results
@@ -88,7 +131,9 @@ def scores_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chapt
         kinds = dict.fromkeys(arm.teacher for arm in chapter.arms.values())
         compared = vars(compare_arms(run.profile, chapter.titles, arms, resamples=200))
         beside = {kind: teachers[kind] for kind in kinds}
-        return ChapterComparison(**compared, chapter=chapter, students=trained_of(chapter), teachers=beside)
+        return ChapterComparison(
+            **compared, chapter=chapter, students=trained_of(chapter), teachers=beside
+        )
 
     return scores
 

@@ -1,4 +1,6 @@
-"""Scores in; differences with the sign of what was made up, sentences that agree with tables, pictures that show something."""
+"""Scores in; differences with the sign of what was made up, sentences that agree with tables,
+pictures that show something.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ def test_differences_have_the_sign_of_what_was_made_up(scores_of: Made) -> None:
     assert found["full"].low > 0 > found["labels"].high
     assert found["full"].mean == pytest.approx(np.mean(found["full"].seeds))
     table = answer.table().set_index("difference from initialisation alone")
-    assert table.loc["full SparseKD", "shown"] == "above" and table.loc["labels from the teacher", "shown"] == "below"
+    assert (
+        table.loc["full SparseKD", "shown"] == "above"
+        and table.loc["labels from the teacher", "shown"] == "below"
+    )
     assert table.loc["KD under Gaussians", "shown"] == "no difference"
 
 
@@ -39,7 +44,9 @@ def test_sentences_agree_with_their_table(scores_of: Made, notebook: str) -> Non
         answer = scores.answer(question.name)
         table, sentences = answer.table(), answer.sentences()
         assert len(table) == len(sentences) == len(question.contrasts)
-        for shown, low, high, text in zip(table["shown"], table["95 % low"], table["95 % high"], sentences):
+        for shown, low, high, text in zip(
+            table["shown"], table["95 % low"], table["95 % high"], sentences
+        ):
             assert ("includes 0" in text) == (low <= 0 <= high) == (shown == "no difference")
             assert text.startswith("On simulated data, at this budget, ")
             assert f"{low:+.2f} to {high:+.2f}" in text.replace("-0.00", "+0.00")
@@ -49,20 +56,27 @@ def test_rows_are_named_by_what_differs(scores_of: Made) -> None:
     scores = scores_of("12_ablate_initialisation")
     assert scores.answer("channels").base == "narrow student (fresh weights)"
     start = scores.answer("start")
-    assert start.base == "its own base" and start.labels()[0] == "initialisation alone − fresh weights"
+    assert start.base == "its own base" and start.labels()[0] == (
+        "initialisation alone − fresh weights"
+    )
 
 
 def test_scores_of_teachers_and_arms(scores_of: Made) -> None:
     table = scores_of("11_ablate_signals").table().set_index("arm")
     assert list(table.index[:2]) == ["strong teacher", "weak teacher"]
     assert table.loc["strong teacher", "LEVEL_2 mAPH"] > table.loc["full SparseKD", "LEVEL_2 mAPH"]
-    assert np.isnan(table.loc["weak teacher", "95 % low"]) and table.loc["full SparseKD", "seeds"] == 3
+    assert (
+        np.isnan(table.loc["weak teacher", "95 % low"]) and table.loc["full SparseKD", "seeds"] == 3
+    )
 
 
 def test_breakdown_and_classes(scores_of: Made) -> None:
     scores = scores_of("11_ablate_signals")
     change = scores.breakdown("full", "base")
-    assert change.rows[:2] == ("Vehicle LEVEL_1", "Vehicle LEVEL_2") and change.columns == ("AP", "APH")
+    assert change.rows[:2] == ("Vehicle LEVEL_1", "Vehicle LEVEL_2") and change.columns == (
+        "AP",
+        "APH",
+    )
     assert change.values[:, 0].mean() > 0
     np.testing.assert_allclose(change.values, -scores.breakdown("base", "full").values)
     classes = scores.answer("signals").classes()
@@ -75,7 +89,9 @@ def test_lines_of_schedules(scores_of: Made) -> None:
     lines = scores_of("11_ablate_signals").lines("schedule")
     assert [line.name for line in lines] == [line.name for line in ARM_LINES["schedule"]]
     assert all(line.samples == (1200, 3000) for line in lines)
-    assert all(low - 0.01 <= mean <= high + 0.01 for line in lines for mean, low, high in line.scores)
+    assert all(
+        low - 0.01 <= mean <= high + 0.01 for line in lines for mean, low, high in line.scores
+    )
     assert len({(line.color, line.dashed) for line in lines}) == len(lines)
 
 
@@ -85,9 +101,13 @@ def test_pictures_show_something(scores_of: Made, notebook: str, tmp_path: Path)
     for question in QUESTIONS[notebook]:
         answer = scores.answer(question.name)
         answer.draw(tmp_path / f"{question.name}.png")
-        curves.draw_change_table(answer.classes(), label="points", path=tmp_path / f"{question.name}_classes.png")
+        curves.draw_change_table(
+            answer.classes(), label="points", path=tmp_path / f"{question.name}_classes.png"
+        )
         if question.name in ARM_LINES:
-            draw_schedule(scores.lines(question.name), title="t", path=tmp_path / f"{question.name}_lines.png")
+            draw_schedule(
+                scores.lines(question.name), title="t", path=tmp_path / f"{question.name}_lines.png"
+            )
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             values = np.asarray(image.convert("L"), float)
@@ -105,9 +125,15 @@ def test_what_is_handed_over_is_json(scores_of: Made) -> None:
     scores = scores_of("14_compress_by_width_or_resolution")
     part = scores.answer("narrow").part({"narrow.png": "Above the step before"})
     values = json.loads(json.dumps(scores.result([part], hardware={"cpu": "x"}), allow_nan=False))
-    assert values["seeds"] == [1, 2, 3] and values["frames"] == 300 and values["hardware"] == {"cpu": "x"}
+    assert (
+        values["seeds"] == [1, 2, 3]
+        and values["frames"] == 300
+        and values["hardware"] == {"cpu": "x"}
+    )
     assert values["parts"][0]["text"].startswith("Of 2 comparisons, ")
-    assert values["parts"][0]["pictures"] == [{"file": "narrow.png", "caption": "Above the step before"}]
+    assert values["parts"][0]["pictures"] == [
+        {"file": "narrow.png", "caption": ("Above the step before")}
+    ]
     assert values["scores"][0]["95 % low"] is None, "teachers have no interval"
     assert values["comparison"] == {"unit": "segment", "units": 8, "resamples": 200}
 

@@ -15,23 +15,37 @@ from kdlib.kd.objective import Distillation
 from kdlib.lab import profiles
 from kdlib.lab.comparison import Contrast
 from kdlib.lab.profiles import Arm
-from kdlib.lab.study.arms import ARM_LINES, QUESTIONS, RETITLED, arms_of, questions_of, study_settings
+from kdlib.lab.study.arms import (
+    ARM_LINES,
+    QUESTIONS,
+    RETITLED,
+    arms_of,
+    questions_of,
+    study_settings,
+)
 from kdlib.models.build import build
 from kdlib.profiling.model_profile import dense_report, ghost
 
 STUDY = profiles.profile("study")
 ARMS = arms_of(STUDY)
-CONTRASTS = [one for questions in QUESTIONS.values() for question in questions for one in question.contrasts]
+CONTRASTS = [
+    one for questions in QUESTIONS.values() for question in questions for one in question.contrasts
+]
 
 
 def differences(one: Contrast) -> set[str]:
     first, second = ARMS[one.first], ARMS[one.second]
-    return {f.name for f in fields(Arm) if getattr(first, f.name) != getattr(second, f.name)} - {"name", "title"}
+    return {f.name for f in fields(Arm) if getattr(first, f.name) != getattr(second, f.name)} - {
+        "name",
+        "title",
+    }
 
 
 @pytest.mark.parametrize("one", CONTRASTS, ids=lambda one: f"{one.first}-{one.second}")
 def test_arms_that_are_compared_differ_in_one_thing(one: Contrast) -> None:
-    allowed = {"start": {"initialisation"}, "student": {"student", "initialisation", "kd"}}.get(one.group, {"kd"})
+    allowed = {"start": {"initialisation"}, "student": {"student", "initialisation", "kd"}}.get(
+        one.group, {"kd"}
+    )
     assert differences(one) and differences(one) <= allowed
     assert ARMS[one.first].epochs == ARMS[one.second].epochs, "one budget"
 
@@ -53,7 +67,12 @@ def test_every_signal_of_the_issue_is_there() -> None:
     recipes = [ARMS[one.first].kd for one in signals.contrasts]
     positions = {kd.logit.positions for kd in recipes if kd.logit}
     assert positions == {"all", "confidence", "rank", "center", "gaussian", "instances"}
-    assert {kd.feature.form for kd in recipes if kd.feature} == {"map", "foreground", "rois", "local"}
+    assert {kd.feature.form for kd in recipes if kd.feature} == {
+        "map",
+        "foreground",
+        "rois",
+        "local",
+    }
     assert any(kd.label and not kd.logit for kd in recipes), "labels alone"
     assert any(kd.feature and kd.feature.relation_weight for kd in recipes), "GID-F"
     assert STUDY.kd in recipes, "the published recipe"
@@ -71,7 +90,8 @@ def test_every_arm_can_be_built(name: str) -> None:
 
 def test_both_shapes_cost_the_same() -> None:
     teacher, coarse, narrow = (
-        dense_report(ghost(model)).macs for model in (STUDY.teacher_model, STUDY.student_model, ARMS["narrow"].student)
+        dense_report(ghost(model)).macs
+        for model in (STUDY.teacher_model, STUDY.student_model, ARMS["narrow"].student)
     )
     assert narrow == pytest.approx(coarse, rel=0.03)
     assert coarse == pytest.approx(teacher / 4, rel=0.01)
@@ -81,7 +101,12 @@ def test_both_shapes_cost_the_same() -> None:
 
 def test_recipes_say_what_a_step_computes() -> None:
     found = {name: ARMS[name].recipe for name in ("base", "full", "labels", "features_map")}
-    assert found == {"base": "plain", "full": "distilled", "labels": "distilled", "features_map": "features, map"}
+    assert found == {
+        "base": "plain",
+        "full": "distilled",
+        "labels": "distilled",
+        "features_map": "features, map",
+    }
 
 
 def test_questions_without_their_arms_are_left_out() -> None:
@@ -91,7 +116,9 @@ def test_questions_without_their_arms_are_left_out() -> None:
     ]
     assert some[0].arms == ("none", "base", "full")
     assert questions_of("13_ablate_teacher_batchnorm", ["none"]) == ()
-    with pytest.raises(ConfigError, match="unknown ablation '10_ablate'; there are: 11_ablate_signals"):
+    with pytest.raises(
+        ConfigError, match="unknown ablation '10_ablate'; there are: 11_ablate_signals"
+    ):
         questions_of("10_ablate", [])
 
 

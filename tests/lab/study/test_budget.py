@@ -22,8 +22,13 @@ def test_minutes_add_up() -> None:
     found = Budget(kinds, kept=3, scoring=2.0, parallel=2)
     alone = (3 * budget.STARTUP_SECONDS + 60 + 60) / 60
     assert found.minutes == pytest.approx((alone + 2.0) / 2)
-    assert str(found).startswith("study: 3 trainings to do, 3 kept from earlier; about 2 min on 2 idle cores")
-    assert list(found.table()["runs"]) == [2, 1] and list(found.table()["ms a sample"]) == [100.0, 200.0]
+    assert str(found).startswith(
+        "study: 3 trainings to do, 3 kept from earlier; about 2 min on 2 idle cores"
+    )
+    assert list(found.table()["runs"]) == [2, 1] and list(found.table()["ms a sample"]) == [
+        100.0,
+        200.0,
+    ]
 
 
 @pytest.fixture
@@ -55,14 +60,18 @@ def test_shared_arms_count_once_and_finished_ones_not_at_all(smoke: Run, timed: 
 
 def test_the_weak_teacher_is_counted_while_it_is_missing(smoke: Run, timed: list[str]) -> None:
     settings = replace(smoke.profile.study, arms=("base_weak", "full_weak"))
-    run = replace(smoke, profile=replace(smoke.profile, study=settings, chain=("11_ablate_signals",)))
+    run = replace(
+        smoke, profile=replace(smoke.profile, study=settings, chain=("11_ablate_signals",))
+    )
     assert budget.estimate_budget(run).runs == 3
     assert timed[-1] == "weak teacher"
     records.mark_complete(trainings.weak_folder(run), "key")
     assert budget.estimate_budget(run).runs == 2
 
 
-def test_a_step_is_timed_and_leaves_nothing_behind(smoke: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_is_timed_and_leaves_nothing_behind(
+    smoke: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     arms = arms_of(smoke.profile)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     for name in ("base", "full"):

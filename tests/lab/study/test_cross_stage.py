@@ -37,13 +37,22 @@ def marked(test: Any) -> Any:
 @marked
 def test_what_is_handed_over(finished: Any) -> None:
     values = finished.result(STAGE)
-    assert (values["profile"], values["simulated"], values["seeds"]) == ("smoke_cross_stage", True, [1])
-    assert [row["arm"] for row in values["scores"]][:2] == ["first stage alone", "two-stage teacher"]
+    assert (values["profile"], values["simulated"], values["seeds"]) == (
+        "smoke_cross_stage",
+        True,
+        [1],
+    )
+    assert [row["arm"] for row in values["scores"]][:2] == [
+        "first stage alone",
+        "two-stage teacher",
+    ]
     assert all(0 <= row["LEVEL_2 mAPH"] <= 100 for row in values["scores"])
     by_arm: dict[str, set[str]] = {}
     for term in values["terms"]:
         by_arm.setdefault(term["arm"], set()).add(term["name"])
-    assert by_arm["two-stage teacher"] == {"point", "roi_class", "roi_box", "roi_corner"}, "a frozen first stage has no loss"
+    assert by_arm["two-stage teacher"] == {"point", "roi_class", "roi_box", "roi_corner"}, (
+        "a frozen first stage has no loss"
+    )
     assert by_arm["student alone"] == {"heatmap", "box"}
     assert by_arm["full SparseKD"] >= {"heatmap", "box", "kd_heatmap", "kd_box"}
     (part,) = values["parts"]
@@ -64,7 +73,9 @@ def test_the_first_stage_is_below_and_at_the_start_of_all(finished: Any) -> None
         for name in ("teacher/first_stage", "teacher/seed1", "students/init_seed1")
     }
     first, both, student = weights.values()
-    assert set(first) < set(both) and all((both[key] == value).all() for key, value in first.items()), "frozen, bit for bit"
+    assert set(first) < set(both) and all(
+        (both[key] == value).all() for key, value in first.items()
+    ), "frozen, bit for bit"
     assert set(student) == set(first), "nothing of a second stage in a student"
     assert read_card(finished.folder / "students/full_seed1/weights.safetensors")["dataset"]
 
@@ -75,19 +86,28 @@ def test_report_page_and_publication(finished: Any, tmp_path: Path) -> None:
     assert "A teacher of two stages" in report and "simulated" in report.lower()
     (tmp_path / "reports").mkdir()
     page = publish_run(finished.folder, tmp_path).read_text()
-    assert "# The smoke cross stage: a teacher of two stages" in page and "| two-stage teacher |" in page
+    assert (
+        "# The smoke cross stage: a teacher of two stages" in page
+        and "| two-stage teacher |" in page
+    )
 
 
 @marked
-def test_a_second_call_does_no_work_twice_and_a_lost_notebook_retrains_nothing(finished: Any) -> None:
-    trained = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("weights.safetensors")}
+def test_a_second_call_does_no_work_twice_and_a_lost_notebook_retrains_nothing(
+    finished: Any,
+) -> None:
+    trained = {
+        path: path.stat().st_mtime_ns for path in finished.folder.rglob("weights.safetensors")
+    }
     assert len(trained) == 5
     done = finished.again()
     assert done.returncode == 0 and f"{STAGE}: kept from an earlier run" in done.stdout
     (finished.folder / STAGE / "result.json").unlink()
     done = finished.again()
     assert done.returncode == 0, done.stderr[-2000:]
-    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("weights.safetensors")} == trained
+    assert {
+        path: path.stat().st_mtime_ns for path in finished.folder.rglob("weights.safetensors")
+    } == trained
 
 
 @marked
@@ -99,24 +119,38 @@ def test_the_notebook_has_no_errors_and_no_flood(finished: Any) -> None:
 
 
 def test_profiles_without_two_stages() -> None:
-    with pytest.raises(ConfigError, match=r"profile demo has no teacher of two stages; take one of demo_cross_stage"):
+    with pytest.raises(
+        ConfigError,
+        match=(r"profile demo has no teacher of two stages; take one " r"of demo_cross_stage"),
+    ):
         cross_stage.first_stage(pipeline.open_run("demo"))
 
 
 def test_a_first_stage_that_is_not_there(smoke_data: Path, tmp_path: Path) -> None:
     run = pipeline.open_run("smoke_cross_stage", str(tmp_path), str(smoke_data))
-    with pytest.raises(ConfigError, match=r"FIRST_STAGE=nothing\.safetensors is neither 'auto', 'scratch'"):
+    with pytest.raises(
+        ConfigError, match=(r"FIRST_STAGE=nothing\.safetensors is neither 'auto', " r"'scratch'")
+    ):
         cross_stage.first_stage(run, "nothing.safetensors")
-    assert cross_stage.first_stage(replace(run, profile=profiles.profile("waymo20_cross_stage"))) is None, "both at once"
+    assert (
+        cross_stage.first_stage(replace(run, profile=profiles.profile("waymo20_cross_stage")))
+        is None
+    ), "both at once"
 
 
-def test_a_first_stage_of_other_data_is_refused(smoke_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_stage_of_other_data_is_refused(
+    smoke_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kdlib.models.build import build
     from kdlib.models.weights import save_weights
 
     lender = tmp_path / "demo_voxel" / "teacher" / "scratch"
     lender.mkdir(parents=True)
-    save_weights(lender / "weights.safetensors", build(zoo.model("cp_voxel_demo")), {"dataset": "0123456789abcdef"})
+    save_weights(
+        lender / "weights.safetensors",
+        build(zoo.model("cp_voxel_demo")),
+        {"dataset": "0123456789abcdef"},
+    )
     monkeypatch.setattr(cross_stage, "run_folder", lambda name: tmp_path / name)
     run = pipeline.open_run("demo_cross_stage", str(tmp_path / "run"), str(smoke_data))
     with pytest.raises(DataError, match="trained on dataset 0123456789abcdef"):
@@ -126,7 +160,9 @@ def test_a_first_stage_of_other_data_is_refused(smoke_data: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["cp_voxel_from_pv_rcnn_pp", "cp_voxel_demo_from_pv_rcnn_pp_demo"])
 def test_the_pair_has_the_published_settings(name: str) -> None:
-    """Spec 6 and 7.11: heatmap weight 15, boxes 0.2, labels above 0.6, whatever has a tensor's name and shape to begin with."""
+    """Spec 6 and 7.11: heatmap weight 15, boxes 0.2, labels above 0.6, whatever has a tensor's name
+    and shape to begin with.
+    """
     pair = zoo.pair(name)
     assert isinstance(pair.teacher, TwoStageConfig) and not isinstance(pair.student, TwoStageConfig)
     logit, label = pair.kd.logit, pair.kd.label
@@ -136,4 +172,9 @@ def test_the_pair_has_the_published_settings(name: str) -> None:
     published = profiles.profile("waymo20_cross_stage")
     assert published.cross is not None and not published.cross.above_first
     teacher = published.cross.teacher
-    assert (teacher.learning_rate, teacher.weight_decay, teacher.batch_size, teacher.epochs) == (0.01, 0.001, 2, 30)
+    assert (teacher.learning_rate, teacher.weight_decay, teacher.batch_size, teacher.epochs) == (
+        0.01,
+        0.001,
+        2,
+        30,
+    )

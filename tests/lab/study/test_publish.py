@@ -1,4 +1,6 @@
-"""A finished study in; a page with every sentence and picture, a report, and nothing where it is not finished."""
+"""A finished study in; a page with every sentence and picture, a report, and nothing where it is
+not finished.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def test_page(finished: Path, tmp_path: Path) -> None:
     results = records.read_json(finished / "result.json")
     page = study_page(results)
     assert page.startswith("# The study: what helps a small student\n") and page.endswith("|\n")
-    assert "**simulated**" in page and "Seeds 1, 2, 3; 300 training frames; 24 validation frames of other segments" in page
+    assert (
+        "**simulated**" in page
+        and ("Seeds 1, 2, 3; 300 training frames; 24 validation frames of other segments") in page
+    )
     for notebook in ABLATIONS:
         assert f"## {HEADINGS[notebook]}\n" in page
         for part in results[notebook]["parts"]:
@@ -53,13 +58,18 @@ def test_publish_writes_page_pictures_and_numbers(finished: Path, tmp_path: Path
     numbers = records.read_json(project / "reports" / "study" / "study.json")
     assert page.read_text() == study_page(numbers)
     pictures = {path.name for path in (project / "reports" / "study").glob("*.png")}
-    assert pictures == {f"{notebook[:2]}_{q.name}.png" for notebook, asked in QUESTIONS.items() for q in asked}
+    assert pictures == {
+        f"{notebook[:2]}_{q.name}.png" for notebook, asked in QUESTIONS.items() for q in asked
+    }
 
 
 def test_an_unfinished_study_is_not_published(finished: Path, tmp_path: Path) -> None:
     write_run_report(finished, "study")
     (finished / ABLATIONS[2] / "result.json").unlink()
-    for attempt in (lambda: publish_run(finished, tmp_path / "p"), lambda: write_run_report(finished, "study")):
+    for attempt in (
+        lambda: publish_run(finished, tmp_path / "p"),
+        lambda: write_run_report(finished, "study"),
+    ):
         with pytest.raises(DataError, match=ABLATIONS[2]):
             attempt()
     assert not (tmp_path / "p").exists()

@@ -1,4 +1,6 @@
-"""The four notebooks of the study, once, headless, from another folder: everything real but tiny."""
+"""The four notebooks of the study, once, headless, from another folder: everything real but
+tiny.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,18 @@ def marked(test: Any) -> Any:
 def test_every_notebook_hands_over_what_the_report_needs(chain: Any) -> None:
     for stage in ABLATIONS:
         values = records.read_json(chain.folder / stage / "result.json")
-        assert (values["profile"], values["simulated"], values["seeds"]) == ("study_smoke", True, [1])
+        assert (values["profile"], values["simulated"], values["seeds"]) == (
+            "study_smoke",
+            True,
+            [1],
+        )
         assert all(0 <= row["LEVEL_2 mAPH"] <= 100 for row in values["scores"])
         assert {row["name"] for row in values["terms"]} >= {"heatmap", "box"}
         for part in values["parts"]:
             for text in part["sentences"]:
-                assert text.startswith("On simulated data, at this budget, ") and text in chain.printed
+                assert (
+                    text.startswith("On simulated data, at this budget, ") and text in chain.printed
+                )
             for one in part["pictures"]:
                 with Image.open(chain.folder / stage / one["file"]) as image:
                     grey = np.asarray(image.convert("L"), float)
@@ -50,7 +58,9 @@ def test_the_estimate_stands_before_the_first_training(chain: Any) -> None:
 
 @marked
 def test_shared_arms_are_trained_once(chain: Any) -> None:
-    assert len(list((chain.folder / "students").iterdir())) == 6 == chain.printed.count(": starting")
+    assert (
+        len(list((chain.folder / "students").iterdir())) == 6 == chain.printed.count(": starting")
+    )
     assert "initialisation alone, seed 1: finished earlier, kept" in chain.printed
 
 
@@ -58,7 +68,11 @@ def test_shared_arms_are_trained_once(chain: Any) -> None:
 def test_report_shows_every_picture(chain: Any) -> None:
     page = (chain.folder / "report.html").read_text()
     results = [records.read_json(chain.folder / stage / "result.json") for stage in ABLATIONS]
-    assert page.count("data:image/png;base64,") == sum(len(part["pictures"]) for r in results for part in r["parts"]) == 13
+    assert (
+        page.count("data:image/png;base64,")
+        == sum(len(part["pictures"]) for r in results for part in r["parts"])
+        == 13
+    )
     assert "Simulated data" in page and "Startup report" in page
 
 
@@ -68,7 +82,10 @@ def test_executed_notebooks_have_no_errors_and_no_flood(chain: Any) -> None:
         cells = json.loads((chain.folder / f"{stage}.ipynb").read_text())["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", ())]
         assert not [output for output in outputs if output["output_type"] == "error"]
-        assert sum(len(output["text"]) for output in outputs if output["output_type"] == "stream") < 100
+        assert (
+            sum(len(output["text"]) for output in outputs if output["output_type"] == "stream")
+            < 100
+        )
 
 
 @marked

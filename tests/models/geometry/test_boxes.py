@@ -11,7 +11,8 @@ import torch
 
 from kdlib.models.geometry.boxes import corners_3d, corners_bev, points_in_boxes, wrap_angle
 
-QUARTER = torch.tensor([[1.0, 2.0, 3.0, 4.0, 2.0, 1.0, math.pi / 2]], dtype=torch.float64)  # turned to +y
+# turned to +y
+QUARTER = torch.tensor([[1.0, 2.0, 3.0, 4.0, 2.0, 1.0, math.pi / 2]], dtype=torch.float64)
 
 
 def test_corners_by_hand():
@@ -33,16 +34,20 @@ def test_corners_keep_leading_axes_and_dtype():
 
 def test_points_on_the_border_are_inside():
     points = torch.tensor(
-        [[1.0, 4.0, 3.0], [1.0, 2.0, 3.5], [2.0, 2.0, 2.5], [1.0, 2.0, 3.6], [2.1, 2.0, 3.0]], dtype=torch.float64
+        [[1.0, 4.0, 3.0], [1.0, 2.0, 3.5], [2.0, 2.0, 2.5], [1.0, 2.0, 3.6], [2.1, 2.0, 3.0]],
+        dtype=torch.float64,
     )
-    # The quarter turn is not exact in floating point, so the box may be a hair wider than the border.
+    # The quarter turn is not exact in floating point, so the box may be a hair wider than the
+    # border.
     box = QUARTER + torch.tensor([0, 0, 0, 1e-9, 1e-9, 0, 0])
     assert points_in_boxes(points, box)[:, 0].tolist() == [True, True, True, False, False]
 
 
 def test_points_in_boxes_equals_shapely():
     rng = np.random.default_rng(0)
-    boxes = np.column_stack((rng.uniform(-5, 5, (20, 3)), rng.uniform(0.1, 6, (20, 3)), rng.uniform(-7, 7, 20)))
+    boxes = np.column_stack(
+        (rng.uniform(-5, 5, (20, 3)), rng.uniform(0.1, 6, (20, 3)), rng.uniform(-7, 7, 20))
+    )
     points = rng.uniform(-8, 8, (500, 5))
     found = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes)).numpy()
     flat = shapely.polygons(corners_bev(torch.from_numpy(boxes)).numpy())
@@ -54,7 +59,10 @@ def test_points_in_boxes_equals_shapely():
 
 def test_wrapped_angles_lie_in_minus_pi_to_pi():
     given = torch.tensor([0.0, math.pi, -math.pi, 3 * math.pi, 7.0, -7.0], dtype=torch.float64)
-    expected = torch.tensor([0.0, -math.pi, -math.pi, -math.pi, 7.0 - 2 * math.pi, 2 * math.pi - 7.0], dtype=torch.float64)
+    expected = torch.tensor(
+        [0.0, -math.pi, -math.pi, -math.pi, 7.0 - 2 * math.pi, 2 * math.pi - 7.0],
+        dtype=torch.float64,
+    )
     torch.testing.assert_close(wrap_angle(given), expected)
     many = torch.linspace(-40, 40, 100_001)
     wrapped = wrap_angle(many)

@@ -14,7 +14,9 @@ from kdlib.models.geometry.rotated_iou import bev_iou
 
 def scored_boxes(seed, count, spread, levels=1000):
     gen = torch.Generator().manual_seed(seed)
-    boxes = torch.rand(count, 7, generator=gen) * torch.tensor([spread, spread, 1.0, 2.0, 1.0, 1.0, 6.28])
+    boxes = torch.rand(count, 7, generator=gen) * torch.tensor(
+        [spread, spread, 1.0, 2.0, 1.0, 1.0, 6.28]
+    )
     boxes[:, 3:6] += torch.tensor([3.5, 1.5, 1.0])
     return boxes, torch.randint(levels, (count,), generator=gen) / levels
 
@@ -41,7 +43,9 @@ def naive(boxes, scores, iou, pre, post):
 def test_equals_a_loop_over_pairs(seed, count, spread, iou, pre, post):
     boxes, scores = scored_boxes(seed, count, spread, levels=20)  # equal scores are common
     before = boxes.clone(), scores.clone()
-    assert rotated_nms(boxes, scores, iou, pre, post).tolist() == naive(boxes, scores, iou, pre, post)
+    assert rotated_nms(boxes, scores, iou, pre, post).tolist() == naive(
+        boxes, scores, iou, pre, post
+    )
     assert torch.equal(boxes, before[0]) and torch.equal(scores, before[1])
 
 
@@ -61,7 +65,9 @@ def test_the_size_of_a_block_does_not_matter(monkeypatch):
 
 
 def test_a_fallen_box_suppresses_nobody():
-    boxes = torch.tensor([[0.0, 0, 0, 4, 2, 1, 0], [1.0, 0, 0, 4, 2, 1, 0], [2.0, 0, 0, 4, 2, 1, 0]])
+    boxes = torch.tensor(
+        [[0.0, 0, 0, 4, 2, 1, 0], [1.0, 0, 0, 4, 2, 1, 0], [2.0, 0, 0, 4, 2, 1, 0]]
+    )
     assert rotated_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5, 10, 10).tolist() == [0, 2]
 
 

@@ -13,7 +13,9 @@ from kdlib.models.geometry.rotated_iou import paired_overlap
 
 NUMBER = st.floats(-4, 4, allow_nan=False, width=32)
 SIZE = st.floats(0.0625, 6, allow_nan=False, width=32)
-HEADING = st.one_of(st.floats(-7, 7, width=32), st.sampled_from([0.0, np.pi / 2, np.pi, -np.pi / 2, 2 * np.pi]))
+HEADING = st.one_of(
+    st.floats(-7, 7, width=32), st.sampled_from([0.0, np.pi / 2, np.pi, -np.pi / 2, 2 * np.pi])
+)
 RECTANGLE = st.tuples(NUMBER, NUMBER, SIZE, SIZE, HEADING)
 
 
@@ -93,8 +95,12 @@ def test_rectangles_sharing_lines(first, size):
 
 def test_equals_shapely_on_many_random_pairs():
     rng = np.random.default_rng(3)
-    a = np.column_stack((rng.uniform(-3, 3, (4000, 2)), rng.uniform(0.1, 5, (4000, 2)), rng.uniform(-7, 7, 4000)))
-    b = np.column_stack((rng.uniform(-3, 3, (4000, 2)), rng.uniform(0.1, 5, (4000, 2)), rng.uniform(-7, 7, 4000)))
+    a = np.column_stack(
+        (rng.uniform(-3, 3, (4000, 2)), rng.uniform(0.1, 5, (4000, 2)), rng.uniform(-7, 7, 4000))
+    )
+    b = np.column_stack(
+        (rng.uniform(-3, 3, (4000, 2)), rng.uniform(0.1, 5, (4000, 2)), rng.uniform(-7, 7, 4000))
+    )
     expected = [Polygon(corners(p)).intersection(Polygon(corners(q))).area for p, q in zip(a, b)]
     np.testing.assert_allclose(pair_areas(a, b), expected, atol=1e-12)
 

@@ -1,4 +1,6 @@
-"""Overlaps of rotated rectangles against shapely, and against arithmetic where shapely itself fails."""
+"""Overlaps of rotated rectangles against shapely, and against arithmetic where shapely itself
+fails.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,22 @@ import shapely
 import torch
 
 from kdlib.models.geometry import rotated_iou
-from kdlib.models.geometry.rotated_iou import bev_iou, bev_overlap, paired_overlap, touching_pairs, volume_iou
+from kdlib.models.geometry.rotated_iou import (
+    bev_iou,
+    bev_overlap,
+    paired_overlap,
+    touching_pairs,
+    volume_iou,
+)
 
 
 def random_boxes(rng, count, spread=6.0, smallest=0.3):
     centre = rng.uniform(-spread, spread, (count, 2))
     size = np.exp(rng.uniform(math.log(smallest), math.log(12), (count, 2)))
     z = np.column_stack((rng.uniform(-1, 1, count), rng.uniform(0.5, 3, count)))
-    return np.column_stack((centre, z[:, 0], size, z[:, 1], rng.uniform(-2 * math.pi, 2 * math.pi, count)))
+    return np.column_stack(
+        (centre, z[:, 0], size, z[:, 1], rng.uniform(-2 * math.pi, 2 * math.pi, count))
+    )
 
 
 def rectangles(boxes):
@@ -25,7 +35,9 @@ def rectangles(boxes):
     forward = np.stack((np.cos(boxes[:, 6]), np.sin(boxes[:, 6])), axis=1)
     left = np.stack((-forward[:, 1], forward[:, 0]), axis=1)
     along, across = 0.5 * boxes[:, 3:4] * forward, 0.5 * boxes[:, 4:5] * left
-    corners = [boxes[:, :2] + a * along + b * across for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+    corners = [
+        boxes[:, :2] + a * along + b * across for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1))
+    ]
     return shapely.polygons(np.stack(corners, axis=1))
 
 
@@ -94,9 +106,12 @@ def test_nearly_parallel_boxes():
     b[:, 6] += 10.0 ** rng.uniform(-16, -4, 2000) * rng.choice((-1, 1), 2000)
     b[:, 3:5] *= rng.choice((1.0, 1 + 1e-9, 0.5), (2000, 2))
     straight = moved(b, heading=a[:, 6])
-    np.testing.assert_allclose(paired_iou(a, b), reference(a, straight), rtol=0, atol=2e-3)  # 1e-4 rad over 12 m
+    # 1e-4 rad over 12 m
+    np.testing.assert_allclose(paired_iou(a, b), reference(a, straight), rtol=0, atol=2e-3)
     tiny = np.abs(b[:, 6] - a[:, 6]) < 1e-8
-    np.testing.assert_allclose(paired_iou(a, b)[tiny], reference(a, straight)[tiny], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        paired_iou(a, b)[tiny], reference(a, straight)[tiny], rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("iou", [bev_iou, volume_iou])
@@ -117,8 +132,12 @@ def moved_torch(boxes, angle):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tiny_boxes_are_as_good_as_large_ones(dtype):
     tiny = torch.tensor([[70.0, -30.0, 1.0, 1e-4, 1e-4, 1e-4, 0.7]], dtype=dtype)
-    torch.testing.assert_close(bev_iou(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5)
-    torch.testing.assert_close(volume_iou(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        bev_iou(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        volume_iou(tiny, tiny), torch.ones(1, 1, dtype=dtype), rtol=0, atol=1e-5
+    )
 
 
 def test_volumes():

@@ -62,16 +62,24 @@ def naive_loss(output, targets, head):
             for c in range(classes):
                 p = 1 / (1 + math.exp(-float(output.classes[b, n, c])))
                 hit = c + 1 == label
-                parts["class"] += -(0.25 * (1 - p) ** 2 * math.log(p) if hit else 0.75 * p**2 * math.log(1 - p)) / count / frames
+                parts["class"] += (
+                    -(0.25 * (1 - p) ** 2 * math.log(p) if hit else 0.75 * p**2 * math.log(1 - p))
+                    / count
+                    / frames
+                )
             if label == 0:
                 continue
             ours, theirs = output.codes[b, n].tolist(), targets.codes[b, n].tolist()
-            differences = [x - y for x, y in zip(ours[:6], theirs[:6])] + [math.sin(ours[6] - theirs[6])]
+            differences = [x - y for x, y in zip(ours[:6], theirs[:6])] + [
+                math.sin(ours[6] - theirs[6])
+            ]
             for d in map(abs, differences):
                 parts["box"] += 2 * (4.5 * d * d if d < 1 / 9 else d - 1 / 18) / count / frames
             logits = output.directions[b, n].tolist()
             total = math.log(sum(math.exp(v) for v in logits))
-            parts["direction"] += 0.2 * (total - logits[int(targets.directions[b, n])]) / count / frames
+            parts["direction"] += (
+                0.2 * (total - logits[int(targets.directions[b, n])]) / count / frames
+            )
     return parts
 
 
@@ -79,7 +87,9 @@ def test_loss_equals_the_loops():
     output, targets = random_case()
     terms = loss_terms(anchor_loss(output, targets, HEAD))
     want = naive_loss(output, targets, HEAD)
-    assert {name: part.item() for name, part in terms.parts.items()} == pytest.approx(want, rel=1e-9)
+    assert {name: part.item() for name, part in terms.parts.items()} == pytest.approx(
+        want, rel=1e-9
+    )
     assert terms.loss.item() == pytest.approx(sum(want.values()))
     heavy = replace(HEAD, class_weight=3.0, box_weight=1.0, direction_weight=0.4)
     scaled = loss_terms(anchor_loss(output, targets, heavy)).parts
@@ -90,9 +100,15 @@ def test_loss_equals_the_loops():
 def test_frames_weigh_alike_whatever_their_number_of_objects():
     output, targets = random_case(frames=1)
     alone = loss_terms(anchor_loss(output, targets, HEAD))
-    twice = AnchorOutput(*(torch.cat((v, v)) for v in (output.classes, output.codes, output.directions)))
-    both = AnchorTargets(*(torch.cat((v, v)) for v in (targets.labels, targets.codes, targets.directions)))
-    assert loss_terms(anchor_loss(twice, both, HEAD)).loss.item() == pytest.approx(alone.loss.item())
+    twice = AnchorOutput(
+        *(torch.cat((v, v)) for v in (output.classes, output.codes, output.directions))
+    )
+    both = AnchorTargets(
+        *(torch.cat((v, v)) for v in (targets.labels, targets.codes, targets.directions))
+    )
+    assert loss_terms(anchor_loss(twice, both, HEAD)).loss.item() == pytest.approx(
+        alone.loss.item()
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,7 +116,12 @@ def test_gradients(seed):
     output, targets = random_case(seed=seed)
     leaves = tuple(v.requires_grad_() for v in (output.classes, output.codes, output.directions))
     for part in ("class", "box", "direction"):
-        assert gradcheck(lambda *v, part=part: loss_terms(anchor_loss(AnchorOutput(*v), targets, HEAD)).parts[part], leaves)
+        assert gradcheck(
+            lambda *v, part=part: loss_terms(anchor_loss(AnchorOutput(*v), targets, HEAD)).parts[
+                part
+            ],
+            leaves,
+        )
 
 
 def test_ignored_anchors_get_no_gradient():
@@ -125,4 +146,8 @@ def test_nothing_positive():
 def test_other_anchors_are_refused():
     output, targets = random_case()
     with pytest.raises(ValueError, match=r"\(2, 6\) anchors, targets of \(2, 5\)"):
-        anchor_loss(output, AnchorTargets(*(v[:, :5] for v in (targets.labels, targets.codes, targets.directions))), HEAD)
+        anchor_loss(
+            output,
+            AnchorTargets(*(v[:, :5] for v in (targets.labels, targets.codes, targets.directions))),
+            HEAD,
+        )

@@ -22,7 +22,9 @@ def test_golden_of_the_original_values_and_gradients(goldens):
     maps = {}
     for name in (*NAMES, "hm"):
         value = stored[f"q_{name}"].astype(np.float32) * np.float32(meta["step"][name])
-        maps[name] = torch.from_numpy(value + np.float32(meta["offset"].get(name, 0))).requires_grad_()
+        maps[name] = torch.from_numpy(
+            value + np.float32(meta["offset"].get(name, 0))
+        ).requires_grad_()
     output = HeadOutput(maps["hm"], *(maps[n] for n in NAMES))
     targets = HeadTargets(
         torch.from_numpy(stored["heatmaps"]),
@@ -36,7 +38,9 @@ def test_golden_of_the_original_values_and_gradients(goldens):
     assert terms.parts["heatmap"].item() == pytest.approx(float(stored["hm_loss"]), rel=1e-5)
     assert terms.parts["box"].item() == pytest.approx(float(stored["loc_loss"]), rel=1e-5)
     for name, leaf in maps.items():
-        np.testing.assert_allclose(leaf.grad, stored[f"grad_{name}"], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            leaf.grad, stored[f"grad_{name}"], rtol=1e-4, atol=1e-6, err_msg=name
+        )
 
 
 def scene(classes, seed, boxes=3):
@@ -54,7 +58,9 @@ def scene(classes, seed, boxes=3):
 @pytest.mark.parametrize("split", [(3,), (2, 1), (1, 1, 1)])
 def test_heads_add_up(split):
     heads, targets = zip(*(scene(c, i) for i, c in enumerate(split)))
-    terms = loss_terms(detection_loss(heads, targets, HeadConfig(heatmap_weight=0.5, box_weight=3.0)))
+    terms = loss_terms(
+        detection_loss(heads, targets, HeadConfig(heatmap_weight=0.5, box_weight=3.0))
+    )
     heatmap = sum(float(heatmap_focal_loss(h.heatmap, t.heatmap)) for h, t in zip(heads, targets))
     box = sum(float(box_regression_loss(h, t).sum()) for h, t in zip(heads, targets))
     assert terms.parts["heatmap"].item() == pytest.approx(0.5 * heatmap, rel=1e-6)

@@ -41,7 +41,9 @@ def test_equals_the_formula_cell_by_cell(shape):
 def test_hand_values():
     """Spec 13.4: one positive with p = 0.5, then one negative with p = 0.5, t = 0.2."""
     target = torch.tensor([[[[1.0, 0.0]]]])
-    assert float(heatmap_focal_loss(torch.tensor([[[[0.0, -50.0]]]]), target)) == pytest.approx(0.173287, abs=1e-6)
+    assert float(heatmap_focal_loss(torch.tensor([[[[0.0, -50.0]]]]), target)) == pytest.approx(
+        0.173287, abs=1e-6
+    )
     both = heatmap_focal_loss(torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 0.2]]]]))
     assert float(both) == pytest.approx(0.173287 + 0.070978, abs=1e-6)
 
@@ -56,7 +58,8 @@ def test_without_positives_it_is_not_divided():
 def test_gradcheck():
     logits, target = maps(4, (1, 2, 3, 3))
     assert torch.autograd.gradcheck(
-        lambda x: heatmap_focal_loss(x, torch.from_numpy(target)), torch.from_numpy(logits).requires_grad_()
+        lambda x: heatmap_focal_loss(x, torch.from_numpy(target)),
+        torch.from_numpy(logits).requires_grad_(),
     )
 
 
@@ -64,7 +67,9 @@ def test_clamped_cells_have_no_gradient_and_half_precision_is_widened():
     logits = torch.tensor([[[[20.0, -20.0, 0.5]]]], requires_grad=True)
     heatmap_focal_loss(logits, torch.tensor([[[[0.0, 1.0, 1.0]]]])).backward()
     assert logits.grad.flatten()[:2].tolist() == [0, 0] and logits.grad[..., 2] != 0
-    assert clamped_probability(torch.full((1,), 20.0, dtype=torch.bfloat16)).item() == pytest.approx(1 - 1e-4)
+    assert clamped_probability(
+        torch.full((1,), 20.0, dtype=torch.bfloat16)
+    ).item() == pytest.approx(1 - 1e-4)
 
 
 def test_inputs_unchanged_and_shapes_checked():
@@ -88,9 +93,13 @@ def test_inputs_unchanged_and_shapes_checked():
 )
 def test_golden_of_the_original(goldens, variant, target, settings):
     stored = np.load(goldens / "original/02_losses/loss_modules.npz")
-    settings = {k: torch.from_numpy(stored[v]) if isinstance(v, str) else v for k, v in settings.items()}
+    settings = {
+        k: torch.from_numpy(stored[v]) if isinstance(v, str) else v for k, v in settings.items()
+    }
     p = torch.from_numpy(stored["p"]).requires_grad_()
     loss = focal_loss(p, torch.from_numpy(stored[target]), **settings)
     loss.backward()
     assert loss.item() == pytest.approx(float(stored[f"focal_{variant}_value"]), rel=1e-5)
-    np.testing.assert_allclose(p.grad.numpy(), stored[f"focal_{variant}_grad"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        p.grad.numpy(), stored[f"focal_{variant}_grad"], rtol=1e-4, atol=1e-6
+    )

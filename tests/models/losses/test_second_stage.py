@@ -1,4 +1,6 @@
-"""The losses of a second stage against numbers worked out by hand, and their gradients against differences."""
+"""The losses of a second stage against numbers worked out by hand, and their gradients against
+differences.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ import pytest
 import torch
 
 from kdlib.models.geometry.boxes import corners_3d
-from kdlib.models.losses.second_stage import confidence_loss, corner_loss, point_loss, refinement_loss
+from kdlib.models.losses.second_stage import (
+    confidence_loss,
+    corner_loss,
+    point_loss,
+    refinement_loss,
+)
 from kdlib.models.pvrcnn.rois import encode_roi
 
 ROI = [10.0, 0.0, 1.0, 3.0, 4.0, 2.0, 0.0]  # diagonal 5 m
@@ -19,12 +26,16 @@ def double(*rows):
 
 
 def test_points_by_hand():
-    """p = 0.5 everywhere: 0.25 * 0.25 * ln 2 on an object, 0.75 * 0.25 * ln 2 off it, over two on objects."""
+    """p = 0.5 everywhere: 0.25 * 0.25 * ln 2 on an object, 0.75 * 0.25 * ln 2 off it, over two on
+    objects.
+    """
     logits = torch.zeros(5)
     labels = torch.tensor([1, 1, 0, 0, -1])
     wanted = (2 * 0.25 + 2 * 0.75) * 0.25 * math.log(2) / 2
     assert float(point_loss(logits, labels)) == pytest.approx(wanted)
-    assert float(point_loss(logits[2:], labels[2:])) == pytest.approx(2 * 0.75 * 0.25 * math.log(2)), "without objects over 1"
+    assert float(point_loss(logits[2:], labels[2:])) == pytest.approx(
+        2 * 0.75 * 0.25 * math.log(2)
+    ), "without objects over 1"
 
 
 def test_confidence_by_hand():
@@ -42,7 +53,9 @@ def test_refinement_by_hand():
     # 0.5 m over 5 m is 0.1 < 1/9: 0.1^2 * 9 / 2; a heading of 0.5 is beyond it: 0.5 - 1/18.
     wanted = (0.01 * 4.5 + 0.5 - 1 / 18) / 2
     assert float(refinement_loss(codes, rois, truth, positive)) == pytest.approx(wanted)
-    assert float(refinement_loss(encode_roi(truth, rois), rois, truth, positive)) == pytest.approx(0)
+    assert float(refinement_loss(encode_roi(truth, rois), rois, truth, positive)) == pytest.approx(
+        0
+    )
 
 
 def test_corners_by_hand():
@@ -54,7 +67,9 @@ def test_corners_by_hand():
     assert float(corner_loss(codes, rois, moved, positive)) == pytest.approx((0.125 + 1.5) / 2)
     turned = moved.clone()
     turned[:, 6] = math.pi
-    assert float(corner_loss(codes, rois, turned, positive)) == pytest.approx((0.125 + 1.5) / 2), "half a turn is no error"
+    assert float(corner_loss(codes, rois, turned, positive)) == pytest.approx((0.125 + 1.5) / 2), (
+        "half a turn is no error"
+    )
 
 
 def test_corners_take_the_nearer_of_two_ways_corner_by_corner():
@@ -96,8 +111,13 @@ def test_gradients(seed):
     rois = torch.cat((draw(4, 3), 1 + draw(4, 3).abs(), draw(4, 1)), 1)
     truth = rois + 0.2 * draw(4, 7).clamp(-2, 2)
     positive = torch.tensor([True, True, False, True])
-    labels, wanted = torch.tensor([1, 0, -1, 1, 0, 0]), torch.rand(6, generator=gen, dtype=torch.float64)
+    labels, wanted = (
+        torch.tensor([1, 0, -1, 1, 0, 0]),
+        torch.rand(6, generator=gen, dtype=torch.float64),
+    )
     for function in (refinement_loss, corner_loss):
-        assert torch.autograd.gradcheck(lambda c, f=function: f(c, rois, truth, positive), codes.requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda c, f=function: f(c, rois, truth, positive), codes.requires_grad_()
+        )
     assert torch.autograd.gradcheck(lambda x: point_loss(x, labels), logits.requires_grad_())
     assert torch.autograd.gradcheck(lambda x: confidence_loss(x, wanted), logits)

@@ -35,14 +35,32 @@ def frames(count=2, objects=4, seed=0, points=60):
     clouds, where, boxes, labels = [], [], [], []
     for number in range(count):
         kinds = torch.arange(objects) % 3 + 1
-        spots = torch.tensor([(-4.0, -4.0), (4.0, -4.0), (-4.0, 4.0), (4.0, 4.0), (0.0, 0.0)])[:objects]
+        spots = torch.tensor([(-4.0, -4.0), (4.0, -4.0), (-4.0, 4.0), (4.0, 4.0), (0.0, 0.0)])[
+            :objects
+        ]
         size = torch.tensor([SIZE[int(kind)] for kind in kinds])
         heading = torch.rand(objects, generator=gen) * 6
-        row = torch.cat((spots + torch.rand(objects, 2, generator=gen), torch.full((objects, 1), 0.8), size, heading[:, None]), 1)
+        row = torch.cat(
+            (
+                spots + torch.rand(objects, 2, generator=gen),
+                torch.full((objects, 1), 0.8),
+                size,
+                heading[:, None],
+            ),
+            1,
+        )
         inside = (torch.rand(objects, points, 3, generator=gen) - 0.5) * size[:, None]
         cos, sin = heading.cos()[:, None], heading.sin()[:, None]
-        turned = torch.stack((inside[..., 0] * cos - inside[..., 1] * sin, inside[..., 0] * sin + inside[..., 1] * cos), -1)
-        solid = torch.cat((turned + row[:, None, :2], inside[..., 2:] + row[:, None, 2:3]), -1).flatten(0, 1)
+        turned = torch.stack(
+            (
+                inside[..., 0] * cos - inside[..., 1] * sin,
+                inside[..., 0] * sin + inside[..., 1] * cos,
+            ),
+            -1,
+        )
+        solid = torch.cat(
+            (turned + row[:, None, :2], inside[..., 2:] + row[:, None, 2:3]), -1
+        ).flatten(0, 1)
         floor = (torch.rand(300, 3, generator=gen) - 0.5) * torch.tensor([15.0, 15.0, 0.1])
         cloud = torch.cat((solid, floor))
         clouds.append(torch.cat((cloud, torch.rand(len(cloud), 2, generator=gen)), 1))
@@ -51,7 +69,8 @@ def frames(count=2, objects=4, seed=0, points=60):
         labels.append(kinds)
     names = tuple(f"f{number}" for number in range(count))
     return Batch(
-        PointBatch(torch.cat(clouds), torch.cat(where), count, names), GroundTruth(torch.stack(boxes), torch.stack(labels))
+        PointBatch(torch.cat(clouds), torch.cat(where), count, names),
+        GroundTruth(torch.stack(boxes), torch.stack(labels)),
     )
 
 

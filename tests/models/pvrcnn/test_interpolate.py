@@ -1,4 +1,6 @@
-"""Bilinear reading and the mean of three points against hand values, torch's own sampling, loops and numerical gradients."""
+"""Bilinear reading and the mean of three points against hand values, torch's own sampling, loops
+and numerical gradients.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ def test_cells_and_the_places_between_them():
 def test_inside_the_map_it_is_torchs_grid_sample():
     gen = torch.Generator().manual_seed(0)
     values = torch.randn(5, 7, 9, generator=gen, dtype=torch.float64)
-    xy = torch.rand(200, 2, generator=gen, dtype=torch.float64) * torch.tensor([8.0, 6.0], dtype=torch.float64)
+    xy = torch.rand(200, 2, generator=gen, dtype=torch.float64) * torch.tensor(
+        [8.0, 6.0], dtype=torch.float64
+    )
     grid = xy / torch.tensor([8.0, 6.0], dtype=torch.float64) * 2 - 1
     expected = F.grid_sample(values[None], grid[None, None], align_corners=True)[0, :, 0].t()
     torch.testing.assert_close(bilinear(values, xy), expected)
 
 
-@pytest.mark.parametrize("xy", [(2.0, 0.5), (2.5, 0.5), (-0.5, 0.5), (0.5, 1.0), (0.5, -0.1), (9.0, 9.0), (-7.0, -7.0)])
+@pytest.mark.parametrize(
+    "xy", [(2.0, 0.5), (2.5, 0.5), (-0.5, 0.5), (0.5, 1.0), (0.5, -0.1), (9.0, 9.0), (-7.0, -7.0)]
+)
 def test_beyond_the_outer_cells_both_corners_are_one_and_their_weights_cancel(xy):
     assert bilinear(torch.ones(1, 2, 3), torch.tensor([xy])).item() == 0
 
@@ -52,7 +58,11 @@ def test_three_point_equals_a_loop():
 
 
 def test_a_point_on_the_place_itself_outweighs_the_others():
-    mixed = three_point(torch.tensor([[1.0], [5.0], [9.0]]), torch.tensor([[1, 0, 2]]), torch.tensor([[0.0, 1.0, 2.0]]))
+    mixed = three_point(
+        torch.tensor([[1.0], [5.0], [9.0]]),
+        torch.tensor([[1, 0, 2]]),
+        torch.tensor([[0.0, 1.0, 2.0]]),
+    )
     assert mixed.item() == pytest.approx(5, abs=1e-6)
 
 
@@ -61,8 +71,13 @@ def test_no_point_is_zero_and_gives_no_gradient():
     mixed = three_point(features, torch.full((4, 3), -1), torch.zeros(4, 3))
     mixed.sum().backward()
     assert mixed.count_nonzero() == 0 and features.grad.count_nonzero() == 0
-    assert three_point(torch.zeros(0, 3), torch.full((4, 3), -1), torch.zeros(4, 3)).tolist() == [[0.0] * 3] * 4
-    assert three_point(torch.ones(2, 3), torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3)).shape == (0, 3)
+    assert (
+        three_point(torch.zeros(0, 3), torch.full((4, 3), -1), torch.zeros(4, 3)).tolist()
+        == [[0.0] * 3] * 4
+    )
+    assert three_point(
+        torch.ones(2, 3), torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3)
+    ).shape == (0, 3)
 
 
 def test_three_point_gradient():

@@ -33,11 +33,15 @@ def by_hand(support, queries, radius, limit=None, batches=None):
 
 
 def nearest_by_hand(support, queries, steps, rows):
-    """Rows and distances of the three nearest, in double loops; the first of equally near ones comes first."""
+    """Rows and distances of the three nearest, in double loops; the first of equally near ones
+    comes first.
+    """
     answers = []
     for query, members in zip(queries, rows):
         for step in itertools.product(*(s.tolist() for s in steps)):
-            centre = [query[axis] + torch.tensor(step[axis], dtype=query.dtype) for axis in range(3)]
+            centre = [
+                query[axis] + torch.tensor(step[axis], dtype=query.dtype) for axis in range(3)
+            ]
             squares = [sum_of_squares(centre, support[row]) for row in members]
             best = sorted(range(len(members)), key=lambda i: (squares[i], i))[:3]
             best += best[:1] * (3 - len(best))
@@ -50,13 +54,16 @@ def sum_of_squares(centre, point):
     return (x + y + z).item()
 
 
-points = st.lists(st.tuples(*[st.integers(-12, 12)] * 3), max_size=40)  # quarters of a metre: cell borders, ties, duplicates
+# quarters of a metre: cell borders, ties, duplicates
+points = st.lists(st.tuples(*[st.integers(-12, 12)] * 3), max_size=40)
 
 
 @settings(max_examples=150, deadline=None)
 @given(points, points, st.sampled_from([0.25, 0.5, 0.6, 1.0, 7.0]), st.sampled_from([None, 1, 3]))
 def test_queries_equal_all_pairs(support, queries, radius, limit):
-    support, queries = (torch.tensor(p, dtype=torch.float32).view(-1, 3) / 4 for p in (support, queries))
+    support, queries = (
+        torch.tensor(p, dtype=torch.float32).view(-1, 3) / 4 for p in (support, queries)
+    )
     found = cube_query(one_frame(support), one_frame(queries), radius, limit)
     assert lists(found) == by_hand(support, queries, radius, limit)
 
@@ -65,7 +72,10 @@ def test_queries_equal_all_pairs(support, queries, radius, limit):
 def test_large_clouds_in_parts_and_frames(candidates, monkeypatch):
     monkeypatch.setattr(neighbours, "_HELD", candidates)
     gen = torch.Generator().manual_seed(0)
-    support, queries = torch.randn(500, 3, generator=gen) * 3 - 40, torch.randn(60, 3, generator=gen) * 4 - 40
+    support, queries = (
+        torch.randn(500, 3, generator=gen) * 3 - 40,
+        torch.randn(60, 3, generator=gen) * 4 - 40,
+    )
     batches = torch.randint(0, 3, (500,), generator=gen), torch.randint(0, 4, (60,), generator=gen)
     found = cube_query(Cloud(support, batches[0]), Cloud(queries, batches[1]), 1.7, 9)
     assert lists(found) == by_hand(support, queries, 1.7, 9, batches)
@@ -77,7 +87,9 @@ def test_points_at_the_radius_are_found_whatever_rounding_does_to_cells(radius):
     queries = torch.rand(400, 3, generator=gen) * 100 - 50
     signs = torch.randint(-1, 2, (400, 3), generator=gen)
     support = queries + signs * torch.tensor(radius)
-    assert lists(cube_query(one_frame(support), one_frame(queries), radius)) == by_hand(support, queries, radius)
+    assert lists(cube_query(one_frame(support), one_frame(queries), radius)) == by_hand(
+        support, queries, radius
+    )
 
 
 def test_radii_far_below_and_above_the_size_of_the_cloud():
@@ -85,20 +97,32 @@ def test_radii_far_below_and_above_the_size_of_the_cloud():
     support = torch.rand(50, 3, generator=gen, dtype=torch.float64) * 1e6
     queries = support[:10] + 1e-4
     for radius in (1e-3, 1e7):
-        assert lists(cube_query(one_frame(support), one_frame(queries), radius)) == by_hand(support, queries, radius)
+        assert lists(cube_query(one_frame(support), one_frame(queries), radius)) == by_hand(
+            support, queries, radius
+        )
 
 
 def test_queries_far_outside():
     support = torch.zeros(3, 3)
-    queries = torch.tensor([[1e30, 0, 0], [-1e30, 0, 0], [0, 0, 2.1], [0, 0, -1.9], [0.0, 0.0, 0.0]])
-    assert lists(cube_query(one_frame(support), one_frame(queries), 2.0)) == [[], [], [], [0, 1, 2], [0, 1, 2]]
+    queries = torch.tensor(
+        [[1e30, 0, 0], [-1e30, 0, 0], [0, 0, 2.1], [0, 0, -1.9], [0.0, 0.0, 0.0]]
+    )
+    assert lists(cube_query(one_frame(support), one_frame(queries), 2.0)) == [
+        [],
+        [],
+        [],
+        [0, 1, 2],
+        [0, 1, 2],
+    ]
 
 
 @pytest.mark.parametrize(("support", "queries"), [(0, 0), (0, 4), (4, 0)])
 def test_empty_clouds(support, queries):
     found = cube_query(one_frame(torch.zeros(support, 3)), one_frame(torch.zeros(queries, 3)), 1.0)
     assert found.offsets.tolist() == [0] * (queries + 1) and found.index.tolist() == []
-    rows, distances = three_nearest(torch.zeros(support, 3), torch.zeros(queries, 3), (torch.zeros(2),) * 3, found)
+    rows, distances = three_nearest(
+        torch.zeros(support, 3), torch.zeros(queries, 3), (torch.zeros(2),) * 3, found
+    )
     assert rows.tolist() == [[[-1] * 3] * 8] * queries and distances.shape == (queries, 8, 3)
 
 
@@ -123,15 +147,24 @@ def test_pairs_come_query_by_query():
 
 
 @settings(max_examples=60, deadline=None)
-@given(points, st.lists(st.tuples(*[st.integers(-12, 12)] * 3), max_size=4), st.sampled_from([None, 1, 2, 5]))
+@given(
+    points,
+    st.lists(st.tuples(*[st.integers(-12, 12)] * 3), max_size=4),
+    st.sampled_from([None, 1, 2, 5]),
+)
 def test_three_nearest_equal_the_loop(support, queries, limit):
-    support, queries = (torch.tensor(p, dtype=torch.float32).view(-1, 3) / 4 for p in (support, queries))
+    support, queries = (
+        torch.tensor(p, dtype=torch.float32).view(-1, 3) / 4 for p in (support, queries)
+    )
     steps = torch.tensor([-0.5, 0.0, 0.5]), torch.tensor([-0.25, 0.25]), torch.tensor([0.0, 1.0])
     around = cube_query(one_frame(support), one_frame(queries), 2.0, limit)
     rows, distances = three_nearest(support, queries, steps, around)
     expected = nearest_by_hand(support, queries, steps, lists(around))
     assert rows.flatten(0, 1).tolist() == [[row for row, _ in three] for three in expected]
-    torch.testing.assert_close(distances.flatten(0, 1), torch.tensor([[d for _, d in three] for three in expected]).view(-1, 3))
+    torch.testing.assert_close(
+        distances.flatten(0, 1),
+        torch.tensor([[d for _, d in three] for three in expected]).view(-1, 3),
+    )
 
 
 @pytest.mark.parametrize("most", [1, 300, 1 << 20])
@@ -150,7 +183,8 @@ def test_three_nearest_in_blocks(most, monkeypatch):
 def test_blocks_hold_no_more_than_they_may():
     lengths = [0, 0, 1, 1, 2, 3, 7, 9, 9, 60, 70, 300]
     blocks = list(neighbours._blocks(lengths, 62))
-    assert blocks == [(2, 8), (8, 9), (9, 10), (10, 11), (11, 12)]  # six of up to 9, hence 54; the others would be too many
+    # six of up to 9, hence 54; the others would be too many
+    assert blocks == [(2, 8), (8, 9), (9, 10), (10, 11), (11, 12)]
     assert list(neighbours._blocks([0, 0], 62)) == list(neighbours._blocks([], 62)) == []
 
 
@@ -165,7 +199,11 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        tensors = [value for value in torch.utils._pytree.tree_leaves(made) if isinstance(value, torch.Tensor)]
+        tensors = [
+            value
+            for value in torch.utils._pytree.tree_leaves(made)
+            if isinstance(value, torch.Tensor)
+        ]
         self.seen = max([self.seen, *(value.numel() for value in tensors)])
         return made
 
@@ -173,17 +211,23 @@ class Largest(TorchDispatchMode):
 def test_memory_grows_with_the_points_not_with_their_pairs():
     gen = torch.Generator().manual_seed(0)
     size = torch.tensor([150.0, 150.0, 4.0])
-    support, queries = torch.rand(60_000, 3, generator=gen) * size, torch.rand(20_000, 3, generator=gen) * size
+    support, queries = (
+        torch.rand(60_000, 3, generator=gen) * size,
+        torch.rand(20_000, 3, generator=gen) * size,
+    )
     with Largest() as made:
         around = cube_query(one_frame(support), one_frame(queries), 1.0)
         three_nearest(support, queries, (torch.tensor([-0.5, 0.0, 0.5]),) * 3, around)
     assert len(around.index) > 2 * len(queries)
-    assert made.seen <= 27 * 3 * len(queries) < len(support) * len(queries) / 700  # the answer itself is the largest tensor
+    # the answer itself is the largest tensor
+    assert made.seen <= 27 * 3 * len(queries) < len(support) * len(queries) / 700
 
 
 def test_the_nearest_stands_in_for_missing_ones():
     support = torch.tensor([[0.0, 0, 0], [1.0, 0, 0]])
     around = Neighbours(torch.tensor([0, 2]), torch.tensor([0, 1]))
-    rows, distances = three_nearest(support, torch.tensor([[0.9, 0.0, 0.0]]), (torch.zeros(1),) * 3, around)
+    rows, distances = three_nearest(
+        support, torch.tensor([[0.9, 0.0, 0.0]]), (torch.zeros(1),) * 3, around
+    )
     assert rows.tolist() == [[[1, 0, 1]]]
     torch.testing.assert_close(distances, torch.tensor([[[0.1, 0.9, 0.1]]]))

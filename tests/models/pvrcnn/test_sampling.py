@@ -22,7 +22,14 @@ def cloud(count, seed=0, spread=20.0):
 def boxes(count, seed=0, spread=20.0):
     gen = torch.Generator().manual_seed(seed + 100)
     centre = (torch.rand(count, 3, generator=gen) - 0.5) * torch.tensor([2.0, 2.0, 0.2]) * spread
-    return torch.cat((centre, 0.5 + 4 * torch.rand(count, 3, generator=gen), torch.rand(count, 1, generator=gen)), dim=1)
+    return torch.cat(
+        (
+            centre,
+            0.5 + 4 * torch.rand(count, 3, generator=gen),
+            torch.rand(count, 1, generator=gen),
+        ),
+        dim=1,
+    )
 
 
 def farthest_by_hand(points, count):
@@ -40,7 +47,10 @@ def near_by_hand(points, rois, margin):
     for point in points.double():
         distances = [(point - roi[:3].double()).norm().item() for roi in rois]
         nearest = int(np.argmin(distances)) if distances else 0
-        answers.append(bool(distances) and distances[nearest] < (rois[nearest, 3:6].double() / 2).norm().item() + margin)
+        answers.append(
+            bool(distances)
+            and distances[nearest] < (rois[nearest, 3:6].double() / 2).norm().item() + margin
+        )
     return answers
 
 
@@ -48,15 +58,24 @@ def near_by_hand(points, rois, margin):
 @given(st.integers(1, 40), st.data())
 def test_farthest_points_equal_the_loop(count, data):
     # whole coordinates tie often, and stand for duplicates too
-    points = torch.tensor(data.draw(st.lists(st.tuples(*[st.integers(-3, 3)] * 3), min_size=count, max_size=count))).float()
+    points = torch.tensor(
+        data.draw(st.lists(st.tuples(*[st.integers(-3, 3)] * 3), min_size=count, max_size=count))
+    ).float()
     wanted = data.draw(st.integers(0, count))
     assert farthest_points(points, wanted).tolist() == farthest_by_hand(points, wanted)
 
 
 def test_farthest_points_do_not_depend_on_the_order_without_ties():
     points = cloud(300)
-    order = torch.cat((torch.zeros(1, dtype=torch.int64), torch.randperm(299, generator=torch.Generator().manual_seed(1)) + 1))
-    assert order[farthest_points(points[order], 60)].tolist() == farthest_points(points, 60).tolist()
+    order = torch.cat(
+        (
+            torch.zeros(1, dtype=torch.int64),
+            torch.randperm(299, generator=torch.Generator().manual_seed(1)) + 1,
+        )
+    )
+    assert (
+        order[farthest_points(points[order], 60)].tolist() == farthest_points(points, 60).tolist()
+    )
 
 
 def test_no_point_is_picked_twice_even_among_duplicates():
@@ -89,7 +108,8 @@ def test_near_rois_equals_the_loop(count, margin, monkeypatch):
 
 def test_the_nearest_roi_decides_not_the_largest():
     large, small = [0.0, 0, 0, 10, 10, 10, 0], [6.0, 0, 0, 1, 1, 1, 0]
-    point = torch.tensor([[4.5, 0.0, 0.0]])  # inside the large ball (8.66 m), outside the small one (0.87 m), nearer to the small
+    # inside the large ball (8.66 m), outside the small one (0.87 m), nearer to the small
+    point = torch.tensor([[4.5, 0.0, 0.0]])
     assert near_rois(point, torch.tensor([large]), 0.0).tolist() == [True]
     assert near_rois(point, torch.tensor([large, small]), 0.0).tolist() == [False]
 
@@ -107,7 +127,9 @@ def sectors_by_hand(points, rois, count, sectors, margin):
     picks = []
     for number in range(sectors):
         angles = torch.atan2(points[kept, 1], points[kept, 0]) + math.pi
-        inside = ((angles / (2 * math.pi / sectors)).floor().clamp(max=sectors - 1) == number).tolist()
+        inside = (
+            (angles / (2 * math.pi / sectors)).floor().clamp(max=sectors - 1) == number
+        ).tolist()
         rows = [row for row, here in zip(kept, inside) if here]
         share = min(len(rows), math.ceil(len(rows) / len(kept) * count))
         picks += [rows[i] for i in farthest_by_hand(points[rows], share)]
@@ -120,7 +142,9 @@ def test_sector_keypoints_equal_the_loop(count, sectors):
     near = near_rois(points, rois, 1.6)
     picks = sector_keypoints(points, near, count, sectors)
     assert picks.tolist() == sectors_by_hand(points, rois, count, sectors, 1.6)
-    assert min(count, int(near.sum())) <= len(picks) < count + sectors and len(set(picks.tolist())) == len(picks)
+    assert min(count, int(near.sum())) <= len(picks) < count + sectors and len(
+        set(picks.tolist())
+    ) == len(picks)
 
 
 def test_without_rois_the_first_point_stays():
@@ -129,11 +153,13 @@ def test_without_rois_the_first_point_stays():
 
 
 def test_points_exactly_behind_the_vehicle_are_not_lost():
-    points = torch.tensor([[-5.0, 0.0, 0.0], [-5.0, -0.0, 0.0], [-5.0, 1.0, 0.0], [5.0, 0.0, 0.0]])  # azimuth +pi and -pi
+    # azimuth +pi and -pi
+    points = torch.tensor([[-5.0, 0.0, 0.0], [-5.0, -0.0, 0.0], [-5.0, 1.0, 0.0], [5.0, 0.0, 0.0]])
     rois = torch.tensor([[0.0, 0, 0, 20, 20, 20, 0]])
     picks = sector_keypoints(points, near_rois(points, rois, 1.6), 100, 6)
     assert sorted(picks.tolist()) == [0, 1, 2, 3]
-    assert picks.tolist()[0] == 1 and picks.tolist()[-2:] == [0, 2]  # -pi begins the first sector, +pi ends the last
+    # -pi begins the first sector, +pi ends the last
+    assert picks.tolist()[0] == 1 and picks.tolist()[-2:] == [0, 2]
 
 
 def test_each_sector_starts_at_its_first_point():

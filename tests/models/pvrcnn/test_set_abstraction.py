@@ -1,4 +1,6 @@
-"""Key points and what is gathered around them: shapes, names, numbers against the parts, frames apart, gradients."""
+"""Key points and what is gathered around them: shapes, names, numbers against the parts, frames
+apart, gradients.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,21 @@ CONFIG = replace(PUBLISHED, keypoints=40, fused=30)
 
 def frame(count, seed):
     gen = torch.Generator().manual_seed(seed)
-    return torch.cat(((torch.rand(count, 3, generator=gen) - 0.5) * torch.tensor([12.0, 12.0, 3.0]), torch.rand(count, 2)), dim=1)
+    return torch.cat(
+        (
+            (torch.rand(count, 3, generator=gen) - 0.5) * torch.tensor([12.0, 12.0, 3.0]),
+            torch.rand(count, 2),
+        ),
+        dim=1,
+    )
 
 
 def boxes(count, seed):
     gen = torch.Generator().manual_seed(seed)
     centre = (torch.rand(count, 3, generator=gen) - 0.5) * torch.tensor([9.0, 9.0, 1.0])
-    return torch.cat((centre, 0.5 + 2 * torch.rand(count, 3, generator=gen), torch.zeros(count, 1)), dim=1)
+    return torch.cat(
+        (centre, 0.5 + 2 * torch.rand(count, 3, generator=gen), torch.zeros(count, 1)), dim=1
+    )
 
 
 def stage(batch, channels, stride, seed, share=0.3):
@@ -44,7 +54,10 @@ def scene(*counts, rois=(4,), seed=0, channels=(32, 64)):
     points = torch.cat([frame(count, seed + number) for number, count in enumerate(counts)])
     index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     bev = torch.randn(len(counts), 8, 16, 16, generator=torch.Generator().manual_seed(seed))
-    levels = {stride: stage(len(counts), width, stride, seed + stride) for stride, width in zip((4, 8), channels)}
+    levels = {
+        stride: stage(len(counts), width, stride, seed + stride)
+        for stride, width in zip((4, 8), channels)
+    }
     regions = [boxes(count, seed + number) for number, count in enumerate(rois)]
     return PointBatch(points, index, len(counts), tuple("ab"[: len(counts)])), bev, levels, regions
 
@@ -63,9 +76,14 @@ def test_the_published_size():
     assert sum(p.numel() for p in net.parameters()) == 525_300
     assert net.channels == 544
     state = net.state_dict()
-    assert state["vsa_point_feature_fusion.0.weight"].shape == (90, 544) and "vsa_point_feature_fusion.0.bias" not in state
+    assert (
+        state["vsa_point_feature_fusion.0.weight"].shape == (90, 544)
+        and "vsa_point_feature_fusion.0.bias" not in state
+    )
     assert state["vsa_point_feature_fusion.1.running_var"].shape == (90,)
-    assert {name.split(".layer_")[0].split(".msg_")[0] for name in state if name.startswith("SA_")} == {
+    assert {
+        name.split(".layer_")[0].split(".msg_")[0] for name in state if name.startswith("SA_")
+    } == {
         "SA_layers.0",
         "SA_layers.1",
         "SA_rawpoints",
@@ -76,11 +94,16 @@ def test_key_points_are_the_samplers():
     points, bev, levels, rois = scene(500, 300, rois=(4, 2))
     found = fresh()(points, bev, levels, rois)
     clouds = [points.points[points.batch_index == b, :3] for b in range(2)]
-    picked = [sector_keypoints(xyz, near_rois(xyz, boxes, 1.6), 40, 6) for xyz, boxes in zip(clouds, rois)]
+    picked = [
+        sector_keypoints(xyz, near_rois(xyz, boxes, 1.6), 40, 6) for xyz, boxes in zip(clouds, rois)
+    ]
     xyz = torch.cat([cloud[rows] for cloud, rows in zip(clouds, picked)])
     assert torch.equal(found.xyz, xyz)
     assert found.frame.tolist() == [0] * len(picked[0]) + [1] * len(picked[1])
-    assert found.before.shape == (len(xyz), 8 + 32 + 128 + 128) and found.fused.shape == (len(xyz), 30)
+    assert found.before.shape == (len(xyz), 8 + 32 + 128 + 128) and found.fused.shape == (
+        len(xyz),
+        30,
+    )
 
 
 @torch.no_grad()
@@ -109,7 +132,9 @@ def test_a_frame_does_not_depend_on_the_others():
     together = net(points, bev, levels, rois)
     for b in range(2):
         own = points.batch_index == b
-        alone = PointBatch(points.points[own], torch.zeros(int(own.sum()), dtype=torch.int64), 1, ("a",))
+        alone = PointBatch(
+            points.points[own], torch.zeros(int(own.sum()), dtype=torch.int64), 1, ("a",)
+        )
         single = {}
         for stride, sites in levels.items():
             rows = sites.coords[:, 0] == b
@@ -120,7 +145,10 @@ def test_a_frame_does_not_depend_on_the_others():
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(("counts", "rois", "keypoints"), [((300, 200), (0, 0), 2), ((300, 0), (2, 2), 41), ((0, 0), (1, 0), 0)])
+@pytest.mark.parametrize(
+    ("counts", "rois", "keypoints"),
+    [((300, 200), (0, 0), 2), ((300, 0), (2, 2), 41), ((0, 0), (1, 0), 0)],
+)
 def test_frames_without_rois_or_points(counts, rois, keypoints, training):
     points, bev, levels, regions = scene(*counts, rois=rois)
     found = fresh().train(training)(points, bev, levels, regions)
@@ -132,7 +160,9 @@ def test_frames_without_rois_or_points(counts, rois, keypoints, training):
 def test_every_source_and_parameter_gets_a_gradient():
     points, bev, levels, rois = scene(500)
     bev.requires_grad_()
-    levels = {stride: sites.replace(sites.features.requires_grad_()) for stride, sites in levels.items()}
+    levels = {
+        stride: sites.replace(sites.features.requires_grad_()) for stride, sites in levels.items()
+    }
     net = fresh().train()
     net(points, bev, levels, rois).fused.square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())

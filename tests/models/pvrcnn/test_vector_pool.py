@@ -1,4 +1,6 @@
-"""Vector pooling against loops over single points, its names and sizes, orders, empty surroundings, gradients."""
+"""Vector pooling against loops over single points, its names and sizes, orders, empty surroundings,
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from kdlib.errors import ConfigError
 from kdlib.models.pvrcnn.neighbours import Cloud
 from kdlib.models.pvrcnn.vector_pool import RowConv, VectorPool, VectorPoolGroup
 
-SMALL = VectorPoolConfig("local_interpolation", 2, ((2, 2, 2), (3, 1, 2)), (0.5, 1.0), 4, (6, 5), (7,), 1000)
+SMALL = VectorPoolConfig(
+    "local_interpolation", 2, ((2, 2, 2), (3, 1, 2)), (0.5, 1.0), 4, (6, 5), (7,), 1000
+)
 CHOICE = replace(SMALL, kind="voxel_random_choice")
 PUBLISHED = SetAbstractionConfig()
 KINDS = pytest.mark.parametrize("config", [SMALL, CHOICE], ids=lambda config: config.kind)
@@ -58,11 +62,15 @@ def steps(voxels, radius):
 
 
 def interpolated_by_hand(support, folded, query, voxels, radius, limit):
-    around = [row for row, point in enumerate(support) if (point - query).abs().max() <= 2 * radius][:limit]
+    around = [
+        row for row, point in enumerate(support) if (point - query).abs().max() <= 2 * radius
+    ][:limit]
     vectors = []
     for step in steps(voxels, radius):
         centre = query + query.new_tensor(step)
-        near = sorted(around, key=lambda row: ((centre - support[row]).square().sum().item(), row))[:3]
+        near = sorted(around, key=lambda row: ((centre - support[row]).square().sum().item(), row))[
+            :3
+        ]
         near += near[:1] * (3 - len(near))
         if not near:
             vectors.append(folded.new_zeros(folded.shape[1] + 9))
@@ -107,8 +115,16 @@ def pool_by_hand(pool, support, features, queries):
     parts = [queries.t()[None]]
     for number, (voxels, radius) in enumerate(zip(config.voxels, config.radii)):
         gather = interpolated_by_hand if config.kind == "local_interpolation" else chosen_by_hand
-        rows = [gather(support, folded, query, voxels, radius, config.limit).flatten() for query in queries]
-        x = layers(torch.stack(rows, dim=1)[None], f"layer_{number}.separate_local_aggregation_layer", 1, math.prod(voxels))
+        rows = [
+            gather(support, folded, query, voxels, radius, config.limit).flatten()
+            for query in queries
+        ]
+        x = layers(
+            torch.stack(rows, dim=1)[None],
+            f"layer_{number}.separate_local_aggregation_layer",
+            1,
+            math.prod(voxels),
+        )
         parts.append(layers(x, f"layer_{number}.post_mlps", len(config.group_channels)))
     return layers(torch.cat(parts, dim=1), "msg_post_mlps", len(config.channels))[0].t()
 
@@ -119,12 +135,16 @@ def test_pool_equals_loops_and_grouped_convolutions(config, limit):
     pool = fresh(replace(config, limit=limit), torch.float64)
     support, features, queries = scene(dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(pooled_at(pool, support, features, queries), pool_by_hand(pool, support, features, queries))
+        torch.testing.assert_close(
+            pooled_at(pool, support, features, queries),
+            pool_by_hand(pool, support, features, queries),
+        )
 
 
 @KINDS
 def test_ties_borders_and_negative_coordinates(config):
-    # a regular cloud: every centre has several equally near points, points lie on faces of local voxels and on the cube's border
+    # a regular cloud: every centre has several equally near points, points lie on faces of local
+    # voxels and on the cube's border
     axis = torch.arange(-9, -3, dtype=torch.float64) / 4
     support = torch.cartesian_prod(axis, axis, axis)
     order = torch.randperm(len(support), generator=torch.Generator().manual_seed(0))
@@ -132,7 +152,10 @@ def test_ties_borders_and_negative_coordinates(config):
     queries = torch.cat((support[:10], support[:5] + 0.125))
     pool = fresh(config, torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(pooled_at(pool, support, features, queries), pool_by_hand(pool, support, features, queries))
+        torch.testing.assert_close(
+            pooled_at(pool, support, features, queries),
+            pool_by_hand(pool, support, features, queries),
+        )
 
 
 @KINDS
@@ -140,7 +163,10 @@ def test_frames_do_not_see_each_other(config):
     pool = fresh(config)
     first, second = scene(seed=0), scene(seed=1)
     together = [torch.cat(pair) for pair in zip(first, second)]
-    mixed = torch.randperm(len(together[0]), generator=torch.Generator().manual_seed(0)).sort().indices  # frames interleaved
+    # frames interleaved
+    mixed = (
+        torch.randperm(len(together[0]), generator=torch.Generator().manual_seed(0)).sort().indices
+    )
     frame = torch.arange(2).repeat_interleave(len(first[0]))[mixed]
     places = torch.arange(2).repeat_interleave(len(first[2]))
     rank = torch.cat([(frame == number).nonzero()[:, 0] for number in range(2)])
@@ -148,7 +174,9 @@ def test_frames_do_not_see_each_other(config):
     features = torch.empty_like(together[1]).index_copy_(0, rank, together[1])
     with torch.no_grad():
         apart = torch.cat([pooled_at(pool, *scene) for scene in (first, second)])
-        torch.testing.assert_close(pool(Cloud(support, frame), features, Cloud(together[2], places)), apart)
+        torch.testing.assert_close(
+            pool(Cloud(support, frame), features, Cloud(together[2], places)), apart
+        )
 
 
 def test_order_of_the_cloud_matters_to_the_random_choice_alone():
@@ -157,15 +185,21 @@ def test_order_of_the_cloud_matters_to_the_random_choice_alone():
     with torch.no_grad():
         pool = fresh(SMALL)
         torch.testing.assert_close(
-            pooled_at(pool, support[rows], features[rows], queries[columns]), pooled_at(pool, support, features, queries)[columns]
+            pooled_at(pool, support[rows], features[rows], queries[columns]),
+            pooled_at(pool, support, features, queries)[columns],
         )
         pool = fresh(CHOICE)
         torch.testing.assert_close(
-            pooled_at(pool, support, features, queries[columns]), pooled_at(pool, support, features, queries)[columns]
+            pooled_at(pool, support, features, queries[columns]),
+            pooled_at(pool, support, features, queries)[columns],
         )
         group = pool.layer_1
-        first, moved = (group.first_rows(one_frame(points), one_frame(queries)) for points in (support, support[rows]))
-    assert torch.equal(first == len(support), moved == len(support))  # the same voxels are filled, each from a point of its own
+        first, moved = (
+            group.first_rows(one_frame(points), one_frame(queries))
+            for points in (support, support[rows])
+        )
+    # the same voxels are filled, each from a point of its own
+    assert torch.equal(first == len(support), moved == len(support))
 
 
 @KINDS
@@ -178,7 +212,9 @@ def test_next_to_nothing(config, training, points, queries):
     pooled = pooled_at(pool, support, features, places)
     assert pooled.shape == (queries, 7) and bool(pooled.isfinite().all())
     pooled.sum().backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in [features, *pool.parameters()])
+    assert all(
+        p.grad is not None and bool(p.grad.isfinite().all()) for p in [features, *pool.parameters()]
+    )
 
 
 @KINDS
@@ -186,7 +222,9 @@ def test_nobody_around_is_all_zeros(config):
     support, features, queries = scene()
     group = fresh(config).layer_0
     gather = group.interpolated if config is SMALL else group.first_found
-    assert gather(one_frame(support), features[:, :2], one_frame(queries + 100)).count_nonzero() == 0
+    assert (
+        gather(one_frame(support), features[:, :2], one_frame(queries + 100)).count_nonzero() == 0
+    )
 
 
 @KINDS
@@ -219,7 +257,11 @@ def test_channels_that_do_not_fold_are_refused():
 
 
 def shapes(config):
-    return {name: tuple(value.shape) for name, value in VectorPool(config).state_dict().items() if value.dim() > 1}
+    return {
+        name: tuple(value.shape)
+        for name, value in VectorPool(config).state_dict().items()
+        if value.dim() > 1
+    }
 
 
 @pytest.mark.parametrize(
@@ -241,8 +283,16 @@ def test_names_and_shapes_are_the_originals(config, separate, post, after):
         expected[f"layer_{number}.post_mlps.3.weight"] = (width, width, 1)
     assert shapes(config) == expected
     state = VectorPool(config).state_dict()
-    for norm in ("layer_0.separate_local_aggregation_layer.1", "layer_1.post_mlps.1", "layer_0.post_mlps.4", "msg_post_mlps.1"):
-        assert {f"{norm}.{key}" for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")} <= set(state)
+    for norm in (
+        "layer_0.separate_local_aggregation_layer.1",
+        "layer_1.post_mlps.1",
+        "layer_0.post_mlps.4",
+        "msg_post_mlps.1",
+    ):
+        assert {
+            f"{norm}.{key}"
+            for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        } <= set(state)
     norm = VectorPool(config).msg_post_mlps[1]
     assert (norm.eps, norm.momentum) == (1e-5, 0.1)
 
@@ -263,9 +313,20 @@ def test_local_centres():
 
 def test_config_travels_as_json_and_checks_itself():
     assert from_dict(SetAbstractionConfig, to_dict(PUBLISHED)) == PUBLISHED
-    for wrong in ({"radii": (1.0,)}, {"radii": (0.0, 1.0)}, {"reduced": 0}, {"kind": "mean"}, {"channels": ()}):
+    for wrong in (
+        {"radii": (1.0,)},
+        {"radii": (0.0, 1.0)},
+        {"reduced": 0},
+        {"kind": "mean"},
+        {"channels": ()},
+    ):
         with pytest.raises(ConfigError):
             replace(SMALL, **wrong)
-    for wrong in ({"keypoints": 0}, {"strides": (4,)}, {"margins": (1.0, 1.0)}, {"keypoint_margin": -1.0}):
+    for wrong in (
+        {"keypoints": 0},
+        {"strides": (4,)},
+        {"margins": (1.0, 1.0)},
+        {"keypoint_margin": -1.0},
+    ):
         with pytest.raises(ConfigError):
             replace(PUBLISHED, **wrong)

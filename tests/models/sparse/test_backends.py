@@ -1,4 +1,6 @@
-"""The choice of a backend, and spconv's own layers behind ours: its wheel for processors stands in for the GPU version."""
+"""The choice of a backend, and spconv's own layers behind ours: its wheel for processors stands in
+for the GPU version.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from kdlib.tools.bench.sparse import encoder_input, ours, wheel
 @pytest.fixture
 def spconv():
     """Its module on one thread: with more, the wheel loses rows."""
-    module = pytest.importorskip("spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8")
+    module = pytest.importorskip(
+        "spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8"
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield module
@@ -29,11 +33,15 @@ def spconv():
 def quiet_environment(monkeypatch):
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
     monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(backends, "_works_on_accelerators", backends._works_on_accelerators.__wrapped__)
+    monkeypatch.setattr(
+        backends, "_works_on_accelerators", backends._works_on_accelerators.__wrapped__
+    )
 
 
 class Net(torch.nn.Module):
-    """Two stages, as encoders have them: a key over two layers, a strided layer, a key behind it."""
+    """Two stages, as encoders have them: a key over two layers, a strided layer, a key behind
+    it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -72,7 +80,9 @@ def test_the_wheel_gives_the_same_output_with_the_same_weights(spconv):
     assert sorted(sites.books.foreign["spconv"]) == ["down", "out", "same1", "same2"]
     assert len(sites.books._books) == 0  # nothing of ours was made
     torch.testing.assert_close(answer.dense(), expected.dense(), rtol=1e-4, atol=1e-5)
-    assert answer.spatial_shape == expected.spatial_shape and sorted(net.state_dict()) == sorted(Net().state_dict())
+    assert answer.spatial_shape == expected.spatial_shape and sorted(net.state_dict()) == sorted(
+        Net().state_dict()
+    )
     with torch.no_grad():
         again = net.eval()(sites)  # known indices are used again
     assert torch.equal(again.features, answer.features)
@@ -82,7 +92,9 @@ def test_the_wheel_gives_the_same_output_with_the_same_weights(spconv):
 
 def test_columns_in_another_order_of_memory_reach_the_wheel_as_they_are(spconv):
     sites = scene()
-    striped = SparseTensor(sites.features, sites.coords.t().contiguous().t(), sites.spatial_shape, 2)
+    striped = SparseTensor(
+        sites.features, sites.coords.t().contiguous().t(), sites.spatial_shape, 2
+    )
     layer = SubmConv3d(3, 4, key="a")
     expected = layer(sites).features
     layer.sparse_backend = "spconv"
@@ -129,7 +141,10 @@ def on(device, kind=torch.float32):
 
 def test_processors_and_float64_get_ours(monkeypatch):
     monkeypatch.setattr(backends, "_works_on_accelerators", lambda name: True)
-    assert choose_backend(on("cpu")) == "torch" and choose_backend(on("cuda", torch.float64)) == "torch"
+    assert (
+        choose_backend(on("cpu")) == "torch"
+        and choose_backend(on("cuda", torch.float64)) == "torch"
+    )
 
 
 def test_accelerators_get_the_first_that_works(monkeypatch, caplog):
@@ -147,21 +162,32 @@ def test_accelerators_get_the_first_that_works(monkeypatch, caplog):
 
 def test_a_wheel_for_processors_is_not_taken_for_a_gpu(spconv):
     if not sys.modules["spconv.cppconstants"].CPU_ONLY_BUILD:
-        pytest.skip("needs the spconv for processors, the installed one was built for CUDA: pip install spconv==2.3.8")
+        pytest.skip(
+            "needs the spconv for processors, the installed one was built for CUDA: pip "
+            "install spconv==2.3.8"
+        )
     assert not backends._works_on_accelerators("spconv")
 
 
 def test_argument_goes_before_environment(monkeypatch):
     monkeypatch.setattr(backends, "load_backend", lambda name: None)
     monkeypatch.setenv(backends.ENVIRONMENT, "spconv_triton")
-    assert choose_backend(on("cpu")) == "spconv_triton" and choose_backend(on("cpu"), "torch") == "torch"
+    assert (
+        choose_backend(on("cpu")) == "spconv_triton"
+        and choose_backend(on("cpu"), "torch") == "torch"
+    )
 
 
 def test_what_is_not_there_is_said(monkeypatch):
     for name in ("spconv_triton", "spconv_triton.pytorch"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=r"'spconv_triton' does not load.*pip install spconv-triton"):
+    with pytest.raises(
+        ConfigError, match=(r"'spconv_triton' does not load.*pip install " r"spconv-triton")
+    ):
         use_backend(Net(), "spconv_triton")
-    with pytest.raises(ConfigError, match="unknown sparse backend 'cuda'; there are: torch, spconv, spconv_triton"):
+    with pytest.raises(
+        ConfigError,
+        match="unknown sparse backend 'cuda'; there are: torch, spconv, spconv_triton",
+    ):
         choose_backend(on("cpu"), "cuda")
     assert not backends._works_on_accelerators("spconv_triton")

@@ -1,4 +1,6 @@
-"""The torch backend against dense convolutions, its gradients, and what must not change its answers."""
+"""The torch backend against dense convolutions, its gradients, and what must not change its
+answers.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def scene(shape, batch_size=1, channels=3, seed=0, share=0.3, dtype=torch.float6
     gen = torch.Generator().manual_seed(seed)
     coords = (torch.rand(batch_size, *shape, generator=gen) < share).nonzero()
     coords = coords[torch.randperm(len(coords), generator=gen)]
-    return SparseTensor(torch.randn(len(coords), channels, generator=gen, dtype=dtype), coords, shape, batch_size)
+    return SparseTensor(
+        torch.randn(len(coords), channels, generator=gen, dtype=dtype), coords, shape, batch_size
+    )
 
 
 def active(sites):
@@ -48,7 +52,10 @@ def dense_answer(layer, sites):
     full = F.conv3d(sites.dense(), kernel, bias, **settings)
     if layer.submanifold:
         return full * active(sites)
-    return full * (F.conv3d(active(sites), torch.ones(1, 1, *geometry.kernel, dtype=full.dtype), **settings) > 0.5)
+    return full * (
+        F.conv3d(active(sites), torch.ones(1, 1, *geometry.kernel, dtype=full.dtype), **settings)
+        > 0.5
+    )
 
 
 def check(layer, sites):
@@ -58,17 +65,34 @@ def check(layer, sites):
 
 
 @settings(max_examples=50, deadline=None)
-@given(sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), st.booleans(), st.integers(0, 10**6))
+@given(
+    sizes,
+    st.integers(1, 3),
+    st.tuples(*[st.sampled_from((1, 3, 5))] * 3),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
 def test_submanifold_equals_dense(shape, batch_size, kernel, bias, seed):
     torch.manual_seed(seed)
-    check(SubmConv3d(3, 5, kernel, bias=bias, key="a").double(), scene(shape, batch_size, seed=seed))
+    check(
+        SubmConv3d(3, 5, kernel, bias=bias, key="a").double(), scene(shape, batch_size, seed=seed)
+    )
 
 
 @settings(max_examples=50, deadline=None)
-@given(sizes, st.integers(1, 3), threes, threes, st.tuples(*[st.integers(0, 2)] * 3), st.integers(0, 10**6))
+@given(
+    sizes,
+    st.integers(1, 3),
+    threes,
+    threes,
+    st.tuples(*[st.integers(0, 2)] * 3),
+    st.integers(0, 10**6),
+)
 def test_strided_equals_dense(shape, batch_size, kernel, stride, padding, seed):
     torch.manual_seed(seed)
-    layer = SparseConv3d(3, 4, kernel, stride=stride, padding=padding, bias=bool(seed % 2), key="a").double()
+    layer = SparseConv3d(
+        3, 4, kernel, stride=stride, padding=padding, bias=bool(seed % 2), key="a"
+    ).double()
     try:
         layer.geometry.output_shape(shape)
     except ConfigError:
@@ -104,7 +128,9 @@ def test_gradients(name, blocks, monkeypatch):
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_sites(name):
     layer = LAYERS[name]()
-    sites = SparseTensor(torch.zeros(0, 2, requires_grad=True), torch.zeros(0, 4, dtype=torch.int64), (5, 6, 5), 2)
+    sites = SparseTensor(
+        torch.zeros(0, 2, requires_grad=True), torch.zeros(0, 4, dtype=torch.int64), (5, 6, 5), 2
+    )
     answer = layer(sites)
     assert answer.features.shape == (0, 3) and answer.dense().shape[:2] == (2, 3)
     answer.features.sum().backward()
@@ -113,7 +139,9 @@ def test_no_sites(name):
 
 def test_one_cell():
     layer = SubmConv3d(2, 3, 3, bias=True, key="a")
-    answer = layer(SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int64), (1, 1, 1), 1))
+    answer = layer(
+        SparseTensor(torch.ones(1, 2), torch.zeros(1, 4, dtype=torch.int64), (1, 1, 1), 1)
+    )
     torch.testing.assert_close(answer.features[0], layer.weight[:, 1, 1, 1].sum(dim=1) + layer.bias)
 
 
@@ -145,7 +173,10 @@ def test_a_batch_is_its_frames(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_same_bits_on_any_number_of_threads(name):
-    layer, sites = LAYERS[name](), scene((12, 30, 30), 2, channels=2, seed=9, share=0.5, dtype=torch.float32)
+    layer, sites = (
+        LAYERS[name](),
+        scene((12, 30, 30), 2, channels=2, seed=9, share=0.5, dtype=torch.float32),
+    )
     before = torch.get_num_threads()
     answers = []
     try:
@@ -166,9 +197,14 @@ def test_the_same_bits_on_any_number_of_threads(name):
 @pytest.mark.parametrize("blocks", [1 << 14, 1 << 21])
 def test_float32_is_float64_rounded(blocks, monkeypatch):
     monkeypatch.setattr(gathering, "_CACHED", blocks)
-    layer, sites = SubmConv3d(16, 32, 3, bias=True, key="a"), scene((8, 24, 24), 1, 16, seed=3, dtype=torch.float32)
+    layer, sites = (
+        SubmConv3d(16, 32, 3, bias=True, key="a"),
+        scene((8, 24, 24), 1, 16, seed=3, dtype=torch.float32),
+    )
     answer = layer(sites).features
-    wide = layer.double()(SparseTensor(sites.features.double(), sites.coords, sites.spatial_shape, 1)).features
+    wide = layer.double()(
+        SparseTensor(sites.features.double(), sites.coords, sites.spatial_shape, 1)
+    ).features
     torch.testing.assert_close(answer.double(), wide, rtol=1e-5, atol=1e-5)
 
 
@@ -241,13 +277,17 @@ def test_fresh_weights_are_spconvs():
 def test_what_is_kept_for_the_backward_pass_is_no_copy_of_the_gathered():
     layer, sites = SubmConv3d(4, 4, key="a"), scene((8, 20, 20), 1, 4, dtype=torch.float32)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.numel()) or value, lambda value: value):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: kept.append(value.numel()) or value, lambda value: value
+    ):
         layer(sites.replace(sites.features.requires_grad_()))
     assert sum(kept) <= sites.features.numel() + layer.weight.numel()
 
 
 def test_dense_of_a_tensor():
     coords = torch.tensor([[1, 0, 2, 1], [0, 1, 0, 0]])
-    grid = SparseTensor(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), coords, (2, 3, 2), 2, Rulebooks()).dense()
+    grid = SparseTensor(
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]), coords, (2, 3, 2), 2, Rulebooks()
+    ).dense()
     assert grid.shape == (2, 2, 2, 3, 2) and grid.count_nonzero() == 4
     assert grid[1, :, 0, 2, 1].tolist() == [1, 2] and grid[0, :, 1, 0, 0].tolist() == [3, 4]

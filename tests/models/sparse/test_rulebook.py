@@ -23,7 +23,9 @@ def scattered(shape, batch_size, seed, share=0.4):
 
 
 def naive(coords, outputs, geometry, padding):
-    """All meetings by looking at every cell of every receptive field: {(output row, weight): input row}."""
+    """All meetings by looking at every cell of every receptive field: {(output row, weight): input
+    row}.
+    """
     rows = {tuple(site): row for row, site in enumerate(coords.tolist())}
     found = {}
     for out, (batch, *place) in enumerate(outputs.tolist()):
@@ -40,18 +42,32 @@ def meetings(book):
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), st.integers(0, 10**6))
+@given(
+    sizes, st.integers(1, 3), st.tuples(*[st.sampled_from((1, 3, 5))] * 3), st.integers(0, 10**6)
+)
 def test_submanifold_meetings(shape, batch_size, kernel, seed):
     coords, geometry = scattered(shape, batch_size, seed), Geometry(kernel)
     book = submanifold_rulebook(coords, shape, batch_size, geometry)
-    assert book.coords is coords and book.shape == shape and book.mirrored and book.table.is_contiguous()
+    assert (
+        book.coords is coords
+        and book.shape == shape
+        and book.mirrored
+        and book.table.is_contiguous()
+    )
     padding = [k // 2 for k in kernel]
     assert meetings(book) == naive(coords, coords, geometry, padding)
     assert book.pairs == len(meetings(book))
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(1, 3), threes, threes, st.tuples(*[st.integers(0, 2)] * 3), st.integers(0, 10**6))
+@given(
+    sizes,
+    st.integers(1, 3),
+    threes,
+    threes,
+    st.tuples(*[st.integers(0, 2)] * 3),
+    st.integers(0, 10**6),
+)
 def test_strided_meetings_and_sites(shape, batch_size, kernel, stride, padding, seed):
     coords, geometry = scattered(shape, batch_size, seed, 0.2), Geometry(kernel, stride, padding)
     try:
@@ -61,9 +77,12 @@ def test_strided_meetings_and_sites(shape, batch_size, kernel, stride, padding, 
             strided_rulebook(coords, shape, batch_size, geometry)
         return
     book = strided_rulebook(coords, shape, batch_size, geometry)
-    everywhere = torch.tensor(list(itertools.product(range(batch_size), *map(range, reached)))).view(-1, 4)
+    everywhere = torch.tensor(
+        list(itertools.product(range(batch_size), *map(range, reached)))
+    ).view(-1, 4)
     expected = naive(coords, everywhere, geometry, padding)
-    active = sorted({out for out, _ in expected})  # exactly those whose receptive field holds an input, ascending
+    # exactly those whose receptive field holds an input, ascending
+    active = sorted({out for out, _ in expected})
     assert book.coords.tolist() == everywhere[active].tolist() and book.shape == reached
     number = {out: row for row, out in enumerate(active)}
     assert meetings(book) == {(number[out], weight): row for (out, weight), row in expected.items()}
@@ -81,7 +100,9 @@ def test_no_sites():
 
 
 def test_a_single_cell_meets_only_itself():
-    book = submanifold_rulebook(torch.zeros((1, 4), dtype=torch.int64), (1, 1, 1), 1, Geometry((3, 3, 3)))
+    book = submanifold_rulebook(
+        torch.zeros((1, 4), dtype=torch.int64), (1, 1, 1), 1, Geometry((3, 3, 3))
+    )
     assert [len(book.meetings(weight)[0]) for weight in range(27)] == [0] * 13 + [1] + [0] * 13
 
 
@@ -101,21 +122,31 @@ def test_impossible_sites_are_named(build, rows, message):
 
 
 def test_sites_of_another_kind_are_refused():
-    for wrong in (torch.zeros((1, 3), dtype=torch.int64), torch.zeros((1, 4)), torch.zeros((1, 4), dtype=torch.int32)):
+    for wrong in (
+        torch.zeros((1, 3), dtype=torch.int64),
+        torch.zeros((1, 4)),
+        torch.zeros((1, 4), dtype=torch.int32),
+    ):
         with pytest.raises(DataError, match=r"\(V, 4\) int64"):
             submanifold_rulebook(wrong, (4, 4, 4), 1, Geometry((3, 3, 3)))
 
 
 def test_a_grid_that_cannot_be_numbered_is_refused():
     with pytest.raises(ConfigError, match="too many cells"):
-        submanifold_rulebook(torch.zeros((1, 4), dtype=torch.int64), (1 << 21,) * 3, 1, Geometry((3, 3, 3)))
+        submanifold_rulebook(
+            torch.zeros((1, 4), dtype=torch.int64), (1 << 21,) * 3, 1, Geometry((3, 3, 3))
+        )
 
 
 def test_kernels_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="odd sizes"):
-        submanifold_rulebook(torch.zeros((1, 4), dtype=torch.int64), (4, 4, 4), 1, Geometry((2, 3, 3)))
+        submanifold_rulebook(
+            torch.zeros((1, 4), dtype=torch.int64), (4, 4, 4), 1, Geometry((2, 3, 3))
+        )
     with pytest.raises(ConfigError, match="odd sizes"):
-        submanifold_rulebook(torch.zeros((1, 4), dtype=torch.int64), (4, 4, 4), 1, Geometry((3, 3, 3), (2, 1, 1)))
+        submanifold_rulebook(
+            torch.zeros((1, 4), dtype=torch.int64), (4, 4, 4), 1, Geometry((3, 3, 3), (2, 1, 1))
+        )
     for wrong in ({"stride": (0, 1, 1)}, {"padding": (0, -1, 0)}):
         with pytest.raises(ConfigError, match="at least"):
             Geometry((3, 3, 3), **wrong)
@@ -125,26 +156,40 @@ def test_kernels_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("strided", [False, True])
 def test_shares_hold_every_meeting_once(kernel, strided):
     gen = torch.Generator().manual_seed(3)
-    floor = (torch.rand(2, 1, 60, 60, generator=gen) < 0.7).nonzero()  # most sites meet nobody above or below
+    # most sites meet nobody above or below
+    floor = (torch.rand(2, 1, 60, 60, generator=gen) < 0.7).nonzero()
     walls = (torch.rand(2, 9, 60, 60, generator=gen) < 0.06).nonzero()
     coords = torch.cat((floor, walls)).unique(dim=0)
     build = strided_rulebook if strided else submanifold_rulebook
-    geometry = Geometry(kernel, stride=(2, 1, 1), padding=tuple(k // 2 for k in kernel)) if strided else Geometry(kernel)
+    geometry = (
+        Geometry(kernel, stride=(2, 1, 1), padding=tuple(k // 2 for k in kernel))
+        if strided
+        else Geometry(kernel)
+    )
     book = build(coords, (9, 60, 60), 2, geometry)
     seen, found = [], {}
     for share in book.shares:
         assert share.rows is not None and share.table.is_contiguous()
-        assert len(share.rows) > 1024 or share.weights == slice(0, book.table.shape[1]), "small ones join the whole kernel"
+        assert len(share.rows) > 1024 or share.weights == slice(0, book.table.shape[1]), (
+            "small ones join the whole kernel"
+        )
         seen += share.rows.tolist()
         for place, weight in (share.table < book.sites).nonzero().tolist():
-            found[int(share.rows[place]), share.weights.start + weight] = int(share.table[place, weight])
+            found[int(share.rows[place]), share.weights.start + weight] = int(
+                share.table[place, weight]
+            )
     assert sorted(seen) == list(range(len(book.table)))
     assert found == meetings(book)
-    assert sum(share.table.numel() for share in book.shares) < 0.9 * book.table.numel(), "zeros are left out"
+    assert sum(share.table.numel() for share in book.shares) < 0.9 * book.table.numel(), (
+        "zeros are left out"
+    )
 
 
 def test_few_sites_or_one_plane_are_one_share():
-    for coords, kernel in ((scattered((6, 6, 6), 1, 0), (3, 3, 3)), (scattered((9, 40, 40), 1, 0), (1, 3, 3))):
+    for coords, kernel in (
+        (scattered((6, 6, 6), 1, 0), (3, 3, 3)),
+        (scattered((9, 40, 40), 1, 0), (1, 3, 3)),
+    ):
         book = submanifold_rulebook(coords, (9, 40, 40), 1, Geometry(kernel))
         (share,) = book.shares
         assert share.rows is None and share.table is book.table

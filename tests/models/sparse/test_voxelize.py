@@ -21,7 +21,9 @@ from kdlib.types import PointBatch
 def batch_of(*clouds) -> PointBatch:
     clouds = [torch.as_tensor(np.asarray(cloud, np.float32)).reshape(-1, 5) for cloud in clouds]
     index = torch.cat([torch.full((len(cloud),), b) for b, cloud in enumerate(clouds)]).long()
-    return PointBatch(torch.cat(clouds), index, len(clouds), tuple(f"frame{b}" for b in range(len(clouds))))
+    return PointBatch(
+        torch.cat(clouds), index, len(clouds), tuple(f"frame{b}" for b in range(len(clouds)))
+    )
 
 
 def loop(clouds, grid):
@@ -47,7 +49,12 @@ def loop(clouds, grid):
 
 @pytest.mark.parametrize("table", [0, 2**22], ids=["by sorting", "with a table"])
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 30), st.lists(st.integers(0, 80), min_size=1, max_size=3))
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    st.lists(st.integers(0, 80), min_size=1, max_size=3),
+)
 def test_equals_a_loop_over_points(table, seed, max_points, max_voxels, sizes):
     rng = np.random.default_rng(seed)
     grid = GridConfig((-2.0, -3.0, -1.0, 2.0, 3.0, 1.0), (0.5, 1.0, 1.0), max_points, max_voxels)
@@ -64,7 +71,9 @@ def test_equals_a_loop_over_points(table, seed, max_points, max_voxels, sizes):
     assert found.batch_size == len(sizes)
 
 
-@pytest.mark.parametrize("name", ["cp-pillar", "cp-pillar-v0.4", "cp-pillar-v0.48", "cp-pillar-v0.64", "cp-voxel"])
+@pytest.mark.parametrize(
+    "name", ["cp-pillar", "cp-pillar-v0.4", "cp-pillar-v0.48", "cp-pillar-v0.64", "cp-voxel"]
+)
 def test_real_size_scan_equals_the_original(goldens, name):
     golden = np.load(goldens / "original/08_forward/scan_and_voxels.npz")
     meta = json.loads(str(golden["meta"]))[name]
@@ -109,5 +118,7 @@ def test_empty_scan():
 
 def test_points_whose_sum_overflows_are_finite():
     cloud = [(0.1, 0.1, 0.1, 3e38, 0.0), (0.2, 0.1, 0.1, 3e38, 0.0)]
-    found = voxelize(batch_of(cloud), GridConfig((-2.0, -3.0, -1.0, 2.0, 3.0, 1.0), (0.5, 1.0, 1.0), 4, 10))
+    found = voxelize(
+        batch_of(cloud), GridConfig((-2.0, -3.0, -1.0, 2.0, 3.0, 1.0), (0.5, 1.0, 1.0), 4, 10)
+    )
     assert found.num_points.tolist() == [2]

@@ -31,11 +31,15 @@ from kdlib.waymo.segments import read_segment
 task, request, answer = sys.argv[1:]
 assert task == "convert"
 asked = dict(np.load(request))
-clouds = [frame.points[:, :3].astype(float) for frame in read_segment(Path(str(asked["folder"])), str(asked["segment"]))]
+frames = read_segment(Path(str(asked["folder"])), str(asked["segment"]))
+clouds = [frame.points[:, :3].astype(float) for frame in frames]
 frames = [{{"points": len(cloud), "sum": cloud.sum(axis=0).tolist()}} for cloud in clouds]
 {damage}
-seconds = [{{name: [1.0 * len(frames), 3.0 * len(frames)] for name in ("read", "convert")}}] * int(asked["rounds"])
-open(answer, "w").write(json.dumps({{"seconds": seconds, "frames": frames, "version": "pretender"}}))
+count = len(frames)
+seconds = [{{name: [1.0 * count, 3.0 * count] for name in ("read", "convert")}}]
+seconds *= int(asked["rounds"])
+said = {{"seconds": seconds, "frames": frames, "version": "pretender"}}
+open(answer, "w").write(json.dumps(said))
 """
 
 
@@ -56,14 +60,19 @@ def measured(tmp_path_factory):
 def test_rates_and_sizes_are_positive(measured):
     _, outcome = measured
     may_be_none = {"objects_pasted"}  # two frames have few objects
-    assert all(line.value is not None and (line.value > 0 or line.key in may_be_none) for line in outcome.lines)
+    assert all(
+        line.value is not None and (line.value > 0 or line.key in may_be_none)
+        for line in outcome.lines
+    )
     assert len({line.key for line in outcome.lines}) == len(outcome.lines)
 
 
 def test_ratios_are_quotients_of_the_lines_above(measured):
     _, outcome = measured
     for key in RATIOS:
-        assert outcome[f"{key}_ratio"] == pytest.approx(outcome[f"{key}_official_ms"] / outcome[f"{key}_ms"])
+        assert outcome[f"{key}_ratio"] == pytest.approx(
+            outcome[f"{key}_official_ms"] / outcome[f"{key}_ms"]
+        )
     assert outcome["v1_read_official_ms"] == pytest.approx(2000.0)
     assert outcome["v2_convert_official_ms"] == pytest.approx(1000.0)
 
@@ -71,9 +80,18 @@ def test_ratios_are_quotients_of_the_lines_above(measured):
 def test_bytes_per_point_by_hand(measured):
     folder, outcome = measured
     split = Store.open(folder / "store").split("training")
-    files = [path for name in split.segments for path in (folder / "store/training" / name).iterdir()]
-    assert {path.name for path in files} >= {"points.npy", "frames.parquet", "boxes.parquet", "manifest.json"}
-    assert outcome["bytes_per_point"] == pytest.approx(sum(len(path.read_bytes()) for path in files) / split.counts.sum())
+    files = [
+        path for name in split.segments for path in (folder / "store/training" / name).iterdir()
+    ]
+    assert {path.name for path in files} >= {
+        "points.npy",
+        "frames.parquet",
+        "boxes.parquet",
+        "manifest.json",
+    }
+    assert outcome["bytes_per_point"] == pytest.approx(
+        sum(len(path.read_bytes()) for path in files) / split.counts.sum()
+    )
     assert outcome["bytes_per_point"] > 8
 
 
@@ -81,7 +99,12 @@ def test_targets_are_judged(measured):
     _, outcome = measured
     lines = {line.key: line for line in outcome.lines}
     targets = {key for key, line in lines.items() if line.target}
-    assert targets == {"v1_read_ratio", "v2_convert_ratio", "bytes_per_point", *(key for key in lines if key.endswith("peak_mb"))}
+    assert targets == {
+        "v1_read_ratio",
+        "v2_convert_ratio",
+        "bytes_per_point",
+        *(key for key in lines if key.endswith("peak_mb")),
+    }
     assert all(lines[key].met is not None for key in targets)
     assert lines["v1_read_ratio"].met == (outcome["v1_read_ratio"] >= 10)
     assert lines["bytes_per_point"].met == (outcome["bytes_per_point"] <= 9)
@@ -97,7 +120,18 @@ def test_without_the_official_package_nothing_is_invented(measured, monkeypatch,
 
     monkeypatch.setattr(data, "find_python", nowhere)
     written = tmp_path / "out.json"
-    options = ["--frames", "2", "--rounds", "1", "--scale", "demo", "--keep", str(folder), "--seconds", "0"]
+    options = [
+        "--frames",
+        "2",
+        "--rounds",
+        "1",
+        "--scale",
+        "demo",
+        "--keep",
+        str(folder),
+        "--seconds",
+        "0",
+    ]
     answer = CliRunner().invoke(cli.app, ["bench", "data", *options, "--out", str(written)])
     assert answer.exit_code == 0, answer.output
     values = json.loads(written.read_text())

@@ -11,7 +11,9 @@ from kdlib.tools.judge.side_by_side import SideBySide
 def test_lines_follow_the_comparison(monkeypatch):
     ours = MetricRun({"a": 0.5}, 2.0, 400_000_000, "kdlib")
     official = MetricRun({"a": 0.5 + 2e-6}, 5.0, 900_000_000, "TensorFlow")
-    monkeypatch.setattr(metric, "compare_with_official", lambda boxes, **_: SideBySide(3, 6, 3, ours, official))
+    monkeypatch.setattr(
+        metric, "compare_with_official", lambda boxes, **_: SideBySide(3, 6, 3, ours, official)
+    )
     outcome = bench_metric(3, 1, 2)
     assert outcome["ratio"] == 2.5 and outcome["kdlib_mb"] == 400
     met = {line.key: line.met for line in outcome.lines if line.target}

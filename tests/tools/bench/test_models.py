@@ -1,4 +1,6 @@
-"""The table of costs and latencies: numbers agree with each other, published cells stand where they belong."""
+"""The table of costs and latencies: numbers agree with each other, published cells stand where they
+belong.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,15 @@ def measured() -> dict[str, Any]:
 
 def test_numbers_agree_with_each_other(measured: dict[str, Any]) -> None:
     assert json.loads(json.dumps(measured)) == measured
-    assert measured["simulated"] is True and measured["hardware"]["threads"] == torch.get_num_threads()
+    assert (
+        measured["simulated"] is True and measured["hardware"]["threads"] == torch.get_num_threads()
+    )
     voxel, pillar, refining = measured["models"]
     assert voxel["cost"]["params"] == 1_012_643 and pillar["cost"]["params"] == 329_123
     for row in (voxel, pillar, refining):
-        assert set(row["latency"]) == {"fp32", "mixed"} and row["peak_memory"] is None, "no accelerator to ask"
+        assert set(row["latency"]) == {"fp32", "mixed"} and row["peak_memory"] is None, (
+            "no accelerator to ask"
+        )
         for report in row["latency"].values():
             assert report["repeats"] == 2
             assert all(stage["p50_ms"] > 0 for stage in report["stages"].values())
@@ -38,8 +44,12 @@ def test_numbers_agree_with_each_other(measured: dict[str, Any]) -> None:
 
 def test_table_has_published_cells_and_reasons(measured: dict[str, Any]) -> None:
     text = costs_text(measured)
-    row = next(line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` | 1,012,643"))
-    assert "| 6.53 | **12.0** |" in row and "| 18.5 | **33.1** |" in row and "real Waymo frames" in row
+    row = next(
+        line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` | 1,012,643")
+    )
+    assert (
+        "| 6.53 | **12.0** |" in row and "| 18.5 | **33.1** |" in row and "real Waymo frames" in row
+    )
     assert "**simulated**" in text and "1.83x" in text, "129.12 / 70.44 on the GTX 1060"
 
 
@@ -48,18 +58,27 @@ def test_a_second_stage_is_timed_part_by_part(measured: dict[str, Any]) -> None:
     for report in refining["latency"].values():
         stages = report["stages"]
         assert list(stages) == [*LATENCY_STAGES[:-1], *SECOND_STAGES, LATENCY_STAGES[-1]]
-        assert sum(stage["mean_ms"] for stage in stages.values()) == pytest.approx(report["total"]["mean_ms"])
-    assert "`pv_rcnn_pp_demo` has a second stage between head and decode; of its fp32 p50, in ms: proposals " in costs_text(
-        measured
-    )
+        assert sum(stage["mean_ms"] for stage in stages.values()) == pytest.approx(
+            report["total"]["mean_ms"]
+        )
+    assert (
+        "`pv_rcnn_pp_demo` has a second stage between head and decode; of its fp32 p50, in "
+        "ms: proposals "
+    ) in costs_text(measured)
     assert not {"keypoints", "refine"} & set(measured["models"][0]["latency"]["fp32"]["stages"])
 
 
 def test_speeds_are_multiples_of_pointpillar(measured: dict[str, Any]) -> None:
     voxel, pillar, _ = measured["models"]
     renamed = {**measured, "models": [voxel, {**pillar, "model": "pointpillar"}]}
-    ratio = pillar["latency"]["fp32"]["total"]["p50_ms"] / voxel["latency"]["fp32"]["total"]["p50_ms"]
-    line = next(line for line in costs_text(renamed).splitlines() if line.startswith("| `cp_voxel_xxs`") and "1.83x" in line)
+    ratio = (
+        pillar["latency"]["fp32"]["total"]["p50_ms"] / voxel["latency"]["fp32"]["total"]["p50_ms"]
+    )
+    line = next(
+        line
+        for line in costs_text(renamed).splitlines()
+        if line.startswith("| `cp_voxel_xxs`") and "1.83x" in line
+    )
     assert f"| {ratio:.2f}x |" in line
 
 
@@ -67,11 +86,14 @@ def test_cost_performance_ratios_need_the_teacher_in_the_table(measured: dict[st
     assert "Cost-performance" not in costs_text(measured)
     voxel, pillar, _ = measured["models"]
     text = costs_text({**measured, "models": [voxel, {**pillar, "model": "cp_voxel"}]})
-    row = next(line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` with SparseKD"))
+    row = next(
+        line for line in text.splitlines() if line.startswith("| `cp_voxel_xxs` with SparseKD")
+    )
     kept = 59.28 / 64.29
     counted = kept / (voxel["cost"]["macs"] / pillar["cost"]["macs"])
     assert row == (
-        f"| `cp_voxel_xxs` with SparseKD | {100 * kept:.1f} % | {kept * 114.8 / 12.0:.2f} | {kept * 101.9 / 33.1:.2f} "
+        f"| `cp_voxel_xxs` with SparseKD | {100 * kept:.1f} % | {kept * 114.8 / 12.0:.2f} | "
+        f"{kept * 101.9 / 33.1:.2f} "
         f"| {kept * 125.70 / 70.44:.2f} | {counted:.2f} |"
     )
 
@@ -84,4 +106,7 @@ def test_a_device_that_is_not_there() -> None:
 def test_the_committed_page_is_that_of_its_numbers() -> None:
     values = json.loads((REPORTS / "costs.json").read_text())
     assert (REPORTS / "costs.md").read_text() == costs_page(values)
-    assert [row["model"] for row in values["models"]] == [*published.PUBLISHED_MODELS, *published.PUBLISHED_CROSS_STAGE]
+    assert [row["model"] for row in values["models"]] == [
+        *published.PUBLISHED_MODELS,
+        *published.PUBLISHED_CROSS_STAGE,
+    ]

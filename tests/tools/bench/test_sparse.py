@@ -17,12 +17,17 @@ def small(monkeypatch):
     torch.manual_seed(0)
     coords = (torch.rand(1, 5, 12, 12) < 0.3).nonzero()
     sites = SparseTensor(torch.randn(len(coords), 4), coords, (5, 12, 12), 1)
-    layers = [SubmConv3d(4, 8, bias=True, key="a"), SparseConv3d(8, 8, 3, stride=2, padding=1, key="b")]
+    layers = [
+        SubmConv3d(4, 8, bias=True, key="a"),
+        SparseConv3d(8, 8, 3, stride=2, padding=1, key="b"),
+    ]
     monkeypatch.setattr(sparse, "encoder_input", lambda model: (sites, layers))
 
 
 def test_numbers_of_one_run(small):
-    pytest.importorskip("spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8")
+    pytest.importorskip(
+        "spconv.pytorch", reason="needs spconv's wheel for processors: pip install spconv==2.3.8"
+    )
     outcome = bench_sparse(rounds=2)
     assert outcome["ratio"] == pytest.approx(outcome["wheel_ms"] / outcome["torch_ms"])
     assert 0 <= outcome["difference"] < 1e-5 and outcome["same_bits"] == 2

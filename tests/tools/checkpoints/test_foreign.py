@@ -1,4 +1,6 @@
-"""Checkpoints of other code bases, built from our own weights: each imports to the same outputs or fails naming the tensors."""
+"""Checkpoints of other code bases, built from our own weights: each imports to the same outputs or
+fails naming the tensors.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def network() -> nn.Module:
     torch.manual_seed(1)
     model = build(TINY).eval()
     for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):  # fresh statistics would hide a forgotten one
+        # fresh statistics would hide a forgotten one
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return model
@@ -40,23 +43,38 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def points() -> PointBatch:
     generator = torch.Generator().manual_seed(2)
-    xyz = torch.rand(3000, 3, generator=generator) * torch.tensor([12.0, 12.0, 3.0]) - torch.tensor([6.0, 6.0, 1.5])
+    xyz = torch.rand(3000, 3, generator=generator) * torch.tensor([12.0, 12.0, 3.0]) - torch.tensor(
+        [6.0, 6.0, 1.5]
+    )
     features = torch.rand(3000, 2, generator=generator)
-    return PointBatch(torch.cat((xyz, features), 1), torch.zeros(3000, dtype=torch.long), 1, ("frame",))
+    return PointBatch(
+        torch.cat((xyz, features), 1), torch.zeros(3000, dtype=torch.long), 1, ("frame",)
+    )
 
 
 def kernels(state: State, axes: tuple[int, ...]) -> State:
-    return {name: value.permute(axes).contiguous() if value.dim() == 5 else value for name, value in state.items()}
+    return {
+        name: value.permute(axes).contiguous() if value.dim() == 5 else value
+        for name, value in state.items()
+    }
 
 
 SPCONV1, NATIVE = (1, 2, 3, 4, 0), (1, 2, 3, 0, 4)
 
 
 def wrapped(state: State) -> dict[str, object]:
-    return {"epoch": 30, "it": 7, "model_state": state, "optimizer_state": None, "version": "pcdet+0.5.2"}
+    return {
+        "epoch": 30,
+        "it": 7,
+        "model_state": state,
+        "optimizer_state": None,
+        "version": "pcdet+0.5.2",
+    }
 
 
-def same_outputs(file: Path, network: nn.Module, points: PointBatch, **options: object) -> foreign.Imported:
+def same_outputs(
+    file: Path, network: nn.Module, points: PointBatch, **options: object
+) -> foreign.Imported:
     imported = foreign.import_checkpoint(file, network, **options)
     torch.manual_seed(99)
     fresh = build(TINY).eval()
@@ -67,28 +85,47 @@ def same_outputs(file: Path, network: nn.Module, points: PointBatch, **options: 
     with torch.no_grad():
         expected, found = network(points), again(points)
     for ours, theirs in zip(expected.heads, found.heads):
-        assert torch.equal(ours.heatmap, theirs.heatmap) and torch.equal(ours.regression, theirs.regression)
+        assert torch.equal(ours.heatmap, theirs.heatmap) and torch.equal(
+            ours.regression, theirs.regression
+        )
     assert expected.heads[0].heatmap.abs().max() > 0
     return imported
 
 
-@pytest.mark.parametrize(("layout", "axes"), [("spconv1", SPCONV1), ("native", NATIVE), ("spconv2", (0, 1, 2, 3, 4))])
+@pytest.mark.parametrize(
+    ("layout", "axes"), [("spconv1", SPCONV1), ("native", NATIVE), ("spconv2", (0, 1, 2, 3, 4))]
+)
 @pytest.mark.parametrize("form", ["openpcdet", "bare", "distributed", "shuffled", "half"])
 def test_each_layout_and_form_gives_the_same_outputs(
-    tmp_path: Path, network: nn.Module, points: PointBatch, layout: str, axes: tuple[int, ...], form: str
+    tmp_path: Path,
+    network: nn.Module,
+    points: PointBatch,
+    layout: str,
+    axes: tuple[int, ...],
+    form: str,
 ) -> None:
     state = kernels(network.state_dict(), axes)
     if form == "half":  # numbers that sixteen bits hold exactly, so that equality can be asked for
         network = build(TINY).eval()
         network.load_state_dict(
-            {k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in kernels(state, inverse(axes)).items()}
+            {
+                k: v.half().to(v.dtype) if v.is_floating_point() else v
+                for k, v in kernels(state, inverse(axes)).items()
+            }
         )
-        state = {k: v.half() if v.is_floating_point() else v for k, v in kernels(network.state_dict(), axes).items()}
+        state = {
+            k: v.half() if v.is_floating_point() else v
+            for k, v in kernels(network.state_dict(), axes).items()
+        }
     content: dict[str, Callable[[], object]] = {
         "openpcdet": lambda: wrapped(state),
         "bare": lambda: state,
-        "distributed": lambda: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
-        "shuffled": lambda: wrapped(dict(sorted(state.items(), key=lambda item: hash(item[0]) % 97))),
+        "distributed": lambda: {
+            "state_dict": {f"module.{name}": value for name, value in state.items()}
+        },
+        "shuffled": lambda: wrapped(
+            dict(sorted(state.items(), key=lambda item: hash(item[0]) % 97))
+        ),
         "half": lambda: wrapped(state),
     }
     file = tmp_path / "theirs.pth"
@@ -102,18 +139,27 @@ def inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axes.index(axis) for axis in range(5))
 
 
-def test_renamed_tensors_come_in_by_their_old_names(tmp_path: Path, network: nn.Module, points: PointBatch) -> None:
-    state = {name.replace("dense_head", "bbox_head"): value for name, value in network.state_dict().items()}
+def test_renamed_tensors_come_in_by_their_old_names(
+    tmp_path: Path, network: nn.Module, points: PointBatch
+) -> None:
+    state = {
+        name.replace("dense_head", "bbox_head"): value
+        for name, value in network.state_dict().items()
+    }
     file = tmp_path / "theirs.pth"
     torch.save(wrapped(state), file)
-    with pytest.raises(DataError, match=r"missing in the file: dense_head\.shared_conv\.0\.weight.*--rename"):
+    with pytest.raises(
+        DataError, match=(r"missing in the file: " r"dense_head\.shared_conv\.0\.weight.*--rename")
+    ):
         foreign.import_checkpoint(file, network)
     same_outputs(file, network, points, rename={"bbox_head": "dense_head"})
     with pytest.raises(ConfigError, match=r"--rename nothing: no tensor.*bbox_head"):
         foreign.import_checkpoint(file, network, rename={"nothing": "dense_head"})
 
 
-def test_a_two_stage_checkpoint_comes_in_without_its_second_stage(tmp_path: Path, network: nn.Module, points: PointBatch) -> None:
+def test_a_two_stage_checkpoint_comes_in_without_its_second_stage(
+    tmp_path: Path, network: nn.Module, points: PointBatch
+) -> None:
     state = {**network.state_dict(), "roi_head.cls_layers.0.weight": torch.zeros(4, 4)}
     file = tmp_path / "theirs.pth"
     torch.save(wrapped(state), file)
@@ -124,15 +170,21 @@ def test_a_two_stage_checkpoint_comes_in_without_its_second_stage(tmp_path: Path
         foreign.import_checkpoint(file, network, drop=["point_head"])
 
 
-def test_counters_may_be_missing_and_weights_may_not(tmp_path: Path, network: nn.Module, points: PointBatch) -> None:
+def test_counters_may_be_missing_and_weights_may_not(
+    tmp_path: Path, network: nn.Module, points: PointBatch
+) -> None:
     counters = ("global_step", "num_batches_tracked")
-    state = {name: value for name, value in network.state_dict().items() if not name.endswith(counters)}
+    state = {
+        name: value for name, value in network.state_dict().items() if not name.endswith(counters)
+    }
     file = tmp_path / "theirs.pth"
     torch.save(wrapped(state), file)
     assert "a counter, no weight" in same_outputs(file, network, points).table()
     del state["backbone_3d.conv3.1.bn1.running_var"]
     torch.save(wrapped(state), file)
-    with pytest.raises(DataError, match=r"missing in the file: backbone_3d\.conv3\.1\.bn1\.running_var"):
+    with pytest.raises(
+        DataError, match=(r"missing in the file: " r"backbone_3d\.conv3\.1\.bn1\.running_var")
+    ):
         foreign.import_checkpoint(file, network)
 
 
@@ -143,13 +195,23 @@ def change(state: State, name: str, value: Tensor) -> State:
 def test_what_does_not_fit_is_named(tmp_path: Path, network: nn.Module) -> None:
     state, file = network.state_dict(), tmp_path / "theirs.pth"
     kernel, bias = "backbone_3d.conv2.0.0.weight", "dense_head.shared_conv.0.bias"
-    flipped = state[kernel].permute(0, 4, 1, 2, 3).contiguous()  # (Cout, Cin, kz, ky, kx): no release of spconv stores that
+    # (Cout, Cin, kz, ky, kx): no release of spconv stores that
+    flipped = state[kernel].permute(0, 4, 1, 2, 3).contiguous()
     mixed = {**state, kernel: state[kernel].permute(SPCONV1).contiguous()}
     cases = (
         (change(state, kernel, flipped), rf"{kernel}: model .*, file "),
-        (mixed, r"sparse kernels disagree, backbone_3d\.conv2\.0\.0\.weight is stored as spconv1 but .*spconv2"),
+        (
+            mixed,
+            (
+                r"sparse kernels disagree, backbone_3d\.conv2\.0\.0\.weight is stored as spconv1 "
+                r"but .*spconv2"
+            ),
+        ),
         (change(state, bias, torch.zeros(7)), r"shared_conv\.0\.bias: model \(16,\), file \(7,\)"),
-        (change(state, bias, torch.full((16,), torch.nan)), r"16 numbers of dense_head\.shared_conv\.0\.bias are not finite"),
+        (
+            change(state, bias, torch.full((16,), torch.nan)),
+            (r"16 numbers of " r"dense_head\.shared_conv\.0\.bias are not finite"),
+        ),
         (change(state, bias, torch.zeros(16, dtype=torch.long)), r"holds torch\.int64"),
     )
     for content, message in cases:
@@ -170,7 +232,8 @@ def test_square_kernels_alone_need_a_word(tmp_path: Path) -> None:
         foreign.import_checkpoint(file, square)
     imported = foreign.import_checkpoint(file, square, layout="spconv1")
     assert torch.equal(imported.tensors["kernel"], square.kernel.data)
-    torch.save({"kernel": torch.rand(3, 3, 3, 8, 8)}, file)  # of a wider model: shapes are the matter, not the layout
+    # of a wider model: shapes are the matter, not the layout
+    torch.save({"kernel": torch.rand(3, 3, 3, 8, 8)}, file)
     with pytest.raises(DataError, match=r"kernel: model \(4, 3, 3, 3, 4\), file \(8, 3, 3, 3, 8\)"):
         foreign.import_checkpoint(file, square)
 
@@ -180,7 +243,9 @@ class Evil:
         return print, ("run",)
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path, network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_checkpoints(
+    tmp_path: Path, network: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "theirs.pth"
     with pytest.raises(DataError, match="does not exist"):
         foreign.import_checkpoint(file, network)
@@ -203,13 +268,22 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, network: nn.Module, capsy
 
 
 @pytest.mark.parametrize("layout", ["spconv1", "spconv2", "native"])
-def test_an_exported_checkpoint_comes_back_bit_for_bit(tmp_path: Path, network: nn.Module, layout: str) -> None:
+def test_an_exported_checkpoint_comes_back_bit_for_bit(
+    tmp_path: Path, network: nn.Module, layout: str
+) -> None:
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pth"
     save_weights(ours, network, {"model": TINY.name})
     foreign.export_checkpoint(ours, network, theirs, layout=layout)
     content = torch.load(theirs, weights_only=True)
     kernel = tuple(content["model_state"]["backbone_3d.conv_input.0.weight"].shape)
-    assert kernel == {"spconv1": (3, 3, 3, 5, 8), "spconv2": (8, 3, 3, 3, 5), "native": (3, 3, 3, 8, 5)}[layout]
+    assert (
+        kernel
+        == {"spconv1": (3, 3, 3, 5, 8), "spconv2": (8, 3, 3, 3, 5), "native": (3, 3, 3, 8, 5)}[
+            layout
+        ]
+    )
     imported = foreign.import_checkpoint(theirs, network)
     assert imported.layout == layout
-    assert all(torch.equal(value, imported.tensors[name]) for name, value in network.state_dict().items())
+    assert all(
+        torch.equal(value, imported.tensors[name]) for name, value in network.state_dict().items()
+    )

@@ -1,4 +1,6 @@
-"""Exported detectors do what the network does, on five frames, in another runtime; and a user needs nothing but the file."""
+"""Exported detectors do what the network does, on five frames, in another runtime; and a user needs
+nothing but the file.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from kdlib.models.weights import save_weights
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.export import write
 from kdlib.tools.export.graph import export_graph, graph_inputs
-from kdlib.tools.export.write import TOLERANCE, ExportError, beside, export_detector, largest_difference
+from kdlib.tools.export.write import (
+    TOLERANCE,
+    ExportError,
+    beside,
+    export_detector,
+    largest_difference,
+)
 from kdlib.tools.scans.trained import find_weights, load_detector
 from kdlib.types import PointBatch, Sample
 
@@ -34,10 +42,18 @@ SMALL = zoo.CP_PILLAR_DEMO
 MODELS: dict[str, ModelConfig] = {
     "pillar student": zoo.CP_PILLAR_DEMO_V064,
     "pillars, two heads": replace(
-        SMALL, name="two_heads", head=replace(SMALL.head, heads=(("Vehicle",), ("Cyclist", "Pedestrian")))
+        SMALL,
+        name="two_heads",
+        head=replace(SMALL.head, heads=(("Vehicle",), ("Cyclist", "Pedestrian"))),
     ),
     "voxel student": zoo.CP_VOXEL_DEMO_XS,
-    "anchors": replace(zoo.POINTPILLAR, name="anchors", grid=SMALL.grid, encoder=SMALL.encoder, backbone=SMALL.backbone),
+    "anchors": replace(
+        zoo.POINTPILLAR,
+        name="anchors",
+        grid=SMALL.grid,
+        encoder=SMALL.encoder,
+        backbone=SMALL.backbone,
+    ),
 }
 
 needs_onnx = pytest.mark.skipif(
@@ -55,7 +71,9 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped teacher as ONNX."""
-    return export_detector(find_weights("cp_pillar_demo"), tmp_path_factory.mktemp("onnx") / "teacher.onnx", frames=0).path
+    return export_detector(
+        find_weights("cp_pillar_demo"), tmp_path_factory.mktemp("onnx") / "teacher.onnx", frames=0
+    ).path
 
 
 def trained(name: str, folder: Path) -> TrainedWeights:
@@ -78,12 +96,21 @@ def test_five_frames_agree(name: str, ending: str, samples: list[Sample], tmp_pa
     one = trained(name, tmp_path)
     done = export_detector(one, tmp_path / f"student{ending}", frames=1)
     assert done.frames == 1 and done.difference <= TOLERANCE
-    assert largest_difference(load_detector(one), done.path.read_bytes(), ending, samples) <= TOLERANCE == 1e-4
+    assert (
+        largest_difference(load_detector(one), done.path.read_bytes(), ending, samples)
+        <= TOLERANCE
+        == 1e-4
+    )
 
 
 @needs_onnx
 def test_the_shipped_teacher_agrees(shipped: Path, samples: list[Sample]) -> None:
-    assert largest_difference(load_detector(find_weights("cp_pillar_demo")), shipped.read_bytes(), ".onnx", samples) <= TOLERANCE
+    assert (
+        largest_difference(
+            load_detector(find_weights("cp_pillar_demo")), shipped.read_bytes(), ".onnx", samples
+        )
+        <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -93,18 +120,30 @@ def test_boxes_are_those_of_the_detector(name: str, samples: list[Sample], tmp_p
     with torch.inference_mode():
         points = collate([samples[0]]).points
         wanted = network.detect(network(points), nms=False)[0]
-        found = dict(zip(part.outputs, part(*graph_inputs(network, network.voxelize(points)).values())))
+        found = dict(
+            zip(part.outputs, part(*graph_inputs(network, network.voxelize(points)).values()))
+        )
     boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
     if isinstance(network, CenterPoint):
         limit = torch.tensor(network.head.decode.center_limit)
         inside = ((boxes[:, :3] >= limit[:3]) & (boxes[:, :3] <= limit[3:])).all(dim=1)
         boxes, scores, labels = boxes[inside], scores[inside], labels[inside]
-    torch.testing.assert_close(scores.sort(descending=True).values, wanted.scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        scores.sort(descending=True).values, wanted.scores, atol=1e-5, rtol=1e-4
+    )
     # Scores that nearly tie may change places: boxes are compared with their nearest twin.
     first, second = (
-        torch.cat((b, 100.0 * n[:, None]), dim=1) for b, n in ((wanted.boxes[:200], wanted.labels[:200]), (boxes, labels))
+        torch.cat((b, 100.0 * n[:, None]), dim=1)
+        for b, n in ((wanted.boxes[:200], wanted.labels[:200]), (boxes, labels))
     )
-    assert float(torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values.max()) < 1e-3
+    assert (
+        float(
+            torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+            .min(dim=1)
+            .values.max()
+        )
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -113,10 +152,17 @@ def test_any_number_of_pillars(ending: str, tmp_path: Path) -> None:
     done = export_detector(one, tmp_path / f"a{ending}", frames=0)
     rng = np.random.default_rng(1)
     few = [
-        Sample("few", rng.uniform(-9, 9, (count, 5)).astype(np.float32), np.zeros((0, 7)), np.zeros(0)) for count in (1, 2, 3000)
+        Sample(
+            "few", rng.uniform(-9, 9, (count, 5)).astype(np.float32), np.zeros((0, 7)), np.zeros(0)
+        )
+        for count in (1, 2, 3000)
     ]
-    full = [Sample("full", np.full((200, 5), 0.3, np.float32), np.zeros((0, 7)), np.zeros(0))]  # one pillar, overfull
-    assert largest_difference(load_detector(one), done.path.read_bytes(), ending, few + full) <= TOLERANCE
+    # one pillar, overfull
+    full = [Sample("full", np.full((200, 5), 0.3, np.float32), np.zeros((0, 7)), np.zeros(0))]
+    assert (
+        largest_difference(load_detector(one), done.path.read_bytes(), ending, few + full)
+        <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -137,24 +183,39 @@ def test_the_file_carries_its_card(ending: str, tmp_path: Path) -> None:
         torch.export.load(str(done.path), extra_files=extra)
         carried = json.loads(extra["kdlib.json"])
     assert carried == card == done.card
-    assert card["class_names"] == list(zoo.CP_VOXEL_DEMO_XS.class_names) and card["weights"]["card"] == {"data": "random"}
+    assert card["class_names"] == list(zoo.CP_VOXEL_DEMO_XS.class_names) and card["weights"][
+        "card"
+    ] == {"data": "random"}
     assert card["grid"]["voxel_size"] == [0.12, 0.12, 0.15] and card["head"]["stride"] == 8
-    assert [one["name"] for one in card["inputs"]] == ["bev"] and card["outputs"][-3]["name"] == "boxes"
+    assert [one["name"] for one in card["inputs"]] == ["bev"] and card["outputs"][-3][
+        "name"
+    ] == "boxes"
     root = str(Path(write.__file__).parents[3]).encode()
     assert root not in done.path.read_bytes(), "the file names a folder of this machine"
 
 
 @needs_onnx
-def test_the_example_needs_numpy_and_onnxruntime_only(shipped: Path, samples: list[Sample], tmp_path: Path) -> None:
+def test_the_example_needs_numpy_and_onnxruntime_only(
+    shipped: Path, samples: list[Sample], tmp_path: Path
+) -> None:
     np.save(tmp_path / "points.npy", samples[0].points)
     source = EXAMPLE.read_text()
-    imported = {name.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for name in node.names}
-    assert imported == {"json", "sys", "numpy", "onnxruntime"} and "kdlib" not in source.replace('["kdlib"]', "")
+    imported = {
+        name.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    assert imported == {"json", "sys", "numpy", "onnxruntime"} and "kdlib" not in source.replace(
+        '["kdlib"]', ""
+    )
     assert len([line for line in source.splitlines() if line.strip()]) <= 40
     # -I and an empty folder: nothing of the project can be imported.
     command = [sys.executable, "-I", str(EXAMPLE), str(shipped), str(tmp_path / "points.npy")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    rows = [(line.split()[0], np.array(line.split()[1:], float)) for line in done.stdout.splitlines()]
+    rows = [
+        (line.split()[0], np.array(line.split()[1:], float)) for line in done.stdout.splitlines()
+    ]
     assert rows
     network = load_detector(find_weights("cp_pillar_demo"), overlap=0.1)
     with torch.inference_mode():
@@ -171,7 +232,9 @@ def test_several_frames_at_once_are_refused() -> None:
     network = build(SMALL)
     points = torch.zeros(2, 5)
     with pytest.raises(ValueError, match="one frame at a time"):
-        graph_inputs(network, network.voxelize(PointBatch(points, torch.tensor([0, 1]), 2, ("a", "b"))))
+        graph_inputs(
+            network, network.voxelize(PointBatch(points, torch.tensor([0, 1]), 2, ("a", "b")))
+        )
 
 
 def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +245,10 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         export_detector(replace(one, model=zoo.PV_RCNN_PP_DEMO), tmp_path / "a.pt2")
     with monkeypatch.context() as patch:
         patch.setattr(write, "_NEEDED", ("no_such_package",))
-        with pytest.raises(ExportError, match=r"needs no_such_package: pip install no_such_package, or export to \.pt2"):
+        with pytest.raises(
+            ExportError,
+            match=(r"needs no_such_package: pip install " r"no_such_package, or export to \.pt2"),
+        ):
             export_detector(one, tmp_path / "a.onnx")
     monkeypatch.setattr(write, "largest_difference", lambda *rest: 0.5)
     with pytest.raises(ExportError, match="differ from the network by 5"):
@@ -190,8 +256,18 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["kdlib", "export", "cp_pillar_demo", "--out", str(tmp_path / "a.pt2"), "--frames", "1"]
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "kdlib",
+        "export",
+        "cp_pillar_demo",
+        "--out",
+        str(tmp_path / "a.pt2"),
+        "--frames",
+        "1",
+    ]
     for extra, words in ((["--json"], '"class_names"'), ([], "differ by at most")):
         monkeypatch.setattr(sys, "argv", arguments + extra)
         with pytest.raises(SystemExit) as ended:

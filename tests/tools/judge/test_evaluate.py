@@ -1,4 +1,6 @@
-"""`python -m kdlib evaluate`: the numbers, the official ones beside them (played by a stand-in), the leaderboard's file."""
+"""`python -m kdlib evaluate`: the numbers, the official ones beside them (played by a stand-in),
+the leaderboard's file.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,20 @@ def files(tmp_path):
     scene = crowd(6, 10, 20)
     names = [f"segment_{i:03d}" for i in range(6)]
     found, truth = scene.predictions, scene.truth
-    table = predictions_table([names[i] for i in found.frame], found.box, found.kind, found.score, frames=names)
+    table = predictions_table(
+        [names[i] for i in found.frame], found.box, found.kind, found.score, frames=names
+    )
     times = json.dumps([1_000_000 * i for i in range(6)])
-    write_predictions(tmp_path / "p.parquet", table.replace_schema_metadata({**table.schema.metadata, "frame_timestamps": times}))
-    table = predictions_table([names[i] for i in truth.frame], truth.box, truth.kind, np.ones(60), frames=names)
-    table = table.append_column("difficulty", [truth.difficulty]).append_column("num_points", [np.full(60, 9)])
+    write_predictions(
+        tmp_path / "p.parquet",
+        table.replace_schema_metadata({**table.schema.metadata, "frame_timestamps": times}),
+    )
+    table = predictions_table(
+        [names[i] for i in truth.frame], truth.box, truth.kind, np.ones(60), frames=names
+    )
+    table = table.append_column("difficulty", [truth.difficulty]).append_column(
+        "num_points", [np.full(60, 9)]
+    )
     write_predictions(tmp_path / "g.parquet", table)
     return scene, tmp_path
 
@@ -42,13 +53,22 @@ def official_python(folder, metrics, off=0.0):
         "version": "X",
     }
     path = folder / "python"
-    path.write_text(f"#!{sys.executable}\nimport json, sys\njson.dump({answer!r}, open(sys.argv[4], 'w'))\n")
+    path.write_text(
+        f"#!{sys.executable}\nimport json, sys\njson.dump({answer!r}, open(sys.argv[4], 'w'))\n"
+    )
     path.chmod(0o755)
     return path
 
 
 def evaluate(folder, *options):
-    command = ["evaluate", "--predictions", str(folder / "p.parquet"), "--ground-truth", str(folder / "g.parquet"), *options]
+    command = [
+        "evaluate",
+        "--predictions",
+        str(folder / "p.parquet"),
+        "--ground-truth",
+        str(folder / "g.parquet"),
+        *options,
+    ]
     return CliRunner().invoke(app, command)
 
 
@@ -80,7 +100,9 @@ def test_official_disagrees(files):
 
 def test_a_missing_python_is_said_before_the_work(files, monkeypatch):
     _, folder = files
-    monkeypatch.setattr("kdlib.tools.judge.evaluate.load_boxes", lambda *_, **__: pytest.fail("worked first"))
+    monkeypatch.setattr(
+        "kdlib.tools.judge.evaluate.load_boxes", lambda *_, **__: pytest.fail("worked first")
+    )
     with pytest.raises(OfficialError, match="does not exist"):
         score(folder / "p.parquet", folder / "g.parquet", official=True, python=folder / "none")
 
@@ -90,13 +112,18 @@ def test_export(files, import_objects):
     shown = evaluate(folder, "--export", str(folder / "out" / "p.bin"))
     assert shown.exit_code == 0 and "120 boxes written" in shown.stdout
     again = import_objects(folder / "out" / "p.bin")
-    assert again["frame_timestamp_micros"].to_pylist() == (1_000_000 * scene.predictions.frame).tolist()
+    assert (
+        again["frame_timestamp_micros"].to_pylist()
+        == (1_000_000 * scene.predictions.frame).tolist()
+    )
 
 
 def test_bad_files_keep_their_one_sentence(files):
     _, folder = files
     with pytest.raises(DataError, match=r"predictions file .*x\.parquet.: no column .score."):
-        write_predictions(folder / "x.parquet", read_table(folder / "g.parquet", "t").drop(["score"]))
+        write_predictions(
+            folder / "x.parquet", read_table(folder / "g.parquet", "t").drop(["score"])
+        )
         score(folder / "x.parquet", folder / "p.parquet")
     (folder / "p.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"predictions file '.*' is no readable Parquet"):

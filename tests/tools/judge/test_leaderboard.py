@@ -17,10 +17,20 @@ SEGMENT = "1024360143612057520_3580_000_3600_000"
 def table(count=3, metadata=True, **columns):
     ids = [f"{SEGMENT}_{i // 2:03d}" for i in range(count)]
     boxes = np.arange(7 * count, dtype=np.float64).reshape(count, 7)
-    made = predictions_table(ids, boxes, np.arange(count) % 4 + 1, np.linspace(0.25, 0.75, count), frames=sorted(set(ids)))
+    made = predictions_table(
+        ids,
+        boxes,
+        np.arange(count) % 4 + 1,
+        np.linspace(0.25, 0.75, count),
+        frames=sorted(set(ids)),
+    )
     for name, values in columns.items():
         place = made.column_names.index(name) if name in made.column_names else None
-        made = made.append_column(name, values) if place is None else made.set_column(place, name, values)
+        made = (
+            made.append_column(name, values)
+            if place is None
+            else made.set_column(place, name, values)
+        )
     frames = json.loads(made.schema.metadata[b"frame_ids"])
     times = [1_550_000_000_000_000 + 100_000 * i for i in range(len(frames))]
     facts = {**made.schema.metadata, TIMESTAMPS: json.dumps(times)}
@@ -32,7 +42,10 @@ def test_bytes_are_those_of_the_official_message(tmp_path):
     one = table(1).slice(0, 1)
     assert export_objects(one, tmp_path / "one.bin") == 1
     numbers = {1: 0.0, 2: 1.0, 3: 2.0, 5: 3.0, 4: 4.0, 6: 5.0, 7: 6.0}  # length is 5, width is 4
-    box = b"".join(bytes([number << 3 | 1]) + np.float64(numbers[number]).tobytes() for number in sorted(numbers))
+    box = b"".join(
+        bytes([number << 3 | 1]) + np.float64(numbers[number]).tobytes()
+        for number in sorted(numbers)
+    )
     label = b"\x0a" + bytes([len(box)]) + box + b"\x18\x01"
     name = SEGMENT.encode()
     time = []
@@ -40,7 +53,9 @@ def test_bytes_are_those_of_the_official_message(tmp_path):
     while value:
         time.append(value & 0x7F | (0x80 if value > 0x7F else 0))
         value >>= 7
-    item = b"\x0a" + bytes([len(label)]) + label + b"\x15" + np.float32(0.25).tobytes() + b"\x18\x00"
+    item = (
+        b"\x0a" + bytes([len(label)]) + label + b"\x15" + np.float32(0.25).tobytes() + b"\x18\x00"
+    )
     item += b"\x22" + bytes([len(name)]) + name + b"\x28" + bytes(time)
     assert (tmp_path / "one.bin").read_bytes() == b"\x0a" + bytes([len(item)]) + item
 
@@ -60,7 +75,9 @@ def test_round_trip_across_batches(tmp_path, monkeypatch, import_objects):
 
 def test_columns_of_ones_own_come_first(tmp_path, import_objects):
     times = pa.array([7, 8, 9], pa.int64())
-    source = table(3, metadata=False, context_name=pa.array(["a", "b", "c"]), frame_timestamp_micros=times)
+    source = table(
+        3, metadata=False, context_name=pa.array(["a", "b", "c"]), frame_timestamp_micros=times
+    )
     export_objects(source, tmp_path / "o.bin")
     again = import_objects(tmp_path / "o.bin")
     assert again["context_name"].to_pylist() == ["a", "b", "c"]
@@ -77,13 +94,24 @@ def test_nothing_found_is_an_empty_message(tmp_path, import_objects):
     ("source", "words"),
     [
         (table(metadata=False), "the time of every frame, but this table states 0 for 0 frames"),
-        (table().replace_schema_metadata({"frame_ids": '["a"]', TIMESTAMPS: "[1]"}), "frame .* is not among the frame_ids"),
-        (table().replace_schema_metadata({"frame_ids": "nonsense", TIMESTAMPS: "[1]"}), "not a JSON list"),
+        (
+            table().replace_schema_metadata({"frame_ids": '["a"]', TIMESTAMPS: "[1]"}),
+            "frame .* is not among the frame_ids",
+        ),
+        (
+            table().replace_schema_metadata({"frame_ids": "nonsense", TIMESTAMPS: "[1]"}),
+            "not a JSON list",
+        ),
         (table(score=pa.array([0.1, 1.5, 0.2])), "has the score 1.5"),
         (table(type=pa.array([1, 9, 2])), "type 9 is none of Waymo's"),
         (table(x=pa.array([1.0, float("nan"), 2.0])), "has x = nan"),
         (table().drop(["score"]), "no column 'score'"),
-        (table(context_name=pa.array(["a", None, "b"]), frame_timestamp_micros=pa.array([1, 2, 3])), "no context_name"),
+        (
+            table(
+                context_name=pa.array(["a", None, "b"]), frame_timestamp_micros=pa.array([1, 2, 3])
+            ),
+            "no context_name",
+        ),
     ],
 )
 def test_bad_tables_write_nothing(source, words, tmp_path):
@@ -95,14 +123,19 @@ def test_bad_tables_write_nothing(source, words, tmp_path):
 def test_unknown_fields_are_passed_over(tmp_path, import_objects):
     item = objects_message()()
     item.objects.add(context_name="c").object.box.length = 2.0
-    (tmp_path / "o.bin").write_bytes(item.SerializeToString() + b"\x12\x02\x0a\x00")  # a no-label-zone object, field 2
+    # a no-label-zone object, field 2
+    (tmp_path / "o.bin").write_bytes(item.SerializeToString() + b"\x12\x02\x0a\x00")
     again = import_objects(tmp_path / "o.bin")
-    assert again["length"].to_pylist() == [2.0] and again["score"].to_pylist() == [1.0]  # unset: 1, as the official tool has it
+    # unset: 1, as the official tool has it
+    assert again["length"].to_pylist() == [2.0] and again["score"].to_pylist() == [1.0]
 
 
 def test_sample_files_of_the_official_package(shared, import_objects):
     """Metric spec section 10."""
-    found, truth = (import_objects(shared / "data" / f"fake_{name}.bin") for name in ("predictions", "ground_truths"))
+    found, truth = (
+        import_objects(shared / "data" / f"fake_{name}.bin")
+        for name in ("predictions", "ground_truths")
+    )
     result = evaluate_tables(found, truth)
     assert (found.num_rows, truth.num_rows) == (2263, 1010)
     expected = {

@@ -1,4 +1,6 @@
-"""Finding and running a Python with the official package: here with stand-ins; tests/official has the real one."""
+"""Finding and running a Python with the official package: here with stand-ins; tests/official has
+the real one.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_named_then_variable_then_beside_then_running(bare, monkeypatch, tmp_pat
 
 
 def test_a_named_python_must_exist(bare, monkeypatch, tmp_path):
-    with pytest.raises(OfficialError, match=r"--python names the Python '.*nowhere', which does not exist"):
+    with pytest.raises(
+        OfficialError, match=(r"--python names the Python '.*nowhere', which does " r"not exist")
+    ):
         find_python(tmp_path / "nowhere")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(OfficialError, match=f"{VARIABLE} names the Python"):
@@ -60,8 +64,13 @@ import json, os, sys
 import numpy as np
 assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and sys.argv[2] == "metric"
 with np.load(sys.argv[3], allow_pickle=False) as a:
-    numbers = [(len(a[f"{i}/prediction_bbox"]), float(a[f"{i}/ground_truth_bbox"].sum())) for i in range(int(a["sets"]))]
-sets = [{"names": ["X_LEVEL_1"], "ap": [float(ap)], "aph": [aph], "seconds": 2.0} for ap, aph in numbers]
+    numbers = [
+        (len(a[f"{i}/prediction_bbox"]), float(a[f"{i}/ground_truth_bbox"].sum()))
+        for i in range(int(a["sets"]))
+    ]
+sets = [
+    {"names": ["X_LEVEL_1"], "ap": [float(ap)], "aph": [aph], "seconds": 2.0} for ap, aph in numbers
+]
 json.dump({"sets": sets, "peak_bytes": 2, "version": "stand-in"}, open(sys.argv[4], "w"))
 """
 
@@ -79,11 +88,23 @@ def test_every_set_goes_there_and_back(tmp_path):
     ("body", "message"),
     [
         ("import os; os.abort()", r"died of SIGABRT \(it aborts on boxes"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"died of SIGKILL \(the machine may be short of memory"),
-        ("raise ValueError('tensor of the wrong shape')", "failed with: ValueError: tensor of the wrong shape"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            (r"died of SIGKILL \(the " r"machine may be short of memory"),
+        ),
+        (
+            "raise ValueError('tensor of the wrong shape')",
+            ("failed with: ValueError: tensor of the wrong shape"),
+        ),
         ("raise SystemExit(3)", "failed with: it wrote nothing"),
-        ("raise ImportError(\"No module named 'waymo_open_dataset'\")", "lacks the package waymo_open_dataset"),
-        ("raise ImportError(\"No module named 'tensorflow'\")", "lacks the package waymo_open_dataset"),
+        (
+            "raise ImportError(\"No module named 'waymo_open_dataset'\")",
+            ("lacks the package waymo_open_dataset"),
+        ),
+        (
+            "raise ImportError(\"No module named 'tensorflow'\")",
+            ("lacks the package waymo_open_dataset"),
+        ),
         ("import time; time.sleep(60)", "was stopped after 2 s"),
     ],
 )
@@ -119,7 +140,11 @@ def test_comparison_runs_ours_in_its_own_process(monkeypatch, tmp_path):
     python = stand_in(tmp_path, f"import json, sys; json.dump({answer!r}, open(sys.argv[4], 'w'))")
     for workers in (1, 2):
         found = compare_with_official(scene, python=python, workers=workers)
-        assert found.difference == pytest.approx(1e-3) and not found.agrees and "THEY DISAGREE" in found.table()
+        assert (
+            found.difference == pytest.approx(1e-3)
+            and not found.agrees
+            and "THEY DISAGREE" in found.table()
+        )
         assert found.ours.metrics == result.to_dict()
         assert 0 < found.ours.seconds < 100 and found.speedup > 1
         assert 2e7 < found.ours.peak_bytes < 1e10
@@ -131,7 +156,9 @@ def test_comparison_runs_ours_in_its_own_process(monkeypatch, tmp_path):
 def test_the_crowd_is_dense_and_repeatable():
     scene, again = crowd(10, 30, 60), crowd(10, 30, 60)
     assert scene.predictions.box.tobytes() == again.predictions.box.tobytes()
-    assert len(scene.predictions.frame) == 600 and len(scene.truth.frame) == 300 and scene.frames == 10
+    assert (
+        len(scene.predictions.frame) == 600 and len(scene.truth.frame) == 300 and scene.frames == 10
+    )
     assert ((scene.predictions.score >= 0) & (scene.predictions.score <= 1)).all()
     assert set(scene.truth.kind) == {1, 2, 4} and set(scene.truth.difficulty) == {1, 2}
     counts = evaluate_boxes(scene, tuple(range(10))).frames.counts

@@ -1,4 +1,6 @@
-"""``kdlib fly``: a film of a smoke run, which is only read; what cannot be filmed is one sentence."""
+"""``kdlib fly``: a film of a smoke run, which is only read; what cannot be filmed is one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,31 @@ def contents(folder: Path) -> dict[Path, int]:
 
 def test_a_run_is_filmed_and_left_as_it_was(smoke_run: Run, tmp_path: Path) -> None:
     before = contents(smoke_run.folder)
-    made = fly(smoke_run.folder, tmp_path / "a.gif", data=smoke_run.data, images=2, panel=(160, 120), worker=DEAD)
+    made = fly(
+        smoke_run.folder,
+        tmp_path / "a.gif",
+        data=smoke_run.data,
+        images=2,
+        panel=(160, 120),
+        worker=DEAD,
+    )
     assert contents(smoke_run.folder) == before
     with Image.open(made.path) as movie:
         assert movie.n_frames == 2 and movie.size == (322, 172)
     assert made.segment in str(made) and "matplotlib" in str(made)
-    assert any(name.startswith(made.segment) for name in smoke_run.store.split("validation").frame_ids())
-    again = fly(smoke_run.folder, tmp_path / "b.gif", data=smoke_run.data, segment=made.segment[:12], arm="alone", images=1,
-                panel=(160, 120), worker=DEAD)  # fmt: skip
+    assert any(
+        name.startswith(made.segment) for name in smoke_run.store.split("validation").frame_ids()
+    )
+    again = fly(
+        smoke_run.folder,
+        tmp_path / "b.gif",
+        data=smoke_run.data,
+        segment=made.segment[:12],
+        arm="alone",
+        images=1,
+        panel=(160, 120),
+        worker=DEAD,
+    )
     assert again.segment == made.segment
 
 
@@ -45,7 +64,9 @@ def test_what_cannot_be_filmed(smoke_run: Run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["kdlib", "fly", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -1,4 +1,6 @@
-"""``kdlib view``: scans of other LiDARs with boxes, in a picture where there is no display; which detector is meant."""
+"""``kdlib view``: scans of other LiDARs with boxes, in a picture where there is no display; which
+detector is meant.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,27 @@ def test_boxes_and_picture_of_a_scan(scan: Path, tmp_path: Path) -> None:
     rows = seen.rows()
     assert rows[0]["points"] > 0 and set(seen.classes) <= set(seen.trained.model.class_names)
     text = str(seen)
-    assert "Layout waymo" in text and "simulated streets" in text and f"Picture: {tmp_path / 'a.png'}" in text
+    assert (
+        "Layout waymo" in text
+        and "simulated streets" in text
+        and f"Picture: {tmp_path / 'a.png'}" in text
+    )
     assert "killed by SIGSEGV" in text, "the renderer died, the caller did not"
     assert rows[0]["class"] in text and json.dumps(seen.to_dict())
 
 
 def test_overlaps_and_scores(scan: Path, tmp_path: Path) -> None:
     loose, strict = (
-        view(scan, "cp_pillar_demo", score=0.05, overlap=o, out=tmp_path / "a.png", size=SMALL, worker=DEAD) for o in (0.9, 0.0)
+        view(
+            scan,
+            "cp_pillar_demo",
+            score=0.05,
+            overlap=o,
+            out=tmp_path / "a.png",
+            size=SMALL,
+            worker=DEAD,
+        )
+        for o in (0.9, 0.0)
     )
     assert len(strict.boxes) < len(loose.boxes) and loose.scores.min() < 0.1
     none = view(scan, "cp_pillar_demo", score=1.0, out=tmp_path / "a.png", size=SMALL, worker=DEAD)
@@ -68,7 +83,9 @@ def test_without_a_display_the_command_writes_a_picture_and_says_so(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["kdlib", "view", str(scan), "--model", "cp_pillar_demo", "--json"])
+    monkeypatch.setattr(
+        sys, "argv", ["kdlib", "view", str(scan), "--model", "cp_pillar_demo", "--json"]
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
@@ -77,20 +94,33 @@ def test_without_a_display_the_command_writes_a_picture_and_says_so(
     assert (tmp_path / "street_boxes.png").is_file()
 
 
-def test_a_window_where_there_is_a_display(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_where_there_is_a_display(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISPLAY", ":7")
     fine = (sys.executable, "-c", "import sys; assert sys.argv[-1] == '--window'")
     assert "Shown in a window." in view(scan, "cp_pillar_demo", worker=fine).notes
     assert not list(tmp_path.iterdir())
     broken = view(scan, "cp_pillar_demo", window=True, size=SMALL, worker=DEAD)
-    assert any("window failed" in note for note in broken.notes) and (tmp_path / "street_boxes.png").is_file()
+    assert (
+        any("window failed" in note for note in broken.notes)
+        and (tmp_path / "street_boxes.png").is_file()
+    )
 
 
 @pytest.mark.parametrize("name", ["kitti_000008.bin", "nuscenes_lidar_top.pcd.bin"])
 def test_the_real_sweeps_with_boxes(shared: Path, tmp_path: Path, name: str) -> None:
-    seen = view(shared / "data" / name, "cp_pillar_demo", out=tmp_path / "a.png", size=SMALL, worker=scene3d.WORKER)
-    assert sum(kind == "Vehicle" for kind in seen.classes) >= 4, "cars are cars, also to another sensor"
+    seen = view(
+        shared / "data" / name,
+        "cp_pillar_demo",
+        out=tmp_path / "a.png",
+        size=SMALL,
+        worker=scene3d.WORKER,
+    )
+    assert sum(kind == "Vehicle" for kind in seen.classes) >= 4, (
+        "cars are cars, also to another sensor"
+    )
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
@@ -99,15 +129,27 @@ def test_the_real_sweeps_with_boxes(shared: Path, tmp_path: Path, name: str) -> 
 
 def test_names_files_and_folders(smoke_run: Run, tmp_path: Path) -> None:
     assert find_weights("cp_pillar_demo").weights.name == "cp_pillar_demo.safetensors"
-    student, teacher = find_weights(str(smoke_run.folder)), find_weights(str(smoke_run.folder), arm="teacher")
+    student, teacher = (
+        find_weights(str(smoke_run.folder)),
+        find_weights(str(smoke_run.folder), arm="teacher"),
+    )
     assert student.model == smoke_run.profile.student_model and "full SparseKD" in student.origin
-    assert teacher.model == smoke_run.profile.teacher_model and teacher.weights.name == "teacher.safetensors"
+    assert (
+        teacher.model == smoke_run.profile.teacher_model
+        and teacher.weights.name == "teacher.safetensors"
+    )
     assert find_weights(str(smoke_run.folder), arm="alone").weights != student.weights
-    TrainJob(student.model, smoke_run.profile.student, str(smoke_run.data / "store")).write(tmp_path / "training")
+    TrainJob(student.model, smoke_run.profile.student, str(smoke_run.data / "store")).write(
+        tmp_path / "training"
+    )
     save_weights(tmp_path / "training/weights.safetensors", build(student.model), {})
     assert find_weights(str(tmp_path / "training")).model == student.model
     torch.manual_seed(1)
-    save_weights(tmp_path / "mine.safetensors", build(zoo.CP_PILLAR_DEMO_V064), {"model": "cp_pillar_demo_v0.64"})
+    save_weights(
+        tmp_path / "mine.safetensors",
+        build(zoo.CP_PILLAR_DEMO_V064),
+        {"model": "cp_pillar_demo_v0.64"},
+    )
     for chosen in (
         find_weights(str(tmp_path / "mine.safetensors")),
         find_weights("cp_pillar_demo_v0.64", tmp_path / "mine.safetensors"),
@@ -120,8 +162,16 @@ def test_a_moved_run_is_found(smoke_run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "moved"
     (folder / "students/full_seed1").mkdir(parents=True)
     (folder / "02_distill_student").mkdir()
-    rows = [{"arm": "full", "seed": 1, "weights": "reports/runs/none/students/full_seed1/weights.safetensors"}]
-    (folder / "02_distill_student/result.json").write_text(json.dumps({"profile": "smoke", "students": rows}))
+    rows = [
+        {
+            "arm": "full",
+            "seed": 1,
+            "weights": "reports/runs/none/students/full_seed1/weights.safetensors",
+        }
+    ]
+    (folder / "02_distill_student/result.json").write_text(
+        json.dumps({"profile": "smoke", "students": rows})
+    )
     with pytest.raises(ConfigError, match="do not exist; train first"):
         find_weights(str(folder))
     file = folder / "students/full_seed1/weights.safetensors"
@@ -139,8 +189,12 @@ def test_a_moved_run_is_found(smoke_run: Run, tmp_path: Path) -> None:
         ("FILE", None, "does not say which model"),
     ],
 )
-def test_what_is_no_detector(smoke_run: Run, tmp_path: Path, source: str, arm: str | None, message: str) -> None:
+def test_what_is_no_detector(
+    smoke_run: Run, tmp_path: Path, source: str, arm: str | None, message: str
+) -> None:
     save_weights(tmp_path / "a.safetensors", build(zoo.CP_PILLAR_DEMO_V064), {})
-    source = {"RUN": str(smoke_run.folder), "FILE": str(tmp_path / "a.safetensors")}.get(source, source)
+    source = {"RUN": str(smoke_run.folder), "FILE": str(tmp_path / "a.safetensors")}.get(
+        source, source
+    )
     with pytest.raises(ConfigError, match=message):
         find_weights(source, arm=arm)

@@ -1,4 +1,6 @@
-"""Several profiles: checked first, run in turn or side by side; one that fails keeps no other from finishing."""
+"""Several profiles: checked first, run in turn or side by side; one that fails keeps no other from
+finishing.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ begun = time.time()
 print("00_explore_data: running", flush=True)
 time.sleep(0.5)
 names = ("CUDA_VISIBLE_DEVICES", "KDLIB_GPUS", "KDLIB_SCHEDULER", "KDLIB_ATTENDED")
-record = {"words": sys.argv[4:], **{key: os.environ.get(key) for key in names}, "begun": begun, "ended": time.time()}
+record = {key: os.environ.get(key) for key in names}
+record |= {"words": sys.argv[4:], "begun": begun, "ended": time.time()}
 (folder / "record.json").write_text(json.dumps(record))
 if name == "study_smoke":
     sys.exit("kdlib: 11_ablate_signals stopped at cell 5")
@@ -55,10 +58,14 @@ def written_records(folder: Path) -> dict[str, dict]:
 
 def at_once(found: dict[str, dict]) -> int:
     spans = list(found.values())
-    return max(sum(a["begun"] < b["ended"] and b["begun"] < a["ended"] for b in spans) for a in spans)
+    return max(
+        sum(a["begun"] < b["ended"] and b["begun"] < a["ended"] for b in spans) for a in spans
+    )
 
 
-def test_gpus_are_those_of_the_machine_or_those_left_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_those_of_the_machine_or_those_left_visible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(records, "hardware", lambda: {"gpus": ["H200", "H200"]})
     assert batch.gpu_ids(2) == ("0", "1")
     with pytest.raises(ConfigError, match=r"--gpus 3, but nvidia-smi lists 2 on this machine"):
@@ -89,11 +96,14 @@ def test_wrong_calls_start_nothing(
     assert not drivers.exists()
 
 
-def test_one_after_the_other_where_there_is_no_gpu(drivers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_after_the_other_where_there_is_no_gpu(
+    drivers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(batch.RunsFailed) as caught:
         batch.run_profiles(["study_smoke", "smoke"], drivers)
     assert str(caught.value) == (
-        "1 of 2 runs failed, the same command continues them: study_smoke: 11_ablate_signals stopped at cell 5"
+        "1 of 2 runs failed, the same command continues them: study_smoke: 11_ablate_signals "
+        "stopped at cell 5"
     )
     found = written_records(drivers)
     assert set(found) == {"study_smoke", "smoke"} and at_once(found) == 1
@@ -101,17 +111,25 @@ def test_one_after_the_other_where_there_is_no_gpu(drivers: Path, monkeypatch: p
     assert batch.run_profiles(["demo"], drivers) == [drivers], "of one profile, --out is its folder"
 
 
-def test_side_by_side_over_gpus(drivers: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_side_by_side_over_gpus(
+    drivers: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(VISIBLE, "4,6,8")
     names = ["smoke", "demo", "waymo20", "study_smoke"]
     monkeypatch.setattr(execute, "plan_stages", lambda name, folder, overrides: [])
-    with pytest.raises(batch.RunsFailed, match=r"1 of 4 runs failed.*study_smoke: 11_ablate_signals stopped at cell 5"):
+    with pytest.raises(
+        batch.RunsFailed,
+        match=(r"1 of 4 runs failed.*study_smoke: " r"11_ablate_signals stopped at cell 5"),
+    ):
         batch.run_profiles(names, drivers, {"SEEDS": "1,2"}, gpus=2)
     found = written_records(drivers)
     assert set(found) == set(names) and at_once(found) == 2
     assert {one[GPUS] for one in found.values()} == {"4,6"}, "trainings may go to all of them"
     assert {one[VISIBLE] for one in found.values()} == {"4", "6"}, "a driver's own work to one"
-    assert all(one["words"] == ["-p", "SEEDS=1,2"] and one["KDLIB_ATTENDED"] == "1" for one in found.values())
+    assert all(
+        one["words"] == ["-p", "SEEDS=1,2"] and one["KDLIB_ATTENDED"] == "1"
+        for one in found.values()
+    )
     assert "waymo20 | 00_explore_data: running" in capfd.readouterr().out.splitlines()
     assert GPUS not in os.environ and os.environ[VISIBLE] == "4,6,8"
 
@@ -119,7 +137,9 @@ def test_side_by_side_over_gpus(drivers: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_side_by_side_on_a_cluster(drivers: Path) -> None:
     batch.run_profiles(["smoke", "demo"], drivers, scheduler="tcp://10.0.0.1:8786")
     found = written_records(drivers)
-    assert {one[SCHEDULER] for one in found.values()} == {"tcp://10.0.0.1:8786"} and at_once(found) == 2
+    assert {one[SCHEDULER] for one in found.values()} == {"tcp://10.0.0.1:8786"} and at_once(
+        found
+    ) == 2
     assert {one[VISIBLE] for one in found.values()} == {None}
 
 
@@ -132,10 +152,13 @@ def test_a_driver_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     starter = (
         "import os, subprocess, sys, time\n"
         "environment = {**os.environ, 'KDLIB_ATTENDED': '1'}\n"
-        "subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE, env=environment)\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE, "
+        "env=environment)\n"
         "time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", starter, driver], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", starter, driver], stdout=subprocess.PIPE, text=True
+    )
     pid = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -13,8 +13,21 @@ from kdlib.tools.server import tracking
 
 
 def line(step: int, **parts: float) -> dict:
-    values = {"step": step, "steps": 4, "epoch": 0, "lr": 0.1 * step, "loss": 2.0 / step, "parts": parts, "seconds": 1.5 * step}
-    return {**values, "grad_norm": None if step == 1 else 3.0, "samples_per_second": 8.0, "memory_mb": 100.0}
+    values = {
+        "step": step,
+        "steps": 4,
+        "epoch": 0,
+        "lr": 0.1 * step,
+        "loss": 2.0 / step,
+        "parts": parts,
+        "seconds": 1.5 * step,
+    }
+    return {
+        **values,
+        "grad_norm": None if step == 1 else 3.0,
+        "samples_per_second": 8.0,
+        "memory_mb": 100.0,
+    }
 
 
 @pytest.fixture
@@ -23,11 +36,15 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     histories = {
         "teacher/scratch": [line(1, heatmap=1.5), line(2, heatmap=0.5)],
-        "students/full_seed1": [line(step, heatmap=1.0, kd_heatmap=0.25 * step) for step in (1, 2, 3)],
+        "students/full_seed1": [
+            line(step, heatmap=1.0, kd_heatmap=0.25 * step) for step in (1, 2, 3)
+        ],
     }
     for name, lines in histories.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        (folder / name / "history.jsonl").write_text(
+            "".join(json.dumps(one) + "\n" for one in lines)
+        )
     with (folder / "students/full_seed1/history.jsonl").open("a") as stream:
         stream.write('{"step": 4, "st')
     return folder
@@ -58,17 +75,24 @@ def test_nothing_to_export_is_one_sentence(tmp_path: Path) -> None:
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
     found = accumulator.EventAccumulator(str(folder))
     found.Reload()
-    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_reads_the_same_numbers(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     out = tmp_path / "events"
     written = tracking.write_tensorboard(run, out)
-    assert tracking.write_tensorboard(run, out) == written, "a second call replaces the first one's files"
+    assert tracking.write_tensorboard(run, out) == written, (
+        "a second call replaces the first one's files"
+    )
     teacher, student = events(out / "teacher" / "scratch"), events(out / "students" / "full_seed1")
     assert teacher["loss/total"] == [(1, 2.0), (2, 1.0)]
     assert teacher["optimiser/grad_norm"] == [(2, 3.0)] and "loss/kd_heatmap" not in teacher
@@ -77,7 +101,9 @@ def test_tensorboard_reads_the_same_numbers(run: Path, tmp_path: Path) -> None:
     assert written == sum(len(values) for one in (teacher, student) for values in one.values())
 
 
-def test_without_tensorboard_the_remedy_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_the_remedy_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

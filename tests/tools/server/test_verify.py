@@ -25,7 +25,12 @@ def test_a_sound_store(store, source):
     report = verify(store.path, source, progress=False)
     assert report.sound and report.damaged == () and report.fingerprint == store.fingerprint
     training = report.splits["training"]
-    assert (training.segments, training.frames, training.frames_at_5, training.shortest) == (2, 7, 2, ("a", 3))
+    assert (training.segments, training.frames, training.frames_at_5, training.shortest) == (
+        2,
+        7,
+        2,
+        ("a", 3),
+    )
     assert training.kind == "part"
     assert "a part of the Waymo" in str(report) and "sound" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["sound"] is True
@@ -37,7 +42,9 @@ def _damages(path):
         if file.is_file() and file.stat().st_size:
             size = file.stat().st_size
             rng = np.random.default_rng(size)
-            yield from ((file, int(place)) for place in (0, size // 2, size - 1, *rng.integers(0, size, 3)))
+            yield from (
+                (file, int(place)) for place in (0, size // 2, size - 1, *rng.integers(0, size, 3))
+            )
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(copy):
@@ -52,10 +59,21 @@ def test_a_flipped_bit_is_found_wherever_it_is(copy):
         except DataError as error:  # of the index: there is no store without it
             assert file.name == "store.json"
             sentences = (str(error),)
-        assert len(sentences) == 1 and file.name in sentences[0] and "\n" not in sentences[0], (file, place, sentences)
+        assert len(sentences) == 1 and file.name in sentences[0] and "\n" not in sentences[0], (
+            file,
+            place,
+            sentences,
+        )
         file.write_bytes(content)
         kinds.add(file.name)
-    assert kinds == {"store.json", "points.npy", "frames.parquet", "boxes.parquet", "manifest.json", "objects.safetensors"}
+    assert kinds == {
+        "store.json",
+        "points.npy",
+        "frames.parquet",
+        "boxes.parquet",
+        "manifest.json",
+        "objects.safetensors",
+    }
     assert verify(copy, progress=False).sound
 
 
@@ -64,7 +82,10 @@ def test_all_damages_are_named_at_once(copy):
     shutil.rmtree(copy / "validation" / "c")
     report = verify(copy, progress=False)
     assert not report.sound and len(report.damaged) == 2
-    assert "points.npy has 0 bytes" in report.damaged[0] and f"{copy / 'validation' / 'c'} is missing" in report.damaged[1]
+    assert (
+        "points.npy has 0 bytes" in report.damaged[0]
+        and (f"{copy / 'validation' / 'c'} is missing") in report.damaged[1]
+    )
     assert str(report).count("damaged: ") == 2
 
 
@@ -79,7 +100,10 @@ def test_a_segment_the_store_lacks_is_found(copy, source, tmp_path):
 def test_another_segments_content_is_found(copy):
     shutil.rmtree(copy / "training" / "a")
     shutil.copytree(copy / "training" / "b", copy / "training" / "a")
-    assert f"{copy / 'training' / 'a' / 'manifest.json'} is not what was written" in verify(copy, progress=False).damaged[0]
+    assert (
+        f"{copy / 'training' / 'a' / 'manifest.json'} is not what was written"
+        in verify(copy, progress=False).damaged[0]
+    )
 
 
 def test_a_store_of_an_older_kdlib_is_named_and_prepared_anew(copy, source):
@@ -92,7 +116,9 @@ def test_a_store_of_an_older_kdlib_is_named_and_prepared_anew(copy, source):
     assert all("manifest.json is not what was written" in sentence for sentence in report.damaged)
     assert estimate_prepare(source, copy).finished == 0
     prepare(source, copy, progress=False)
-    assert verify(copy, source, progress=False).sound and estimate_prepare(source, copy).finished == 3
+    assert (
+        verify(copy, source, progress=False).sound and estimate_prepare(source, copy).finished == 3
+    )
 
 
 def test_a_bank_of_other_frames_is_found(copy, store):
@@ -101,7 +127,9 @@ def test_a_bank_of_other_frames_is_found(copy, store):
     shutil.rmtree(copy / "training" / "a")
     index = records.read_json(copy / "store.json")
     del index["splits"]["training"]["a"]
-    records.write_json(copy / "store.json", {**index, "fingerprint": Store(copy, index["splits"]).fingerprint})
+    records.write_json(
+        copy / "store.json", {**index, "fingerprint": Store(copy, index["splits"]).fingerprint}
+    )
     assert path.read_bytes() == other
     assert "made from other frames" in verify(copy, progress=False).damaged[0]
 
@@ -113,7 +141,12 @@ def test_the_published_counts_are_those_of_the_tables():
 
 @pytest.mark.parametrize(
     ("published", "kind", "sound"),
-    [((2, 7), "full", True), ((2, 8), "other", False), ((1, 7), "other", False), ((3, 9), "part", True)],
+    [
+        ((2, 7), "full", True),
+        ((2, 8), "other", False),
+        ((1, 7), "other", False),
+        ((3, 9), "part", True),
+    ],
 )
 def test_counts_are_compared_with_the_datasets(store, monkeypatch, published, kind, sound):
     monkeypatch.setattr(module, "PUBLISHED", {"training": published})

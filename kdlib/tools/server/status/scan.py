@@ -1,4 +1,6 @@
-"""How the runs below a folder stand, as their drivers' notes, completion marks and living processes tell."""
+"""How the runs below a folder stand, as their drivers' notes, completion marks and living processes
+tell.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ from kdlib.lab.profiles import PROFILES
 from kdlib.training.job import RunDir, worker
 from kdlib.training.launch import log_tail
 
-State = Literal["running", "failed", "stopped", "waiting", "done"]  # stopped: its process is gone, a new call goes on
+# stopped: its process is gone, a new call goes on
+State = Literal["running", "failed", "stopped", "waiting", "done"]
 STATES: tuple[State, ...] = get_args(State)  # in the order of a reader's interest
 
 _NOTEBOOKS = {name for profile in PROFILES.values() for name in profile.chain}
-# How the last line of a training that ended by itself, but not well, begins: kdlib's own sentence, or an exception.
+# How the last line of a training that ended by itself, but not well, begins: kdlib's own sentence,
+# or an exception.
 _ERROR = re.compile(r"kdlib: |[\w.]*(Error|Exception|Diverged|Interrupt|Busy)\b")
 _ABBREVIATED = 240  # characters of a log line
 
@@ -67,7 +71,8 @@ class RunStatus:
 
 
 def scan_runs(root: Path) -> list[RunStatus]:
-    """Return how all runs below a folder stand, those at work first; the folder may itself be one run, or one training.
+    """Return how all runs below a folder stand, those at work first; the folder may itself be one
+    run, or one training.
 
     Raises:
         ConfigError: If it does not exist.
@@ -75,21 +80,37 @@ def scan_runs(root: Path) -> list[RunStatus]:
     if not root.is_dir():
         raise ConfigError(f"{root} does not exist; name a folder of runs, such as reports/runs")
     root = root.resolve()
-    below = [path for path in sorted(root.iterdir()) if path.is_dir() and (_is_run(path) or any(path.glob("*/*/job.json")))]
+    below = [
+        path
+        for path in sorted(root.iterdir())
+        if path.is_dir() and (_is_run(path) or any(path.glob("*/*/job.json")))
+    ]
     runs = [_run_status(folder) for folder in ([root] if _is_run(root) else below)]
     return sorted(runs, key=lambda run: STATES.index(run.state))
 
 
 def _is_run(folder: Path) -> bool:
-    return any(path.name in (RUN, "job.json") or path.stem in _NOTEBOOKS for path in folder.iterdir())
+    return any(
+        path.name in (RUN, "job.json") or path.stem in _NOTEBOOKS for path in folder.iterdir()
+    )
 
 
 def _run_status(folder: Path) -> RunStatus:
     driver = _process(occupancy.driver(folder))
     profile, notes = _noted_stages(folder)
-    stages = tuple(StageStatus(name, _stage_state(folder / name, note, bool(driver))) for name, note in notes.items())
-    jobs = sorted(path for pattern in ("job.json", "*/job.json", "*/*/job.json") for path in folder.glob(pattern))
-    trainings = sorted((_training(path.parent, folder) for path in jobs), key=lambda training: STATES.index(training.state))
+    stages = tuple(
+        StageStatus(name, _stage_state(folder / name, note, bool(driver)))
+        for name, note in notes.items()
+    )
+    jobs = sorted(
+        path
+        for pattern in ("job.json", "*/job.json", "*/*/job.json")
+        for path in folder.glob(pattern)
+    )
+    trainings = sorted(
+        (_training(path.parent, folder) for path in jobs),
+        key=lambda training: STATES.index(training.state),
+    )
     return RunStatus(
         name=folder.name,
         folder=str(folder),
@@ -104,16 +125,24 @@ def _run_status(folder: Path) -> RunStatus:
 
 
 def _noted_stages(folder: Path) -> tuple[str, dict[str, Mapping[str, Any]]]:
-    """Return a run's profile, and of each stage what its driver noted last: nothing where notebooks ran without a driver."""
+    """Return a run's profile, and of each stage what its driver noted last: nothing where notebooks
+    ran without a driver.
+    """
     if (folder / RUN).is_file():
         note = records.read_json(folder / RUN)
         return note["profile"], note["stages"]
     if (folder / "job.json").is_file():  # one training, no run
         return folder.name, {}
     there = sorted({path.stem for path in folder.iterdir() if path.stem in _NOTEBOOKS})
-    results = [records.read_json(path) for path in sorted(folder.glob("*/result.json")) if path.parent.name in there]
+    results = [
+        records.read_json(path)
+        for path in sorted(folder.glob("*/result.json"))
+        if path.parent.name in there
+    ]
     profile = str(results[0].get("profile", folder.name)) if results else folder.name
-    return profile, {name: {} for name in (PROFILES[profile].chain if profile in PROFILES else there)}
+    return profile, {
+        name: {} for name in (PROFILES[profile].chain if profile in PROFILES else there)
+    }
 
 
 def _stage_state(home: Path, note: Mapping[str, Any], driven: bool) -> State:
@@ -129,10 +158,14 @@ def _stage_state(home: Path, note: Mapping[str, Any], driven: bool) -> State:
 
 
 def _overall(stages: tuple[StageStatus, ...], trainings: list[Training], driven: bool) -> State:
-    """Return a run's state: its driver's or a training's work counts first, then its stages, and without those its trainings."""
+    """Return a run's state: its driver's or a training's work counts first, then its stages, and
+    without those its trainings.
+    """
     if driven or any(training.state == "running" for training in trainings):
         return "running"
-    states: set[State] = {stage.state for stage in stages} or {training.state for training in trainings}
+    states: set[State] = {stage.state for stage in stages} or {
+        training.state for training in trainings
+    }
     if states == {"done"}:
         return "done"
     if "failed" in states:
@@ -141,7 +174,9 @@ def _overall(stages: tuple[StageStatus, ...], trainings: list[Training], driven:
 
 
 def _training(folder: Path, top: Path) -> Training:
-    """Return what is known of a training's folder; half-written and missing files count as not there."""
+    """Return what is known of a training's folder; half-written and missing files count as not
+    there.
+    """
     run = RunDir(folder)
     says, process = _last_line(run.log), _process(worker(run))
     state = _training_state(run, process, says)
@@ -179,7 +214,11 @@ def _training_state(run: RunDir, process: str, says: str) -> State:
 def _process(owner: Mapping[str, Any] | None) -> str:
     if owner is None:
         return ""
-    return str(owner["pid"]) if owner["host"] == socket.gethostname() else f"{owner['pid']} on {owner['host']}"
+    return (
+        str(owner["pid"])
+        if owner["host"] == socket.gethostname()
+        else (f"{owner['pid']} on {owner['host']}")
+    )
 
 
 def _last_line(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""Shows how runs stand: as a table for a terminal, as a page that loads nothing, or as JSON; once or again and again."""
+"""Shows how runs stand: as a table for a terminal, as a page that loads nothing, or as JSON; once
+or again and again.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,24 @@ from kdlib.lab.folders import PROJECT
 from kdlib.lab.page import render_page
 from kdlib.tools.server.status.scan import RunStatus, Training, scan_runs
 
-SIGNS = {"done": "✓", "running": "▶", "failed": "✗", "stopped": "■", "waiting": "·"}  # the words stand beside them
+# the words stand beside them
+SIGNS = {"done": "✓", "running": "▶", "failed": "✗", "stopped": "■", "waiting": "·"}
 FEW = 6  # trainings that are done and still worth a line each
 _COLUMNS = "    {:1} {:8}{:34.34} {:>11} {:>8} {:>8} {:>8} {} {:.90}"
 _WIDTH, _HEIGHT, _MARGIN, _POINTS = 110, 26, 3, 80  # of a sparkline, in pixels
 
 
-def show_status(root: Path | None = None, out: Path | None = None, watch: float | None = None, as_json: bool = False) -> None:
-    """Say how all runs in a folder (of runs, a run or a training; default reports/runs) stand, once or every ``watch`` seconds.
+def show_status(
+    root: Path | None = None,
+    out: Path | None = None,
+    watch: float | None = None,
+    as_json: bool = False,
+) -> None:
+    """Say how all runs in a folder (of runs, a run or a training; default reports/runs) stand, once
+    or every ``watch`` seconds.
 
-    They are printed as a table, with a page in ``out`` or the folder's ``status.html``, or as JSON, without a page unless ``out``
-    asks for one.
+    They are printed as a table, with a page in ``out`` or the folder's ``status.html``, or as JSON,
+    without a page unless ``out`` asks for one.
 
     Raises:
         ConfigError: If the folder does not exist, or ``watch`` is no time.
@@ -58,13 +67,24 @@ def status_table(runs: Sequence[RunStatus]) -> str:
     for run in runs:
         driver = f", driver {run.process}" if run.process else ""
         data = ", simulated data" if run.simulated else ""
-        lines = [f"{SIGNS[run.state]} {run.name}: {run.state} (profile {run.profile or 'unknown'}{data}{driver})"]
+        lines = [
+            (
+                f"{SIGNS[run.state]} {run.name}: {run.state} (profile "
+                f"{run.profile or 'unknown'}{data}{driver})"
+            )
+        ]
         if run.stages:
-            lines.append("    " + "  ".join(f"{SIGNS[stage.state]} {stage.name}" for stage in run.stages))
+            lines.append(
+                "    " + "  ".join(f"{SIGNS[stage.state]} {stage.name}" for stage in run.stages)
+            )
         if run.says and run.state != "done":
             lines.append(f"    {run.says[:160]}")
         if run.trainings:
-            lines.append(_COLUMNS.format("", "state", "training", "step", "loss", "frames", "left", "", "").rstrip())
+            lines.append(
+                _COLUMNS.format(
+                    "", "state", "training", "step", "loss", "frames", "left", "", ""
+                ).rstrip()
+            )
             more = [training for training in run.trainings if training.state == "done"][FEW:]
             lines += [_row(training) for training in run.trainings if training not in more]
             if more:
@@ -80,7 +100,9 @@ def _row(training: Training) -> str:
     who = f"process {training.process}" if training.process else ""
     says = training.says if training.state in ("failed", "stopped") else ""
     state, left = training.state, duration(training.left)
-    return _COLUMNS.format(SIGNS[state], state, training.name, steps, loss, speed, left, who, says).rstrip()
+    return _COLUMNS.format(
+        SIGNS[state], state, training.name, steps, loss, speed, left, who, says
+    ).rstrip()
 
 
 def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
@@ -92,8 +114,12 @@ def status_page(runs: Sequence[RunStatus], refresh: float | None = None) -> str:
         policy="default-src 'none'; style-src 'unsafe-inline'",
         refresh=max(1, round(refresh)) if refresh else None,
         title=f"Runs: {summary}",
-        banner="Runs on simulated data are marked so." if any(run.simulated for run in runs) else "",
-        subtitle=f"{summary}. As of {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}.",
+        banner="Runs on simulated data are marked so."
+        if any(run.simulated for run in runs)
+        else "",
+        subtitle=(
+            f"{summary}. As of {time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}."
+        ),
         runs=runs,
         signs=SIGNS,
         few=FEW,
@@ -111,12 +137,16 @@ def sparkline(losses: Sequence[float]) -> Markup:
     """Return the course of a loss as a small drawing; nothing for fewer than two values."""
     if len(losses) < 2:
         return Markup("")
-    means = np.array([stretch.mean() for stretch in np.array_split(losses, min(len(losses), _POINTS))])
+    means = np.array(
+        [stretch.mean() for stretch in np.array_split(losses, min(len(losses), _POINTS))]
+    )
     xs = np.linspace(_MARGIN, _WIDTH - _MARGIN, len(means))
-    ys = np.interp(means, (means.min(), means.max()), (_HEIGHT - _MARGIN, _MARGIN))  # of a picture, downwards
+    # of a picture, downwards
+    ys = np.interp(means, (means.min(), means.max()), (_HEIGHT - _MARGIN, _MARGIN))
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys))
     label = f"loss from {losses[0]:.4g} to {losses[-1]:.4g}"
     return Markup(
-        f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>'
+        f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" '
+        f'aria-label="{label}"><title>{label}</title>'
         f'<polyline points="{points}"/><circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.2"/></svg>'
     )

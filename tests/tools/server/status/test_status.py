@@ -1,4 +1,6 @@
-"""How runs stand: told from files and processes alone, in a table, a page that needs nothing else, and JSON."""
+"""How runs stand: told from files and processes alone, in a table, a page that needs nothing else,
+and JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,31 @@ from kdlib.lab import runlog
 from kdlib.lab.execute import RUN
 from kdlib.lab.occupancy import DRIVER
 from kdlib.tools.server.status.scan import scan_runs
-from kdlib.tools.server.status.show import duration, show_status, sparkline, status_page, status_table
+from kdlib.tools.server.status.show import (
+    duration,
+    show_status,
+    sparkline,
+    status_page,
+    status_table,
+)
 
 STAGES = ("00_explore_data", "01_train_teacher", "02_distill_student", "03_evaluate")
 
 
-def training(folder: Path, name: str, steps: int = 0, *, log: str = "", done: bool = False, pid: int = 0) -> None:
+def training(
+    folder: Path, name: str, steps: int = 0, *, log: str = "", done: bool = False, pid: int = 0
+) -> None:
     folder.mkdir(parents=True)
     records.write_json(folder / "job.json", {"name": name})
     lines = [
-        {"step": step, "steps": 40, "loss": 4.0 / step, "parts": {}, "samples_per_second": 16.0, "seconds": 0.5 * step}
+        {
+            "step": step,
+            "steps": 40,
+            "loss": 4.0 / step,
+            "parts": {},
+            "samples_per_second": 16.0,
+            "seconds": 0.5 * step,
+        }
         for step in range(1, steps + 1)
     ]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -43,7 +60,9 @@ def training(folder: Path, name: str, steps: int = 0, *, log: str = "", done: bo
 
 def at_work(path: Path, pid: int, **changes: object) -> None:
     created = psutil.Process(pid).create_time() if psutil.pid_exists(pid) else 1.0
-    records.write_json(path, {"pid": pid, "host": socket.gethostname(), "created": created, **changes})
+    records.write_json(
+        path, {"pid": pid, "host": socket.gethostname(), "created": created, **changes}
+    )
 
 
 def stage(run: Path, name: str) -> None:
@@ -53,8 +72,13 @@ def stage(run: Path, name: str) -> None:
 
 
 def make_run(folder: Path, *done: str, says: str = "", **states: str) -> Path:
-    """A run some of whose stages are done; its driver noted states of others (of ``s02``, say), and printed a last line."""
-    noted = {name: {"state": states.get(f"s{name[:2]}", "done" if name in done else "waiting")} for name in STAGES}
+    """A run some of whose stages are done; its driver noted states of others (of ``s02``, say), and
+    printed a last line.
+    """
+    noted = {
+        name: {"state": states.get(f"s{name[:2]}", "done" if name in done else "waiting")}
+        for name in STAGES
+    }
     records.write_json(folder / RUN, {"profile": "smoke", "stages": noted})
     (folder / runlog.LOG).write_text(f"2026-11-23 10:00:00 {says}\n")
     for name in done:
@@ -64,20 +88,41 @@ def make_run(folder: Path, *done: str, says: str = "", **states: str) -> Path:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """One run at work by this very process, one that failed, one that was killed, one that is done, one that is no run."""
+    """One run at work by this very process, one that failed, one that was killed, one that is done,
+    one that is no run.
+    """
     root = tmp_path / "runs"
     busy = make_run(root / "busy", *STAGES[:2], says="full: step 10/40", s02="running")
     at_work(busy / DRIVER, os.getpid())
-    training(busy / "students" / "full_seed1", "full SparseKD, seed 1", 10, log="active term\nstep 10", pid=os.getpid())
+    training(
+        busy / "students" / "full_seed1",
+        "full SparseKD, seed 1",
+        10,
+        log="active term\nstep 10",
+        pid=os.getpid(),
+    )
     training(busy / "students" / "alone_seed1", "student alone, seed 1")
-    training(busy / "teacher" / "continued", "teacher <b>, continued", 40, log="done: 40 steps", done=True)
+    training(
+        busy / "teacher" / "continued",
+        "teacher <b>, continued",
+        40,
+        log="done: 40 steps",
+        done=True,
+    )
     failed = make_run(root / "failed", *STAGES[:1], s01="failed")
-    training(failed / "teacher" / "scratch", "teacher", 5, log="Traceback:\nkdlib: cannot write step 5; free some space")
+    training(
+        failed / "teacher" / "scratch",
+        "teacher",
+        5,
+        log=("Traceback:\nkdlib: cannot write step 5; free some space"),
+    )
     killed = make_run(root / "killed", *STAGES[:2], s02="running")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     at_work(killed / DRIVER, gone.pid)
-    training(killed / "students" / "full_seed1", "full", 7, log="10 %\r20 %\rhalf-way", pid=gone.pid)
+    training(
+        killed / "students" / "full_seed1", "full", 7, log="10 %\r20 %\rhalf-way", pid=gone.pid
+    )
     make_run(root / "well", *STAGES)
     (root / "notes").mkdir()
     (root / "status.html").write_text("an older page")
@@ -116,9 +161,15 @@ def test_numbers_of_a_training(runs: Path) -> None:
     assert (one.step, one.steps, one.speed, one.seconds) == (10, 40, 16.0, 5.0)
     assert one.left == pytest.approx(15.0), "as long a step as up to now"
     assert len(one.losses) == 10 and one.losses[-1] == 0.4
-    assert (one.process, one.says, one.folder) == (str(os.getpid()), "step 10", "students/full_seed1")
+    assert (one.process, one.says, one.folder) == (
+        str(os.getpid()),
+        "step 10",
+        "students/full_seed1",
+    )
     stopped = scan_runs(runs)[2].trainings[0]
-    assert (stopped.left, stopped.process, stopped.says) == (None, "", "half-way"), "what stands after the last carriage return"
+    assert (stopped.left, stopped.process, stopped.says) == (None, "", "half-way"), (
+        "what stands after the last carriage return"
+    )
 
 
 def test_a_recycled_process_number_is_nobody(runs: Path) -> None:
@@ -135,19 +186,29 @@ def test_another_machines_driver_cannot_be_looked_up(runs: Path) -> None:
 def test_one_run_and_one_training_can_be_named(runs: Path) -> None:
     assert [run.name for run in scan_runs(runs / "busy")] == ["busy"]
     (one,) = scan_runs(runs / "busy" / "students" / "full_seed1")
-    assert (one.stages, one.state, [t.folder for t in one.trainings]) == ((), "running", ["full_seed1"])
+    assert (one.stages, one.state, [t.folder for t in one.trainings]) == (
+        (),
+        "running",
+        ["full_seed1"],
+    )
     with pytest.raises(ConfigError, match="does not exist; name a folder of runs"):
         scan_runs(runs / "nowhere")
 
 
 def test_folders_without_a_driver_are_understood(tmp_path: Path) -> None:
-    """Without the driver's note, results and folders tell; what is half-written does not stop the page."""
+    """Without the driver's note, results and folders tell; what is half-written does not stop the
+    page.
+    """
     stage(tmp_path / "mine", "00_explore_data")
     (tmp_path / "mine" / "01_train_teacher.ipynb").write_text("{}")
     training(tmp_path / "mine" / "teacher" / "scratch", "teacher", 3)
     (tmp_path / "mine" / "teacher" / "scratch" / "job.json").write_text("{")
     (run,) = scan_runs(tmp_path)
-    assert run.profile == "smoke" and [stage.state for stage in run.stages] == ["done", "stopped", *["waiting"] * 4]
+    assert run.profile == "smoke" and [stage.state for stage in run.stages] == [
+        "done",
+        "stopped",
+        *["waiting"] * 4,
+    ]
     assert run.trainings[0].name == "scratch" and "is not JSON" in run.trainings[0].says
 
 
@@ -179,7 +240,9 @@ def test_page_needs_nothing_else_and_escapes_names(runs: Path) -> None:
     assert 'http-equiv="refresh"' not in status_page(scan_runs(runs))
 
 
-def test_show_writes_the_page_beside_the_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_writes_the_page_beside_the_runs(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     show_status(runs)
     assert "<h1>Runs</h1>" in (runs / "status.html").read_text()
     assert "busy: running" in capsys.readouterr().out
@@ -192,7 +255,9 @@ def test_show_writes_the_page_beside_the_runs(runs: Path, tmp_path: Path, capsys
         show_status(runs, watch=0)
 
 
-def test_watch_looks_again(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_looks_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from kdlib.tools.server.status import show as module
 
     def sleep(seconds: float) -> None:
@@ -210,7 +275,12 @@ def test_watch_looks_again(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_small_things() -> None:
-    assert [duration(value) for value in (None, 0, 75, 3661)] == ["–", "0:00:00", "0:01:15", "1:01:01"]
+    assert [duration(value) for value in (None, 0, 75, 3661)] == [
+        "–",
+        "0:00:00",
+        "0:01:15",
+        "1:01:01",
+    ]
     assert sparkline([1.0]) == "" and 'aria-label="loss from 2 to 1"' in sparkline([2.0, 1.0])
     assert 'points="3.0,3.0 55.0,13.0 107.0,23.0"' in sparkline([4.0, 3.0, 2.0])
     assert sparkline(list(range(1000, 0, -1))).count(",") == 80, "means of stretches"
