@@ -1,6 +1,4 @@
-"""A dataset of one's own: KITTI-like scans with a text file of boxes beside each, one folder a
-drive.
-"""
+"""A dataset of one's own: KITTI-like scans, a text file of boxes beside each, a folder a drive."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from kdlib.types import Frame
 
 
 def frames(folder: Path) -> Iterator[Frame]:
-    """Yield the frames of every drive; a line of a text file is: class x y z length width height
-    heading.
-    """
+    """Yield every drive's frames; a line of text: class x y z length width height heading."""
     for drive in sorted(path for path in folder.iterdir() if path.is_dir()):
         for number, path in enumerate(sorted(drive.glob("*.bin"))):
             lines = [line.split() for line in path.with_suffix(".txt").read_text().splitlines()]

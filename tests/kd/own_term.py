@@ -1,6 +1,4 @@
-"""A distillation term of one's own: where the teacher is sure, the student's boxes should point the
-same way.
-"""
+"""A distillation term of one's own: the student's boxes should point as a sure teacher's do."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from kdlib.kd.term import StepContext, Term
 
 
 def heading(step: StepContext) -> Tensor:
-    """Return 1 - cos of the angle between the headings of both, weighted by the teacher's
-    confidence.
-    """
+    """Return 1 - cos of the angle between both headings, weighted by the teacher's confidence."""
     heads = []
     for ours, theirs in zip(step.prediction.heads, step.answer.heads):
         size = ours.rot.shape[-2:]  # the teacher's maps may be finer or coarser
