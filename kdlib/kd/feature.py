@@ -242,13 +242,13 @@ def feature_kd(
                 roi_grid_pool(maps, boxes, region, config.roi_grid) for maps in (own, other)
             )
             return _in_boxes(own, other, valid, config)
-        if config.form == "attention":
-            own, other = attention(own), attention(other)
         height, width = (other if config.target == "teacher" else own).shape[-2:]
         own, other = (
             align_maps(maps, (height, width), align_corners=config.align_corners)
             for maps in (own, other)
         )
+        if config.form == "attention":
+            own, other = attention(own), attention(other)
         mask = None
         if config.form == "foreground":
             mask = foreground(teacher.targets if config.target == "teacher" else context.targets)

@@ -134,8 +134,11 @@ def remap(teacher: Tensors, student: Tensors, how: Initialisation = "first") -> 
     ``first_naive`` keeps the first entries of every axis (FNAV1), which takes joined maps apart at
     the wrong places. The ``_legacy`` ways repeat SparseKD's faults: a BEV map with its levels
     behind each other, tensors of equal shape copied as they are, and for the scored ones separate
-    choices where maps are added and sparse weights summed over all inputs. Pillar layers, which it
-    never narrowed, only ``first_legacy`` narrows: the first inputs of each.
+    choices where maps are added and sparse weights summed over all inputs. One fault is not
+    repeated: where the 3D backbone narrows (XS, XXS), the original's sums of weights rank the
+    inputs of the first 2D convolution by the last block before ``conv_out``, ``l1_legacy`` by
+    ``conv_out``. Pillar layers, which it never narrowed, only ``first_legacy`` narrows: the first
+    inputs of each.
 
     Counters, which are no weights, may be missing on either side.
 

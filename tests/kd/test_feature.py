@@ -328,6 +328,15 @@ def test_attention_takes_any_width():
     )
 
 
+def test_attention_is_paid_on_the_grid_both_share():
+    """Spec 7.7: first the maps meet, then channels are averaged: opposite neighbours cancel."""
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
+    finer = board.double().expand(2, 3, 8, 8)
+    flat = torch.zeros(2, 5, 4, 4, dtype=torch.float64)
+    form = replace(FORMS["attention"], target="student")
+    assert run(form, flat, finer)["kd_feature"].value.item() == pytest.approx(0, abs=1e-20)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_foreground_is_that_of_all_heads(heads):
     mask = foreground(targets(heads))

@@ -54,6 +54,17 @@ def test_maps_and_gradients_are_torchs(shape, request):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_large_maps_keep_their_statistics_in_32_bits(layout):
+    """The variance of 400,000 cells, to a few roundings, whichever way the map lies in memory."""
+    torch.manual_seed(0)
+    maps = torch.randn(2, 4, 464, 464).mul(0.5).add(0.3).relu()
+    layer = BatchNorm2d(4, momentum=1.0)
+    layer(maps.to(memory_format=layout))
+    expected = maps.double().var(dim=(0, 2, 3)).float()
+    torch.testing.assert_close(layer.running_var, expected, rtol=1e-6, atol=0)
+
+
 def test_weighted_rows_are_those_of_the_plain_layer(request):
     rows, weight = (
         torch.randn(7, 4, dtype=torch.float64),

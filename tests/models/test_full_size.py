@@ -4,10 +4,12 @@ processor there is.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,35 @@ def test_one_plain_step(frame, config):
     assert all(part.isfinite() and float(part.detach()) > 0 for part in terms.parts.values())
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("config", "tolerance"),
+    [(zoo.CP_PILLAR_V064, 0.01), (zoo.CP_VOXEL_XXS, 0.03)],
+    ids=["pillars", "voxels"],
+)
+def test_a_step_in_32_bits_computes_that_in_64(frame, config, tolerance):
+    """Both from the same voxels: which one a point on a border falls into is another matter."""
+    torch.manual_seed(0)
+    model = build(config)
+    exact = copy.deepcopy(model).double()
+    voxels = model.voxelize(frame.points)
+    exact.voxelize = lambda points: replace(voxels, features=voxels.features.double())
+    truth = replace(frame.truth, boxes=frame.truth.boxes.double())
+    loss, expected = Plain(model)(frame).loss, Plain(exact)(replace(frame, truth=truth)).loss
+    loss.backward()
+    expected.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    gradients = {name: parameter.grad for name, parameter in exact.named_parameters()}
+    off = {}
+    for name, parameter in model.named_parameters():
+        norm = float(gradients[name].norm())
+        if norm > 1e-9:  # the bias of a layer in front of a norm moves nothing, but for rounding
+            off[name] = abs(float(parameter.grad.norm()) / norm - 1)
+    assert len(off) > 60
+    assert max(off.values()) < tolerance, max(off.items(), key=lambda item: item[1])
 
 
 @pytest.mark.long
