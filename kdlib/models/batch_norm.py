@@ -17,12 +17,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise maps (B, C, H, W)."""
-        if self.training or self.running_mean is None:
-            if ranks.several():
-                return joint_norm(self, input)
-            # Of channels_last maps torch's CPU kernel adds up statistics and gradients in 32 bits,
-            # a thousand times less exactly than of contiguous ones.
-            input = input.contiguous() if input.is_cpu else input
+        if _by_batch(self) and (ranks.several() or input.is_cpu):
+            return batch_normalised(self, input)
         return super().forward(input)
 
 
@@ -35,39 +31,28 @@ class RowNorm(nn.BatchNorm1d):
         """Normalise; statistics of the batch are weighted by ``weight`` (R,), stored ones are used
         as they are.
         """
-        of_batch = self.training or self.running_mean is None
-        if weight is None and len(rows) < 2:  # which torch's own layer refuses in training
-            weight = rows.new_ones(len(rows))
-        if of_batch and ranks.several():
-            return joint_norm(self, rows, weight)
-        if weight is None or not of_batch:
-            return super().forward(rows)
-        if not len(rows):
-            # nothing to learn from, but the parameters keep their place in the graph
-            return rows * self.weight + self.bias
-        rows = wide(rows)  # statistics of many rows need it, as in torch's own layer
-        count, share = weight.sum(), weight[:, None]
-        mean = (share * rows).sum(dim=0) / count
-        centred = rows - mean
-        variance = (share * centred.square()).sum(dim=0) / count
-        if self.training and self.running_mean is not None:
-            with torch.no_grad():
-                unbiased = variance * count / (count - 1).clamp(min=1)
-                for stored, seen in ((self.running_mean, mean), (self.running_var, unbiased)):
-                    stored.lerp_(seen, self.momentum or 0.0)  # type: ignore[union-attr]
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        return centred * (self.weight * (variance + self.eps).rsqrt()) + self.bias
+        few = len(rows) < 2  # which torch's own layer refuses in training
+        if _by_batch(self) and (weight is not None or few or ranks.several() or rows.is_cpu):
+            return batch_normalised(self, rows, weight)
+        return super().forward(rows)
 
 
-def joint_norm(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+def _by_batch(layer: _BatchNorm) -> bool:
+    """Whether a layer normalises by what it is given, not by what it has learned."""
+    return layer.training or layer.running_mean is None
+
+
+def batch_normalised(layer: _BatchNorm, rows: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return rows (R, C) or maps (B, C, H, W) normalised by the statistics of all ranks, which a
     layer in training remembers.
 
     A rank may have fewer rows than others, or none; ``weight`` (R,) says how many equal rows a row
-    stands for. One collective forward, one backward.
+    stands for. With several ranks there is one collective forward, one backward. On a processor
+    torch's own kernel adds up rows and channels_last maps one by one in 32 bits, which puts the
+    variance of a large map a thousandth off; sums here are taken in a tree.
     """
     rows = rows.contiguous() if rows.dim() == 2 else rows
-    normalised, mean, variance, count = _Joint.apply(
+    normalised, mean, variance, count = _BatchNormalised.apply(
         rows, weight, layer.weight, layer.bias, layer.eps
     )  # type: ignore[no-untyped-call]
     if layer.training and layer.running_mean is not None:
@@ -91,23 +76,9 @@ def _axes(rows: Tensor) -> list[int]:
     return [axis for axis in range(rows.dim()) if axis != 1]
 
 
-def _statistics(rows: Tensor, weight: Tensor | None) -> Tensor:
-    """Return count, mean and sum of squares around the mean of this rank's rows, one behind the
-    other: (1 + 2C,) in 64 bits.
-    """
-    channels = rows.shape[1]
-    if not rows.numel():
-        return rows.new_zeros(1 + 2 * channels, dtype=torch.float64)
-    values = wide(rows)
-    share = 1 if weight is None else weight[:, None]
-    count = values.new_tensor(rows.numel() // channels) if weight is None else weight.sum()
-    mean = (share * values).sum(_axes(rows)) / count
-    squares = (share * (values - _spread(mean, rows)).square()).sum(_axes(rows))
-    return torch.cat((count[None], mean, squares)).double()
-
-
 def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return count, mean and variance over all ranks from the rows of :func:`_statistics`.
+    """Return count, mean and variance over all ranks from each one's count, mean and sum of squares
+    around that mean (1 + 2C,).
 
     Source: Chan, Golub and LeVeque, 1983: no large squares are subtracted from each other.
     """
@@ -119,7 +90,7 @@ def _combine(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return count, mean, variance
 
 
-class _Joint(torch.autograd.Function):
+class _BatchNormalised(torch.autograd.Function):
     """The normalisation with its derivative, which goes through the statistics to the rows of every
     rank.
     """
@@ -128,37 +99,41 @@ class _Joint(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor | None, scale: Tensor, shift: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        count, mean, variance = _combine(ranks.gathered(_statistics(rows, weight)))
+        values, axes = wide(rows), _axes(rows)
+        share = 1 if weight is None else weight[:, None]
+        count = values.new_tensor(rows.numel() // rows.shape[1]) if weight is None else weight.sum()
+        mean = (share * values).sum(axes) / count.clamp(min=1)
+        centred = values - _spread(mean, rows)
+        squares = (share * centred.square()).sum(axes)
+        own = torch.cat((count[None], mean, squares)).double()
+        count, joint_mean, variance = _combine(ranks.gathered(own))
+        if ranks.several():
+            centred -= _spread(joint_mean - mean, rows)
         inverse = (variance + eps).rsqrt()
-        centred = wide(rows) - _spread(mean, rows)
-        ctx.save_for_backward(rows, weight, scale, mean, inverse, count)
-        ctx.mark_non_differentiable(mean, variance, count)
-        normalised = torch.addcmul(
-            _spread(shift, rows), centred, _spread(scale.double() * inverse, rows)
-        )
-        # Half precision leaves as it came, as in torch's own layer; weighted rows leave in 32 bits,
-        # as they do in one process.
-        return normalised.to(rows.dtype) if weight is None else normalised, mean, variance, count
+        ctx.save_for_backward(centred, weight, scale, inverse, count)
+        ctx.dtype = rows.dtype
+        ctx.mark_non_differentiable(joint_mean, variance, count)
+        factor = _spread(scale.double() * inverse, rows)
+        normalised = torch.addcmul(_spread(shift, rows), centred, factor)
+        # Half precision leaves as it came, as in torch's own layer; weighted rows leave in 32 bits:
+        # statistics of many rows need it.
+        if weight is None:
+            normalised = normalised.to(rows.dtype)
+        return normalised, joint_mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        rows, weight, scale, mean, inverse, count = ctx.saved_tensors
-        values, gradient = wide(rows), wide(gradient)
-        centred = values - _spread(mean, rows)
-        sums = torch.stack(
-            (gradient.sum(_axes(rows)), (gradient * centred).sum(_axes(rows)))
-        ).double()
+        centred, weight, scale, inverse, count = ctx.saved_tensors
+        gradient = wide(gradient)
+        axes = _axes(gradient)
+        sums = torch.stack((gradient.sum(axes), (gradient * centred).sum(axes))).double()
         # the backward pass runs outside of the block in which the forward pass did
         with ranks.together():
             shifts, slopes = ranks.total(sums) / count.clamp(min=1)
-        through = _spread(shifts, rows) + centred * _spread(slopes * inverse.square(), rows)
-        if weight is not None:
-            through = weight[:, None] * through
-        to_rows = (gradient - through) * _spread(scale.double() * inverse, rows)
-        return (
-            to_rows.to(rows.dtype),
-            None,
-            (sums[1] * inverse).to(scale.dtype),
-            sums[0].to(scale.dtype),
-            None,
-        )
+        shift, slope = (_spread(value, gradient) for value in (shifts, slopes * inverse.square()))
+        if weight is None:
+            to_rows = torch.addcmul(gradient - shift, centred, slope, value=-1)
+        else:
+            to_rows = gradient - weight[:, None] * (shift + centred * slope)
+        to_rows = (to_rows * _spread(scale.double() * inverse, gradient)).to(ctx.dtype)
+        return to_rows, None, (sums[1] * inverse).to(scale.dtype), sums[0].to(scale.dtype), None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdlib.models import ranks
-from kdlib.models.batch_norm import BatchNorm2d, RowNorm, joint_norm
+from kdlib.models.batch_norm import BatchNorm2d, RowNorm, batch_normalised
 
 
 @pytest.fixture
@@ -54,15 +54,25 @@ def test_maps_and_gradients_are_torchs(shape, request):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous_format", "rows"])
 def test_large_maps_keep_their_statistics_in_32_bits(layout):
-    """The variance of 400,000 cells, to a few roundings, whichever way the map lies in memory."""
+    """Variance and gradients of 400,000 cells, to a few roundings, however they lie in memory."""
     torch.manual_seed(0)
-    maps = torch.randn(2, 4, 464, 464).mul(0.5).add(0.3).relu()
-    layer = BatchNorm2d(4, momentum=1.0)
-    layer(maps.to(memory_format=layout))
-    expected = maps.double().var(dim=(0, 2, 3)).float()
-    torch.testing.assert_close(layer.running_var, expected, rtol=1e-6, atol=0)
+    maps, weigh = torch.randn(2, 4, 464, 464).mul(0.5).add(0.3).relu(), torch.randn(2, 4, 464, 464)
+    exact = nn.BatchNorm2d(4, momentum=1.0).double()
+    deep = maps.double().requires_grad_()
+    (exact(deep) * weigh).sum().backward()
+    if layout == "rows":
+        maps, weigh = (given.permute(0, 2, 3, 1).reshape(-1, 4) for given in (maps, weigh))
+        expected = deep.grad.permute(0, 2, 3, 1).reshape(-1, 4)
+    else:
+        maps = maps.to(memory_format=getattr(torch, layout))
+        expected = deep.grad
+    layer = RowNorm(4, momentum=1.0) if layout == "rows" else BatchNorm2d(4, momentum=1.0)
+    maps.requires_grad_()
+    (layer(maps) * weigh).sum().backward()
+    torch.testing.assert_close(layer.running_var, exact.running_var.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(maps.grad, expected.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_weighted_rows_are_those_of_the_plain_layer(request):
@@ -92,7 +102,7 @@ def test_gradcheck(alone_but_joint):
     weight = torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0], dtype=torch.float64)
 
     def run(rows, scale, shift):
-        return joint_norm(
+        return batch_normalised(
             SimpleNamespace(weight=scale, bias=shift, eps=1e-3, training=False), rows, weight
         )
 
@@ -122,9 +132,13 @@ def test_half_precision_leaves_maps_as_they_came(alone_but_joint):
     torch.testing.assert_close(answer.float(), wide, atol=0.02, rtol=0.02)
 
 
-def test_outside_of_a_joint_step_it_is_torchs_layer_bit_by_bit():
+@pytest.mark.parametrize("track", [True, False])
+def test_of_one_process_it_is_torchs_layer(track):
     maps = torch.randn(2, 3, 8, 8)
-    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours, theirs = (layer(3, track_running_stats=track) for layer in (BatchNorm2d, nn.BatchNorm2d))
     with ranks.together():  # of one process
-        assert torch.equal(ours(maps), theirs(maps))
-    assert torch.equal(ours.running_var, theirs.running_var)
+        torch.testing.assert_close(ours(maps), theirs(maps))
+    for name, stored in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), stored)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(maps), theirs.eval()(maps))
