@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kdlib.types import Bool, Float32, Float64
 
 _CELL = 0.5  # metres
+_MOST_CELLS = 2048  # along a side of the map; boxes that lie far apart get larger cells
 _MARGIN = 0.01  # metres; far more than float32 loses at 80 m
 
 
@@ -60,16 +61,19 @@ def _reach(boxes: Float32) -> Float64:
 def _near_boxes(points: Float32, boxes: Float32) -> NDArray[np.intp]:
     """Return which points lie in a cell of the ground that some box touches."""
     reach = _reach(boxes)
+    extent = (boxes[:, :2] + reach).max(axis=0) - (boxes[:, :2] - reach).min(axis=0)
+    size = max(_CELL, float(extent.max()) / _MOST_CELLS)
+    reach = reach + (size - _CELL) / 50  # what float32 loses grows with the map
     low, high = boxes[:, :2] - reach, boxes[:, :2] + reach
     # so that the first and the last row and column belong to no box
-    origin = low.min(axis=0) - _CELL
-    first, last = (np.floor((corner - origin) / _CELL).astype(np.int64) for corner in (low, high))
+    origin = low.min(axis=0) - size
+    first, last = (np.floor((corner - origin) / size).astype(np.int64) for corner in (low, high))
     touched = np.zeros(last.max(axis=0) + 2, np.bool_)
     for (x0, y0), (x1, y1) in zip(first, last):
         touched[x0 : x1 + 1, y0 : y1 + 1] = True
     cell = [
         np.clip(
-            (points[:, axis] - np.float32(origin[axis])) * np.float32(1 / _CELL),
+            (points[:, axis] - np.float32(origin[axis])) * np.float32(1 / size),
             0,
             touched.shape[axis] - 1,
         )

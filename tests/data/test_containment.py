@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import shapely
@@ -63,6 +65,19 @@ def test_far_points_corners_and_borders(shift):
     )
     outside[:4] += np.float32([shift, shift, 0])
     assert owner_of_points(np.concatenate((inside, outside)), box).tolist() == [0] * 3 + [-1] * 6
+
+
+@pytest.mark.parametrize("away", [20_000.0, 411_000.0, 1e7, 1e30])
+def test_no_allocation_grows_with_the_coordinates(away):
+    rng = np.random.default_rng(1)
+    boxes, points = _boxes(rng, 12, 5.0), rng.uniform(-9, 9, (2000, 3)).astype(np.float32)
+    expected = owner_of_points(points, boxes)
+    far = boxes[:1] + np.float32([away, -away, 0, 0, 0, 0, 0])
+    tracemalloc.start()
+    owner = owner_of_points(points, np.concatenate((boxes, far)))
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    np.testing.assert_array_equal(owner, expected)
 
 
 def test_nothing_in_nothing():
