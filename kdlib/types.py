@@ -37,7 +37,7 @@ POINT_FEATURES = 5
 
 WAYMO_TYPES: Mapping[str, int] = {"Vehicle": 1, "Pedestrian": 2, "Sign": 3, "Cyclist": 4}
 """Waymo's own type numbers, used in every file and table; labels inside the networks are positions
-instead.
+instead. A store of one's own classes numbers those from 1.
 """
 
 
@@ -46,11 +46,12 @@ class FrameLabels:
     """The annotated boxes of one frame, in the frame's vehicle coordinates."""
 
     boxes: FloatArray  # (M, 7)
-    types: IntArray  # (M,) Waymo's type numbers 1..4
+    types: IntArray  # (M,) 1-based positions in class_names: Waymo's type numbers
     ids: tuple[str, ...]  # M object ids, stable over a segment
     difficulty: IntArray  # (M,) 0 unset, 1 LEVEL_1, 2 LEVEL_2, as annotated
     num_points: IntArray  # (M,) LiDAR points inside, all lasers
     velocity: FloatArray  # (M, 2) vx, vy in the vehicle frame, m/s
+    class_names: tuple[str, ...] = tuple(WAYMO_TYPES)  # of the dataset
 
     def __post_init__(self) -> None:
         """Check that all columns have one length and the boxes have seven numbers."""

@@ -46,12 +46,23 @@ class GridConfig:
         return nx, ny, nz
 
 
+def _check_features(count: int) -> None:
+    require(
+        count in (3, 4, 5),
+        f"point_features is {count}; points have 3 (x, y, z), 4 (intensity) or 5 (elongation)",
+    )
+
+
 @dataclass(frozen=True)
 class PillarEncoderConfig:
     """PillarVFE (spec 3.3)."""
 
     filters: tuple[int, ...] = (64, 64)
-    point_features: int = 5
+    point_features: int = 5  # the first 3 to 5 of x, y, z, tanh(intensity), elongation
+
+    def __post_init__(self) -> None:
+        """Check that there are that many features."""
+        _check_features(self.point_features)
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,11 @@ class VoxelEncoderConfig:
     width: float = 1.0
     # VoxelResBackBone8x; False is SECOND's VoxelBackBone8x, with filters 16, 16, 32, 64, 64, 128
     residual: bool = True
-    point_features: int = 5
+    point_features: int = 5  # the first 3 to 5 of x, y, z, tanh(intensity), elongation
 
     def __post_init__(self) -> None:
         """Check that there are six positive widths, equal where the residual network adds them."""
+        _check_features(self.point_features)
         require(
             len(self.filters) == 6,
             (
@@ -228,5 +240,12 @@ class ModelConfig:
             names = [name for head in self.head.heads for name in head]
         require(
             sorted(names) == sorted(self.class_names),
-            (f"heads {names} do not cover classes {self.class_names} once each"),
+            f"heads {names} do not cover classes {self.class_names} once each; give the head the "
+            "same classes: heads of HeadConfig, anchors of AnchorHeadConfig",
+        )
+        apart = len({name.upper() for name in names if name}) == len(names) > 0
+        require(
+            apart and "," not in "".join(names),
+            f"class_names are {self.class_names}; give different texts without commas, which "
+            "differ by more than their case",
         )

@@ -198,6 +198,11 @@ class TwoStageConfig(ModelConfig):
                 f"'{self.name}': a second stage needs voxels and a centre head below it"
             )
         config = self.second.abstraction
+        require(
+            encoder.point_features > 3,
+            f"'{self.name}': raw points without features cannot be pooled; give point_features 4 "
+            "or 5",
+        )
         widths = [("points", encoder.point_features - 3, config.raw)]
         for stride, level in zip(config.strides, config.levels):
             require(

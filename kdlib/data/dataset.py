@@ -20,7 +20,7 @@ from kdlib.data.augment import (
 )
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler, Pasted
-from kdlib.data.store import StoreSplit, class_types
+from kdlib.data.store import StoreSplit
 from kdlib.errors import ConfigError, DataError
 from kdlib.types import POINT_FEATURES, Float32, Int64, Sample
 
@@ -76,7 +76,7 @@ class FrameDataset:
             point_range,
         )
         self._label_of = np.zeros(256, np.int64)
-        self._label_of[list(class_types(class_names))] = np.arange(1, len(class_names) + 1)
+        self._label_of[list(split.class_types(class_names))] = np.arange(1, len(class_names) + 1)
         self._frames = split.frames(interval)
         if not len(self._frames):
             raise DataError(f"split '{split.name}' of {split.path} has no frames")
@@ -91,7 +91,7 @@ class FrameDataset:
         self._objects: ObjectSampler | None = None
         if augment and augment.objects:
             bank = ObjectBank.open(bank_path(split), split.fingerprint)
-            self._objects = ObjectSampler(bank, class_names, augment.objects)
+            self._objects = ObjectSampler(bank, class_names, augment.objects, split.class_names)
 
     def __len__(self) -> int:
         return len(self._frames)

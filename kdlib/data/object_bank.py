@@ -27,7 +27,7 @@ from kdlib.data.containment import owner_of_points
 from kdlib.data.points import POINT, StoredPoints, decode_points
 from kdlib.data.progress import watched
 from kdlib.data.segment import writing
-from kdlib.data.store import StoreSplit, class_types
+from kdlib.data.store import StoreSplit
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Float32, Int64, IntArray
 
@@ -57,7 +57,10 @@ def bank_path(split: StoreSplit) -> Path:
 
 def remedy(bank: Path) -> str:
     """Return what makes the bank of a path."""
-    return f"make it with 'python -m kdlib prepare SRC {bank.parent.parent}'"
+    return (
+        f"make it with 'python -m kdlib prepare SRC {bank.parent.parent}' (store_frames makes that "
+        "of frames of one's own)"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class ObjectBank:
     class_names: tuple[str, ...]  # whose objects were collected
     offsets: Int64  # (n + 1,) first point of each object
     boxes: Float32  # (n, 7)
-    types: NDArray[np.int8]  # (n,) Waymo's numbers
+    types: NDArray[np.int8]  # (n,) as in the store
     difficulty: NDArray[np.int8]  # (n,) as annotated
     stored: StoredPoints  # of all objects
 
@@ -125,8 +128,9 @@ def build_bank(split: StoreSplit, progress: bool = True) -> Path:
     """Write the object bank of a split in one pass over all of its frames, and return its path; one
     that fits is kept.
 
-    Vehicles come from every 4th frame, pedestrians from every 2nd, cyclists from all. A point in
-    two boxes belongs to the first. In memory are one frame and the index, some 150 bytes an object.
+    Vehicles come from every 4th frame, pedestrians from every 2nd, cyclists and classes of one's
+    own from all. A point in two boxes belongs to the first. In memory are one frame and the index,
+    some 150 bytes an object.
 
     Raises:
         DataError: If a frame cannot be read, or the disk is full or read-only; an older bank is
@@ -142,11 +146,16 @@ def build_bank(split: StoreSplit, progress: bool = True) -> Path:
 def is_current(split: StoreSplit) -> bool:
     """Return whether the split has a sound bank of its present frames."""
     try:
-        return set(CLASS_NAMES) <= set(
+        return set(_collected(split)) <= set(
             ObjectBank.open(bank_path(split), split.fingerprint).class_names
         )
     except DataError:
         return False
+
+
+def _collected(split: StoreSplit) -> tuple[str, ...]:
+    """Return the classes whose objects are collected: of one's own, all."""
+    return CLASS_NAMES if split.class_names == tuple(WAYMO_TYPES) else split.class_names
 
 
 def verify_bank(path: Path, split_fingerprint: str) -> list[str]:
@@ -187,7 +196,7 @@ def _write(stream: BinaryIO, split: StoreSplit, progress: bool) -> None:
         "format": _FORMAT,
         "version": str(BANK_VERSION),
         "fingerprint": split.fingerprint,
-        "classes": ",".join(CLASS_NAMES),
+        "classes": ",".join(_collected(split)),
         "sha256": digest.hexdigest(),
     }
     notes["checksum"] = _checksum(notes, content)
@@ -201,8 +210,9 @@ def _objects(split: StoreSplit, progress: bool) -> Iterator[tuple[_Arrays, Store
     """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their
     points.
     """
-    every, types = np.ones(256, np.int64), class_types(CLASS_NAMES)
-    every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
+    every, types = np.ones(256, np.int64), split.class_types(_collected(split))
+    if split.class_names == tuple(WAYMO_TYPES):
+        every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
     for number in watched(range(len(split)), len(split), "object bank", "frame", progress):
         rows = split.box_rows(number)
         # boxes of other classes, too: they own their points

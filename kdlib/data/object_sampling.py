@@ -12,7 +12,7 @@ from kdlib.data.containment import collisions, owner_of_points
 from kdlib.data.object_bank import ObjectBank, remedy
 from kdlib.data.store import class_types
 from kdlib.errors import ConfigError, DataError
-from kdlib.types import Float32, Int64, IntArray
+from kdlib.types import WAYMO_TYPES, Float32, Int64, IntArray
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Pasted:
 
 
 class ObjectSampler:
-    """Draws objects of a bank for frames, in which label n is the n-th of the class names.
+    """Draws objects of a bank for frames, in which label n is the n-th of the class names; type n
+    in the bank is the n-th of those ``known``.
 
     Raises:
         ConfigError: If ``config.counts`` has not one number per class, or a class is unknown.
@@ -33,7 +34,11 @@ class ObjectSampler:
     """
 
     def __init__(
-        self, bank: ObjectBank, class_names: Sequence[str], config: ObjectSamplingConfig
+        self,
+        bank: ObjectBank,
+        class_names: Sequence[str],
+        config: ObjectSamplingConfig,
+        known: Sequence[str] = tuple(WAYMO_TYPES),
     ) -> None:
         if len(config.counts) != len(class_names):
             raise ConfigError(
@@ -50,7 +55,7 @@ class ObjectSampler:
         usable = (bank.counts >= config.min_points) & (bank.difficulty >= 0)
         self.candidates = [
             np.flatnonzero(usable & (bank.types == kind)).astype(np.int32)
-            for kind in class_types(class_names)
+            for kind in class_types(class_names, known)
         ]
 
     def draw(self, boxes: Float32, labels: Int64, rng: np.random.Generator) -> Pasted:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib.errors import DataError
-from kdlib.types import Float32
+from kdlib.types import Bool, Float32, Float64
 
 StoredPoints = NDArray[np.void]
 """Points (N,) of ``POINT``."""
@@ -23,7 +23,10 @@ POINT = np.dtype(
 )
 """One stored point."""
 
-STEPS = {"x": 80.0 / 32767, "y": 80.0 / 32767, "z": 0.001}
+REACH = 80.0
+"""Metres in x and y that points are held to."""
+
+STEPS = {"x": REACH / 32767, "y": REACH / 32767, "z": 0.001}
 """Metres per count; the largest error is half a step."""
 
 _ELONGATION = 64.0
@@ -47,9 +50,9 @@ def encode_points(points: Float32) -> StoredPoints:
             f"{(~np.isfinite(points).all(axis=1)).sum()} of {len(points)} points "
             "hold NaN or infinity"
         )
-    counts = np.rint(points[:, :3] / np.array(list(STEPS.values())))
-    held = (np.abs(counts) <= 32767).all(axis=1)
-    points, counts = points[held], counts[held]
+    held = within_reach(points)
+    points = points[held]
+    counts = _counts(points)
     stored = np.empty(len(points), POINT)
     for axis, name in enumerate(STEPS):
         stored[name] = counts[:, axis].astype(np.int16)
@@ -61,6 +64,15 @@ def encode_points(points: Float32) -> StoredPoints:
     elongation = np.clip(np.rint(points[:, 4] * _ELONGATION), 0, 127).astype(np.uint8)
     stored["elongation_nlz"] = elongation | np.where(points[:, 5] > 0, 128, 0).astype(np.uint8)
     return stored
+
+
+def within_reach(points: Float32) -> Bool:
+    """Return which points (N, >=3) a store can hold."""
+    return np.asarray((np.abs(_counts(points)) <= 32767).all(axis=1))
+
+
+def _counts(points: Float32) -> Float64:
+    return np.rint(points[:, :3] / np.array(list(STEPS.values())))
 
 
 def decode_points(stored: StoredPoints) -> Float32:

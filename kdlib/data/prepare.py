@@ -22,13 +22,15 @@ from kdlib.data.estimate import PrepareEstimate, SegmentTask, estimate_tasks, li
 from kdlib.data.object_bank import build_bank
 from kdlib.data.progress import watched
 from kdlib.data.segment import (
+    MANIFEST,
     STORE_VERSION,
+    classes_in,
     read_manifest,
     source_fingerprint,
     write_segment,
     writing,
 )
-from kdlib.data.store import INDEX, Store, fingerprint
+from kdlib.data.store import INDEX, Store, fingerprint, first_manifests
 from kdlib.errors import DataError
 from kdlib.types import WAYMO_TYPES, Json
 from kdlib.waymo.components import reading
@@ -152,6 +154,7 @@ def prepare(
             f"{out}: {expected.shortage}; make room, choose another folder, or insist with --force"
         )
     with only_writer(out):
+        _check_beside(out, tasks)
         everything = list(chain(*tasks.values()))
         results = run_tasks(prepare_segment, everything, threads, scheduler)
         done = dict(watched(results, len(everything), "prepare", "segment", progress))
@@ -212,6 +215,35 @@ def _check_homes(place: Path, splits: Mapping[str, Iterable[str]]) -> None:
                 )
 
 
+def _check_beside(out: Path, tasks: Mapping[str, Sequence[SegmentTask]]) -> None:
+    """Refuse files that may not stand beside what a store holds, before any is written there."""
+    index = records.read_json(out / INDEX) if (out / INDEX).is_file() else {}
+    for classes in map(classes_in, first_manifests(out).values()):
+        if classes != tuple(WAYMO_TYPES):
+            raise DataError(
+                f"{out} holds frames of other classes ({', '.join(classes)}); prepare Waymo's "
+                "files into another folder"
+            )
+    for split, of_split in tasks.items():
+        task, names = of_split[0], {task.segment for task in of_split}
+        for other in sorted(index.get("splits", {}).get(split, {}).keys() - names)[:1]:
+            manifest = out / split / other / MANIFEST
+            if manifest.is_file():
+                simulated = bool(records.read_json(manifest).get("simulated"))
+                files = segment_files(task.source, task.segment)
+                both = f"{task.source} and {out / split}"
+                _check_kinds(both, {simulated: other, is_simulated(files): task.segment})
+
+
+def _check_kinds(place: Path | str, kinds: Mapping[bool, str]) -> None:
+    """Refuse a segment that is simulated beside one that is not."""
+    if len(kinds) > 1:
+        raise DataError(
+            f"{place}: segment {kinds[True]} is simulated, {kinds[False]} is not; prepare them "
+            "into two stores"
+        )
+
+
 def prepare_segment(task: SegmentTask) -> tuple[Manifest, bool]:
     """Write one segment unless it is there already; return its manifest, and whether it was there.
 
@@ -270,7 +302,7 @@ def write_index(
     path = out / INDEX
     index = records.read_json(path) if path.is_file() else {}
     contents = dict(index["splits"]) if index.get("version") == STORE_VERSION else {}
-    manifests = {}
+    manifests, classes = {}, {classes_in(m): m["segment"] for m in first_manifests(out).values()}
     for split, written in fresh.items():
         merged = dict(written)
         for name in sorted(contents.get(split, {}).keys() - written.keys()):
@@ -280,16 +312,21 @@ def write_index(
                 raise DataError(
                     f"{error}, from a source that has this segment; or delete {path} to forget it"
                 ) from error
-        kinds = {bool(manifest.get("simulated")): name for name, manifest in merged.items()}
-        if len(kinds) > 1:
-            raise DataError(
-                f"{out / split}: segment {kinds[True]} is simulated, {kinds[False]} is not; "
-                "prepare them into two stores"
-            )
+        _check_kinds(
+            out / split,
+            {bool(manifest.get("simulated")): name for name, manifest in merged.items()},
+        )
         manifests[split] = [merged[name] for name in sorted(merged)]
+        classes |= {classes_in(manifest): name for name, manifest in merged.items()}
         contents[split] = {
             manifest["segment"]: manifest["content"] for manifest in manifests[split]
         }
+    if len(classes) > 1:
+        first, second, *_ = (f"{name} has {', '.join(names)}" for names, name in classes.items())
+        raise DataError(
+            f"{out}: all segments of a store share one list of classes, but segment {first}, "
+            f"{second}; put them into two stores"
+        )
     _check_homes(out, contents)
     values = {
         "format": "kdlib-store",

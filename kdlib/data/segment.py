@@ -28,6 +28,8 @@ from kdlib.types import WAYMO_TYPES, Frame, FrameLabels, Json
 
 STORE_VERSION = 1
 POINTS, FRAMES, BOXES, MANIFEST = "points.npy", "frames.parquet", "boxes.parquet", "manifest.json"
+OWN = "own frames"
+"""The source that manifests of frames of one's own state."""
 BOX_NUMBERS = ("x", "y", "z", "length", "width", "height", "heading")
 _FRAME_SCHEMA = pa.schema(
     {
@@ -157,7 +159,7 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Js
     """Write the files of a segment, the manifest last, frame by frame: the points of a whole
     segment are never in memory.
     """
-    digest, offset, seen = hashlib.sha256(), 0, 0
+    digest, offset, seen, classes = hashlib.sha256(), 0, 0, tuple(WAYMO_TYPES)
     rows = []
     labels = []
     with (folder / POINTS).open("wb") as stream:
@@ -175,6 +177,7 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Js
                 "pose": np.asarray(frame.pose, np.float64).ravel(),
             }
             rows.append({"frame": frame.index, "timestamp": frame.timestamp_micros, **place})
+            classes = frame.labels.class_names
             labels.append((frame.index, frame.labels))
             offset, seen = offset + len(stored), seen + len(frame.points)
         stream.seek(0)
@@ -185,16 +188,20 @@ def _fill(frames: Iterable[Frame], folder: Path, facts: Mapping[str, Any]) -> Js
     for name, table in tables.items():
         digest.update(repr(table.to_pydict()).encode())
         pq.write_table(table, folder / name, compression="zstd")
+    own = {} if classes == tuple(WAYMO_TYPES) else {"classes": list(classes)}
+    if own:  # the numbers of types mean nothing without them
+        digest.update(json.dumps(own).encode())
     types = tables[BOXES].column("type").to_numpy()
     paths = [folder / name for name in (POINTS, FRAMES, BOXES)]
     manifest = {
         "format": "kdlib-segment",
         "version": STORE_VERSION,
         **facts,
+        **own,
         "frames": len(rows),
         "points": offset,
         "points_out_of_reach": seen - offset,
-        "boxes": {name: int((types == number).sum()) for name, number in WAYMO_TYPES.items()},
+        "boxes": {name: int((types == number).sum()) for number, name in enumerate(classes, 1)},
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": records.sha256(path)}
             for path in paths
@@ -248,7 +255,7 @@ def read_manifest(folder: Path) -> Json:
     Raises:
         DataError: If the folder is missing, incomplete or of another version.
     """
-    remedy = "run 'python -m kdlib prepare' again"
+    remedy = "run 'python -m kdlib prepare' again, or store_frames on frames of your own"
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} is missing or incomplete; {remedy}")
     manifest = records.read_json(folder / MANIFEST)
@@ -267,6 +274,16 @@ def read_manifest(folder: Path) -> Json:
             what = "is missing" if size < 0 else f"has {size} bytes instead of {record['bytes']}"
             raise DataError(f"{folder / name} {what}; delete {folder} and {remedy}")
     return manifest
+
+
+def is_own(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a segment holds frames of one's own."""
+    return bool(manifest.get("source") == OWN)
+
+
+def classes_in(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes that a manifest states: Waymo's, unless it names others."""
+    return tuple(values.get("classes", WAYMO_TYPES))
 
 
 def read_points(folder: Path, offset: int, count: int) -> StoredPoints:

@@ -18,9 +18,19 @@ from numpy.typing import NDArray
 from kdlib import records
 from kdlib.config import CLASS_NAMES
 from kdlib.data.points import StoredPoints, decode_points
-from kdlib.data.segment import BOX_NUMBERS, BOXES, FRAMES, STORE_VERSION, read_manifest, read_points
+from kdlib.data.segment import (
+    BOX_NUMBERS,
+    BOXES,
+    FRAMES,
+    MANIFEST,
+    STORE_VERSION,
+    classes_in,
+    is_own,
+    read_manifest,
+    read_points,
+)
 from kdlib.errors import ConfigError, DataError
-from kdlib.types import WAYMO_TYPES, Float32, FrameLabels, Int64, frame_id
+from kdlib.types import WAYMO_TYPES, Float32, FrameLabels, Int64, Json, frame_id
 
 INDEX = "store.json"
 
@@ -32,14 +42,20 @@ def fingerprint(contents: Mapping[str, Mapping[str, str]]) -> str:
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def class_types(class_names: Sequence[str]) -> tuple[int, ...]:
-    """Return Waymo's type number of every class; raises ConfigError if a class is none of
-    Waymo's.
+def class_types(
+    class_names: Sequence[str], known: Sequence[str] = tuple(WAYMO_TYPES)
+) -> tuple[int, ...]:
+    """Return the type number of every class among a dataset's, Waymo's by default; raises
+    ConfigError if a class is none of them.
     """
-    unknown = [name for name in class_names if name not in WAYMO_TYPES]
+    unknown = [name for name in class_names if name not in known]
     if unknown or not class_names:
-        raise ConfigError(f"unknown class {unknown}; Waymo's classes are {', '.join(WAYMO_TYPES)}")
-    return tuple(WAYMO_TYPES[name] for name in class_names)
+        whose = "Waymo's classes" if tuple(known) == tuple(WAYMO_TYPES) else "the dataset's classes"
+        raise ConfigError(
+            f"unknown class {unknown}; {whose} are {', '.join(known)}: name some of these in the "
+            "model's class_names and its head"
+        )
+    return tuple(known.index(name) + 1 for name in class_names)
 
 
 def read_index(path: Path) -> dict[str, dict[str, str]]:
@@ -68,12 +84,24 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
     return index["splits"]
 
 
+def first_manifests(path: Path) -> dict[str, Json]:
+    """Return by split the manifest of its first segment: kind and classes are those of all. Nothing
+    is checked, and where there is no store, none is returned.
+    """
+    splits = records.read_json(path / INDEX).get("splits", {}) if (path / INDEX).is_file() else {}
+    files = {
+        split: path / split / min(names) / MANIFEST for split, names in splits.items() if names
+    }
+    return {split: records.read_json(file) for split, file in files.items() if file.is_file()}
+
+
 @dataclass(frozen=True)
 class Store:
     """All splits of a prepared store."""
 
     path: Path
     contents: Mapping[str, Mapping[str, str]]  # split -> segment -> content hash
+    class_names: tuple[str, ...] = tuple(WAYMO_TYPES)  # type n is the n-th
 
     @staticmethod
     def open(path: Path | str) -> Store:
@@ -87,15 +115,17 @@ class Store:
         """
         path = Path(path)
         contents = read_index(path)
+        manifest: Json = {}
         for split, segments in contents.items():
             for name, content in segments.items():
                 folder = path / split / name
-                if read_manifest(folder)["content"] != content:
+                manifest = read_manifest(folder)
+                if manifest["content"] != content:
                     raise DataError(
                         f"{folder} changed after the store was finished; run 'python "
                         "-m kdlib prepare' again"
                     )
-        return Store(path, contents)
+        return Store(path, contents, classes_in(manifest))
 
     @property
     def fingerprint(self) -> str:
@@ -134,6 +164,8 @@ class Store:
             name=name,
             segments=segments,
             fingerprint=fingerprint({name: self.contents[name]}),
+            class_names=self.class_names,
+            own=is_own(first_manifests(self.path).get(name, {})),
             segment_of=np.repeat(np.arange(len(segments), dtype=np.int32), lengths),
             index=frames["frame"],
             timestamps=frames["timestamp"],
@@ -167,6 +199,8 @@ class StoreSplit:
     difficulty: NDArray[np.int8]
     num_points: NDArray[np.int32]
     velocity: Float32  # (all, 2) vehicle frame, m/s
+    class_names: tuple[str, ...] = tuple(WAYMO_TYPES)  # type n is the n-th
+    own: bool = False  # frames of one's own, not read from Waymo's files
 
     def __len__(self) -> int:
         return len(self.index)
@@ -178,6 +212,12 @@ class StoreSplit:
         if interval < 1:
             raise ConfigError(f"the sampling interval must be at least 1, not {interval}")
         return np.arange(0, len(self), interval, dtype=np.int64)
+
+    def class_types(self, class_names: Sequence[str]) -> tuple[int, ...]:
+        """Return the type number of every class; raises ConfigError if the dataset has no such
+        class.
+        """
+        return class_types(class_names, self.class_names)
 
     def frame_id(self, number: int) -> str:
         """Return the name a frame has in every table."""
@@ -221,7 +261,13 @@ class StoreSplit:
             a[rows].astype(np.int64) for a in (self.types, self.difficulty, self.num_points)
         )
         return FrameLabels(
-            self.boxes[rows], types, tuple(ids), difficulty, num_points, self.velocity[rows]
+            self.boxes[rows],
+            types,
+            tuple(ids),
+            difficulty,
+            num_points,
+            self.velocity[rows],
+            self.class_names,
         )
 
 
@@ -243,14 +289,16 @@ def ground_truth_table(
     Columns: frame_id, x, y, z, length, width, height, heading, type, difficulty, num_points,
     speed_x, speed_y (vehicle frame). Frames without any box have no row; the schema's metadata
     ``frame_ids`` (JSON) names all frames, ``class_names`` (JSON) the classes and ``dataset`` the
-    split's fingerprint; it survives Parquet.
+    split's fingerprint, ``type_names`` (JSON) what type 1, 2, ... are where they are not Waymo's;
+    it survives Parquet.
 
     Raises:
         ConfigError: If a class is unknown or the interval is below 1.
     """
     numbers, names = split.frames(interval), split.frame_ids(interval)
     owner = np.repeat(np.arange(len(split)), np.diff(split.first_box))
-    rows = np.flatnonzero(np.isin(owner, numbers) & np.isin(split.types, class_types(class_names)))
+    of_classes = np.isin(split.types, split.class_types(class_names))
+    rows = np.flatnonzero(np.isin(owner, numbers) & of_classes)
     columns = {
         "frame_id": pa.array(
             [names[number] for number in np.searchsorted(numbers, owner[rows])], pa.string()
@@ -265,8 +313,17 @@ def ground_truth_table(
         "frame_ids": json.dumps(names),
         "class_names": json.dumps(class_names),
         "dataset": split.fingerprint,
+        **type_facts(split.class_names),
     }
     return pa.table(columns).replace_schema_metadata(facts)
+
+
+def type_facts(class_names: Sequence[str]) -> dict[str, str]:
+    """Return what a table says of its types in the schema's metadata: nothing if they are
+    Waymo's.
+    """
+    own = tuple(class_names) != tuple(WAYMO_TYPES)
+    return {"type_names": json.dumps(class_names)} if own else {}
 
 
 def limit_table(table: pa.Table, half_width: float = math.inf) -> pa.Table:

@@ -14,7 +14,7 @@ import numpy as np
 from kdlib.config import to_dict
 from kdlib.errors import ConfigError
 from kdlib.metric.ap import average_precisions, precision_recall
-from kdlib.metric.shards import LEVELS, MEAN_TYPES, type_breakdown
+from kdlib.metric.shards import LEVELS, type_breakdown
 from kdlib.metric.waymo_metrics import EvalResult, FrameCounts
 from kdlib.types import Float64, Int64, Json
 
@@ -119,7 +119,7 @@ def bootstrap(
     scores = []
     for name, results in arms.items():
         resampled = np.stack(
-            [_resampled(_counts_of(result), group, weight, metric) for result in results], axis=1
+            [_resampled(result, group, weight, metric) for result in results], axis=1
         )
         means[name] = np.take_along_axis(resampled, drawn[len(results)], axis=1).mean(axis=1)
         values = [result.metrics[metric] for result in results]
@@ -167,12 +167,13 @@ def _same_frames(arms: Mapping[str, Sequence[EvalResult]]) -> tuple[Any, ...]:
     return ids
 
 
-def _resampled(frames: FrameCounts, group: Int64, weight: Float64, metric: str) -> Float64:
+def _resampled(result: EvalResult, group: Int64, weight: Float64, metric: str) -> Float64:
     """Return the metric of every resample (R,); ``weight`` (R, units) is how often each unit was
     drawn.
     """
     level, kind = METRICS[metric]
-    rows = [frames.breakdowns.index(type_breakdown(name)) for name in MEAN_TYPES]
+    frames = _counts_of(result)
+    rows = [frames.breakdowns.index(type_breakdown(name)) for name in result.mean_over]
     counts = frames.counts
     shape = (len(rows), counts.tp.shape[2])
     columns = [

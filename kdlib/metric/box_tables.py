@@ -182,10 +182,15 @@ def boxes_of(table: pa.Table, name: str) -> Float64:
     return box
 
 
-def types_of(table: pa.Table, name: str) -> Int64:
-    """Return the object types (N,); raises DataError if one is missing or none of Waymo's."""
+def types_of(table: pa.Table, name: str, type_names: Sequence[str] = ()) -> Int64:
+    """Return the object types (N,); raises DataError if one is missing or none of Waymo's, or of
+    those named.
+    """
     kind = _values_of(table, "type", pa.int64(), name)
-    unknown = np.setdiff1d(kind, np.arange(5))
+    unknown = np.setdiff1d(kind, np.arange(1 + (len(type_names) or 4)))
+    if len(unknown) and type_names:
+        listed = ", ".join(f"{number} {own}" for number, own in enumerate(type_names, 1))
+        raise DataError(f"{name}: type {unknown[0]} is none of the dataset's ({listed})")
     if len(unknown):
         raise DataError(
             f"{name}: type {unknown[0]} is none of Waymo's (1 vehicle, 2 pedestrian, 3 sign, 4 "
@@ -193,6 +198,17 @@ def types_of(table: pa.Table, name: str) -> Int64:
             "positions in a class list"
         )
     return kind
+
+
+def check_waymo_types(schema: pa.Schema, name: str) -> None:
+    """Check that a table's types are Waymo's, which is all that Waymo's own tools know; raises
+    DataError if they are a dataset's own.
+    """
+    if own := stated(schema, "type_names"):
+        raise DataError(
+            f"{name}: its types are {', '.join(own)}; Waymo's op and leaderboard know Waymo's "
+            "classes only, so evaluate without them"
+        )
 
 
 def scores_of(table: pa.Table, name: str) -> Float64:

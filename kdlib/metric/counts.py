@@ -11,11 +11,9 @@ import numpy as np
 from kdlib.metric.iou import Candidates, find_candidates
 from kdlib.metric.matching import match_boxes
 from kdlib.metric.objects import EvalBoxes, Predictions, Rows, Truth
-from kdlib.metric.shards import LEVELS, Generator
+from kdlib.metric.shards import LEVELS, WAYMO, Generator
 from kdlib.types import Bool, Float32, Float64, FloatArray, Int64, IntArray
 
-# IoU a pair must reach, by Waymo's type number (UNKNOWN, VEHICLE, PEDESTRIAN, SIGN, CYCLIST).
-IOU_THRESHOLDS = np.array((0.0, 0.7, 0.5, 0.5, 0.5), np.float32)
 # 0.00, 0.01, ..., 0.99, 1.00, each rounded to float32 as the scores are: comparing in float64 would
 # move scores on the grid.
 CUTOFFS = np.append(np.arange(100) * 0.01, 1.0).astype(np.float32)
@@ -46,7 +44,11 @@ class Counts(Rows):
         return replace(self, **{name: columns[name].astype(np.int16) for name in COUNTED})
 
 
-def count_frames(boxes: EvalBoxes, generators: tuple[Generator, ...]) -> Counts:
+def count_frames(
+    boxes: EvalBoxes,
+    generators: tuple[Generator, ...],
+    thresholds: tuple[float, ...] = WAYMO.thresholds,
+) -> Counts:
     """Return the counts of a few frames (metric spec sections 5 and 6); the order of frames and of
     boxes within one is kept.
 
@@ -54,15 +56,17 @@ def count_frames(boxes: EvalBoxes, generators: tuple[Generator, ...]) -> Counts:
         boxes: Of both sides; all pairs of one frame and type are held in memory at once, so pass
             chunks.
         generators: The breakdowns wanted, in output order.
+        thresholds: IoU a pair must reach, by type number from 1 on.
     """
+    least = np.array((0.0, *thresholds), np.float32)  # type 0 is unknown
     predictions = boxes.predictions.take(boxes.predictions.kind > 0)
     truth = boxes.truth.take(boxes.truth.kind > 0)
     candidates = find_candidates(
-        predictions.frame * len(IOU_THRESHOLDS) + predictions.kind,
+        predictions.frame * len(least) + predictions.kind,
         predictions.box,
-        truth.frame * len(IOU_THRESHOLDS) + truth.kind,
+        truth.frame * len(least) + truth.kind,
         truth.box,
-        IOU_THRESHOLDS[predictions.kind],
+        least[predictions.kind],
     )
     level = np.searchsorted(CUTOFFS, predictions.score, side="right").astype(np.int64)
     level[np.isnan(predictions.score)] = 0

@@ -16,6 +16,7 @@ from kdlib.errors import DataError
 from kdlib.metric import box_tables
 from kdlib.metric.box_tables import PREDICTION_COLUMNS, TRUTH_COLUMNS, BoxTable
 from kdlib.metric.objects import EvalBoxes, FrameBoxes, Predictions, Truth
+from kdlib.metric.shards import WAYMO, Classes
 from kdlib.types import IntArray
 from kdlib.waymo.annotations import difficulty_level
 
@@ -33,6 +34,7 @@ class Loaded:
     boxes: EvalBoxes
     frame_ids: tuple[Any, ...]  # ascending; frames of the boxes are positions in it
     without_points: int  # ground-truth boxes dropped because num_points <= 0
+    classes: Classes = WAYMO
 
 
 def load_boxes(
@@ -61,8 +63,9 @@ def load_boxes(
     box_tables.check_columns(predictions.schema, PREDICTION_COLUMNS, names[0])
     box_tables.check_columns(truth.schema, TRUTH_COLUMNS, names[1])
     box_tables.check_same_kind_of_id(predictions.schema, truth.schema, names)
-    predicted_ids, predicted = _read(predictions, names[0], labels=False)
-    truth_ids, labelled = _read(truth, names[1], labels=True)
+    types = _type_names(predictions.schema, truth.schema, names)
+    predicted_ids, predicted = _read(predictions, names[0], types, labels=False)
+    truth_ids, labelled = _read(truth, names[1], types, labels=True)
     evaluated = set(truth_ids) | set(box_tables.stated(truth.schema, "frame_ids"))
     if strict:
         _check_origin(predictions.schema, truth.schema, names)
@@ -90,10 +93,30 @@ def load_boxes(
             "the best few hundred "
             "predictions of a frame"
         )
-    return Loaded(EvalBoxes(ours, theirs, len(ids)), ids, int((points <= 0).sum()))
+    classes = WAYMO
+    if types:
+        evaluated_classes = box_tables.stated(predictions.schema, "class_names")
+        classes = Classes.of(
+            types, evaluated_classes or box_tables.stated(truth.schema, "class_names")
+        )
+    return Loaded(EvalBoxes(ours, theirs, len(ids)), ids, int((points <= 0).sum()), classes)
 
 
-def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arrays]:
+def _type_names(predictions: pa.Schema, truth: pa.Schema, names: tuple[str, str]) -> list[str]:
+    """Return what the types are if both tables say that they are not Waymo's, else nothing."""
+    ours, theirs = (box_tables.stated(schema, "type_names") for schema in (predictions, truth))
+    if ours != theirs:
+        first, second = (", ".join(types) or "Waymo's" for types in (ours, theirs))
+        raise DataError(
+            f"{names[0]}: types 1, 2, ... are {first}, but in {names[1]} {second}; take both from "
+            "one store, or state the same 'type_names' (a JSON list) in both schemas' metadata"
+        )
+    return ours
+
+
+def _read(
+    source: BoxTable, name: str, types: Sequence[str], *, labels: bool
+) -> tuple[list[Any], _Arrays]:
     """Return the distinct frame ids in order of appearance, and the boxes' columns: ``frame`` is a
     position in the ids.
     """
@@ -107,7 +130,7 @@ def _read(source: BoxTable, name: str, *, labels: bool) -> tuple[list[Any], _Arr
         if labels:  # a row without a type only names its frame
             holds_box = table.column("type").is_valid()
             table, frame = table.filter(holds_box), frame[holds_box.to_numpy()]
-        box, kind = box_tables.boxes_of(table, name), box_tables.types_of(table, name)
+        box, kind = box_tables.boxes_of(table, name), box_tables.types_of(table, name, types)
         part = {"frame": frame, "box": box.astype(np.float32), "kind": kind.astype(np.int8)}
         if labels:
             difficulty, points = (

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
+from kdlib.data.store import class_types, type_facts
 from kdlib.errors import ConfigError
 from kdlib.metric.box_tables import TIMESTAMPS, predictions_table
 from kdlib.models.detector import Detector
@@ -33,20 +34,21 @@ def predict(
 
     The model is moved to ``device``, runs in evaluation mode without gradients and is put back into
     the mode it came in. The table's metadata names every frame, those without boxes included, its
-    time, the model's classes and the fingerprint of the split.
+    time, the model's classes and the fingerprint of the split, and what its types are if not
+    Waymo's: those of the dataset or, of samples alone, positions in the model's classes.
 
     Raises:
-        ConfigError: If a class of the model has no Waymo type, or the batch size is below 1.
+        ConfigError: If the dataset has not a class of the model, or the batch size is below 1.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     class_names = model.config.class_names
-    unknown = [name for name in class_names if name not in WAYMO_TYPES]
-    if unknown:
-        raise ConfigError(
-            f"class '{unknown[0]}' is none of Waymo's ({', '.join(WAYMO_TYPES)}); "
-            "its boxes cannot be evaluated"
-        )
+    known: tuple[str, ...] = tuple(WAYMO_TYPES)
+    if isinstance(dataset, FrameDataset):
+        known = dataset.split.class_names
+    elif not set(class_names) <= set(WAYMO_TYPES):
+        known = class_names
+    types = np.array([0, *class_types(class_names, known)])  # label 0 is padding
     was_training = model.training
     model.to(device).train(False)
     parts = []
@@ -65,7 +67,6 @@ def predict(
                 bar.update(len(samples))
     finally:
         model.train(was_training)
-    types = np.array([0, *(WAYMO_TYPES[name] for name in class_names)])  # label 0 is padding
     frame_ids = [name for name, frame in parts for _ in frame.scores]
     none = Detections(torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     columns = zip(*(vars(frame).values() for frame in (none, *(frame for _, frame in parts))))
@@ -73,7 +74,7 @@ def predict(
     table = predictions_table(
         frame_ids, boxes, types[labels], scores, frames=[name for name, _ in parts]
     )
-    facts = {"class_names": json.dumps(class_names)}
+    facts = {"class_names": json.dumps(class_names), **type_facts(known)}
     if isinstance(dataset, FrameDataset):
         facts["dataset"] = dataset.split.fingerprint
         facts[TIMESTAMPS] = json.dumps(

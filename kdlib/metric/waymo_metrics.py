@@ -16,16 +16,17 @@ import numpy as np
 
 from kdlib.metric.ap import Curve, average_precision, precision_recall
 from kdlib.metric.box_tables import BoxTable
-from kdlib.metric.counts import COUNTED, CUTOFFS, IOU_THRESHOLDS, Counts, count_frames
+from kdlib.metric.counts import COUNTED, CUTOFFS, Counts, count_frames
 from kdlib.metric.loading import Loaded, load_boxes
 from kdlib.metric.objects import EvalBoxes, Truth
 from kdlib.metric.shards import (
     LEVELS,
     MEAN_TYPES,
-    OBJECT_TYPE,
-    RANGE,
-    TYPE_NAMES,
+    WAYMO,
+    Classes,
     Generator,
+    by_range,
+    by_type,
     type_breakdown,
 )
 from kdlib.types import Json
@@ -55,6 +56,11 @@ class EvalResult:
         """Return the metrics as one flat JSON object under the official names."""
         return {name: float(value) for name, value in self.metrics.items()}
 
+    @property
+    def mean_over(self) -> tuple[str, ...]:
+        """The classes over which mAP and mAPH are taken."""
+        return tuple(self.card.get("settings", {}).get("mean_over", MEAN_TYPES))
+
     def table(self) -> str:
         """Return the metrics as text, in percent: one line per breakdown, AP and APH at both
         levels.
@@ -64,7 +70,7 @@ class EvalResult:
         names = {
             name: [f"{name}_LEVEL_{level}/{kind}" for level, kind in columns] for name in breakdowns
         }
-        names[f"mean of {', '.join(MEAN_TYPES).lower()}"] = [
+        names[f"mean of {', '.join(self.mean_over).lower()}"] = [
             f"LEVEL_{level}/m{kind}" for level, kind in columns
         ]
         head = "".join(f"{f'LEVEL_{level} {kind}':>13}" for level, kind in columns)
@@ -72,7 +78,15 @@ class EvalResult:
             f"{title:40}" + "".join(f"{100 * self.metrics[name]:13.2f}" for name in row)
             for title, row in names.items()
         ]
-        return "\n".join([f"{'':40}{head}", *rows])
+        return "\n".join([f"{'':40}{head}", *rows, *self._thresholds()])
+
+    def _thresholds(self) -> list[str]:
+        """Say at which IoU classes of one's own were matched."""
+        used = self.card.get("settings", {}).get("iou_thresholds", {})
+        if not set(used) - set(WAYMO.names):
+            return []
+        pairs = ", ".join(f"{name.lower()} {value:g}" for name, value in used.items())
+        return [f"A box counts from this IoU on: {pairs}"]
 
 
 def evaluate_tables(
@@ -103,7 +117,7 @@ def evaluate_tables(
 
 def evaluate_loaded(loaded: Loaded, **options: Any) -> EvalResult:
     """Return the metrics of checked tables; ``options`` are those of :func:`evaluate_boxes`."""
-    result = evaluate_boxes(loaded.boxes, loaded.frame_ids, **options)
+    result = evaluate_boxes(loaded.boxes, loaded.frame_ids, classes=loaded.classes, **options)
     return replace(
         result, card={**result.card, "ground_truth_without_points": loaded.without_points}
     )
@@ -113,6 +127,7 @@ def evaluate_boxes(
     boxes: EvalBoxes,
     frame_ids: tuple[Any, ...],
     *,
+    classes: Classes = WAYMO,
     ranges: bool = True,
     workers: int = 1,
     keep_frames: bool = True,
@@ -123,12 +138,13 @@ def evaluate_boxes(
     Args:
         boxes: Of both sides.
         frame_ids: The frames' ids, ascending.
+        classes: What the boxes' type numbers mean.
         ranges: Also break every class down by distance.
         workers: Processes.
         keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with
             ranges).
     """
-    generators = (OBJECT_TYPE, RANGE) if ranges else (OBJECT_TYPE,)
+    generators = (by_type(classes), by_range(classes)) if ranges else (by_type(classes),)
     breakdowns = tuple(name for generator in generators for name in generator.names)
     shape = (len(breakdowns), len(CUTOFFS))
     total = Counts(
@@ -136,19 +152,24 @@ def evaluate_boxes(
     )
     nothing = EvalBoxes(boxes.predictions.take(slice(0)), boxes.truth.take(slice(0)), 0)
     kept = [count_frames(nothing, generators).narrow()]  # so that there are counts of no frame too
-    for counts in _count(boxes, generators, workers):
+    for counts in _count(boxes, generators, classes.thresholds, workers):
         _add(total, counts)
         if keep_frames:
             kept.append(counts.narrow())
-    curves, metrics = _score(total, breakdowns)
+    curves, metrics = _score(total, breakdowns, classes.mean)
     frames = FrameCounts(frame_ids, breakdowns, Counts.joined(kept)) if keep_frames else None
-    return EvalResult(metrics, curves, _card(boxes, frame_ids, ranges), frames)
+    return EvalResult(metrics, curves, _card(boxes, frame_ids, classes, ranges), frames)
 
 
-def _count(boxes: EvalBoxes, generators: tuple[Generator, ...], workers: int) -> Iterator[Counts]:
+def _count(
+    boxes: EvalBoxes,
+    generators: tuple[Generator, ...],
+    thresholds: tuple[float, ...],
+    workers: int,
+) -> Iterator[Counts]:
     """Yield the counts of consecutive frames, in order whatever the number of processes."""
     if workers <= 1:
-        yield from (count_frames(chunk, generators) for chunk in boxes.chunks())
+        yield from (count_frames(chunk, generators, thresholds) for chunk in boxes.chunks())
         return
     # Spawned, not forked: the caller may hold threads (torch, a notebook's kernel) that a fork
     # would leave locked.
@@ -156,7 +177,7 @@ def _count(boxes: EvalBoxes, generators: tuple[Generator, ...], workers: int) ->
         # A few chunks at a time, so that not all boxes are held twice.
         waiting: deque[Future[Counts]] = deque()
         for chunk in boxes.chunks(most_frames=256):
-            waiting.append(pool.submit(count_frames, chunk, generators))
+            waiting.append(pool.submit(count_frames, chunk, generators, thresholds))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
@@ -172,7 +193,9 @@ def _add(total: Counts, counts: Counts) -> None:
         sum_ha += frame
 
 
-def _score(total: Counts, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve], dict[str, float]]:
+def _score(
+    total: Counts, breakdowns: tuple[str, ...], mean: tuple[str, ...]
+) -> tuple[dict[str, Curve], dict[str, float]]:
     curves = {}
     metrics = {}
     for i, breakdown in enumerate(breakdowns):
@@ -185,15 +208,13 @@ def _score(total: Counts, breakdowns: tuple[str, ...]) -> tuple[dict[str, Curve]
             metrics[f"{name}/APH"] = float(average_precision(curve.precision_heading, curve.recall))
     for level in LEVELS:
         for kind in ("AP", "APH"):
-            values = [
-                metrics[f"{type_breakdown(name)}_LEVEL_{level}/{kind}"] for name in MEAN_TYPES
-            ]
+            values = [metrics[f"{type_breakdown(name)}_LEVEL_{level}/{kind}"] for name in mean]
             metrics[f"LEVEL_{level}/m{kind}"] = sum(values) / len(values)
     return curves, metrics
 
 
-def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> Json:
-    kinds, truth = list(enumerate(TYPE_NAMES, 1)), boxes.truth
+def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], classes: Classes, ranges: bool) -> Json:
+    kinds, truth = list(enumerate(classes.names, 1)), boxes.truth
     levels = {"LEVEL_1": truth.difficulty <= 1, "LEVEL_2": truth.difficulty == 2}
     labelled = {
         name: {
@@ -210,10 +231,10 @@ def _card(boxes: EvalBoxes, frame_ids: tuple[Any, ...], ranges: bool) -> Json:
         "settings": {
             "matcher": "HUNGARIAN",
             "box_type": "3D",
-            "iou_thresholds": {name: round(float(IOU_THRESHOLDS[kind]), 3) for kind, name in kinds},
+            "iou_thresholds": dict(zip(classes.names, classes.thresholds)),
             "score_cutoffs": len(CUTOFFS),
             "breakdowns": ["OBJECT_TYPE", "RANGE"] if ranges else ["OBJECT_TYPE"],
-            "mean_over": list(MEAN_TYPES),
+            "mean_over": list(classes.mean),
         },
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 from typing import Any, Generic, TypeVar
@@ -114,18 +114,22 @@ class Detector(nn.Module, ABC):
         """Return the head on a map of that many channels."""
 
     def voxelize(self, points: PointBatch) -> VoxelBatch:
-        """Return the pillars or voxels of a batch on this model's grid.
+        """Return the pillars or voxels of a batch on this model's grid; raises as
+        :meth:`features`, and DataError if a point is not finite.
+        """
+        return voxelize(self.features(points), self.config.grid)
 
-        Raises:
-            DataError: If the points have not the features this model takes, or one is not finite.
+    def features(self, points: PointBatch) -> PointBatch:
+        """Return a batch with the first features of its points, as many as this model takes; raises
+        DataError if there are fewer.
         """
         taken, given = self.config.encoder.point_features, points.points.shape[-1]
-        if given != taken:
+        if given < taken:
             raise DataError(
-                f"'{self.config.name}' takes {taken} features a point, the batch has "
-                f"{given}; prepare it anew"
+                f"'{self.config.name}' takes {taken} features a point, the batch has {given}; give "
+                f"{taken}, or build the model with point_features={given} in its encoder"
             )
-        return voxelize(points, self.config.grid)
+        return points if given == taken else replace(points, points=points.points[:, :taken])
 
     def encode(self, voxels: VoxelBatch) -> tuple[Tensor, Sites]:
         """Return the BEV map (B, C, H, W) that enters the 2D backbone, and the sites it is made of.

@@ -70,8 +70,8 @@ class PillarEncoder(nn.Module):
         return best
 
     def decorate(self, pillars: VoxelBatch) -> PillarRows:
-        """Return 11 numbers a slot: the point, its offset to the points' mean, its offset to the
-        pillar's centre.
+        """Return the features of each slot's point, its offset to the points' mean, and its offset
+        to the pillar's centre.
         """
         points, count, slots = pillars.features, pillars.num_points, pillars.features.shape[1]
         mean = points[..., :3].sum(dim=1) / count[:, None].to(points.dtype)

@@ -8,7 +8,8 @@ import numpy as np
 
 from kdlib.data.object_bank import ObjectBank, bank_path
 from kdlib.data.object_sampling import ObjectSampler
-from kdlib.data.store import StoreSplit, class_types
+from kdlib.data.points import REACH
+from kdlib.data.store import StoreSplit
 from kdlib.errors import ConfigError, DataError
 from kdlib.training.job import TrainJob
 from kdlib.types import Bool
@@ -34,20 +35,14 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
     frames = split.frames(job.train.interval)
     if len(frames) == 1 < len(split):
         raise ConfigError(
-            f"interval {job.train.interval} leaves one of the {len(split)} frames "
-            f"in {place}; lower it"
+            f"interval {job.train.interval} leaves one of the {len(split)} frames in {place}; "
+            f"store more than {job.train.interval} frames, or lower the interval (of a run's "
+            "profile, in kdlib/lab/profiles.py; of a job, in its TrainConfig)"
         )
     chosen = _boxes_of(job, split)
     if chosen.any() and not (split.num_points[chosen] > 0).any():
-        levels = (
-            "although some have a difficulty"
-            if (split.difficulty[chosen] > 0).any()
-            else "nor a difficulty"
-        )
         raise DataError(
-            f"none of the {chosen.sum()} boxes in {place} has a number of points, {levels}; such "
-            "boxes are dropped before "
-            "training, so prepare labels of Waymo v1.2 or later (or v2)"
+            f"none of the {chosen.sum()} boxes in {place} {_without_points(split, chosen)}"
         )
     counts = count_boxes(job, split)
     total, within = map(sum, zip(*counts.values()))
@@ -66,6 +61,11 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
         elif inside < FEW_IN_RANGE * boxes:
             reach = f"the model's range {job.model.grid.point_range}"
             warnings.append(f"only {inside} of {boxes} boxes of class {name} lie in {reach}")
+    low, high = np.reshape(job.model.grid.point_range, (2, 3))[:, :2]
+    if max(-low.min(), high.max()) > REACH:
+        warnings.append(
+            f"stores hold points to {REACH:g} m in x and y: {job.model.name} learns nothing beyond"
+        )
     unseen = len(split.segments) - len(np.unique(split.segment_of[frames]))
     if unseen:
         warnings.append(
@@ -79,6 +79,21 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
     return warnings + _check_object_bank(job, split)
 
 
+def _without_points(split: StoreSplit, chosen: Bool) -> str:
+    """Say of boxes that hold no point what that means for the dataset they are of."""
+    if split.own:
+        return (
+            "holds a point, and such boxes are dropped before training; do boxes and points lie in "
+            "one vehicle frame, in metres and radians? Store the frames again"
+        )
+    difficult = (split.difficulty[chosen] > 0).any()
+    levels = "although some have a difficulty" if difficult else "nor a difficulty"
+    return (
+        f"has a number of points, {levels}; such boxes are dropped before training, so prepare "
+        "labels of Waymo v1.2 or later (or v2)"
+    )
+
+
 def count_boxes(job: TrainJob, split: StoreSplit) -> dict[str, tuple[int, int]]:
     """Return by class how many boxes with points the job's frames have, and how many of them have
     their centre in range.
@@ -87,7 +102,7 @@ def count_boxes(job: TrainJob, split: StoreSplit) -> dict[str, tuple[int, int]]:
     useful = _boxes_of(job, split) & (split.num_points > 0)
     inside = ((split.boxes[:, :3] >= low) & (split.boxes[:, :3] <= high)).all(axis=1)
     counts = {}
-    for name, kind in zip(job.model.class_names, class_types(job.model.class_names)):
+    for name, kind in zip(job.model.class_names, split.class_types(job.model.class_names)):
         of_class = useful & (split.types == kind)
         counts[name] = int(of_class.sum()), int((of_class & inside).sum())
     return counts
@@ -113,7 +128,7 @@ def _check_object_bank(job: TrainJob, split: StoreSplit) -> list[str]:
             "give one for each"
         )
     bank = ObjectBank.open(bank_path(split), split.fingerprint)
-    candidates = ObjectSampler(bank, classes, objects).candidates
+    candidates = ObjectSampler(bank, classes, objects, split.class_names).candidates
     return [
         f"{bank.path} has no {name} of at least {objects.min_points} points: none will be pasted"
         for name, count, usable in zip(classes, objects.counts, candidates)

@@ -7,13 +7,12 @@ from scipy.optimize import linear_sum_assignment
 from kdlib.metric.assignment import kuhn_munkres, weights_from_iou
 from kdlib.metric.counts import (
     CUTOFFS,
-    IOU_THRESHOLDS,
     count_frames,
     heading_accuracy,
     wrap_by_remainder,
 )
 from kdlib.metric.iou import metric_iou
-from kdlib.metric.shards import OBJECT_TYPE, RANGE, centre_distance
+from kdlib.metric.shards import OBJECT_TYPE, RANGE, WAYMO, centre_distance
 
 SIZES = np.array([[1, 1, 1], [4.5, 2, 1.7], [0.8, 0.8, 1.7], [0.4, 0.9, 0.8], [1.8, 0.8, 1.7]])
 
@@ -83,7 +82,9 @@ def naive_counts(boxes, generator, solve):
             )
             iou = iou.reshape(len(rows), len(columns))
             weights = np.where(
-                iou >= IOU_THRESHOLDS[pd.kind[rows]][:, None], weights_from_iou(iou), 0
+                iou >= np.float32((0.0, *WAYMO.thresholds))[pd.kind[rows]][:, None],
+                weights_from_iou(iou),
+                0,
             )
             pairs = dict(solve(weights))
         for i, row in enumerate(rows):

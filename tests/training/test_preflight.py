@@ -75,7 +75,8 @@ def test_the_interval_is_judged(split):
     with pytest.raises(
         ConfigError,
         match=(
-            r"interval 6 leaves one of the 6 frames in split " r"'training' of .*store; lower it"
+            r"interval 6 leaves one of the 6 frames in split 'training' of .*store; store more "
+            r"than 6 frames, or lower the interval"
         ),
     ):
         check_split(job(interval=6), split)
@@ -104,6 +105,23 @@ def test_labels_of_an_old_release(split, difficulty, message):
         DataError, match=f"none of the 6 boxes .* has a number of points, {message}.*v1.2"
     ):
         check_split(job(), bare)
+
+
+def test_boxes_of_own_frames_without_points_are_not_waymos(split):
+    bare = replace(split, num_points=split.num_points * 0, own=True)
+    with pytest.raises(DataError, match=r"none of the 6 boxes .* lie in one vehicle frame") as said:
+        check_split(job(), bare)
+    assert "Waymo" not in str(said.value)
+
+
+def test_a_range_beyond_what_stores_hold_is_a_warning(split):
+    (line,) = check_split(job(wide()), split)
+    assert line == "stores hold points to 80 m in x and y: own_wide learns nothing beyond"
+
+
+def wide():
+    grid = GridConfig((-81.92, -81.92, -2.0, 81.92, 81.92, 4.0), (0.32, 0.32, 6.0), 20)
+    return replace(zoo.CP_PILLAR_DEMO, name="own_wide", grid=grid)
 
 
 def narrow(low: float, high: float):

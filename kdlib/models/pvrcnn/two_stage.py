@@ -104,6 +104,7 @@ class PVRCNN(CenterPoint):
             truth: Labels of a training step: RoIs are sampled and their targets come along. Drawn
                 from torch's own generator, whose state is in every checkpoint.
         """
+        points = self.features(points)
         voxels = self.voxelize(points)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_heads):
             last, levels = self.backbone_3d(

@@ -17,7 +17,7 @@ from kdlib.tools.export.graph import Exportable, PillarGraph
 
 _POINTS = {
     "frame": "metres; x forward, y left, z up; the road at z = 0",
-    "columns": ["x", "y", "z", "tanh(intensity)", "elongation"],
+    "columns": ["x", "y", "z", "tanh(intensity)", "elongation"],  # as many as the model takes
 }
 _MEANINGS = {
     "pillars": "the points of every pillar with any, the first max_points of each, the rest zeros",
@@ -65,7 +65,7 @@ def export_card(
         "model": config.name,
         "part": "pillars to boxes" if pillars else "BEV map to boxes",
         "class_names": list(config.class_names),
-        "points": _POINTS,
+        "points": {**_POINTS, "columns": _POINTS["columns"][: config.encoder.point_features]},
         "grid": {**to_dict(config.grid), "grid_size": list(config.grid.grid_size)},
         "inputs": [_tensor(name, value, pillars) for name, value in inputs.items()],
         "outputs": [_tensor(name, value, False) for name, value in zip(part.outputs, outputs)],

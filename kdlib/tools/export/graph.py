@@ -67,7 +67,7 @@ class PillarGraph(Exportable):
         self.vfe = cast(PillarEncoder, detector.vfe)
 
     def forward(self, pillars: Tensor, num_points: Tensor, coords: Tensor) -> tuple[Tensor, ...]:
-        """Return all outputs for pillars (V, P, 5), their numbers of points (V,) and cells (V, 4):
+        """Return all outputs for pillars (V, P, C), their numbers of points (V,) and cells (V, 4):
         0, 0, row, column.
         """
         features = self.encode(pillars, num_points, coords)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlib.metric.box_tables import TableFile
+from kdlib.metric.box_tables import TableFile, check_waymo_types
 from kdlib.metric.loading import load_boxes
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_loaded
 from kdlib.tools.judge.leaderboard import export_objects
@@ -71,6 +71,8 @@ def evaluate(
         find_python(python)  # before the work, not after it
     names = (f"predictions file '{predictions}'", f"ground-truth file '{truth}'")
     files = TableFile.open(predictions, "predictions"), TableFile.open(truth, "ground-truth")
+    if official or export:
+        check_waymo_types(files[0].schema, names[0])
     loaded = load_boxes(*files, names=names)
     result = evaluate_loaded(loaded, workers=workers, keep_frames=False)
     comparison = (

@@ -57,6 +57,7 @@ def export_objects(
         DataError: If a frame's time or segment is unknown, or a box makes no sense.
     """
     box_tables.check_columns(predictions.schema, PREDICTION_COLUMNS, name)
+    box_tables.check_waymo_types(predictions.schema, name)
     present = set(predictions.schema.names)
     frames = None if present.issuperset(_PLACE) else _frames(predictions.schema, name)
     columns = [

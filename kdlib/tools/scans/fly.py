@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kdlib import records
-from kdlib.data.store import StoreSplit, class_types
+from kdlib.data.store import StoreSplit
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline, profiles
 from kdlib.lab.folders import PROJECT
@@ -81,7 +81,7 @@ def fly(
     )
     split, names = opened.store.split("validation"), student.model.class_names
     reach = float(student.model.grid.point_range[3])
-    in_sight = np.isin(split.types, class_types(names)) & (split.num_points > 0)
+    in_sight = np.isin(split.types, split.class_types(names)) & (split.num_points > 0)
     in_sight &= (np.abs(split.boxes[:, :2]) <= reach).all(axis=1)
     chosen = _segment(split, segment, in_sight)
     numbers = np.flatnonzero(split.segment_of == chosen)[:images]
@@ -141,7 +141,7 @@ def _panels(
     )
     seen = in_sight[rows]
     labels = np.array(
-        [class_types(names).index(kind) + 1 for kind in split.types[rows][seen]], np.int64
+        [split.class_types(names).index(kind) + 1 for kind in split.types[rows][seen]], np.int64
     )
     truth = layer("truth", split.boxes[rows][seen], labels, class_names=names)
     panels = []
