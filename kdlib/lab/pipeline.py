@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdlib import records, zoo
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.dataset import FrameDataset
-from kdlib.data.prepare import prepare
-from kdlib.data.store import INDEX, Store
-from kdlib.errors import ConfigError
+from kdlib.data.prepare import SPLITS, prepare
+from kdlib.data.segment import classes_in, is_own
+from kdlib.data.store import INDEX, Store, first_manifests
+from kdlib.errors import ConfigError, DataError
 from kdlib.lab import occupancy, profiles
 from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
 from kdlib.lab.parts import Json
@@ -23,6 +25,8 @@ from kdlib.simulate import simulate
 from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
+from kdlib.waymo.segments import list_segments, segment_files
+from kdlib.waymo.simulated import is_simulated
 
 Student = tuple[str, int]  # arm, seed
 Students = Mapping[Student, RunResult]  # what came of their trainings
@@ -92,6 +96,7 @@ def prepare_data(run: Run) -> Store:
     if real files are missing.
     """
     source = run.data / "waymo"
+    _check_data(run, source)
     if run.profile.simulated is None and not source.is_dir():
         if (run.data / "store" / INDEX).is_file():
             # frames of another dataset, or the licensed files are on another machine
@@ -122,6 +127,35 @@ def prepare_data(run: Run) -> Store:
             scheduler=os.environ.get(places.SCHEDULER) or None,
         )
     return run.store
+
+
+def _check_data(run: Run, source: Path) -> None:
+    """Refuse, before anything is written, data that are not the profile's."""
+    profile, store = run.profile, run.data / "store"
+    manifests, names = first_manifests(store), profile.student_model.class_names
+    for classes in map(classes_in, manifests.values()):
+        if not set(names) <= set(classes):
+            raise ConfigError(
+                f"{store} has the classes {', '.join(classes)}, the models of profile "
+                f"{profile.name} know {', '.join(names)}; add a pair of those classes to "
+                "kdlib/zoo.py and a profile of it to kdlib/lab/profiles.py"
+            )
+    if profile.simulated is None:
+        return
+    others = [store / split for split, manifest in manifests.items() if is_own(manifest)]
+    others += [source / split for split in SPLITS if _is_recorded(source / split)]
+    if others:
+        raise ConfigError(
+            f"profile {profile.name} simulates its data, but {others[0]} holds others; leave "
+            "DATA_ROOT out or give it another folder, or take a profile of real data"
+        )
+
+
+def _is_recorded(folder: Path) -> bool:
+    """Return whether a split's files are Waymo's own; what cannot be read yet was being written."""
+    with suppress(DataError):
+        return not all(is_simulated(segment_files(folder, name)) for name in list_segments(folder))
+    return False
 
 
 def portable(path: Path) -> str:

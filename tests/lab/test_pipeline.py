@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from kdlib import records
+from kdlib.data.own import own_frame, store_frames
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import folders, pipeline, profiles
 from kdlib.lab.pipeline import Run, TrainedWeights
@@ -211,3 +215,64 @@ def test_another_jobs_results_are_not_overwritten(run: Run, teacher: TrainedWeig
     with pytest.raises(ConfigError, match="results of another job"):
         replace(job, train=replace(job.train, epochs=9)).write(folder)
     assert (folder / "job.json").read_text() == before
+
+
+def listing(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def own_data(folder: Path, **others) -> Path:
+    for split in ("training", "validation"):
+        floor = np.random.default_rng(0).uniform((-9, -9, 0), (9, 9, 0.01), (50, 3))
+        frames = [own_frame(f"{split}_drive", number, floor, **others) for number in range(4)]
+        store_frames(frames, folder / "store", split)
+    return folder
+
+
+def test_a_simulating_profile_on_own_data_leaves_nothing_behind(tmp_path: Path) -> None:
+    own = own_data(tmp_path / "own")
+    before = listing(own)
+    run = pipeline.open_run("smoke", str(tmp_path / "run"), str(own))
+    with pytest.raises(ConfigError, match=r"smoke simulates its data, but .*store/training holds"):
+        pipeline.prepare_data(run)
+    assert listing(own) == before
+    real = pipeline.open_run("waymo20", str(tmp_path / "other"), str(own))
+    assert pipeline.prepare_data(real).split("training").own
+
+
+def test_a_simulating_profile_on_recorded_files_leaves_nothing_behind(
+    tmp_path: Path, smoke_data: Path
+) -> None:
+    lidar = next((smoke_data / "waymo" / "training" / "lidar").glob("*.parquet"))
+    data = tmp_path / "real"
+    for file in (smoke_data / "waymo" / "training").rglob(lidar.name):
+        copy = data / file.relative_to(smoke_data)
+        copy.parent.mkdir(parents=True)
+        table = pq.read_table(file)  # as recorded: without the simulation's mark
+        pq.write_table(table.replace_schema_metadata(None), copy)
+    before = listing(data)
+    run = pipeline.open_run("smoke", str(tmp_path / "run"), str(data))
+    with pytest.raises(ConfigError, match=r"simulates its data, but .*waymo/training holds others"):
+        pipeline.prepare_data(run)
+    assert listing(data) == before
+
+
+def test_own_data_that_an_older_run_mixed_name_both_places(
+    tmp_path: Path, smoke_data: Path
+) -> None:
+    own = own_data(tmp_path / "own")
+    shutil.copytree(smoke_data / "waymo", own / "waymo")
+    before = listing(own / "store")
+    run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(own))
+    with pytest.raises(DataError, match=r"own/waymo/training and .*own/store/training: segment .*"):
+        pipeline.prepare_data(run)
+    assert listing(own / "store") == before
+
+
+def test_a_profile_of_other_classes_says_so_first(tmp_path: Path) -> None:
+    own = own_data(tmp_path / "own", class_names=("Forklift", "Pallet"))
+    run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(own))
+    with pytest.raises(
+        ConfigError, match="has the classes Forklift, Pallet, the models of profile"
+    ):
+        pipeline.prepare_data(run)

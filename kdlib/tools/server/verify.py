@@ -1,5 +1,5 @@
 """Computes every checksum of a prepared store again, and says whether it is the whole dataset, a
-part of it, or simulated.
+part of it, simulated, or of one's own frames.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kdlib.data.cluster import worker_count
 from kdlib.data.object_bank import bank_path, verify_bank
 from kdlib.data.prepare import Manifest
 from kdlib.data.progress import watched
-from kdlib.data.segment import MANIFEST, read_manifest
+from kdlib.data.segment import MANIFEST, is_own, read_manifest
 from kdlib.data.store import INDEX, Store, fingerprint, read_index
 from kdlib.errors import DataError
 from kdlib.waymo.segments import list_segments
@@ -30,6 +30,7 @@ _KINDS: Mapping[str, str] = {
     "full": "the full split of the Waymo Open Dataset",
     "part": "a part of the Waymo Open Dataset's split",
     "simulated": "SIMULATED data, not the Waymo Open Dataset",
+    "own": "frames of one's own",
     "uncounted": "a split whose published number of frames is not known",
     "other": "NOT the split of the published numbers, it has other counts",
 }
@@ -43,16 +44,18 @@ class SplitCheck:
     frames: int
     frames_at_5: int  # of every fifth one
     kind: str  # a key of _KINDS
-    shortest: tuple[str, int]  # segment and its frames; a whole one has 198 to 200
+    shortest: tuple[str, int]  # segment and its frames; a whole one of Waymo has 198 to 200
+    out_of_reach: int = 0  # points left out
 
     def __str__(self) -> str:
         counts = (
             f"{self.segments:,} segments, {self.frames:,} frames, {self.frames_at_5:,} at "
             f"interval {INTERVAL}"
         )
+        out = f", {self.out_of_reach:,} points beyond +-80 m left out" if self.out_of_reach else ""
         return (
             f"{counts}: {_KINDS[self.kind]} (shortest: {self.shortest[0]}, {self.shortest[1]} "
-            "frames)"
+            f"frames{out})"
         )
 
 
@@ -134,7 +137,8 @@ def _read_segment(folder: Path, content: str) -> tuple[Manifest | None, list[str
         manifest = read_manifest(folder)
     except DataError as error:
         return None, [str(error)]
-    remedy = f"delete {folder} and prepare again"
+    again = "store its frames again" if is_own(manifest) else "prepare again"
+    remedy = f"delete {folder} and {again}"
     if manifest["content"] != content or "checksum" not in manifest:
         return manifest, [f"{folder / MANIFEST} is not what was written; {remedy}"]
     try:
@@ -178,6 +182,8 @@ def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> Spli
     total, published = sum(frames.values()), PUBLISHED.get(split)
     if any(manifest.get("simulated") for manifest in manifests.values()):
         kind = "simulated"
+    elif any(map(is_own, manifests.values())):
+        kind = "own"
     elif published is None:
         kind = "uncounted"
     elif segments < published[0]:
@@ -185,4 +191,5 @@ def _check(split: str, segments: int, manifests: Mapping[str, Manifest]) -> Spli
     else:
         kind = "full" if (segments, total) == published else "other"
     shortest = min(frames.items(), key=lambda item: item[1], default=("none", 0))
-    return SplitCheck(segments, total, -(-total // INTERVAL), kind, shortest)
+    lost = sum(manifest.get("points_out_of_reach", 0) for manifest in manifests.values())
+    return SplitCheck(segments, total, -(-total // INTERVAL), kind, shortest, lost)

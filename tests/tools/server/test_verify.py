@@ -8,6 +8,7 @@ import pytest
 
 from kdlib import records
 from kdlib.data.object_bank import bank_path
+from kdlib.data.own import own_frame, store_frames
 from kdlib.data.prepare import estimate_prepare, prepare
 from kdlib.data.store import Store
 from kdlib.errors import DataError
@@ -159,6 +160,20 @@ def test_simulated_data_is_called_so(smoke_data):
     report = verify(smoke_data / "store", progress=False)
     assert report.sound and {check.kind for check in report.splits.values()} == {"simulated"}
     assert "SIMULATED data, not the Waymo Open Dataset" in str(report)
+
+
+def test_own_frames_are_called_so(tmp_path):
+    far = [[200.0, 0, 0], *np.zeros((20, 3))]
+    with pytest.warns(UserWarning, match="1 of 21 points lie beyond"):
+        store_frames([own_frame("drive", 0, far)], tmp_path)
+    report = verify(tmp_path, progress=False)
+    assert report.sound and report.splits["training"].kind == "own"
+    assert "frames of one's own (shortest: drive, 1 frames, 1 points beyond" in str(report)
+    assert "Waymo" not in str(report)
+    points = tmp_path / "training" / "drive" / "points.npy"
+    points.write_bytes(points.read_bytes()[:-1] + b"x")
+    (sentence,) = verify(tmp_path, progress=False).damaged
+    assert sentence.endswith("drive and store its frames again")
 
 
 def test_no_store_is_an_error(tmp_path):
