@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdlib import records
-from kdlib.config import CLASS_NAMES
 from kdlib.data.containment import owner_of_points
 from kdlib.data.points import POINT, StoredPoints, decode_points
 from kdlib.data.progress import watched
@@ -146,16 +145,11 @@ def build_bank(split: StoreSplit, progress: bool = True) -> Path:
 def is_current(split: StoreSplit) -> bool:
     """Return whether the split has a sound bank of its present frames."""
     try:
-        return set(_collected(split)) <= set(
+        return set(split.learned_classes) <= set(
             ObjectBank.open(bank_path(split), split.fingerprint).class_names
         )
     except DataError:
         return False
-
-
-def _collected(split: StoreSplit) -> tuple[str, ...]:
-    """Return the classes whose objects are collected: of one's own, all."""
-    return CLASS_NAMES if split.class_names == tuple(WAYMO_TYPES) else split.class_names
 
 
 def verify_bank(path: Path, split_fingerprint: str) -> list[str]:
@@ -196,7 +190,7 @@ def _write(stream: BinaryIO, split: StoreSplit, progress: bool) -> None:
         "format": _FORMAT,
         "version": str(BANK_VERSION),
         "fingerprint": split.fingerprint,
-        "classes": ",".join(_collected(split)),
+        "classes": ",".join(split.learned_classes),
         "sha256": digest.hexdigest(),
     }
     notes["checksum"] = _checksum(notes, content)
@@ -210,7 +204,7 @@ def _objects(split: StoreSplit, progress: bool) -> Iterator[tuple[_Arrays, Store
     """Yield, frame by frame, the index of the objects (``offsets`` holds counts) and their
     points.
     """
-    every, types = np.ones(256, np.int64), split.class_types(_collected(split))
+    every, types = np.ones(256, np.int64), split.class_types(split.learned_classes)
     if split.class_names == tuple(WAYMO_TYPES):
         every[[WAYMO_TYPES[name] for name in EVERY]] = list(EVERY.values())
     for number in watched(range(len(split)), len(split), "object bank", "frame", progress):

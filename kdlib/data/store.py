@@ -213,6 +213,13 @@ class StoreSplit:
             raise ConfigError(f"the sampling interval must be at least 1, not {interval}")
         return np.arange(0, len(self), interval, dtype=np.int64)
 
+    @property
+    def learned_classes(self) -> tuple[str, ...]:
+        """The classes that models learn unless they name others: three of Waymo's, or all of one's
+        own.
+        """
+        return CLASS_NAMES if self.class_names == tuple(WAYMO_TYPES) else self.class_names
+
     def class_types(self, class_names: Sequence[str]) -> tuple[int, ...]:
         """Return the type number of every class; raises ConfigError if the dataset has no such
         class.

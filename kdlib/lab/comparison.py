@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib import records
-from kdlib.config import CLASS_NAMES
 from kdlib.lab.parts import Json, Words, part
 from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
 from kdlib.lab.profiles import ARMS, Profile
@@ -234,7 +233,7 @@ class Comparison:
         drawn = []
         for arm, results in self.results.items():
             result = next(iter(results.values()))
-            for kind in CLASS_NAMES:
+            for kind in self.profile.student_model.class_names:
                 name = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2"
                 curve, score = result.curves[name], result.metrics[f"{name}/AP"]
                 drawn.append(
@@ -248,7 +247,8 @@ class Comparison:
         """Return ``first`` minus ``second`` by class and level: AP, APH, and APH by range where
         several ranges hold objects.
         """
-        kinds = [(kind, level) for kind in CLASS_NAMES for level in (1, 2)]
+        names = self.profile.student_model.class_names
+        kinds = [(kind, level) for kind in names for level in (1, 2)]
 
         def scores(form: str) -> Float64:
             names = [form.format(kind.upper(), level) for kind, level in kinds]

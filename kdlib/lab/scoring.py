@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from kdlib import records
-from kdlib.config import CLASS_NAMES, config_hash
+from kdlib.config import config_hash
 from kdlib.data.store import fingerprint, ground_truth_table, limit_table
 from kdlib.lab.pipeline import (
     Run,
@@ -28,6 +28,7 @@ from kdlib.lab.pipeline import (
 from kdlib.metric.box_tables import read_table, write_predictions
 from kdlib.metric.loading import check_trained_on
 from kdlib.metric.predict import predict
+from kdlib.metric.shards import type_breakdown
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card
@@ -133,9 +134,9 @@ def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> Non
 
 def score_frame(result: EvalResult) -> pd.DataFrame:
     """Return AP and APH in percent, a row for each class and the mean."""
-    forms = {name: f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_{{}}/{{}}" for name in CLASS_NAMES} | {
-        "mean": "LEVEL_{}/m{}"
-    }
+    forms = {
+        name.capitalize(): f"{type_breakdown(name)}_LEVEL_{{}}/{{}}" for name in result.mean_over
+    } | {"mean": "LEVEL_{}/m{}"}
     columns = [(level, kind) for level in (1, 2) for kind in ("AP", "APH")]
     rows = [
         [100 * result.metrics[form.format(*column)] for column in columns]

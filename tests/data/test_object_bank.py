@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kdlib.data import object_bank
+from kdlib.data import object_bank, store
 from kdlib.data.object_bank import ObjectBank, bank_path, build_bank, is_current, verify_bank
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store
@@ -166,7 +166,7 @@ def test_a_sound_bank_is_kept_and_a_stale_one_replaced(own, crowd, tmp_path):
 def test_a_bank_of_fewer_classes_is_built_again_for_more(crowd, tmp_path, monkeypatch):
     split = crowd(tmp_path, {"a": [20]})
     with monkeypatch.context() as fewer:
-        fewer.setattr(object_bank, "CLASS_NAMES", ("Vehicle",))
+        fewer.setattr(store, "CLASS_NAMES", ("Vehicle",))
         build_bank(split, progress=False)
         assert is_current(split)
     assert not is_current(split)

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from kdlib.config import CLASS_NAMES
 from kdlib.errors import KdlibError
 from kdlib.lab.explore.choice import JUMPS, LAYERS, MAP_NAMES, BrowserError, Choice
 from kdlib.lab.explore.studio import Studios
@@ -68,7 +67,7 @@ class Application:
                 0.5, min=0.1, max=0.95, step=0.05, description="score ≥", **slide
             ),
             "class_name": w.Dropdown(
-                options=[("all", None), *zip(CLASS_NAMES, CLASS_NAMES)],
+                options=[("all", None)],
                 description="class",
                 **common,
             ),
@@ -125,6 +124,8 @@ class Application:
                     (title, name) for name, title in self._studio.models.items()
                 ]
             self.controls["frame"].max = self._studio.frame_count - 1
+            names = self._studio.class_names
+            self.controls["class_name"].options = [("all", None), *zip(names, names)]
             for name, control in self.controls.items():
                 control.value = getattr(first, name)
             self._quiet = False

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.config import CLASS_NAMES, KDConfig
+from kdlib.config import KDConfig
 from kdlib.errors import ConfigError
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import meet, position_weights
@@ -48,7 +48,8 @@ def ask(model: CenterPoint, batch: Batch) -> ModelAnswer:
 def heat_map(answer: ModelAnswer, class_name: str | None = None) -> GroundMap:
     """Return the largest probability of a centre over the classes, or that of one."""
     maps = torch.cat([head.heatmap[0] for head in answer.prediction.heads]).sigmoid()
-    values = maps.amax(dim=0) if class_name is None else maps[CLASS_NAMES.index(class_name)]
+    names = [name for head in answer.model.head.heads for name in head]
+    values = maps.amax(dim=0) if class_name is None else maps[names.index(class_name)]
     return GroundMap(
         values.numpy(), (f"{class_name.lower() if class_name else 'centre'} probability")
     )

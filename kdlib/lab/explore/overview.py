@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kdlib.config import CLASS_NAMES
 from kdlib.data.store import Store
-from kdlib.types import WAYMO_TYPES
 from kdlib.waymo.annotations import difficulty_level
 
 
@@ -16,7 +14,11 @@ def data_overview(store: Store) -> pd.DataFrame:
     rows = []
     for name in store.contents:
         split = store.split(name)
-        boxes = {kind: int((split.types == WAYMO_TYPES[kind]).sum()) for kind in CLASS_NAMES}
+        names = split.learned_classes
+        boxes = {
+            name: int((split.types == kind).sum())
+            for name, kind in zip(names, split.class_types(names))
+        }
         points = int(
             np.mean([len(split.points(i)) for i in np.linspace(0, len(split) - 1, 10).astype(int)])
         )
@@ -33,11 +35,12 @@ def difficulty_table(store: Store) -> pd.DataFrame:
     level = difficulty_level(split.difficulty, split.num_points)
     names = {1: "LEVEL_1", 2: "LEVEL_2", 0: "without points (not scored)"}
     rows = []
-    for kind in CLASS_NAMES:
-        own = split.types == WAYMO_TYPES[kind]
+    classes = split.learned_classes
+    for name, kind in zip(classes, split.class_types(classes)):
+        own = split.types == kind
         rows.append(
             {
-                "class": kind,
+                "class": name,
                 **{title: int((own & (level == number)).sum()) for number, title in names.items()},
             }
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,8 @@ from kdlib.data.segment import BOX_NUMBERS
 from kdlib.data.store import class_types
 from kdlib.errors import ConfigError
 from kdlib.lab.pipeline import Run
-from kdlib.types import Float32
+from kdlib.metric.box_tables import stated
+from kdlib.types import WAYMO_TYPES, Float32, Int64, IntArray
 from kdlib.viz import palette
 from kdlib.viz.layers import BoxLayer, Panel, layer
 
@@ -28,9 +29,6 @@ ARM_TITLES = {
     "full": "distilled student",
 }
 _COLORS = {"alone": palette.SERIES[3], "init": palette.SERIES[7]}
-# 1-based class positions of Waymo's type numbers, 0 for other types
-_LABELS = np.zeros(256, np.int64)
-_LABELS[list(class_types(CLASS_NAMES))] = np.arange(1, len(CLASS_NAMES) + 1)
 
 
 @dataclass(frozen=True)
@@ -71,21 +69,37 @@ def scene(
         )
     number, reach = int(numbers[frame]), run.profile.student_model.grid.point_range
     points, labels, frame_id = split.points(number), split.labels(number), split.frame_id(number)
-    kinds = _LABELS[labels.types]
+    names = run.profile.student_model.class_names
+    kinds = _labels(labels.types, names, split.class_names)
     near = (
         (np.abs(labels.boxes[:, :2]) <= reach[3]).all(axis=1)
         & (labels.num_points > 0)
         & (kinds > 0)
     )
-    truth = layer("truth", labels.boxes[near], kinds[near])
+    truth = layer("truth", labels.boxes[near], kinds[near], class_names=names)
     found = (
-        predicted(table, frame_id, threshold, arm) for arm, table in (predictions or {}).items()
+        predicted(table, frame_id, threshold, arm, names)
+        for arm, table in (predictions or {}).items()
     )
     return FrameScene(frame_id, points[points_in_range(points, reach)], (truth, *found))
 
 
-def predicted(table: pa.Table, frame_id: str, threshold: float, arm: str) -> BoxLayer:
+def _labels(types: IntArray, class_names: Sequence[str], known: Sequence[str]) -> Int64:
+    """Return 1-based class positions of type numbers, 0 for other types."""
+    label_of = np.zeros(256, np.int64)
+    label_of[list(class_types(class_names, known))] = np.arange(1, len(class_names) + 1)
+    return np.asarray(label_of[types])
+
+
+def predicted(
+    table: pa.Table,
+    frame_id: str,
+    threshold: float,
+    arm: str,
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> BoxLayer:
     """Return an arm's boxes of one frame at or above a score, in the arm's colour."""
+    known = stated(table.schema, "type_names") or tuple(WAYMO_TYPES)
     rows = table.filter(
         pc.and_(pc.equal(table["frame_id"], frame_id), pc.greater_equal(table["score"], threshold))
     )
@@ -94,8 +108,9 @@ def predicted(table: pa.Table, frame_id: str, threshold: float, arm: str) -> Box
     drawn = layer(
         role,
         boxes,
-        _LABELS[rows["type"].to_numpy()],
+        _labels(rows["type"].to_numpy(), class_names, known),
         rows["score"].to_numpy(),
         name=ARM_TITLES[arm],
+        class_names=class_names,
     )
     return replace(drawn, color=_COLORS.get(arm, drawn.color))

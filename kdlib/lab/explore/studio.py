@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from kdlib import records
-from kdlib.config import CLASS_NAMES
 from kdlib.data.augment import boxes_in_range
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError, DataError
@@ -43,6 +42,7 @@ class Studio:
     def __init__(self, run: Run, threshold: float = 0.5) -> None:
         """Open a run that notebooks 00 to 02 have finished; ConfigError if one of them has not."""
         self.run, self.threshold, self.frame_count = run, threshold, run.frame_count
+        self.class_names = run.profile.student_model.class_names
         # what people call each model, and its arm
         self.models, self._arms = {_TEACHER: _TEACHER}, {_TEACHER: _TEACHER}
         self._trained = {_TEACHER: chosen_teacher(run)}
@@ -188,10 +188,12 @@ class Studio:
 
     def _panel(self, choice: Choice, model: str, side: str) -> Panel:
         frame, arm = self._frame(choice.frame), self._arms[model]
-        boxes = predicted(self.table(model), frame.frame_id, choice.min_score, arm)
+        boxes = predicted(
+            self.table(model), frame.frame_id, choice.min_score, arm, self.class_names
+        )
         truth, boxes = frame.layers[0], replace(boxes, name=f"{ARM_TITLES.get(arm, arm)}: found")
         if choice.class_name is not None:
-            label = CLASS_NAMES.index(choice.class_name) + 1
+            label = self.class_names.index(choice.class_name) + 1
             truth, boxes = truth.part(truth.labels == label), boxes.part(boxes.labels == label)
         judged = judge_layers(truth, boxes, choice.iou)
         layers = tuple(layer for name, layer in zip(LAYERS, judged) if name in choice.layers)

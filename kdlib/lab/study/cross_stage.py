@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from kdlib.config import CLASS_NAMES
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
 from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, contrasts_among
@@ -120,7 +119,7 @@ class CrossStageComparison(Comparison):
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, and its classes, in percent."""
         table = super().table()
-        for kind in CLASS_NAMES:
+        for kind in self.profile.student_model.class_names:
             form = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2/APH"
             table[f"{kind} APH"] = [100 * self.mean(arm, form) for arm in self.results]
         return table.round(2)

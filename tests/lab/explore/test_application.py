@@ -23,7 +23,7 @@ class Street:
     """Three frames of one street, two models; remembers the views it was asked for."""
 
     models: ClassVar = {"teacher": "the teacher", "full_seed1": "distilled student, seed 1"}
-    frame_count = 3
+    frame_count, class_names = 3, ("Vehicle", "Pedestrian", "Cyclist")
 
     def __init__(self, cloud: Any, layers: Any) -> None:
         self.cloud, self.layers, self.seen = cloud, layers, []
