@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from kdlib.config.codec import require, require_positive
 from kdlib.config.model import HeadConfig, ModelConfig, VoxelEncoderConfig
 from kdlib.errors import ConfigError
+from kdlib.types import POINT_FEATURES
 
 PoolKind = Literal["local_interpolation", "voxel_random_choice"]
 """How a local voxel gets its vector: from the three points nearest to its centre, or from the first
@@ -198,12 +199,7 @@ class TwoStageConfig(ModelConfig):
                 f"'{self.name}': a second stage needs voxels and a centre head below it"
             )
         config = self.second.abstraction
-        require(
-            encoder.point_features > 3,
-            f"'{self.name}': raw points without features cannot be pooled; give point_features 4 "
-            "or 5",
-        )
-        widths = [("points", encoder.point_features - 3, config.raw)]
+        widths = [("points", POINT_FEATURES - 3, config.raw)]
         for stride, level in zip(config.strides, config.levels):
             require(
                 stride in (1, 2, 4, 8),

@@ -16,7 +16,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     One rank's share of a batch may be no frame at all.
     """
-    none = np.zeros((0, POINT_FEATURES), np.float32)
+    features = samples[0].points.shape[1] if samples else POINT_FEATURES
+    none = np.zeros((0, features), np.float32)
     points = PointBatch(
         points=torch.from_numpy(np.concatenate([none, *(sample.points for sample in samples)])),
         batch_index=torch.repeat_interleave(

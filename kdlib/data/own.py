@@ -109,7 +109,8 @@ def store_frames(
     own_checks.folder_name(split, "split")
     with only_writer(out):
         classes = next(map(classes_in, first_manifests(out).values()), None)
-        for segment, of_segment in groupby(frames, key=lambda frame: frame.segment):
+        every = [frames] if isinstance(frames, Frame) else frames
+        for segment, of_segment in groupby(every, key=_drive):
             if segment in written:
                 raise DataError(
                     f"the frames of '{segment}' do not follow each other; sort the frames by drive"
@@ -130,6 +131,12 @@ def store_frames(
             build_bank(store.split(split), progress=False)
     doubts.warn(f"{out / split}", stacklevel=3)
     return store
+
+
+def _drive(frame: Frame) -> str:
+    if not isinstance(frame, Frame):
+        raise DataError(f"a {type(frame).__name__} is no frame; make one of it with own_frame")
+    return frame.segment
 
 
 def _in_order(

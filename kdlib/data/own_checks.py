@@ -59,26 +59,35 @@ def micros(value: Any, where: str) -> int:
 def folder_name(name: Any, what: str) -> str:
     """Return a name that can be a folder's; raises DataError if it cannot."""
     text = name if isinstance(name, str) else ""
-    if not 0 < len(text.encode()) <= _LONGEST or text[0] == "." or set(text) & set("/\\\0"):
+    bad = not text.isprintable() or text[:1] in ("", ".") or set(text) & set("/\\")
+    if bad or len(text.encode()) > _LONGEST:
         raise DataError(
-            f"'{name}' cannot name a folder; name the {what} by a text of up to {_LONGEST} bytes "
-            "without slashes and leading dots"
+            f"{name!r:.100} cannot name a folder; name the {what} by a printable text of up to "
+            f"{_LONGEST} bytes without slashes and leading dots"
         )
     return text
 
 
 def class_list(names: Sequence[str]) -> tuple[str, ...]:
     """Return the classes of a dataset; raises DataError if they cannot be told apart in tables."""
-    classes = (names,) if isinstance(names, str) else tuple(names)
-    texts = [name for name in classes if isinstance(name, str) and name.strip() == name != ""]
+    classes = (names,) if isinstance(names, str) else tuple(_listed(names, "class_names"))
+    texts = [name for name in classes if isinstance(name, str) and name and name.isprintable()]
     apart = len({name.upper() for name in texts}) == len(classes)
     small = 0 < len(classes) <= _MOST_CLASSES and len(json.dumps(texts)) <= _MOST_LETTERS
     if not (small and apart) or "," in "".join(texts):
         raise DataError(
-            f"class_names are {classes!r}; give up to {_MOST_CLASSES} different short texts "
+            f"class_names are {classes!r:.100}; give up to {_MOST_CLASSES} different short texts "
             "without commas, which differ by more than their case"
         )
     return tuple(map(str, classes))
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    """Return the items of a list, array or column."""
+    try:
+        return list(values)
+    except TypeError:
+        raise DataError(f"{what} are {values!r}; give a list") from None
 
 
 def _numbers(values: ArrayLike, what: str) -> Float64:
@@ -89,6 +98,8 @@ def _numbers(values: ArrayLike, what: str) -> Float64:
             "np.column_stack([records['x'], records['y'], ...])"
         )
     try:
+        if isinstance(values, np.ma.MaskedArray):
+            values = np.ma.filled(values.astype(np.float64), np.nan)
         array = np.asarray(values)
         if array.dtype.kind not in "biufOU":
             raise TypeError(f"they are of type {array.dtype}")
@@ -152,7 +163,8 @@ def labelled_boxes(
     """Return boxes (M, 7) and their type numbers (M,), positions in the classes from 1 on."""
     if isinstance(names, str):
         raise DataError(f"{where}: classes are one text, '{names}'; give a list, one a box")
-    names, own = list(names), _numbers(boxes, f"{where}: boxes")
+    names = _listed(names, f"{where}: classes")
+    own = _numbers(boxes, f"{where}: boxes")
     own = np.zeros((0, 7)) if own.size == 0 else np.atleast_2d(own)
     if own.shape != (len(names), 7):
         across = own.shape == (7, len(names))
@@ -202,7 +214,7 @@ def object_ids(
     """Return an id for every box."""
     if ids is None:
         return tuple(f"{frame}_{number}" for number in range(count))
-    given = [ids] if isinstance(ids, str) else list(ids)
+    given = [ids] if isinstance(ids, str) else _listed(ids, f"{where}: ids")
     if len(given) != count:
         raise DataError(
             f"{where}: {len(given)} ids for {count} boxes; give one a box, or leave ids out"
@@ -245,7 +257,7 @@ def pose_matrix(pose: ArrayLike | None, where: str) -> Float64:
     """Return where the vehicle is in the world, (4, 4)."""
     if pose is None:
         return np.eye(4)
-    given = _numbers(pose, f"{where}: pose")
+    given = _numbers(pose, f"{where}: the pose's numbers")
     if given.shape != (4, 4):
         raise DataError(
             f"{where}: pose of shape {given.shape}; needed is (4, 4), world from vehicle, with the "

@@ -262,9 +262,9 @@ def _check_levels(difficulty: IntArray, points: IntArray, name: str) -> None:
         return
     if not (difficulty > 0).any():
         raise DataError(
-            f"{name}: none of the {len(difficulty)} boxes has a difficulty or a number of "
-            "points: no Waymo release the "
-            "metric is made for; use labels of v1.2 or later (or v2), and prepare them again"
+            f"{name}: none of the {len(difficulty)} boxes has a difficulty or a number of points, "
+            "so all would be left out; Waymo's labels have them from v1.2 on (prepare those), "
+            "boxes of one's own where points lie inside"
         )
     raise DataError(
         f"{name}: all {len(points)} ground-truth boxes have num_points <= 0 and are left out as "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kdlib import zoo
 from kdlib.config import (
@@ -40,6 +41,7 @@ from kdlib.tools.judge.evaluate import evaluate
 from kdlib.tools.scans.view import view
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.loop import train
+from kdlib.types import Sample
 
 PAIR = zoo.PAIRS["cp_pillar_demo_v0.64_sparsekd"]
 CLASSES = ("Forklift", "Pallet")
@@ -152,12 +154,25 @@ def test_perfect_boxes_of_own_classes_score_100_in_files(store: Path, tmp_path: 
         evaluate(*paths, export=tmp_path / "o.bin")
 
 
-@pytest.mark.parametrize("features", [4, 5])
-def test_fewer_point_features_are_the_first_ones(store: Path, features: int) -> None:
+@pytest.mark.parametrize("features", [3, 4, 5])
+@pytest.mark.parametrize("name", ["cp_pillar_demo", "cp_voxel_demo", "pv_rcnn_pp_demo"])
+def test_models_take_the_first_point_features(store: Path, name: str, features: int) -> None:
     data = FrameDataset(Store.open(store).split("training"), CLASSES)
-    network = build(tiny(PAIR.student, features))
-    pillars = network.voxelize(collate([data[0]]).points)
-    assert pillars.features.shape[-1] == features
+    points, model = collate([data[0]]).points, zoo.model(name)
+    model = replace(model, encoder=replace(model.encoder, point_features=features))
+    network = build(model).eval()
+    assert network.voxelize(points).features.shape[-1] == features
+    other = replace(points, points=points.points.clone())
+    other.points[:, features:] = 0.5  # what the model does not take
+    with torch.inference_mode():
+        ours, same = (network.detect(network(batch))[0] for batch in (points, other))
+    assert torch.equal(ours.boxes, same.boxes)
+
+
+def test_too_few_point_features_name_the_setting(store: Path) -> None:
+    points = collate([Sample.unlabelled("one", cloud(0).astype(np.float32))]).points
+    with pytest.raises(DataError, match="takes 4 features a point, the batch has 3; give 4, or"):
+        build(tiny(PAIR.student, 4)).voxelize(points)
 
 
 def test_features_no_point_has_are_refused() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib.config import ModelConfig, TwoStageConfig
@@ -17,7 +18,7 @@ from kdlib.models.pvrcnn.roi_targets import RoiTargets, sample_rois
 from kdlib.models.pvrcnn.rois import Rois, refined
 from kdlib.models.pvrcnn.set_abstraction import VoxelSetAbstraction
 from kdlib.models.voxel_encoder import VoxelBackbone
-from kdlib.types import Detections, GroundTruth, HeadOutput, PointBatch
+from kdlib.types import POINT_FEATURES, Detections, GroundTruth, HeadOutput, PointBatch
 
 SECOND_STAGE = ("pfe", "point_head", "roi_head")  # children of the second stage
 
@@ -104,8 +105,9 @@ class PVRCNN(CenterPoint):
             truth: Labels of a training step: RoIs are sampled and their targets come along. Drawn
                 from torch's own generator, whose state is in every checkpoint.
         """
-        points = self.features(points)
-        voxels = self.voxelize(points)
+        voxels, taken = self.voxelize(points), self.features(points).points
+        # the second stage pools all features of the raw points: those the model does not take are 0
+        points = replace(points, points=F.pad(taken, (0, POINT_FEATURES - taken.shape[1])))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns_heads):
             last, levels = self.backbone_3d(
                 self._voxel_features(voxels), voxels, self.second.abstraction.strides
