@@ -83,6 +83,8 @@ def read_ply(path: Path) -> PointColumns:
 
 def _header(path: Path, content: bytes, kind: str, last: bytes) -> tuple[list[list[str]], bytes]:
     """Return the words of the header's lines, and what follows the line that ends it."""
+    if b"\n" not in content[:_HEADER_LIMIT]:  # lines end as on old Macs
+        content = content.replace(b"\r", b"\n")
     end = re.search(last, content[:_HEADER_LIMIT], re.MULTILINE | re.IGNORECASE)
     if end is None:
         raise DataError(f"{path} is no {kind} file, or its header is cut off")

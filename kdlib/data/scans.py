@@ -1,5 +1,4 @@
-"""Reads a scan of any LiDAR from a .bin, .npy, .pcd or .ply file: the points a network takes, with
-what was assumed.
+"""Reads a scan of any LiDAR from a file of points: what a network takes, with what was assumed.
 
 Networks here see Waymo's vehicle frame: metres, x forward, y left, z up, the road at z = 0, tanh of
 the intensity. A file says none of this about itself, so every assumption is a sentence in
@@ -8,7 +7,7 @@ the intensity. A file says none of this about itself, so every assumption is a s
 
 from __future__ import annotations
 
-import tokenize
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,26 @@ from pathlib import Path
 import numpy as np
 
 from kdlib.config import lookup
+from kdlib.data.arrayfiles import Read, read_las, read_npy, read_npz, read_text
+from kdlib.data.layouts import (
+    ELONGATION,
+    ENOUGH,
+    FARTHEST,
+    LAYOUTS,
+    ROAD_OFF,
+    ScanLayout,
+    by_position,
+    ground_level,
+    is_elongation,
+    no_intensity,
+    read_bin,
+)
 from kdlib.data.pointfiles import PointColumns, read_pcd, read_ply
-from kdlib.errors import DataError
-from kdlib.types import Float32, Float64, FloatArray, Sample
+from kdlib.errors import ConfigError, DataError
+from kdlib.types import Float32, Float64, Sample
 
-# metres; no LiDAR sees further, so the unit is another or the origin is not the sensor
-_FARTHEST = 1000.0
+_USUAL = 100.0  # metres; half of the points lie nearer
+_HIGHEST = 100.0  # metres above the road at which a sensor may be said to be
 _INTENSITY = (
     "intensity",
     "i",
@@ -29,31 +42,10 @@ _INTENSITY = (
     "reflectivity",
     "remission",
     "intensities",
-    "scalar_intensity",
+    "signal",
+    "amplitude",
 )
-
-
-@dataclass(frozen=True)
-class ScanLayout:
-    """What the columns of a file mean."""
-
-    name: str
-    columns: tuple[str, ...]
-    height: float | None  # of the file's origin above the road, metres; None: found from the points
-    full_scale: float | None  # intensity that counts as 1; None: found from the values
-    turned: bool = False  # x to the right and y forward, instead of x forward and y left
-
-
-LAYOUTS: Mapping[str, ScanLayout] = {
-    layout.name: layout
-    for layout in (
-        ScanLayout("kitti", ("x", "y", "z", "intensity"), 1.73, None),
-        ScanLayout("nuscenes", ("x", "y", "z", "intensity", "ring"), 1.84, 255.0, turned=True),
-        ScanLayout("waymo", ("x", "y", "z", "intensity", "elongation", "flag"), 0.0, 1.0),
-        ScanLayout("xyz", ("x", "y", "z"), None, None),
-        ScanLayout("xyzi", ("x", "y", "z", "intensity"), None, None),
-    )
-}
+_BEGINNINGS = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz", b"LASF": ".las", b"ply": ".ply"}
 
 
 @dataclass(frozen=True)
@@ -76,93 +68,163 @@ def read_scan(
     """Return a scan as a network takes it.
 
     Args:
-        path: ``.bin`` (float32 columns), ``.npy`` (N, >=3 columns), ``.pcd`` or ``.ply`` (columns
-            by name).
+        path: ``.bin`` (float32 columns), ``.npy`` or ``.npz`` ((N, >=3), organised, records),
+            ``.txt``, ``.csv``, ``.xyz`` or ``.asc`` (a point a line), ``.pcd``, ``.ply``, ``.las``
+            or ``.laz`` (columns by name).
         layout: A name of ``LAYOUTS``; found from the file's name, size and values where None.
         height: Of the file's origin above the road, metres; the layout's own or found from the
             points where None.
         scale: Metres in one unit of the file, 0.001 for millimetres.
 
     Raises:
-        ConfigError: If there is no such layout.
+        ConfigError: If there is no such layout, or height or scale cannot be one.
         DataError: If the file is missing, damaged, or cannot be in metres around a sensor; the
             message says what to do.
     """
     path = Path(path)
-    chosen = lookup(LAYOUTS, layout, "layout") if layout is not None else None
+    chosen = lookup(LAYOUTS, layout, "--layout") if layout is not None else None
+    if not (math.isfinite(scale) and scale > 0):
+        raise ConfigError(
+            f"--scale is how many metres one unit of the file has, above 0, not {scale:g}"
+        )
+    if height is not None and not abs(height) <= _HIGHEST:
+        raise ConfigError(
+            f"--height is metres of the sensor above the road, at most {_HIGHEST:g}, not {height:g}"
+        )
     if not path.is_file():
         raise DataError(f"{path} does not exist; give a scan as {', '.join(_READERS)}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: scans are {', '.join(_READERS)}, not '{path.suffix}'")
-    meant, columns = reader(path, chosen)
+    _check_beginning(path)
+    points, said = reader(path, chosen)
+    if isinstance(points, dict):
+        meant, columns = chosen or LAYOUTS["xyz"], points
+    else:
+        meant, columns, about = by_position(path, points, chosen, scale)
+        said += about
     missing = [axis for axis in "xyz" if axis not in columns]
     if missing:
         raise DataError(
             f"{path} has no column '{missing[0]}'; its columns are: {', '.join(columns) or 'none'}"
         )
-    return _place(path, meant, columns, height, scale, guessed=chosen is None)
+    return _place(path, meant, columns, said, height, scale, guessed=chosen is None)
+
+
+def _check_beginning(path: Path) -> None:
+    """Refuse a file that begins as those of another ending do."""
+    with path.open("rb") as file:
+        begin = file.read(32)
+    ending = path.suffix.lower().replace(".laz", ".las")
+    other = next((kind for first, kind in _BEGINNINGS.items() if begin.startswith(first)), ending)
+    if begin.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a pointer of Git LFS, not the file; run 'git lfs pull'")
+    if other != ending and (other != ".npz" or ending == ".npy"):
+        raise DataError(f"{path} is no {ending} file: it begins as {other} files do; rename it")
 
 
 def _place(
     path: Path,
     layout: ScanLayout,
     columns: PointColumns,
+    said: tuple[str, ...],
     height: float | None,
     scale: float,
     guessed: bool,
 ) -> Scan:
     """Bring the columns into the vehicle frame and say how."""
-    said = [
-        (f"Layout {layout.name}{', found from the file' if guessed else ''}: {', '.join(columns)}.")
-    ]
+    names = ", ".join(columns)
+    sentences = [f"Layout {layout.name}{', found from the file' if guessed else ''}: {names}."]
+    sentences += said
     xyz = np.stack([columns[axis] for axis in "xyz"], axis=1) * scale
-    finite = np.all(np.isfinite(xyz), axis=1)
-    if not finite.all():
-        said.append(
-            f"{(~finite).sum():,} of {len(finite):,} points hold NaN or infinity and are left out."
-        )
-        xyz, columns = xyz[finite], {name: column[finite] for name, column in columns.items()}
+    finite = np.all(np.abs(xyz) < np.finfo(np.float32).max, axis=1)  # NaN is not
+    away = np.any(xyz != 0, axis=1)
+    for gone, why in (
+        (~finite, "hold NaN or infinity"),
+        (~away, "lie at 0, 0, 0, as no return does"),
+    ):
+        if gone.any():
+            sentences.append(f"{gone.sum():,} of {len(xyz):,} points {why} and are left out.")
+    count, xyz = len(xyz), xyz[finite & away]
+    columns = {name: column[finite & away] for name, column in columns.items()}
     if not len(xyz):
-        raise DataError(f"{path} holds no finite points")
-    reach = float(np.median(np.abs(xyz[:, :2]).max(axis=1)))
-    if reach > _FARTHEST:
-        raise DataError(
-            f"{path}: half of its points lie more than {reach:,.0f} from the origin; wanted are "
-            "metres around the sensor "
-            "(--scale 0.001 for millimetres, --layout for other columns)"
-        )
+        why = f": all {count:,} are not finite or lie at 0, 0, 0" if count else ""
+        raise DataError(f"{path} holds no finite points{why}; write the scan again")
+    sentences += _check_units(path, xyz)
     axes = "x forward, y left, z up"
     if layout.turned:
         xyz = np.stack((xyz[:, 1], -xyz[:, 0], xyz[:, 2]), axis=1)
         axes = "x right, y forward, z up in the file, turned here to x forward, y left"
-    said.append(f"Metres{'' if scale == 1 else f' (file times {scale:g})'}; {axes}.")
-    raised, about_height = _height(layout, xyz, height)
+    sentences.append(f"Metres{'' if scale == 1 else f' (file times {scale:g})'}; {axes}.")
+    raised, about_height = _height(layout, xyz, height, guessed)
     intensity, about_intensity = _intensity(layout, columns, len(xyz))
-    elongation = columns.get("elongation", np.zeros(len(xyz)))
-    about_elongation = (
-        "Elongation from the file." if "elongation" in columns else "No elongation: 0."
-    )
-    points = np.column_stack(
-        (xyz + (0, 0, raised), intensity, np.where(np.isfinite(elongation), elongation, 0))
-    )
-    sentences = (*said, about_height, about_intensity, about_elongation)
-    return Scan(path.name.partition(".")[0], layout.name, points.astype(np.float32), sentences)
+    elongation, about_elongation = _elongation(columns, len(xyz))
+    points = np.column_stack((xyz + (0, 0, raised), intensity, elongation)).astype(np.float32)
+    sentences += [about_height, about_intensity, about_elongation]
+    return Scan(_name(path), layout.name, points, tuple(sentences))
 
 
-def _height(layout: ScanLayout, xyz: Float64, height: float | None) -> tuple[float, str]:
+def _name(path: Path) -> str:
+    """Return the file's name without its ending; a time stamp before it has dots, too."""
+    stem = path.name[: -len(path.suffix)]
+    return stem[:-4] if stem.lower().endswith(".pcd") else stem
+
+
+def _check_units(path: Path, xyz: Float64) -> list[str]:
+    """Refuse what cannot be metres around a sensor; return a sentence about what may not be."""
+    ahead = np.abs(xyz[:, :2]).max(axis=1)
+    reach, middle = float(np.median(ahead)), np.median(xyz[:, :2], axis=0)
+    if reach > FARTHEST:
+        around = np.abs(xyz[:, :2] - middle).max(axis=1)
+        hint = "--scale 0.001 for millimetres, --layout for other columns"
+        if np.median(around) < 0.1 * reach:
+            hint = (
+                f"they lie around x = {middle[0]:,.0f}, y = {middle[1]:,.0f}, as on a map: subtract"
+                " where the sensor was"
+            )
+        raise DataError(
+            f"{path}: half of its points lie more than {reach:,.0f} from the origin; wanted are "
+            f"metres around the sensor ({hint})"
+        )
+    said = []
+    if not 1 <= reach <= _USUAL:
+        where = "more than" if reach > 1 else "within"
+        said.append(
+            f"Half of the points lie {where} {reach:,.3g} m from 0, around x = {middle[0]:,.3g}, "
+            f"y = {middle[1]:,.3g}: are they in metres (--scale), around the sensor?"
+        )
+    low, high = np.percentile(xyz, (5, 95), axis=0)
+    if len(xyz) >= ENOUGH and (high - low).argmax() == 2:
+        said.append(
+            f"z spreads over {high[2] - low[2]:.0f} m, more than x and y: is it up in this file?"
+        )
+    return said
+
+
+def _height(
+    layout: ScanLayout, xyz: Float64, height: float | None, guessed: bool
+) -> tuple[float, str]:
     """Return by how much to raise the points so that the road lies at 0, and the sentence about
     it.
     """
     road = ground_level(xyz)
     given = layout.height if height is None else height
+    raised = round(-road, 2) + 0.0
     if given is None:
-        raised = round(-road, 2) + 0.0
         return raised, (
             f"The most common low z is {road:.2f}, taken for the road and put at z = "
             "0 (--height to override)."
         )
     check = f"the road is then at about z = {road + given:.2f}"
+    near = np.hypot(xyz[:, 0], xyz[:, 1]) < 30
+    sure = np.count_nonzero(near & (np.abs(xyz[:, 2] - road) < 0.2)) >= ENOUGH
+    off = sure and abs(road + given) > ROAD_OFF
+    if off and height is None and guessed:
+        return raised, (
+            f"As {layout.name} has it {check}, too far from 0: instead the most common low z, "
+            f"{road:.2f}, is taken for the road and put at z = 0 (--height to override)."
+        )
+    check += f", far from 0 (--height {raised:g} would put it there)" if off else ""
     if height is None and given == 0:
         return 0.0, f"Vehicle frame with the road at z = 0; {check} (--height to override)."
     whose = (
@@ -171,27 +233,20 @@ def _height(layout: ScanLayout, xyz: Float64, height: float | None) -> tuple[flo
     return given, f"The sensor is {given:g} m above the road ({whose}); {check}."
 
 
-def ground_level(xyz: FloatArray) -> float:
-    """Return the height of the road: the commonest z, to 0.1 m, of the lower half of what lies 2 to
-    30 m around.
-    """
-    distance = np.hypot(xyz[:, 0], xyz[:, 1])
-    near = xyz[(distance > 2) & (distance < 30), 2]
-    near = near if len(near) else xyz[:, 2]
-    low = near[near <= np.median(near)]
-    _, cell, counts = np.unique(np.floor(low * 10), return_inverse=True, return_counts=True)
-    return float(np.median(low[cell == counts.argmax()]))
-
-
 def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[Float64, str]:
     """Return tanh of the intensity on Waymo's scale, and the sentence about it."""
-    name = next((name for name in _INTENSITY if name in columns), None)
+    plain = {name.removeprefix("scalar_"): name for name in columns}
+    name = next((plain[name] for name in _INTENSITY if name in plain), None)
     if name is None:
         return np.zeros(count), "No intensity: 0, although the network learned from it."
+    wrong = no_intensity(columns[name])
+    if wrong:
+        return np.zeros(count), f"'{name}' {wrong}, which is no intensity: 0 instead."
     values = np.where(np.isfinite(columns[name]), np.maximum(columns[name], 0), 0)
     most = float(values.max())
+    parts = (values != np.floor(values)).any()  # Waymo's raw ones have them, and reach above 1
     full = layout.full_scale or next(
-        (limit for limit in (1.0, 255.0, 65_535.0) if most <= limit), most
+        limit for limit in (1.0, 255.0, 65_535.0) if most <= max(limit, 5.0 * parts)
     )
     scaled = f"'{name}'" + ("" if full == 1 else f" / {full:g}")
     return np.tanh(values / full), (
@@ -199,104 +254,26 @@ def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[F
     )
 
 
-def _by_position(layout: ScanLayout, table: FloatArray) -> tuple[ScanLayout, PointColumns]:
-    return layout, {
-        name: column.astype(np.float64) for name, column in zip(layout.columns, table.T)
-    }
-
-
-def _read_bin(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:
-    size = path.stat().st_size
-    values = np.fromfile(path, "<f4") if size % 4 == 0 else np.zeros(0, "<f4")
-    if layout is None and path.name.lower().endswith(".pcd.bin"):
-        layout = LAYOUTS["nuscenes"]
-    widths = (len(layout.columns),) if layout else (4, 5)
-    if not values.size or all(values.size % width for width in widths):
-        raise DataError(
-            f"{path}: {size} bytes are not a whole number of points of "
-            f"{' or '.join(map(str, widths))} float32 values"
+def _elongation(columns: PointColumns, count: int) -> tuple[Float64, str]:
+    """Return the elongation, and the sentence about it."""
+    if "elongation" not in columns:
+        return np.zeros(count), "No elongation: 0."
+    values = np.where(np.isfinite(columns["elongation"]), columns["elongation"], 0)
+    if not is_elongation(values):
+        return np.zeros(count), (
+            f"'elongation' lies between {values.min():g} and {values.max():g}, Waymo's between 0 "
+            "and 1.5: 0 instead."
         )
-    if not np.isfinite(values).all():
-        raise DataError(
-            f"{path} holds points that are not finite; it is damaged or of another format"
-        )
-    layout = layout or _guess_bin(path, values)
-    return _by_position(layout, values.reshape(-1, len(layout.columns)))
+    return np.minimum(values, ELONGATION), "Elongation from the file."
 
 
-def _guess_bin(path: Path, values: Float32) -> ScanLayout:
-    """Tell KITTI's four columns from nuScenes' five by the number of values and by what the last
-    columns can be.
-    """
-    if not values.size % 5 and _is_nuscenes(values.reshape(-1, 5)):
-        return LAYOUTS["nuscenes"]
-    if not values.size % 4 and (table := values.reshape(-1, 4))[:, 3].min() >= 0:
-        if table[:, 3].max() <= 1:
-            return LAYOUTS["kitti"]
-        if np.abs(table[:, :3]).max() < _FARTHEST:
-            return LAYOUTS["xyzi"]
-    raise DataError(
-        f"{path} looks like neither KITTI's nor nuScenes' columns; say which with "
-        f"--layout ({', '.join(LAYOUTS)})"
-    )
-
-
-def _is_nuscenes(table: FloatArray) -> bool:
-    ring = table[:, 4]
-    low, high = table.min(axis=0), table.max(axis=0)
-    whole = (ring == np.floor(ring)).all() and low[4] >= 0 and high[4] < 128
-    return whole and low[3] >= 0 and high[3] <= 255 and np.abs(table[:, :3]).max() < _FARTHEST
-
-
-def _read_npy(path: Path, layout: ScanLayout | None) -> tuple[ScanLayout, PointColumns]:
-    with path.open("rb") as stream:
-        if stream.read(6) != b"\x93NUMPY":
-            raise DataError(
-                f"{path} is no array of numbers (it does not begin as .npy files "
-                "do); write it with numpy.save"
-            )
-    try:
-        table = np.load(path, allow_pickle=False)
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        SyntaxError,
-        TypeError,
-        MemoryError,
-        OverflowError,
-        tokenize.TokenError,
-    ) as error:
-        raise DataError(
-            f"{path} is no array of numbers ({error}); write it with numpy.save"
-        ) from error
-    if table.dtype.names and table.ndim == 1:  # one record a point
-        numbers = [name for name in table.dtype.names if table.dtype[name].kind in "fiu"]
-        return layout or LAYOUTS["xyz"], {
-            name.lower(): table[name].astype(np.float64) for name in numbers
-        }
-    if table.ndim != 2 or table.shape[1] < 3 or table.dtype.kind != "f":
-        raise DataError(
-            f"{path} holds {table.dtype} of shape {table.shape}; needed are floats (N, 3 or more)"
-        )
-    return _by_position(layout or _guess_npy(table), table)
-
-
-def _guess_npy(table: FloatArray) -> ScanLayout:
-    """Return what the columns must be: OpenPCDet's Waymo files have six; KITTI's and nuScenes'
-    points are often saved so, too.
-    """
-    width = table.shape[1]
-    if width == 3 or not len(table):
-        return LAYOUTS["xyz"]
-    if width == 5 and np.isfinite(table).all() and _is_nuscenes(table) and table[:, 4].max() > 2:
-        return LAYOUTS["nuscenes"]
-    return LAYOUTS["xyzi"] if width == 4 and not np.nanmax(table[:, 3]) > 255 else LAYOUTS["waymo"]
-
-
-_READERS: Mapping[str, Callable[[Path, ScanLayout | None], tuple[ScanLayout, PointColumns]]] = {
-    ".bin": _read_bin,
-    ".npy": _read_npy,
-    ".pcd": lambda path, layout: (layout or LAYOUTS["xyz"], read_pcd(path)),
-    ".ply": lambda path, layout: (layout or LAYOUTS["xyz"], read_ply(path)),
+_READERS: Mapping[str, Callable[[Path, ScanLayout | None], Read]] = {
+    ".bin": read_bin,
+    ".npy": lambda path, _: read_npy(path),
+    ".npz": lambda path, _: read_npz(path),
+    ".pcd": lambda path, _: (read_pcd(path), ()),
+    ".ply": lambda path, _: (read_ply(path), ()),
+    ".las": lambda path, _: read_las(path),
+    ".laz": lambda path, _: read_las(path),
+    **dict.fromkeys((".txt", ".csv", ".xyz", ".asc"), lambda path, _: read_text(path)),
 }

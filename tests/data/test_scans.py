@@ -88,8 +88,9 @@ def test_columns_of_an_array(tmp_path: Path) -> None:
     rest = np.column_stack((np.arange(len(points)) % 256, np.arange(len(points)) % 32)).astype(
         np.float32
     )
+    on_road, raw = points + (0, 0, 1.84), rest[:, :1] / 300
     cases = {
-        "waymo": np.column_stack((points, rest, np.ones(len(points), np.float32))),
+        "waymo": np.column_stack((on_road, raw, raw, np.ones(len(points)))).astype(np.float32),
         "nuscenes": np.column_stack((points, rest)),
         "xyzi": np.column_stack((points, rest[:, :1])),
     }
@@ -139,7 +140,17 @@ def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
         ("a.bin", np.full(20, -7, "<f4").tobytes(), "say which with --layout"),
         ("a.bin", np.full(8, np.inf, "<f4").tobytes(), "not finite"),
         ("a.npy", b"\x93NUMPY", "no array of numbers"),
-        ("a.npy", b"PK\x03\x04", "no array of numbers"),
+        ("a.npy", b"PK\x03\x04", "it begins as .npz files do; rename it"),
+        ("a.bin", b"\x93NUMPY" + bytes(26), "it begins as .npy files do"),
+        ("a.npz", b"PK\x03\x04", "no archive of arrays"),
+        ("a.csv", b"", "no line of numbers"),
+        ("a.csv", b"x,y\n1,2\n", "has no column 'x'|no column 'z'"),
+        ("a.txt", b"1 2 3\n1 2 3 4 5\n", "no table of numbers"),
+        ("a.xyz", b"1 2 3\na b c\n", "could not convert string to float"),
+        ("a.csv", b"time,lat\n1,2,3\n", "names 2 columns, but a line has 3"),
+        ("a.csv", "x,y,z\n1,2,3".encode("utf-16"), "'utf-8' codec"),
+        ("a.bin", b"version https://git-lfs.github.com/spec/v1\n", "run 'git lfs pull'"),
+        ("a.las", b"LASF", "no readable .las file"),
         ("a.pcd", b"", "no PCD file"),
         ("a.ply", b"", "no PLY file"),
         (
@@ -152,7 +163,11 @@ def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
             b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nWIDTH 0\nDATA ascii\n",
             "no finite points",
         ),
-        ("a.laz", b"LASF", "scans are .bin, .npy, .pcd, .ply, not '.laz'"),
+        (
+            "a.zip",
+            b"PK",
+            "scans are .bin, .npy, .npz, .pcd, .ply, .las, .laz, .txt, .*, not '.zip'",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -173,7 +188,7 @@ def test_layouts_that_are_not_there(tmp_path: Path) -> None:
 
 @given(
     content=st.binary(max_size=200),
-    ending=st.sampled_from((".bin", ".npy", ".pcd", ".ply")),
+    ending=st.sampled_from((".bin", ".npy", ".npz", ".pcd", ".ply", ".csv", ".las", ".laz")),
     head=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
@@ -181,7 +196,12 @@ def test_rubbish_is_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, ending: str, head: bool
 ) -> None:
     begin = (
-        {".npy": b"\x93NUMPY\x01\x00", ".ply": b"ply\n", ".pcd": b"FIELDS x y z\n"}.get(ending, b"")
+        {
+            ".npy": b"\x93NUMPY\x01\x00",
+            ".ply": b"ply\n",
+            ".pcd": b"FIELDS x y z\n",
+            ".csv": b"1,2,3\n",
+        }.get(ending, b"LASF" if ending.startswith(".la") else b"")
         if head
         else b""
     )
@@ -207,3 +227,96 @@ def test_a_damaged_array_header(
         read_scan(file)
     except DataError as error:
         assert "damaged.npy" in str(error)
+
+
+# ---- what cannot be what it is taken for
+
+
+def saved(folder: Path, *columns: np.ndarray, height: float = 1.8) -> Path:
+    """A street seen from ``height`` metres with columns behind x, y, z."""
+    np.save(folder / "a.npy", np.column_stack((street(height), *columns)))
+    return folder / "a.npy"
+
+
+N = 4500
+GREY = (np.arange(N) * 7 % 256).astype(np.float64)
+
+
+def test_a_road_far_from_the_assumed_frame_is_said(tmp_path: Path) -> None:
+    """The height of an assumed layout gives way to the points', that of a named one does not."""
+    file = kitti(tmp_path)
+    values = np.fromfile(file, "<f4").reshape(-1, 4)
+    (values - (0, 0, 1, 0)).astype("<f4").tofile(file)
+    scan = read_scan(file)
+    assert scan.layout == "kitti" and abs(ground_level(scan.points[:, :3])) < 0.05
+    assert any("too far from 0: instead the most" in sentence for sentence in scan.assumptions)
+    for options in ({"layout": "kitti"}, {"height": 1.73}):
+        scan = read_scan(file, **options)
+        assert ground_level(scan.points[:, :3]) == pytest.approx(-1, abs=0.05)
+        assert any("far from 0 (--height 2." in sentence for sentence in scan.assumptions)
+    waymo = (GREY / 300, GREY / 300, -np.ones(N))
+    assert read_scan(saved(tmp_path, *waymo, height=0.0)).layout == "waymo"
+    moved = read_scan(saved(tmp_path, *waymo))
+    assert moved.layout == "xyzi" and abs(ground_level(moved.points[:, :3])) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ((GREY * 25,), "tanh of 'intensity' / 65535"),
+        ((GREY, np.linspace(0, 0.1, N)), "What column 5 holds"),
+        ((GREY, GREY % 64, GREY % 3), "What columns 5 to 6 hold"),
+        ((np.ones(N),), "Column 4 is 1 at every point"),
+        ((GREY / 8 - 30,), "Column 4 goes down to -30"),
+        ((1.69e9 + GREY,), "Column 4 reaches 1.69e+09"),
+        ((GREY, GREY[::-1], GREY), "Columns 4 to 6 look like colours"),
+        ((np.full(N, np.nan),), "Column 4 has no finite value"),
+    ],
+)
+def test_columns_that_cannot_be_what_they_are_taken_for(
+    tmp_path: Path, columns: tuple[np.ndarray, ...], sentence: str
+) -> None:
+    scan = read_scan(saved(tmp_path, *columns))
+    assert any(sentence in line for line in scan.assumptions), scan.assumptions
+    assert abs(ground_level(scan.points[:, :3])) < 0.05 and not scan.points[:, 4].any()
+    assert ("intensity" in sentence or "What" in sentence) == scan.points[:, 3].any()
+
+
+def test_a_named_elongation_that_is_none(tmp_path: Path) -> None:
+    record = np.zeros(N, [(name, "f4") for name in ("x", "y", "z", "intensity", "elongation")])
+    record["x"], record["y"], record["z"] = street(1.8).T
+    record["elongation"] = GREY % 16
+    np.save(tmp_path / "a.npy", record)
+    said = " ".join(read_scan(tmp_path / "a.npy").assumptions)
+    assert "'elongation' lies between 0 and 15" in said
+    assert "'intensity' is 0 at every point" in said
+
+
+def test_points_that_are_no_metres_around_a_sensor(tmp_path: Path) -> None:
+    for change, sentence in (
+        (lambda xyz: xyz * 40, "lie more than"),
+        (lambda xyz: xyz / 100, "lie within 0."),
+        (lambda xyz: xyz + (300, 200, 0), "around x = 3"),
+        (lambda xyz: np.column_stack((xyz[:, 0], xyz[:, 2], 2 * xyz[:, 1])), "is it up"),
+    ):
+        np.save(tmp_path / "a.npy", change(street(1.8)))
+        assert any(sentence in line for line in read_scan(tmp_path / "a.npy").assumptions)
+    np.save(tmp_path / "a.npy", street(1.8) + (500_000.0, 4_000_000.0, 0))
+    with pytest.raises(DataError, match=r"as on a map: subtract where the sensor was"):
+        read_scan(tmp_path / "a.npy")
+
+
+def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
+    names = {"1694.100000.npy", "1694.200000.npy", "a.b.npy"}
+    for name in names:
+        np.save(tmp_path / name, street(1.8))
+    assert {f"{read_scan(tmp_path / name).name}.npy" for name in names} == names
+    assert read_scan(nuscenes(tmp_path, "b.c.pcd.bin")).name == "b.c"
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_scales_and_heights_that_are_none(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"--scale is how many metres .* not {value:g}"):
+        read_scan(kitti(tmp_path), scale=value)
+    with pytest.raises(ConfigError, match=r"--height is metres of the sensor .* not"):
+        read_scan(kitti(tmp_path), height=value * 1000 if value < 0 else float("nan"))

@@ -23,7 +23,10 @@ _Score = Annotated[float, Option(help="Boxes at or above it are shown.")]
 @scans.command("view")
 def _view(
     scan: Annotated[
-        Path, Argument(help="A scan: .bin (KITTI, nuScenes, Waymo), .npy, .pcd or .ply.")
+        Path,
+        Argument(
+            help="A scan: .bin (KITTI, nuScenes), .npy, .npz, .pcd, .ply, .las, .laz or text."
+        ),
     ],
     model: Annotated[str, Option(help=TRAINED)] = "cp_pillar_demo",
     weights: Weights = None,

@@ -101,7 +101,7 @@ def view(
     size: tuple[int, int] = (1600, 900),
     worker: Sequence[str] = scene3d.WORKER,
 ) -> Viewed:
-    """Detect in a scan (``.bin``, ``.npy``, ``.pcd`` or ``.ply``), and show points and boxes.
+    """Detect in a scan, a file of points of any kind, and show points and boxes.
 
     ``model``, ``weights`` and ``arm`` are for :func:`kdlib.tools.scans.trained.find_weights`;
     ``layout``, ``height`` and ``scale`` for :func:`kdlib.data.scans.read_scan`. Boxes of at least
@@ -112,12 +112,15 @@ def view(
     directory.
 
     Raises:
-        ConfigError: If the score is no share, or there is no such model, layout or file of weights.
+        ConfigError: If the value of an option cannot be one, or there is no such model, layout or
+            file of weights.
         DataError: If the scan or the weights cannot be read.
     """
     for name, share in (("score", score), ("overlap", overlap)):
         if not 0 <= share <= 1:
             raise ConfigError(f"--{name} is a share between 0 and 1, not {share:g}")
+    if out is not None and (out.suffix.lower() != ".png" or out.is_dir()):
+        raise ConfigError(f"--out is the picture to write, a file .png, not '{out}'")
     trained, read = find_weights(model, weights, arm), read_scan(scan, layout, height, scale)
     own = (np.abs(read.points[:, :2]) <= _OWN).all(axis=1)
     points = read.points[~own]
@@ -139,6 +142,12 @@ def view(
         f"Model: {trained.origin}{taught}. It sees {reach:g} m around; boxes of score "
         f"{score:g} and above."
     )
+    near = int((np.abs(points[:, :2]) <= reach).all(axis=1).sum())
+    if near < 0.5 * len(points) or not near:
+        notes.append(
+            f"Only {near:,} of {len(points):,} points lie so near: are they in metres (--scale), "
+            "around the sensor?"
+        )
     seen = Viewed(read, trained, points, boxes, scores, classes, ())
     return replace(seen, notes=(*notes, *_show(seen, reach, score, out, window, size, worker)))
 

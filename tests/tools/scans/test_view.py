@@ -79,6 +79,43 @@ def test_overlaps_and_scores(scan: Path, tmp_path: Path) -> None:
         view(scan, "cp_pillar_demo", score=30)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        *((["--score", value], "--score") for value in ("30", "-0.1", "nan")),
+        *((["--overlap", value], "--overlap") for value in ("2", "nan", "-inf")),
+        *((["--scale", value], "--scale") for value in ("0", "-1", "nan", "inf")),
+        *((["--height", value], "--height") for value in ("nan", "inf", "1730")),
+        *((["--out", value], "--out") for value in ("a.jpg", "a", "folder.png")),
+        (["--layout", "velodyne"], "--layout"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    name: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(sys, "argv", ["kdlib", "view", str(scan), *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and name in said.err
+    assert said.err.count("\n") == 1 and options[1] in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_points_beyond_the_models_reach_are_counted(tmp_path: Path) -> None:
+    far = np.random.default_rng(0).uniform(200, 260, (300, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", far)
+    seen = view(tmp_path / "a.npy", "cp_pillar_demo", out=tmp_path / "a.png", worker=DEAD)
+    assert any("Only 0 of 300 points lie so near" in note for note in seen.notes)
+
+
 def test_without_a_display_the_command_writes_a_picture_and_says_so(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
