@@ -10,6 +10,7 @@ from kdlib import records
 from kdlib.lab import profiles
 from kdlib.lab.page import write_report
 from kdlib.lab.parts import Json
+from kdlib.metric.shards import MEAN_TYPES
 
 _SUBJECT = "distilling a LiDAR detector"
 STUDY_SUBJECT = "what helps a small student"
@@ -96,6 +97,7 @@ def _every_arm(stage: str, values: Json) -> Json:
 def _card(profile: str, stages: Json, compared: Json) -> Json:
     """Return what the numbers hold for."""
     made = compared["card"]
+    averaged = compared["evaluation"].get("settings", {}).get("mean_over", MEAN_TYPES)
     card = {
         "profile": profile,
         "data": "simulated, in the Waymo file format"
@@ -104,7 +106,7 @@ def _card(profile: str, stages: Json, compared: Json) -> Json:
         "dataset fingerprint": stages.get("00_explore_data", {}).get("fingerprint"),
         "training frames": compared.get("frames"),
         "seeds": ", ".join(map(str, compared.get("seeds", ()))),
-        "metric": "LEVEL_2 mAPH over vehicle, pedestrian, cyclist",
+        "metric": f"LEVEL_2 mAPH over {', '.join(averaged).lower()}",
         "intervals": "95 %, paired bootstrap over {units} {unit}s and seeds".format(
             **compared["comparison"]
         ),

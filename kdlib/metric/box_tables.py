@@ -51,6 +51,13 @@ class TableFile:
         """
         if not Path(path).is_file():
             raise DataError(f"{what} file '{path}' does not exist; check the path")
+        with Path(path).open("rb") as start:
+            begin = start.read(24)
+        if not b"PAR1".startswith(begin[:4]):
+            raise DataError(
+                f"{what} file '{path}' is no Parquet, it begins with {begin!r}; write the table as "
+                "Parquet, a .csv with pandas: read_csv(...).to_parquet(...)"
+            )
         with _reading(path, what):
             file = pq.ParquetFile(path)
         return TableFile(Path(path), what, file.schema_arrow, file.metadata.num_rows)

@@ -222,9 +222,10 @@ def _check_frames(
     unknown = sorted(predicted - evaluated)
     if unknown:
         raise DataError(
-            f"{names[0]}: frame {_first(unknown)} is not in {names[1]}; predict and label the "
-            "same frames (a labelled frame "
-            "without boxes is one row with null in every other column)"
+            f"{names[0]}: frame {_first(unknown)} is not in {names[1]}, whose ids are like "
+            f"{min(evaluated, default=None)!r}; {len(predicted & evaluated)} of {len(predicted)} "
+            "predicted frames are: predict and label the same frames under the same ids (a "
+            "labelled frame without boxes is one row with null in every other column)"
         )
     missing = sorted(evaluated - covered) if covered else []
     if missing:

@@ -96,6 +96,7 @@ def evaluate_tables(
     ranges: bool = True,
     workers: int = 1,
     strict: bool = True,
+    all_classes: bool = False,
 ) -> EvalResult:
     """Return Waymo's detection metrics of a predictions table; see
     :func:`~kdlib.metric.loading.load_boxes` for the columns.
@@ -106,13 +107,13 @@ def evaluate_tables(
         ranges: Also break every class down by distance.
         workers: Processes; one does some thousand frames a second, so more only pay for very many.
         strict: Refuse an empty ground truth and predictions for frames it does not have.
+        all_classes: Also average over classes without a label, as 0.
 
     Raises:
         DataError: If anything in the tables makes the metric meaningless.
     """
-    return evaluate_loaded(
-        load_boxes(predictions, truth, strict=strict), ranges=ranges, workers=workers
-    )
+    loaded = load_boxes(predictions, truth, strict=strict)
+    return evaluate_loaded(loaded, ranges=ranges, workers=workers, all_classes=all_classes)
 
 
 def evaluate_loaded(loaded: Loaded, **options: Any) -> EvalResult:
@@ -131,6 +132,7 @@ def evaluate_boxes(
     ranges: bool = True,
     workers: int = 1,
     keep_frames: bool = True,
+    all_classes: bool = False,
 ) -> EvalResult:
     """Return the metrics of boxes already sorted by frame, with the official op's own leniency:
     nothing is checked or dropped.
@@ -143,7 +145,10 @@ def evaluate_boxes(
         workers: Processes.
         keep_frames: Keep every frame's counts for the bootstrap (about 4 kB a frame, 20 kB with
             ranges).
+        all_classes: Also average over classes without a label, as 0.
     """
+    if not all_classes:
+        classes = replace(classes, mean=_labelled(boxes.truth, classes))
     generators = (by_type(classes), by_range(classes)) if ranges else (by_type(classes),)
     breakdowns = tuple(name for generator in generators for name in generator.names)
     shape = (len(breakdowns), len(CUTOFFS))
@@ -159,6 +164,13 @@ def evaluate_boxes(
     curves, metrics = _score(total, breakdowns, classes.mean)
     frames = FrameCounts(frame_ids, breakdowns, Counts.joined(kept)) if keep_frames else None
     return EvalResult(metrics, curves, _card(boxes, frame_ids, classes, ranges), frames)
+
+
+def _labelled(truth: Truth, classes: Classes) -> tuple[str, ...]:
+    """Return the classes of the mean that have a label of any level; all, where none has."""
+    present = np.bincount(truth.kind, minlength=len(classes.names) + 1)[1:] > 0
+    labelled = {name for name, there in zip(classes.names, present) if there}
+    return tuple(name for name in classes.mean if name in labelled) or classes.mean
 
 
 def _count(

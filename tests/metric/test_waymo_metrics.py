@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from kdlib.metric.bootstrap import bootstrap
 from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import evaluate_boxes, evaluate_tables
 
@@ -228,7 +229,7 @@ def test_half_found_by_hand():
     assert result.metrics[f"{name}_2/AP"] == pytest.approx(0.5)
     # LEVEL_2 boxes are no misses at LEVEL_1
     assert result.metrics[f"{name}_1/AP"] == pytest.approx(1.0)
-    assert result.metrics["LEVEL_2/mAPH"] == pytest.approx(0.5 / 3)
+    assert result.metrics["LEVEL_2/mAPH"] == pytest.approx(0.5), "of the one class with labels"
     curve = result.curves[f"{name}_2"]
     assert (
         curve.precision[40] == 0.5
@@ -258,3 +259,22 @@ def test_result_is_a_flat_object_with_official_names_and_a_card():
         and card["predictions"]["SIGN"] == 6
     )
     assert "RANGE_TYPE_CYCLIST_[50, +inf)" in result.table() and "100.00" in result.table()
+
+
+def test_the_mean_is_over_labelled_classes_unless_all_are_asked_for():
+    ids, boxes, types, difficulty = street()
+    found = prediction_table(ids, boxes, types, np.full(len(ids), 0.5))
+    for left_out, averaged in (((), 3), ((4,), 2), ((2, 4), 1)):
+        there = ~np.isin(types, left_out)
+        truth = truth_table(ids[there], boxes[there], types[there], difficulty[there])
+        result, strict = (evaluate_tables(found, truth, all_classes=a) for a in (False, True))
+        assert result.metrics["LEVEL_2/mAPH"] == pytest.approx(1, abs=1e-4)
+        assert strict.metrics["LEVEL_2/mAPH"] == pytest.approx(averaged / 3, abs=1e-4)
+        names = result.card["settings"]["mean_over"]
+        assert len(names) == averaged and f"mean of {', '.join(names).lower()} " in result.table()
+        assert len(strict.card["settings"]["mean_over"]) == 3
+        of_classes = [name for name in result.metrics if "TYPE" in name]
+        assert [result.metrics[n] for n in of_classes] == [strict.metrics[n] for n in of_classes]
+        for scored in (result, strict):  # intervals are about the same mean
+            report = bootstrap({"a": [scored]}, resamples=5)
+            assert report.arm("a").low == pytest.approx(scored.metrics["LEVEL_2/mAPH"], abs=1e-4)
