@@ -288,6 +288,9 @@ def _evaluate(
     workers: Annotated[
         int, Option(min=0, help="Processes; 0 means all cores. One does 4,000 frames a second.")
     ] = 1,
+    all_classes: Annotated[
+        bool, Option("--all-classes", help="Average classes without a label, too, as 0.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Score predictions with the Waymo detection metric: AP and APH per class, level and range."""
@@ -300,8 +303,11 @@ def _evaluate(
         official=official,
         python=python,
         export=export,
+        all_classes=all_classes,
     )
     _show(as_json, judged, judged.text())
+    for hint in judged.hints if as_json else ():  # beside the one object, not in it
+        print(f"kdlib: hint: {hint}", file=sys.stderr)
     raise typer.Exit(1 if judged.comparison and not judged.comparison.agrees else 0)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from kdlib.metric.box_tables import TableFile, check_waymo_types
 from kdlib.metric.loading import load_boxes
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_loaded
+from kdlib.tools.judge.hints import count_boxes, find_hints
 from kdlib.tools.judge.leaderboard import export_objects
 from kdlib.tools.judge.official import find_python
 from kdlib.tools.judge.side_by_side import SideBySide, compare_with_official
@@ -21,6 +22,8 @@ class Evaluation:
     """An evaluation with what was asked for beside it."""
 
     result: EvalResult
+    counts: str  # the boxes of both sides, by class
+    hints: tuple[str, ...] = ()  # sentences on what may be wrong with the tables
     comparison: SideBySide | None = None  # with the official metric
     exported: int | None = None  # boxes in the leaderboard's file
 
@@ -39,11 +42,13 @@ class Evaluation:
         """Return all of it to be read: the official numbers, where asked for, replace the plain
         table.
         """
-        lines = [self.result.table()]
+        lines = [self.counts, "", self.result.table()]
         if self.comparison:
             lines += ["", self.comparison.table()]
         if self.exported is not None:
             lines += ["", f"{self.exported:,} boxes written for the leaderboard"]
+        if self.hints:
+            lines += ["", *(f"hint: {hint}" for hint in self.hints)]
         return "\n".join(lines)
 
 
@@ -55,6 +60,7 @@ def evaluate(
     official: bool = False,
     python: str | Path | None = None,
     export: str | Path | None = None,
+    all_classes: bool = False,
 ) -> Evaluation:
     """Evaluate two Parquet files, of predicted and labelled boxes, with Waymo's metric, all classes
     and distances.
@@ -74,9 +80,10 @@ def evaluate(
     if official or export:
         check_waymo_types(files[0].schema, names[0])
     loaded = load_boxes(*files, names=names)
-    result = evaluate_loaded(loaded, workers=workers, keep_frames=False)
+    result = evaluate_loaded(loaded, workers=workers, keep_frames=False, all_classes=all_classes)
     comparison = (
         compare_with_official(loaded.boxes, workers=workers, python=python) if official else None
     )
     exported = export_objects(files[0], export, names[0]) if export else None
-    return Evaluation(result, comparison, exported)
+    counts, hints = count_boxes(loaded.boxes), tuple(find_hints(loaded.boxes))
+    return Evaluation(result, counts, hints, comparison, exported)
