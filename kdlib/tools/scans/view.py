@@ -143,7 +143,7 @@ def view(
         f"{score:g} and above."
     )
     near = int((np.abs(points[:, :2]) <= reach).all(axis=1).sum())
-    if near < 0.5 * len(points) or not near:
+    if near <= 0.1 * len(points):
         notes.append(
             f"Only {near:,} of {len(points):,} points lie so near: are they in metres (--scale), "
             "around the sensor?"
