@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from kdlib.data.layouts import ground_level
 from kdlib.data.own_checks import REACH
 from kdlib.data.points import within_reach
-from kdlib.data.scans import ground_level
 from kdlib.types import Frame
 
 _ROAD = 1.0  # metres that the road, 0.5 that most boxes' lower faces may lie off z = 0

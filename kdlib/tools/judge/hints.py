@@ -4,7 +4,7 @@ each scored with the metric itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TypeVar
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from kdlib.metric.objects import EvalBoxes, FrameBoxes
-from kdlib.metric.shards import TYPE_NAMES
+from kdlib.metric.shards import Classes
 from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.types import Float64, Int64
 
@@ -24,7 +24,6 @@ _FACTOR = 1.25
 _POOR = 0.3  # mAPH below which two changes at once are tried, too, where none alone gives
 _GOOD = 0.5
 _NEAR = 2.0  # metres between centres, seen from above, of what may be one object
-_NAMES = ("unknown", *map(str.lower, TYPE_NAMES))
 
 _Boxes = TypeVar("_Boxes", bound=FrameBoxes)
 
@@ -68,54 +67,60 @@ _CHANGES: Mapping[str, Callable[[Float64], Float64]] = {  # of boxes (N, 7)
 }
 
 
-def count_boxes(boxes: EvalBoxes) -> str:
+def count_boxes(boxes: EvalBoxes, classes: Classes) -> str:
     """Return a line for each side: its boxes by class, and the frames that have one."""
-    lines = [f"{'boxes':14}{'frames':>9}" + "".join(f"{name:>12}" for name in _NAMES[1:])]
+    names = _names(classes)
+    lines = [f"{'boxes':14}{'frames':>9}" + "".join(f"{name:>12}" for name in names[1:])]
     for title, side in (("predictions", boxes.predictions), ("ground truth", boxes.truth)):
-        numbers = np.bincount(side.kind, minlength=len(_NAMES))
+        numbers = np.bincount(side.kind, minlength=len(names))
         cells = "".join(f"{number:12,}" for number in numbers[1:])
         unknown = f", {numbers[0]:,} of type 0" if numbers[0] else ""
         lines.append(f"{title:14}{len(np.unique(side.frame)):9,}{cells}{unknown}")
     return "\n".join(lines)
 
 
-def find_hints(boxes: EvalBoxes) -> list[str]:
+def find_hints(boxes: EvalBoxes, classes: Classes) -> list[str]:
     """Return a sentence for every difference in form between predictions and ground truth, and one
     for the simple changes of the predictions that would lift the score a lot.
     """
-    part = _part(boxes)
-    hints = [*_missing_frames(boxes), *_missing_classes(boxes), *_doubles(part)]
+    part, names = _part(boxes), _names(classes)
+    hints = [*_missing_frames(boxes), *_missing_classes(boxes, names), *_doubles(part)]
     if not len(part.predictions.kind) or not len(part.truth.kind):
         return hints
-    hints += _poor_form(part, "", pairs=True) or [
+    hints += _poor_form(part, classes, "", pairs=True) or [
         hint
-        for kind in (1, 2, 4)
-        for hint in _poor_form(_of_type(part, kind), f" of {_NAMES[kind]}", pairs=False)
+        for kind in range(1, len(names))
+        for hint in _poor_form(_of_type(part, kind), classes, f" of {names[kind]}", pairs=False)
     ]
     types = _types_meant(part)
     if types and not any("types are read" in hint for hint in hints):
         hints.append(
-            f"predicted boxes of type {_listed(types, 'lie on')} of the labels; types are Waymo's:"
-            " 1 vehicle, 2 pedestrian, 3 sign, 4 cyclist"
+            f"predicted boxes of type {_listed(types, 'lie on', names)} of the labels; types are "
+            f"{', '.join(f'{kind} {name}' for kind, name in enumerate(names) if kind)}"
         )
     return hints
 
 
-def _poor_form(boxes: EvalBoxes, whose: str, pairs: bool) -> list[str]:
+def _poor_form(boxes: EvalBoxes, classes: Classes, whose: str, pairs: bool) -> list[str]:
     """Return the sentence on changes that lift the score of boxes a lot, or on headings."""
     if not len(boxes.predictions.kind) or not len(boxes.truth.kind):
         return []
-    changes, before, after = _best_changes(boxes, pairs)
+    changes, before, after = _best_changes(boxes, classes, pairs)
     tried = f"LEVEL_2 mAPH{whose} on {boxes.frames} frames"
     if changes:
         return [
             f"{tried} rises from {100 * before:.1f} to {100 * after:.1f} when "
             f"{', and '.join(changes)}: do the tables differ in form?"
         ]
-    aligned = _score(boxes, "mAP")
+    aligned = _score(boxes, classes, "mAP")
     if aligned - before > _POOR:
         return [f"{tried} is {100 * before:.1f}, mAP {100 * aligned:.1f}: the headings disagree"]
     return []
+
+
+def _names(classes: Classes) -> tuple[str, ...]:
+    """Return what types 0, 1, ... are."""
+    return ("unknown", *map(str.lower, classes.names))
 
 
 def _missing_frames(boxes: EvalBoxes) -> Iterator[str]:
@@ -128,15 +133,15 @@ def _missing_frames(boxes: EvalBoxes) -> Iterator[str]:
         )
 
 
-def _missing_classes(boxes: EvalBoxes) -> Iterator[str]:
+def _missing_classes(boxes: EvalBoxes, names: Sequence[str]) -> Iterator[str]:
     ours, theirs = (
-        np.bincount(side.kind, minlength=len(_NAMES)) for side in (boxes.predictions, boxes.truth)
+        np.bincount(side.kind, minlength=len(names)) for side in (boxes.predictions, boxes.truth)
     )
-    for kind, name in enumerate(_NAMES):
+    for kind, name in enumerate(names):
         if kind == 0 and (ours[0] or theirs[0]):
             yield (
-                f"type 0 is Waymo's 'unknown' and counts nowhere: {ours[0]:,} predictions and "
-                f"{theirs[0]:,} labels have it; types begin at 1, vehicle"
+                f"type 0 is 'unknown' and counts nowhere: {ours[0]:,} predictions and "
+                f"{theirs[0]:,} labels have it; types begin at 1, {names[1]}"
             )
         elif ours[kind] and not theirs[kind] and theirs.any():
             yield f"no {name} (type {kind}) is labelled, but {ours[kind]:,} are predicted"
@@ -192,27 +197,37 @@ def _types_meant(boxes: EvalBoxes) -> dict[int, int]:
     kinds, labels = boxes.predictions.kind, boxes.truth.kind[label]
     meant = {}
     for kind in np.unique(kinds[near]).tolist():
-        count = np.bincount(labels[kinds[near] == kind], minlength=len(_NAMES))
+        count = np.bincount(labels[kinds[near] == kind])
         most = int(count.argmax())
         if most != kind and count[most] >= max(5, 0.8 * count.sum(), 0.5 * (kinds == kind).sum()):
             meant[kind] = most
     return meant
 
 
-def _best_changes(boxes: EvalBoxes, pairs: bool) -> tuple[list[str], float, float]:
+def _best_changes(
+    boxes: EvalBoxes, classes: Classes, pairs: bool
+) -> tuple[list[str], float, float]:
     """Return the changes that lift the score a lot, one after the other, and it before and after;
     ``pairs`` also tries two at once, where no single one does.
     """
-    before = score = _score(boxes)
+
+    def scored(changes: Iterator[tuple[str, EvalBoxes]]) -> dict[str, tuple[EvalBoxes, float]]:
+        return {name: (changed, _score(changed, classes)) for name, changed in changes}
+
+    before = score = _score(boxes, classes)
     said: list[str] = []
     once = replace(boxes, predictions=_once(boxes.predictions))
     if len(once.predictions.kind) < len(boxes.predictions.kind):
-        boxes, score = once, _score(once)
+        boxes, score = once, _score(once, classes)
         said += ["each box is taken once"] * _lifts(before, score)
     for _ in range(3):
-        tried = {name: (changed, _score(changed)) for name, changed in _changed(boxes)}
+        tried = {
+            name: (changed, _score(changed, classes)) for name, changed in _changed(boxes, classes)
+        }
         if pairs and score < _POOR and max(s for _, s in tried.values()) < _GOOD:
-            tried |= {name: (changed, _score(changed)) for name, changed in _changed_twice(boxes)}
+            tried |= {
+                name: (changed, _score(changed, classes)) for name, changed in _changed_twice(boxes)
+            }
         name = max(tried, key=lambda name: tried[name][1], default="")
         if not name or not _lifts(score, tried[name][1]):
             break
@@ -225,8 +240,14 @@ def _lifts(before: float, after: float) -> bool:
     return after >= max(before + _RISE, before * _FACTOR) or after >= max(0.01, 5 * before)
 
 
-def _score(boxes: EvalBoxes, kind: str = "mAPH") -> float:
-    result = evaluate_boxes(boxes, tuple(range(boxes.frames)), ranges=False, keep_frames=False)
+def _score(boxes: EvalBoxes, classes: Classes, kind: str = "mAPH") -> float:
+    result = evaluate_boxes(
+        boxes,
+        tuple(range(boxes.frames)),
+        classes=classes,
+        ranges=False,
+        keep_frames=False,
+    )
     return result.metrics[f"LEVEL_2/{kind}"]
 
 
@@ -235,11 +256,11 @@ def _of_type(boxes: EvalBoxes, kind: int) -> EvalBoxes:
     return EvalBoxes(ours.take(ours.kind == kind), theirs.take(theirs.kind == kind), boxes.frames)
 
 
-def _listed(types: Mapping[int, int], verb: str) -> str:
-    return ", ".join(f"{kind} {verb} {meant} ({_NAMES[meant]})" for kind, meant in types.items())
+def _listed(types: Mapping[int, int], verb: str, names: Sequence[str]) -> str:
+    return ", ".join(f"{kind} {verb} {meant} ({names[meant]})" for kind, meant in types.items())
 
 
-def _changed(boxes: EvalBoxes) -> Iterator[tuple[str, EvalBoxes]]:
+def _changed(boxes: EvalBoxes, classes: Classes) -> Iterator[tuple[str, EvalBoxes]]:
     ours, theirs = boxes.predictions, boxes.truth
     for name, change in _CHANGES.items():
         yield name, _reshaped(boxes, change)
@@ -247,9 +268,9 @@ def _changed(boxes: EvalBoxes) -> Iterator[tuple[str, EvalBoxes]]:
     yield "the labels' headings in degrees become radians", replace(boxes, truth=radians)
     types = _types_meant(boxes)
     if types:
-        meant = np.array([types.get(kind, kind) for kind in range(len(_NAMES))])
+        meant = np.array([types.get(kind, kind) for kind in range(1 + len(classes.names))])
         of_them = replace(boxes, predictions=replace(ours, kind=meant[ours.kind]))
-        yield f"predicted types are read so: {_listed(types, 'as')}", of_them
+        yield f"predicted types are read so: {_listed(types, 'as', _names(classes))}", of_them
     near, label = _neighbours(boxes)
     if len(near):
         x, y, z = np.median(theirs.box[label, :3] - ours.box[near, :3], axis=0)
