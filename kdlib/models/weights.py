@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,16 @@ from kdlib.records import write_bytes
 from kdlib.types import Json
 
 _COUNTERS = ("global_step", "num_batches_tracked")  # last parts of names: counters, not weights
+_LISTED = 3  # tensors of each kind that a message names
+_ARCHIVES = {  # first bytes of what comes packed, or from other programs
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"(\xb5/\xfd": "a zstd archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+}
+_TEXT = frozenset(b"\t\n\f\r\x1b") | frozenset(range(32, 256)) - {127}
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,24 @@ class Coverage:
             *(f"missing in the file: {name}" for name in self.missing if not _is_counter(name)),
             *(f"unknown to the model: {name}" for name in self.unexpected),
             *(f"{name}: model {ours}, file {theirs}" for name, ours, theirs in self.mismatched),
+        )
+
+    def excerpt(self) -> str:
+        """Return what does not fit, in one line: first names of both sides, how many follow."""
+        kinds = (
+            ("missing in the file: ", [name for name in self.missing if not _is_counter(name)]),
+            ("unknown to the model: ", self.unexpected),
+            (
+                "",
+                [f"{name}: model {ours}, file {theirs}" for name, ours, theirs in self.mismatched],
+            ),
+        )
+        return "; ".join(
+            what
+            + ", ".join(names[:_LISTED])
+            + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+            for what, names in kinds
+            if names
         )
 
     def table(self) -> str:
@@ -90,18 +119,116 @@ def save_weights(path: Path, model: nn.Module, card: Mapping[str, Any]) -> None:
     write_bytes(path, save(tensors, metadata={"card": json.dumps(dict(card), sort_keys=True)}))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; 16-bit floats come back as float32.
+def weights_format(path: Path) -> Literal["safetensors", "torch"]:
+    """Return how a file of weights is stored, by its first bytes, whatever it is called.
+
+    Raises:
+        DataError: If the file is missing or something else; the message says what it is.
+    """
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.is_file())
+        there = f"one of its files: {', '.join(inside[:_LISTED])}" if inside else "a file"
+        raise DataError(f"{path} is a folder; give {there}")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; give a .safetensors or .pth file")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(1024)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head[:1] == b"\x80" or (head[:2] == b"PK" and _is_torch_archive(path)):
+        return "torch"
+    raise DataError(f"{path} {_impostor(head)}")
+
+
+def _is_torch_archive(path: Path) -> bool:
+    """Tell torch's own archives, also those cut short, from others; a DataError says what those
+    are.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return True
+    tops = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in tops:
+        raise DataError(
+            f"{path} is TorchScript, a program with weights in it; load it where it comes from "
+            "and torch.save its state_dict()"
+        )
+    if "data.pkl" not in tops:
+        raise DataError(
+            f"{path} is a zip archive of {', '.join(names[:_LISTED]) or 'nothing'}; unpack it and "
+            "give the checkpoint inside"
+        )
+    return True
+
+
+def _impostor(head: bytes) -> str:
+    """Say what a file that holds no weights is, by its first bytes, and what to do."""
+    if not head:
+        return "is empty; copy or download it again"
+    packed = next((what for magic, what in _ARCHIVES.items() if head.startswith(magic)), None)
+    if packed is None and head[257:262] == b"ustar":
+        packed = "a tar archive"
+    if packed is not None:
+        return f"is {packed}; unpack it and give the checkpoint inside"
+    if set(head) <= _TEXT:
+        text = " ".join(head.decode(errors="replace").split())
+        if text.startswith("version https://git-lfs"):
+            return (
+                "is a git LFS pointer, the address of the weights and not the weights; run "
+                "'git lfs pull' where it comes from"
+            )
+        if text.lower().lstrip("\ufeff").startswith(("<!doctype", "<html", "<head", "<?xml")):
+            return "is a web page, no weights; download the file itself"
+        return f"is a text ('{text[:40]}'), no weights; give a .safetensors or .pth file"
+    return (
+        f"holds no weights that can be read here, it begins with {head[:8]!r}; give a .safetensors "
+        "or .pth file, copied whole"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file as they are; 16-bit floats come back as float32.
 
     Raises:
         DataError: If the file is missing, truncated or no safetensors file.
     """
     with _open(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, RuntimeError, AttributeError) as error:  # kinds torch lacks
+            raise DataError(f"{path} holds a tensor torch cannot ({error}); convert it") from error
     return {
         name: value.float() if value.dtype == torch.float16 else value
         for name, value in tensors.items()
     }
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; 16-bit floats come back as float32.
+
+    Raises:
+        DataError: If the file is missing, truncated or no safetensors file, or a number in it is
+            not finite.
+    """
+    tensors = read_tensors(path)
+    bad = {
+        name: count
+        for name, value in tensors.items()
+        if value.is_floating_point() and (count := int((~value.float().isfinite()).sum()))
+    }
+    if bad:
+        name, count = next(iter(bad.items()))
+        others = f" and in {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise DataError(
+            f"{path}: {count} numbers of {name}{others} are NaN or infinite; take an earlier "
+            "checkpoint, or train it again"
+        )
+    return tensors
 
 
 def read_card(path: Path) -> Json:
@@ -111,7 +238,14 @@ def read_card(path: Path) -> Json:
         DataError: If the file is missing, truncated or no safetensors file.
     """
     with _open(path) as file:
-        return json.loads((file.metadata() or {}).get("card", "{}"))
+        text = (file.metadata() or {}).get("card", "{}")
+    try:
+        card = json.loads(text)
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        raise DataError(f"the card in {path} is no JSON object: '{text[:40]}'; write it with none")
+    return card
 
 
 def load_weights(path: Path, model: nn.Module) -> Coverage:
@@ -119,26 +253,29 @@ def load_weights(path: Path, model: nn.Module) -> Coverage:
     that may be missing.
 
     Raises:
-        DataError: If the file cannot be read, or does not fit; the message names the first tensors,
-            and none is touched.
+        DataError: If the file cannot be read, holds numbers that are not finite, or does not fit;
+            the message names the first tensors, and none is touched.
     """
     tensors = read_weights(path)
     coverage = cover(tensors, model.state_dict())
     if not coverage.complete:
-        first = "; ".join(coverage.problems[:3])
         raise DataError(
-            f"{path} does not fit the model ({first}); give the model it was trained as"
+            f"{path} does not fit the model ({coverage.excerpt()}); give the model it was trained "
+            "as, or bring it in with 'python -m kdlib import-checkpoint' where it is another's"
         )
     model.load_state_dict({name: tensors[name] for name in coverage.loaded}, strict=False)
     return coverage
 
 
 def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; give a safetensors file")
+    if weights_format(path) == "torch":
+        raise DataError(
+            f"{path} is a torch checkpoint, no safetensors file; turn it into one with "
+            f"'python -m kdlib import-checkpoint {path} --model NAME'"
+        )
     try:
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise DataError(
             f"{path} is no complete safetensors file ({error}); copy or train it again"
         ) from error

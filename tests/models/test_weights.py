@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import os
+import tarfile
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -72,22 +76,103 @@ def test_half_precision_there_and_back(tmp_path, model):
     ), "twice is once"
 
 
-@pytest.mark.parametrize("size", [0, 4, 500, -1, -1000])
+CUTS = {0: "is empty", 4: "holds no weights", 500: "is no complete", -1: "is no complete"}
+
+
+@pytest.mark.parametrize("size", CUTS)
 def test_truncated_files_are_named(tmp_path, model, size):
     path = tmp_path / "cut.safetensors"
     save_weights(path, model, {})
     path.write_bytes(path.read_bytes()[:size])
     for read in (read_weights, read_card, lambda p: load_weights(p, other())):
-        with pytest.raises(DataError, match=r"cut\.safetensors is no complete safetensors file"):
+        with pytest.raises(DataError, match=rf"cut\.safetensors {CUTS[size]}"):
             read(path)
 
 
-def test_other_files_and_no_file_are_named(tmp_path, model):
-    (tmp_path / "text").write_text("model: cp_pillar\n" * 50)
-    with pytest.raises(DataError, match="no complete safetensors file"):
-        load_weights(tmp_path / "text", model)
+def zipped(**files):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def tarred():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("teacher.pth"))
+    return stream.getvalue()
+
+
+def saved(content):
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def scripted():
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), stream)
+    return stream.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 5013\n"
+IMPOSTORS = {
+    "pointer": (POINTER, "is a git LFS pointer.*git lfs pull"),
+    "page": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
+    "page_of_1999": ("<HTML><p>k\xe4se".encode("latin-1"), "is a web page"),
+    "refusal": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "is a web page"),
+    "text": (b"model: cp_pillar\n" * 50, "is a text .'model: cp_pillar model"),
+    "gzip": (gzip.compress(b"weights"), "is a gzip archive; unpack"),
+    "tar": (tarred(), "is a tar archive; unpack"),
+    "zip": (zipped(**{"a/teacher.pth": b""}), "is a zip archive of a/teacher.pth; unpack"),
+    "npz": (zipped(**{"weight.npy": b"", "bias.npy": b""}), "zip archive of weight.npy, bias.npy"),
+    "script": (scripted(), "is TorchScript.*state_dict"),
+    "torch": (saved({"weight": torch.zeros(2)}), "is a torch checkpoint.*import-checkpoint"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "holds no weights that can be read.*HDF"),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSTORS)
+def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, model, kind):
+    content, words = IMPOSTORS[kind]
+    path = tmp_path / f"{kind}.safetensors"
+    path.write_bytes(content)
+    for read in (read_card, lambda path: load_weights(path, model)):
+        with pytest.raises(DataError, match=rf"{kind}\.safetensors.* {words}"):
+            read(path)
+
+
+def test_folders_and_missing_files_are_named(tmp_path, model):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(DataError, match="run is a folder; give a file"):
+        load_weights(tmp_path / "run", model)
+    (tmp_path / "run" / "teacher.safetensors").touch()
+    with pytest.raises(DataError, match=r"is a folder; give one of its files: teacher\.safet"):
+        load_weights(tmp_path / "run", model)
     with pytest.raises(DataError, match="nothing does not exist"):
         load_weights(tmp_path / "nothing", model)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused(tmp_path, model, value, kind):
+    path, name = tmp_path / "overflown.safetensors", "backbone_2d.blocks.0.1.weight"
+    tensors = {key: value.to(kind, copy=True) for key, value in model.state_dict().items()}
+    tensors[name][0] = value
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(DataError, match=rf"overflown\.safetensors: \d+ numbers of {name} are NaN"):
+        load_weights(path, model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_card_that_is_no_json_object_is_named(tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    for card in ("hello", "[1]"):
+        save_file({"weight": torch.zeros(1)}, path, {"card": card})
+        with pytest.raises(DataError, match=r"the card in .*theirs\.safetensors is no JSON object"):
+            read_card(path)
 
 
 def test_wrong_shapes_are_refused_before_anything_is_touched(tmp_path, model):
