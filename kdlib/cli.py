@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -222,11 +223,15 @@ def _import_checkpoint(
     layout: _Kernels = None,
     rename: Annotated[_Words, Option(help="OLD=NEW beginnings of names; repeat.")] = None,
     drop: Annotated[_Words, Option(help="Beginning of names to leave out; repeat.")] = None,
+    take: Annotated[
+        str | None, Option(help="Which of several sets of weights, as ema_state_dict.")
+    ] = None,
 ) -> None:
     """Turn another code base's checkpoint into weights of ours, exactly or not at all."""
     from kdlib.tools.checkpoints.convert import import_file
 
-    print(import_file(file, model, out, layout=layout, rename=rename or [], drop=drop or []))
+    names = {"rename": rename or [], "drop": drop or []}
+    print(import_file(file, model, out, layout=layout, take=take, **names))
 
 
 @app.command("export-checkpoint")
@@ -369,7 +374,9 @@ def _history(
 
 
 def main() -> None:
-    """Run the command line; a :class:`KdlibError` or a failing disk is one sentence."""
+    """Run the command line; a warning, a :class:`KdlibError` or a failing disk is one sentence."""
+    # without the line of code that warns
+    warnings.formatwarning = lambda message, *_, **__: f"kdlib: warning: {message}\n"
     try:
         app()
     except KdlibError as error:

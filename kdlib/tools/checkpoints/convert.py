@@ -14,7 +14,7 @@ from kdlib.errors import ConfigError
 from kdlib.kd.initialise import CopyReport, initialise
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
-from kdlib.models.weights import save_weights
+from kdlib.models.weights import save_weights, weights_format
 from kdlib.tools.checkpoints import foreign
 
 _WAYS: dict[str, Initialisation] = {way: way for way in get_args(Initialisation)}
@@ -28,6 +28,7 @@ def import_file(
     layout: str | None,
     rename: Sequence[str],
     drop: Sequence[str],
+    take: str | None = None,
 ) -> str:
     """Write a foreign checkpoint as weights of ours and return the table of what went where.
 
@@ -42,7 +43,7 @@ def import_file(
             f"{file} would be overwritten by its own import; name another file with --out"
         )
     imported = foreign.import_checkpoint(
-        file, network, layout=layout, rename=_pairs(rename), drop=drop
+        file, network, layout=layout, rename=_pairs(rename), drop=drop, take=take
     )
     card = {
         "model": model,
@@ -111,7 +112,7 @@ def initialise_file(
     state, card = wide.state_dict(), {}
     if weights is not None:
         # ours are stored as spconv 2 stores them
-        layout = layout or ("spconv2" if weights.suffix == ".safetensors" else None)
+        layout = layout or ("spconv2" if weights_format(weights) == "safetensors" else None)
         imported = foreign.import_checkpoint(weights, wide, layout=layout)
         state, card = (
             dict(imported.tensors),

@@ -5,7 +5,8 @@ writes them back.
 from __future__ import annotations
 
 import io
-import zipfile
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,22 @@ from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-d
 
 from kdlib.config import lookup
 from kdlib.errors import ConfigError, DataError
-from kdlib.models.weights import Coverage, cover, read_weights, save_weights
+from kdlib.models.weights import (
+    Coverage,
+    cover,
+    read_tensors,
+    read_weights,
+    save_weights,
+    weights_format,
+)
 from kdlib.records import sha256, write_bytes
 
 # OpenPCDet and SparseKD, then everybody else
-_NESTED = ("model_state", "state_dict", "model_state_dict", "model")
-_PREFIX = "module."  # DistributedDataParallel
+_SETS = ("model_state", "state_dict", "model_state_dict", "model")
+# parts of names that DistributedDataParallel, torch.compile, FSDP and checkpointing put anywhere,
+# and what holders of a model call it at the beginning
+_WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_HOLDER = "model"
 
 # For each layout of sparse kernels, the axes of a stored tensor in our order (Cout, kz, ky, kx,
 # Cin); spec section 4.1.
@@ -60,21 +71,30 @@ def import_checkpoint(
     layout: str | None = None,
     rename: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
+    take: str | None = None,
 ) -> Imported:
     """Fit a foreign checkpoint to a model, exactly or not at all.
 
-    It is a ``.pth`` of OpenPCDet or SparseKD, a bare state dict, or a safetensors file; the model
-    is not changed. None finds the layout of sparse kernels from their shapes. ``rename`` has
-    beginnings of names in the file and what they are called here, ``drop`` those (after renaming)
-    to leave out, as ``roi_head`` of a two-stage detector.
+    It is a ``.pth`` of OpenPCDet or SparseKD, a ``.ckpt`` of Lightning, a bare state dict, or a
+    safetensors file; the model is not changed. Prefixes of wrappers (``module.``, ``_orig_mod.``,
+    ``model.``) and one that all names share are taken off.
+
+    Args:
+        path: The checkpoint.
+        model: What it is to fit.
+        layout: Of sparse kernels; None finds it from their shapes.
+        rename: Beginnings of names in the file and what they are called here.
+        drop: Beginnings (after renaming) to leave out, as ``roi_head`` of a two-stage detector.
+        take: Which of several sets of weights; None takes the usual one, and warns.
 
     Raises:
-        ConfigError: If there is no such layout, or a beginning of names is none.
+        ConfigError: If there is no such layout or set, or a beginning of names is none.
         DataError: If the file cannot be read without running code from it, a tensor is missing,
             unknown, of another shape or not finite, or the kernels' layout cannot be told; the
             message names the tensors and the remedy.
     """
-    own, stored = model.state_dict(), _named(read_checkpoint(path), rename or {}, drop, path)
+    own = model.state_dict()
+    stored = _named(read_checkpoint(path, take), rename or {}, drop, path, own)
     kernels = {name: tuple(value.shape) for name, value in own.items() if value.dim() == 5}
     if kernels:
         layout = layout or _detect(stored, kernels, path)
@@ -84,60 +104,126 @@ def import_checkpoint(
                 stored[name] = stored[name].permute(axes)
     coverage = cover(stored, own)
     if not coverage.complete:
-        problems = "; ".join(coverage.problems[:6])
         raise DataError(
-            f"{path} does not fit the model ({problems}); name the model it was trained as, or "
-            "try --rename OLD=NEW, --drop NAME"
+            f"{path} does not fit the model ({coverage.excerpt()}); name the model it was trained "
+            "as, or try --rename OLD=NEW, --drop NAME"
         )
     tensors = {name: _converted(stored[name], own[name], name, path) for name in coverage.loaded}
     return Imported(tensors, coverage, layout if kernels else None, sha256(path))
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint under their names in the file, prefixes of wrappers taken
-    off.
+def read_checkpoint(path: Path, take: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under their names in the file.
 
     Nothing in the file is executed: what torch's restricted reader does not accept is refused.
+    ``take`` names one of several sets of weights; None takes the usual one and warns of the others.
 
     Raises:
+        ConfigError: If there is no such set.
         DataError: If the file is missing, damaged, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; give a .pth or .safetensors file")
-    if path.suffix == ".safetensors":
-        return read_weights(path)
+    content = (
+        read_tensors(path) if weights_format(path) == "safetensors" else _restricted_load(path)
+    )
+    sets = _weight_sets(content)
+    if not sets:
+        raise DataError(
+            f"{path} holds no state dict ({_inventory(content)}); expected tensors by "
+            "name, or 'model_state' with them"
+        )
+    if take is not None and take not in sets:
+        raise ConfigError(f"{path} has no set of weights '{take}', it has: {', '.join(sets)}")
+    usual = [name for key in _SETS for name in sets if name.split("/")[0] == key]
+    chosen = take or (usual or list(sets))[0]
+    if take is None and len(sets) > 1:
+        others = ", ".join(name for name in sets if name != chosen)
+        if not usual:
+            raise DataError(
+                f"{path} holds several sets of weights, {', '.join(sets)}; say which with --take"
+            )
+        warnings.warn(
+            f"{path} holds {len(sets)} sets of weights: '{chosen}' is taken, not {others} "
+            "(--take NAME takes another)",
+            stacklevel=2,
+        )
+    return {name: _plain(value, name, path) for name, value in sets[chosen].items()}
+
+
+def _restricted_load(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        # a stream: of a path, torch believes the ending
+        with torch.serialization.safe_globals(_numpy_globals()), path.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        name = re.search(
+            r"GLOBAL ([\w.]+)|Can only (?:create|build).*<class '([\w.]+)'>", str(error)
+        )
+        if name is None:
+            raise DataError(
+                f"{path} is no torch checkpoint, or damaged ({_first_line(error)}); copy it again, "
+                "or write it with torch.save"
+            ) from error
+        raise DataError(
+            f"{path} holds {name[1] or name[2]}, an object that only running code from the file "
+            "could rebuild; if you trust it, save it again there with "
+            'torch.save({"model_state": model.state_dict()}, FILE)'
+        ) from error
+    # a damaged file can break the reader anywhere
+    except Exception as error:
         raise DataError(
             f"{path} is no complete torch checkpoint ({_first_line(error)}); copy it again"
         ) from error
-    except UnpicklingError as error:
+
+
+def _numpy_globals() -> list[Any]:
+    """Return what rebuilds NumPy's scalars and arrays, under the names of both its generations."""
+    scalar, rebuild = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    return [
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDSUMm"},
+        *(
+            (function, f"numpy.{core}.multiarray.{name}")
+            for core in ("core", "_core")
+            for function, name in ((scalar, "scalar"), (rebuild, "_reconstruct"))
+        ),
+    ]
+
+
+def _weight_sets(content: Any, place: str = "") -> dict[str, Mapping[str, Tensor]]:
+    """Return every group of tensors by name, by the keys that lead to it; those of optimisers are
+    none.
+    """
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        return {}
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return {place: content}
+    return {
+        name: tensors
+        for key, value in content.items()
+        if "optim" not in key
+        for name, tensors in _weight_sets(value, f"{place}/{key}".lstrip("/")).items()
+    }
+
+
+def _inventory(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"found: {type(content).__name__}"
+    kinds = [
+        f"{key}: {type(value).__name__}"
+        for key, value in content.items()
+        if not isinstance(value, Tensor)
+    ]
+    return f"found: {', '.join(kinds[:6]) or 'nothing'}"
+
+
+def _plain(value: Tensor, name: str, path: Path) -> Tensor:
+    if value.is_quantized or value.is_complex() or value.is_meta or value.is_nested:
         raise DataError(
-            f"{path} holds objects that only running code from the file could rebuild "
-            f"({_first_line(error)}); if you trust it, "
-            'save it again there with torch.save({"model_state": checkpoint["model_state"]}, FILE)'
-        ) from error
-    while isinstance(content, Mapping) and (
-        inner := [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-    ):
-        content = inner[0]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
-        keys = (
-            ", ".join(map(str, list(content)[:6]))
-            if isinstance(content, Mapping)
-            else type(content).__name__
+            f"{path}: {name} is stored as {value.dtype} on {value.device}, which no model has; "
+            "save its plain numbers"
         )
-        raise DataError(
-            f"{path} holds no state dict (found: {keys}); expected tensors by name, "
-            "or 'model_state' with them"
-        )
-    wrapper = _PREFIX if all(str(name).startswith(_PREFIX) for name in content) else ""
-    return {str(name).removeprefix(wrapper): value for name, value in content.items()}
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def export_checkpoint(
@@ -150,14 +236,14 @@ def export_checkpoint(
     the published runs.
 
     Raises:
-        DataError: If the weights do not fit the model.
+        DataError: If the weights do not fit the model, or are not finite.
     """
     tensors, own = read_weights(weights), model.state_dict()
     coverage = cover(tensors, own)
     if not coverage.complete:
         raise DataError(
-            f"{weights} does not fit the model ({'; '.join(coverage.problems[:3])}); name the "
-            "model it was trained as"
+            f"{weights} does not fit the model ({coverage.excerpt()}); name the model it was "
+            "trained as"
         )
     back = np.argsort(lookup(_AXES, layout, "layout")).tolist()
     state = {
@@ -180,26 +266,65 @@ def save_imported(out: Path, model: nn.Module, imported: Imported, card: Mapping
 
 
 def _named(
-    tensors: Mapping[str, Tensor], rename: Mapping[str, str], drop: Sequence[str], path: Path
+    tensors: Mapping[str, Tensor],
+    rename: Mapping[str, str],
+    drop: Sequence[str],
+    path: Path,
+    own: Iterable[str],
 ) -> dict[str, Tensor]:
-    _check_beginnings("--rename", rename, tensors, path)
-    named: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        old = max((old for old in rename if _below(name, old)), key=len, default=None)
-        ours = name if old is None else rename[old] + name[len(old) :]
-        if ours in named:
-            raise ConfigError(f"--rename gives two tensors of {path} the name {ours}")
-        named[ours] = value
-    _check_beginnings("--drop", drop, named, path)
-    return {
-        name: value
-        for name, value in named.items()
-        if not any(_below(name, beginning) for beginning in drop)
+    """Return the tensors under the model's names as far as wrappers and options lead there."""
+    bare = _unwrapped(tensors, own)
+    _check_beginnings("--rename", rename, {*tensors, *bare.values()}, path)
+    # a beginning may be meant with the prefixes of wrappers or without
+    renamed = {
+        name: _renamed(name, rename) or _renamed(short, rename) or short
+        for name, short in bare.items()
     }
+    final = _unwrapped(renamed.values(), own)
+    origin: dict[str, str] = {}
+    for name, ours in ((name, final[new]) for name, new in renamed.items()):
+        if ours in origin:
+            raise ConfigError(
+                f"two tensors of {path} would be called {ours}, {origin[ours]} and {name}; say "
+                "which with --rename, or --drop one"
+            )
+        if not any(_below(name, each) or _below(ours, each) for each in drop):
+            origin[ours] = name
+    _check_beginnings("--drop", drop, {*tensors, *final.values()}, path)
+    return {ours: tensors[name] for ours, name in origin.items()}
+
+
+def _unwrapped(names: Iterable[str], own: Iterable[str]) -> dict[str, str]:
+    """Return what names are called without the parts that wrappers of a model put into them."""
+    parts = {
+        name: [part for part in name.split(".") if part not in _WRAPPERS] or [name]
+        for name in names
+    }
+    first = {name.partition(".")[0] for name in own}
+    while True:
+        heads = {words[0] for words in parts.values()}
+        shared = heads if len(heads) == 1 else set()
+        cut = ({_HOLDER} | shared) - first
+        if not any(words[0] in cut and len(words) > 1 for words in parts.values()):
+            return {name: ".".join(words) for name, words in parts.items()}
+        parts = {
+            name: words[1:] if words[0] in cut and len(words) > 1 else words
+            for name, words in parts.items()
+        }
+
+
+def _renamed(name: str, rename: Mapping[str, str]) -> str | None:
+    """Return what a name becomes by the longest beginning that it has; None if it has none."""
+    old = max((old for old in rename if _below(name, old)), key=len, default=None)
+    if old is None:
+        return None
+    rest = name[len(old.rstrip(".")) :].lstrip(".")
+    return ".".join(part for part in (rename[old].rstrip("."), rest) if part)
 
 
 def _below(name: str, beginning: str) -> bool:
-    return name == beginning or name.startswith(beginning.rstrip(".") + ".")
+    beginning = beginning.rstrip(".")
+    return name == beginning or name.startswith(beginning + ".")
 
 
 def _check_beginnings(

@@ -4,13 +4,17 @@ fails naming the tensors.
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdlib import zoo
@@ -253,17 +257,152 @@ def test_files_that_are_no_checkpoints(
     whole = file.read_bytes()
     for cut in (0, 1, 100, len(whole) // 2, len(whole) - 10):
         file.write_bytes(whole[:cut])
-        with pytest.raises(DataError, match=r"no complete torch checkpoint|only running code"):
+        with pytest.raises(DataError, match=r"no complete torch checkpoint|is empty|no weights"):
             foreign.import_checkpoint(file, network)
     file.write_bytes(pickle.dumps({"model_state": Evil()}))
     with pytest.raises(DataError):
         foreign.import_checkpoint(file, network)
-    torch.save({"model_state": network.state_dict(), "config": Evil()}, file)
-    with pytest.raises(DataError, match="only running code from the file could rebuild"):
-        foreign.import_checkpoint(file, network)
+    objects = {
+        r"(builtins\.)?print": Evil(),
+        "pathlib.PosixPath": Path("runs/3"),
+        "argparse.Namespace": argparse.Namespace(lr=0.1),
+        "torch.nn.modules.linear.Linear": nn.Linear(2, 2),
+    }
+    for name, value in objects.items():
+        torch.save({"model_state": network.state_dict(), "config": value}, file)
+        with pytest.raises(DataError, match=rf"holds {name}, an object that only running code"):
+            foreign.import_checkpoint(file, network)
     assert "run" not in capsys.readouterr().out
-    torch.save({"lr": 0.1}, file)
-    with pytest.raises(DataError, match=r"no state dict \(found: lr\)"):
+    for content, words in (({"lr": 0.1}, "lr: float"), ([1], "list"), ({}, "nothing")):
+        torch.save(content, file)
+        with pytest.raises(DataError, match=rf"no state dict \(found: {words}\)"):
+            foreign.import_checkpoint(file, network)
+
+
+def test_numpy_scalars_and_arrays_beside_the_weights_are_read(
+    tmp_path: Path, network: nn.Module, points: PointBatch
+) -> None:
+    file = tmp_path / "theirs.pth"
+    notes = {
+        "best": np.float64(0.5),
+        "step": np.int64(3),
+        "name": np.str_("teacher"),
+        "seeds": np.arange(3),
+    }
+    for legacy in (False, True):
+        torch.save(
+            {**wrapped(network.state_dict()), **notes},
+            file,
+            _use_new_zipfile_serialization=not legacy,
+        )
+        same_outputs(file, network, points)
+
+
+def test_sparse_tensors_are_read_and_others_named(
+    tmp_path: Path, network: nn.Module, points: PointBatch
+) -> None:
+    state, file, name = (
+        network.state_dict(),
+        tmp_path / "theirs.pth",
+        "dense_head.shared_conv.0.bias",
+    )
+    kernel = "backbone_3d.conv2.0.0.weight"
+    torch.save(wrapped(change(state, kernel, state[kernel].to_sparse())), file)
+    same_outputs(file, network, points)
+    odd = (
+        torch.zeros(16, dtype=torch.complex64),
+        torch.zeros(16, device="meta"),
+        torch.quantize_per_tensor(torch.zeros(16), 0.1, 0, torch.qint8),
+    )
+    for value in odd:
+        torch.save(wrapped(change(state, name, value)), file)
+        with pytest.raises(
+            DataError, match=rf"{name} is stored as .*{value.dtype}.* plain numbers"
+        ):
+            foreign.import_checkpoint(file, network)
+
+
+WRAPPED: dict[str, Callable[[str], str]] = {
+    "distributed": lambda name: f"module.{name}",
+    "distributed twice": lambda name: f"module.module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled and distributed": lambda name: f"module._orig_mod.{name}",
+    "lightning": lambda name: f"model.{name}",
+    "lightning, compiled": lambda name: f"model._orig_mod.{name}",
+    "mixed": lambda name: f"model.module.{name}" if "bias" in name else f"module.{name}",
+    "one part compiled": lambda name: name.replace("backbone_3d.", "backbone_3d._orig_mod."),
+    "sharded": lambda name: (
+        f"_fsdp_wrapped_module.{name.replace('.0.', '.0._fsdp_wrapped_module.')}"
+    ),
+    "any holder": lambda name: f"net.detector.{name}",
+}
+
+
+@pytest.mark.parametrize("form", ["theirs.pth", "theirs.safetensors", "last.ckpt"])
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_prefixes_of_wrappers_come_off_in_every_format(
+    tmp_path: Path, network: nn.Module, points: PointBatch, wrapper: str, form: str
+) -> None:
+    state = {WRAPPED[wrapper](name): value for name, value in network.state_dict().items()}
+    file = tmp_path / form
+    if file.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, file)
+    else:
+        lightning = {"state_dict": state, "optimizer_states": [{"state": {0: {"step": 3}}}]}
+        torch.save(lightning if file.suffix == ".ckpt" else state, file)
+    same_outputs(file, network, points)
+
+
+@pytest.mark.parametrize(
+    "option", ["model=", "model.=", "ema.model=", "ema.model.=", "ema=", "ema.="]
+)
+def test_a_beginning_may_end_in_a_dot_or_not(
+    tmp_path: Path, network: nn.Module, points: PointBatch, option: str
+) -> None:
+    beginning = "ema.model." if "ema" in option else "model."
+    state = {f"{beginning}{name}": value for name, value in network.state_dict().items()}
+    file = tmp_path / "theirs.pth"
+    torch.save({**state, "epoch": torch.tensor(3)}, file)
+    old, _, new = option.partition("=")
+    same_outputs(file, network, points, rename={old: new}, drop=["epoch"])
+
+
+def test_names_that_meet_are_named(tmp_path: Path, network: nn.Module) -> None:
+    state, file = network.state_dict(), tmp_path / "theirs.pth"
+    torch.save({**state, **{f"module.{name}": value for name, value in state.items()}}, file)
+    with pytest.raises(ConfigError, match=r"would be called (\S+), \1 and module\.\1"):
+        foreign.import_checkpoint(file, network)
+
+
+def test_of_several_sets_one_is_taken_aloud_and_another_by_name(
+    tmp_path: Path, network: nn.Module, points: PointBatch
+) -> None:
+    state, file = network.state_dict(), tmp_path / "theirs.pth"
+    noise = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"ema_state_dict": state, "state_dict": noise, "optimizer": {"state": noise}}, file)
+    with pytest.warns(UserWarning, match="2 sets of weights: 'state_dict' is taken, not ema_state"):
+        imported = foreign.import_checkpoint(file, network)
+    assert not any(value.any() for value in imported.tensors.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same_outputs(file, network, points, take="ema_state_dict")
+    with pytest.raises(ConfigError, match="no set of weights 'ema', it has: ema_state_dict, state"):
+        foreign.import_checkpoint(file, network, take="ema")
+    torch.save({"student": state, "teacher": noise}, file)
+    with pytest.raises(DataError, match="several sets of weights, student, teacher; say which"):
+        foreign.import_checkpoint(file, network)
+    torch.save({"net": {"weights": state}, "epoch": 3}, file)  # the only one, whatever its name
+    same_outputs(file, network, points)
+
+
+def test_what_does_not_fit_shows_names_of_both_sides(tmp_path: Path, network: nn.Module) -> None:
+    file = tmp_path / "theirs.pth"
+    torch.save({f"encoder{n}.weight": torch.zeros(2) for n in range(9)}, file)
+    with pytest.raises(
+        DataError,
+        match=r"missing in the file: \w+.* and \d+ more; unknown to the model: "
+        r"encoder0\.weight, encoder1\.weight, encoder2\.weight and 6 more\)",
+    ):
         foreign.import_checkpoint(file, network)
 
 
