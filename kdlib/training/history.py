@@ -47,10 +47,13 @@ class Meter:
         sums = {name: float(value) for name, value in self._sums.items()}
         bad = sorted(name for name, value in sums.items() if not math.isfinite(value))
         if bad:
-            raise Diverged(
-                f"{', '.join(bad)} became NaN or infinite; lower learning_rate, or "
-                "check the frames for bad values"
+            own = [name for name in bad if not name.startswith(("loss", "parts/kd_"))]
+            remedy = (
+                "lower learning_rate, or check the frames for bad values"
+                if own or bad == ["loss"]
+                else "the student's own losses are sound, so look at the teacher's weights"
             )
+            raise Diverged(f"{', '.join(bad)} became NaN or infinite; {remedy}")
         return {"sums": sums, "batches": self.batches}
 
     def means(self) -> Json:

@@ -180,7 +180,7 @@ def _check_agreement(
         )
     for number, (a, b) in enumerate(zip(ours, theirs)):
         apart = np.abs(np.subtract(a["sum"], b["sum"])).max() / max(a["points"], 1)
-        if a["points"] != b["points"] or apart > POINT_AGREEMENT:
+        if a["points"] != b["points"] or not apart <= POINT_AGREEMENT:
             raise KdlibError(
                 f"{place}, frame {number}: {a['points']} points, the official code finds "
                 f"{b['points']}, their means "

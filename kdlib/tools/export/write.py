@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,10 +129,12 @@ def export_detector(trained: TrainedWeights, out: Path, frames: int = 2) -> Expo
     if frames and (out.suffix == ".pt2" or importlib.util.find_spec("onnxruntime") is not None):
         difference = largest_difference(detector, content, out.suffix, samples)
         if not difference <= TOLERANCE:
-            raise ExportError(
-                f"{out} would differ from the network by {difference:.1e}, more than "
-                f"{TOLERANCE:g}; nothing is written"
+            by = (
+                f"by {difference:.1e}, more than {TOLERANCE:g}"
+                if np.isfinite(difference)
+                else "by NaN or infinity"
             )
+            raise ExportError(f"{out} would differ from the network {by}; nothing is written")
     else:
         frames = 0
     records.write_bytes(out, content)
@@ -148,12 +151,12 @@ def largest_difference(
     detector: CenterPoint | AnchorDetector, content: bytes, ending: str, samples: Sequence[Sample]
 ) -> float:
     """Return the largest difference between the maps of an exported file and of the network itself,
-    relative above 1.
+    relative above 1; NaN where one of them answers with NaN.
 
     The network's side is its own forward pass, not the part that was exported, so that the cut is
     judged too.
     """
-    worst = 0.0
+    differences = [0.0]
     if ending == ".onnx":
         import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 
@@ -175,8 +178,10 @@ def largest_difference(
             maps = [value for head in heads for value in vars(head).values()]
             assert len(maps) == len(exported) - 3  # then come the boxes
             for ours, theirs in zip(maps, map(torch.as_tensor, exported)):
-                worst = max(worst, float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max()))
-    return worst
+                apart = (ours - theirs).abs() / theirs.abs().clamp(min=1)
+                differences.append(float(apart.max()))
+    # unlike Python's own, this maximum does not pass over NaN
+    return float(np.max(differences))
 
 
 def _inputs(detector: CenterPoint | AnchorDetector, sample: Sample) -> dict[str, Tensor]:

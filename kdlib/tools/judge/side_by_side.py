@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdlib.metric.objects import EvalBoxes
 from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.tools.judge.official import MetricRun, official_scores
@@ -30,9 +32,10 @@ class SideBySide:
 
     @property
     def difference(self) -> float:
-        """Return the largest difference of any AP or APH."""
+        """Return the largest difference of any AP or APH; NaN where one of them is NaN."""
         ours = self.ours.metrics
-        return max(abs(ours[name] - value) for name, value in self.official.metrics.items())
+        apart = [abs(ours[name] - value) for name, value in self.official.metrics.items()]
+        return float(np.max(apart))  # unlike Python's own, it does not pass over NaN
 
     @property
     def agrees(self) -> bool:

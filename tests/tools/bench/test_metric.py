@@ -25,3 +25,11 @@ def test_both_agree_on_a_small_crowd():
     outcome = bench_metric(10, 20, 40, python=find_python())
     assert outcome["difference"] <= 1e-6
     assert outcome["ratio"] == pytest.approx(outcome["official_s"] / outcome["kdlib_s"])
+
+
+def test_a_score_of_nan_on_one_side_is_no_agreement():
+    """Python's own max() passes over NaN."""
+    sound = MetricRun({"a/AP": 0.5, "b/AP": 0.5}, 1.0, 1, "1.6.1")
+    broken = MetricRun({"a/AP": 0.5, "b/AP": float("nan")}, 1.0, 1, "kdlib")
+    judged = SideBySide(3, 6, 3, broken, sound)
+    assert not judged.agrees and "THEY DISAGREE" in judged.summary()

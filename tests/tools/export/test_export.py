@@ -8,6 +8,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kdlib import cli, zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
-from kdlib.errors import ConfigError
+from kdlib.errors import ConfigError, DataError
 from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.detector import CenterPoint
@@ -283,3 +285,32 @@ def test_the_encoder_of_the_graph_is_the_networks(samples: list[Sample]) -> None
     with torch.inference_mode():
         mine = export_graph(network).encode(voxels.features, voxels.num_points, voxels.coords)
         torch.testing.assert_close(mine, network.vfe(voxels), atol=1e-4, rtol=1e-5)
+
+
+def test_an_answer_of_nan_fails_the_comparison(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own max() passes over NaN: a file that answered nothing else counted as equal."""
+    one, real = trained("pillar student", tmp_path), torch.export.load
+
+    class Broken:
+        def __init__(self, program: torch.export.ExportedProgram) -> None:
+            self.program = program
+
+        def module(self) -> Callable[..., list[Tensor]]:
+            run = self.program.module()
+            return lambda *inputs: [value.float() * torch.nan for value in run(*inputs)]
+
+    monkeypatch.setattr(torch.export, "load", lambda stream: Broken(real(stream)))
+    with pytest.raises(ExportError, match="would differ from the network by NaN or infinity"):
+        export_detector(one, tmp_path / "student.pt2", frames=1)
+    assert not (tmp_path / "student.pt2").exists()
+
+
+def test_weights_of_nan_are_not_exported(tmp_path: Path) -> None:
+    one = trained("pillar student", tmp_path)
+    network = load_detector(one)
+    next(network.parameters()).data.fill_(torch.nan)
+    save_weights(one.weights, network, {})
+    with pytest.raises(DataError, match=r"weights\.safetensors: \d+ numbers of .* are NaN"):
+        export_detector(one, tmp_path / "student.pt2", frames=0)
