@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.config import KDConfig, KDScheduleConfig, LabelKDConfig
-from kdlib.errors import ConfigError
+from kdlib.errors import ConfigError, DataError
 from kdlib.kd.adapter import make_adapter
 from kdlib.kd.check import check_pair, with_centre_head
 from kdlib.kd.feature import feature_kd, feature_needs
@@ -131,6 +131,17 @@ class Distillation(_Objective):
     def teacher(self) -> Teacher:
         """The frozen teacher."""
         return self._unregistered[0]
+
+    def check_teacher(self, batch: Batch) -> None:
+        """Ask the teacher about a batch; raises DataError if it answers with NaN or infinity."""
+        for head in self.teacher(batch, ()).heads:
+            for name, answer in vars(head).items():
+                bad = int((~answer.isfinite()).sum())
+                if bad:
+                    raise DataError(
+                        f"the teacher answers with NaN or infinity, {bad} of {answer.numel()} "
+                        f"numbers of its '{name}' on the first batch; take other weights for it"
+                    )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Distillation:
         """Move or cast the teacher along with the student (``to``, ``cuda``, ``double`` all end

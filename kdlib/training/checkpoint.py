@@ -124,7 +124,8 @@ def latest(folder: Path, job: str) -> Checkpoint | None:
             raise CheckpointError(
                 f"{path} belongs to job {checkpoint.job}, this run is job {job}: "
                 "the settings, the store or a weight file changed; "
-                f"choose another run folder, or delete {folder} to start over"
+                f"choose another run folder, or delete {folder} to start over; for more epochs "
+                "after the end, name the trained weights as init_weights of a job in another folder"
             )
         return checkpoint
     return None

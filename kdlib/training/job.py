@@ -159,8 +159,9 @@ class TrainJob:
             finished = (run.path / records.COMPLETE).is_file()
             if finished and not records.is_complete(run.path, absolute.hash()):
                 raise ConfigError(
-                    f"{run.path} holds the results of another job; delete that "
-                    "folder or choose another one"
+                    f"{run.path} holds the results of another job; delete that folder or choose "
+                    "another one; to train its model for more epochs, name "
+                    f"{run.weights} as init_weights of a job in another folder"
                 )
             if worker(run) is not None:
                 raise ConfigError(

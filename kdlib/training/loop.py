@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.sampler import StepSampler, check_shares
 from kdlib.data.store import Store, StoreSplit
+from kdlib.errors import DataError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation, Plain
 from kdlib.models.build import build
@@ -79,13 +80,15 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
     """Build the student with its first weights, and around it what it is to minimise.
 
     Raises:
-        ConfigError: If the weights do not fit the models.
+        ConfigError: If teacher, student and recipe do not fit together.
+        DataError: If weights do not fit the models, or hold NaN.
     """
     student = build(job.model)
     teacher: CenterPoint | AnchorDetector | None = None
     if job.teacher is not None:
         teacher = build(job.teacher.model)
-        load_weights(Path(job.teacher.weights), teacher)
+        with _naming_teacher():
+            load_weights(Path(job.teacher.weights), teacher)
     if job.init_weights is not None:
         taken = initialise(student, read_weights(Path(job.init_weights)), job.initialisation)
         print(f"starting from {job.init_weights}: {taken}", flush=True)
@@ -123,9 +126,23 @@ def _loader(
     )
 
 
-def _report(objective: Plain | Distillation, batches: Iterable[Any]) -> list[Json]:
-    """Print the active terms on the first batch and return them."""
-    rows = objective.report(next(iter(batches)))
+@contextlib.contextmanager
+def _naming_teacher(weights: str = "") -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"the teacher cannot teach, {weights}{error}") from error
+
+
+def _report(objective: Plain | Distillation, batches: Iterable[Any], teacher: str) -> list[Json]:
+    """Print the active terms on the first batch and return them; DataError if the teacher, whose
+    file is named, answers with NaN there.
+    """
+    batch = next(iter(batches))
+    if isinstance(objective, Distillation):
+        with _naming_teacher(f"{teacher}: "):
+            objective.check_teacher(batch)
+    rows = objective.report(batch)
     for row in rows:
         positions = "whole map" if row.positions is None else f"{row.positions} positions"
         labels = (
@@ -219,7 +236,8 @@ def _train(
     total = schedule_length(per_epoch * job.train.epochs, job.train, job.max_steps)
     seed_everything(job.train.seed)
     objective = build_objective(job)
-    terms = _report(objective, _loader(dataset, job, 0)) if processes.first else []
+    taught = job.teacher.weights if job.teacher else ""
+    terms = _report(objective, _loader(dataset, job, 0), taught) if processes.first else []
     among = f", shared by {processes.world} processes" if processes.several else ""
     print(
         f"{job.name or job.model.name}: {len(dataset)} frames, {total} steps of "

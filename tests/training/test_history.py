@@ -55,3 +55,18 @@ def test_rewind(tmp_path):
     assert [line["step"] for line in records.read_json_lines(path)] == [1, 2, 3]
     history.append(path, {"step": 4})
     assert len(records.read_json_lines(path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "remedy"),
+    [
+        (("kd_heatmap",), "look at the teacher's weights"),
+        (("kd_heatmap", "heatmap"), "lower learning_rate"),
+    ],
+)
+def test_a_teacher_that_answers_nan_is_suspected(bad, remedy):
+    parts = {"heatmap": torch.tensor(1.0), "kd_heatmap": torch.tensor(2.0)}
+    meter = Meter()
+    meter.add(LossTerms.total({**parts, **dict.fromkeys(bad, torch.tensor(torch.nan))}))
+    with pytest.raises(Diverged, match=rf"parts/kd_heatmap.* became NaN or infinite; .*{remedy}"):
+        meter.means()

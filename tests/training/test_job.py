@@ -130,7 +130,9 @@ def test_finished_folder_keeps_its_job(tmp_path, job):
     records.mark_complete(run, job.hash())
     job.write(run)
     replace(job, name="renamed").write(run)
-    with pytest.raises(ConfigError, match="holds the results of another job"):
+    with pytest.raises(
+        ConfigError, match=r"holds the results of another job.*init_weights of a job"
+    ):
         replace(job, max_steps=10).write(run)
     assert TrainJob.read(run).max_steps == 9
 

@@ -329,6 +329,23 @@ def test_weights_that_do_not_fit(tmp_path, job):
         loop.build_objective(replace(job, init_weights=str(other)))
 
 
+@pytest.mark.parametrize("value", [torch.nan, 1e38])  # in the file, or only in the answer
+def test_a_teacher_that_answers_nan_is_named_before_the_first_step(tmp_path, job, value):
+    weights, spoilt = tmp_path / "spoilt.safetensors", build(TEACHER)
+    spoilt.state_dict()["dense_head.shared_conv.0.weight"].fill_(value)
+    save_weights(weights, spoilt, {})
+    source = TeacherSource(TEACHER, str(weights))
+    labels = replace(job.kd, logit=None, feature=None)
+    for kd in (job.kd, labels):
+        run = tmp_path / ("labels" if kd is labels else "logits")
+        replace(job, kd=kd, teacher=source).write(run)
+        with pytest.raises(
+            DataError, match=r"the teacher cannot teach, .*spoilt\.safetensors: .*NaN"
+        ):
+            train(run)
+        assert not (run / "history.jsonl").is_file()
+
+
 def test_nothing_to_learn(job, tmp_path):
     replace(job, train=replace(SCHEDULE, accumulate=50)).write(tmp_path)
     with pytest.raises(ConfigError, match="fewer than accumulate=50"):
