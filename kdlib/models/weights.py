@@ -150,7 +150,7 @@ def _is_torch_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
         return True
     tops = {name.partition("/")[2] for name in names}
     if "constants.pkl" in tops:

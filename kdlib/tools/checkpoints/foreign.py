@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,40 @@ from kdlib.models.weights import (
     weights_format,
 )
 from kdlib.records import sha256, write_bytes
+from kdlib.tools.checkpoints.names import named
 
 # OpenPCDet and SparseKD, then everybody else
 _SETS = ("model_state", "state_dict", "model_state_dict", "model")
-# parts of names that DistributedDataParallel, torch.compile, FSDP and checkpointing put anywhere,
-# and what holders of a model call it at the beginning
-_WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
-_HOLDER = "model"
+# what torch's restricted reader stumbles over in damaged files
+_DAMAGED = (
+    *(RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError, ImportError, MemoryError, struct.error),
+)
 
 # For each layout of sparse kernels, the axes of a stored tensor in our order (Cout, kz, ky, kx,
 # Cin); spec section 4.1.
 _AXES = {"spconv2": (0, 1, 2, 3, 4), "spconv1": (4, 0, 1, 2, 3), "native": (3, 0, 1, 2, 4)}
+
+
+class NumPyValue:
+    """Stands in for a NumPy scalar or array beside the weights, which nobody asks for: NumPy itself
+    would believe whatever a damaged file says of its memory.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        """Pass over what describes the value."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Pass over its numbers."""
+
+
+_PASSED_OVER: list[Any] = [
+    (NumPyValue, f"numpy.{name}")
+    for name in (
+        *("dtype", "ndarray", "core.multiarray.scalar", "_core.multiarray.scalar"),
+        *("core.multiarray._reconstruct", "_core.multiarray._reconstruct"),
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,7 @@ def import_checkpoint(
             message names the tensors and the remedy.
     """
     own = model.state_dict()
-    stored = _named(read_checkpoint(path, take), rename or {}, drop, path, own)
+    stored = named(read_checkpoint(path, take), rename or {}, drop, path, own)
     kernels = {name: tuple(value.shape) for name, value in own.items() if value.dim() == 5}
     if kernels:
         layout = layout or _detect(stored, kernels, path)
@@ -152,7 +176,7 @@ def read_checkpoint(path: Path, take: str | None = None) -> dict[str, Tensor]:
 def _restricted_load(path: Path) -> Any:
     try:
         # a stream: of a path, torch believes the ending
-        with torch.serialization.safe_globals(_numpy_globals()), path.open("rb") as stream:
+        with torch.serialization.safe_globals(_PASSED_OVER), path.open("rb") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         name = re.search(
@@ -168,26 +192,10 @@ def _restricted_load(path: Path) -> Any:
             "could rebuild; if you trust it, save it again there with "
             'torch.save({"model_state": model.state_dict()}, FILE)'
         ) from error
-    # a damaged file can break the reader anywhere
-    except Exception as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{path} is no complete torch checkpoint ({_first_line(error)}); copy it again"
         ) from error
-
-
-def _numpy_globals() -> list[Any]:
-    """Return what rebuilds NumPy's scalars and arrays, under the names of both its generations."""
-    scalar, rebuild = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
-    return [
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDSUMm"},
-        *(
-            (function, f"numpy.{core}.multiarray.{name}")
-            for core in ("core", "_core")
-            for function, name in ((scalar, "scalar"), (rebuild, "_reconstruct"))
-        ),
-    ]
 
 
 def _weight_sets(content: Any, place: str = "") -> dict[str, Mapping[str, Tensor]]:
@@ -263,79 +271,6 @@ def save_imported(out: Path, model: nn.Module, imported: Imported, card: Mapping
     save_weights(
         out, model, {**card, "source_sha256": imported.sha256, "source_layout": imported.layout}
     )
-
-
-def _named(
-    tensors: Mapping[str, Tensor],
-    rename: Mapping[str, str],
-    drop: Sequence[str],
-    path: Path,
-    own: Iterable[str],
-) -> dict[str, Tensor]:
-    """Return the tensors under the model's names as far as wrappers and options lead there."""
-    bare = _unwrapped(tensors, own)
-    _check_beginnings("--rename", rename, {*tensors, *bare.values()}, path)
-    # a beginning may be meant with the prefixes of wrappers or without
-    renamed = {
-        name: _renamed(name, rename) or _renamed(short, rename) or short
-        for name, short in bare.items()
-    }
-    final = _unwrapped(renamed.values(), own)
-    origin: dict[str, str] = {}
-    for name, ours in ((name, final[new]) for name, new in renamed.items()):
-        if ours in origin:
-            raise ConfigError(
-                f"two tensors of {path} would be called {ours}, {origin[ours]} and {name}; say "
-                "which with --rename, or --drop one"
-            )
-        if not any(_below(name, each) or _below(ours, each) for each in drop):
-            origin[ours] = name
-    _check_beginnings("--drop", drop, {*tensors, *final.values()}, path)
-    return {ours: tensors[name] for ours, name in origin.items()}
-
-
-def _unwrapped(names: Iterable[str], own: Iterable[str]) -> dict[str, str]:
-    """Return what names are called without the parts that wrappers of a model put into them."""
-    parts = {
-        name: [part for part in name.split(".") if part not in _WRAPPERS] or [name]
-        for name in names
-    }
-    first = {name.partition(".")[0] for name in own}
-    while True:
-        heads = {words[0] for words in parts.values()}
-        shared = heads if len(heads) == 1 else set()
-        cut = ({_HOLDER} | shared) - first
-        if not any(words[0] in cut and len(words) > 1 for words in parts.values()):
-            return {name: ".".join(words) for name, words in parts.items()}
-        parts = {
-            name: words[1:] if words[0] in cut and len(words) > 1 else words
-            for name, words in parts.items()
-        }
-
-
-def _renamed(name: str, rename: Mapping[str, str]) -> str | None:
-    """Return what a name becomes by the longest beginning that it has; None if it has none."""
-    old = max((old for old in rename if _below(name, old)), key=len, default=None)
-    if old is None:
-        return None
-    rest = name[len(old.rstrip(".")) :].lstrip(".")
-    return ".".join(part for part in (rename[old].rstrip("."), rest) if part)
-
-
-def _below(name: str, beginning: str) -> bool:
-    beginning = beginning.rstrip(".")
-    return name == beginning or name.startswith(beginning + ".")
-
-
-def _check_beginnings(
-    option: str, beginnings: Iterable[str], names: Iterable[str], path: Path
-) -> None:
-    for beginning in beginnings:
-        if not any(_below(name, beginning) for name in names):
-            heads = ", ".join(sorted({name.partition(".")[0] for name in names}))
-            raise ConfigError(
-                f"{option} {beginning}: no tensor of {path} begins so; it has {heads}"
-            )
 
 
 def _detect(

@@ -372,6 +372,7 @@ def test_names_that_meet_are_named(tmp_path: Path, network: nn.Module) -> None:
     torch.save({**state, **{f"module.{name}": value for name, value in state.items()}}, file)
     with pytest.raises(ConfigError, match=r"would be called (\S+), \1 and module\.\1"):
         foreign.import_checkpoint(file, network)
+    foreign.import_checkpoint(file, network, drop=["module"])
 
 
 def test_of_several_sets_one_is_taken_aloud_and_another_by_name(
