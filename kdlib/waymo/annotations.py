@@ -39,6 +39,7 @@ LABEL_COLUMNS: Converters = {
 """The columns of ``lidar_box`` that are read."""
 # beyond what any car, or float32, can be asked to hold
 _FARTHEST, _FASTEST, _MOST_POINTS = 1e5, 1e4, 1 << 24
+_MOST_TURNS = 3  # of a heading in radians
 
 
 def difficulty_level(difficulty: IntArray, num_points: IntArray) -> Int64:
@@ -134,7 +135,7 @@ def _check(
     difficulty: IntArray,
     points: IntArray,
 ) -> None:
-    """Refuse what no annotation can be; any heading is legal."""
+    """Refuse what no annotation can be; a heading may go around a few times."""
     kinds = (
         f"0 (unknown), {', '.join(f'{number} ({name})' for name, number in WAYMO_TYPES.items())}"
     )
@@ -145,7 +146,13 @@ def _check(
         return (values < 0) | (values > highest)
 
     for wrong, values, said in (
+        (np.array([not name.strip() for name in ids]), boxes, "has no object id: {}"),
         (broken, boxes, "is not seven finite numbers with a size above 0: {}"),
+        (
+            np.abs(boxes[:, 6]) > _MOST_TURNS * 2 * np.pi,
+            boxes[:, 6],
+            "has heading {}; it must be radians, not degrees",
+        ),
         (outside(types, max(WAYMO_TYPES.values())), types, f"has type {{}}, expected {kinds}"),
         (outside(difficulty, 2), difficulty, "has difficulty {}, expected 0 (unset), 1 or 2"),
         (

@@ -22,6 +22,8 @@ from kdlib.waymo.range_image import (
 )
 
 TOP = 1
+_STEEPEST = 1.6  # radians: straight down, and a little for rounding
+_MOUNTED = 20.0  # metres from the vehicle's origin, at most
 _NAMES = {TOP: "TOP", 2: "FRONT", 3: "SIDE_LEFT", 4: "SIDE_RIGHT", 5: "REAR"}
 
 
@@ -50,15 +52,32 @@ def calibration(
     table, a table beside limits.
 
     Raises:
-        DataError: If the extrinsic is no transform, or beam inclinations are missing or not finite.
+        DataError: If the extrinsic is no transform within the vehicle, or beam inclinations are
+            missing, not finite, not ascending or no radians.
     """
     beams = np.array(table, np.float64) if table else None
     limits = np.array([lowest, highest], np.float64)  # None becomes NaN
-    if not np.isfinite(limits if beams is None else beams).all():
+    angles = limits if beams is None else beams
+    if not np.isfinite(angles).all():
         raise DataError("beam inclinations are missing or not finite")
-    return Calibration(
-        as_transform(np.array(extrinsic, np.float64)), float(limits[0]), float(limits[1]), beams
-    )
+    if np.abs(angles).max() > _STEEPEST:
+        raise DataError(
+            f"beam inclinations reach {angles[np.abs(angles).argmax()]:.4g}; they must be radians, "
+            "not degrees"
+        )
+    if (np.diff(angles) < 0).any() or (beams is None and lowest == highest):
+        raise DataError(
+            f"beam inclinations from {angles[0]:.4g} to {angles[-1]:.4g} do not ascend; the lowest "
+            "beam must come first"
+        )
+    transform = as_transform(np.array(extrinsic, np.float64))
+    place = transform[:3, 3]
+    if not (np.abs(place) < _MOUNTED).all():
+        raise DataError(
+            f"sits at {np.round(place, 1).tolist()} in the vehicle's frame; its place must be in "
+            "metres"
+        )
+    return Calibration(transform, float(limits[0]), float(limits[1]), beams)
 
 
 def laser_points(
@@ -93,6 +112,20 @@ def laser_points(
         if image is not None  # some lasers have no second return
     ]
     return np.concatenate(clouds)
+
+
+def check_rows(returns: Sequence[FloatArray | None], laser: int, rows: dict[int, int]) -> None:
+    """Check that the range images of a laser have as many rows in all frames of a segment.
+
+    ``rows`` holds what was seen by laser, and learns of a new one. A RangeImageError says both
+    numbers.
+    """
+    for image in returns:
+        if image is not None and len(image) != rows.setdefault(laser, len(image)):
+            raise RangeImageError(
+                f"a range image has {len(image)} rows, others of this laser have {rows[laser]}; "
+                "one calibration cannot hold for both"
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from kdlib.types import Float32, Float64, FloatArray
 
 _SKEW = 1e-3  # a rotation in float32 is orthonormal to 1e-6
 _FARTHEST = 1e8  # metres: twice around the Earth
+_REACH = 1e3  # metres from the vehicle: many times what a LiDAR sees
 _BLOCK = 1 << 14  # pixels at a time: what is computed in between stays in the cache
 
 
@@ -77,13 +78,15 @@ def row_inclinations(
     the upper edge of the image.
 
     Raises:
-        RangeImageError: If the table has another length than the image has rows.
+        RangeImageError: If the table has another length than the image has rows, or one value only.
     """
     if table is None or len(table) == 0:
         rows = np.arange(height - 1, -1, -1, dtype=np.float64)
         return lowest + (rows + 0.5) / max(height, 1) * (highest - lowest)
     if len(table) != height:
         raise RangeImageError(f"{len(table)} beam inclinations for a range image of {height} rows")
+    if height > 1 and table[0] == table[-1]:
+        raise RangeImageError(f"all {height} beam inclinations are {table[0]:.4g}")
     return np.asarray(table, np.float64)[::-1]
 
 
@@ -124,7 +127,8 @@ def range_image_to_points(
         (n, 6) x, y, z in metres, intensity (raw), elongation, no-label-zone flag.
 
     Raises:
-        RangeImageError: If shapes disagree, a valid pixel has no pose, or a point is not finite.
+        RangeImageError: If shapes disagree, a valid pixel has no pose, or a point is not finite or
+            farther than any LiDAR sees.
     """
     height, width = image.shape[:2]
     ranges = image[..., 0].ravel()
@@ -163,13 +167,20 @@ def range_image_to_points(
             xyz = _at_frame_time(xyz, poses, frame_pose)
         points[start : start + len(block), :3] = xyz
         points[start : start + len(block), 3:] = seen[:, 1:4]
-    finite = np.isfinite(points)
-    if not finite.all():
-        broken = ~finite.all(axis=1)
-        row, column = divmod(valid[broken][0], width)
-        raise RangeImageError(
-            f"{broken.sum()} points are not finite, the first at row {row}, column {column}"
-        )
+    for right, said in (
+        (np.isfinite(points), "are not finite"),
+        (
+            np.abs(points[:, :3]) < _REACH,
+            f"lie more than {_REACH:g} m away; poses and ranges are metres",
+        ),
+    ):
+        if not right.all():
+            broken = ~right.all(axis=1)
+            row, column = divmod(valid[broken][0], width)
+            raise RangeImageError(
+                f"{broken.sum()} points {said}: the first, of range {image[row, column, 0]:.4g} m, "
+                f"at row {row}, column {column}"
+            )
     return points
 
 

@@ -26,6 +26,7 @@ from kdlib.waymo.lasers import (
     TOP,
     Calibration,
     calibration,
+    check_rows,
     laser_name,
     laser_points,
     naming,
@@ -65,6 +66,7 @@ def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
     """
     times: list[int] = []
     lasers: tuple[int, ...] = ()
+    rows: dict[int, int] = {}
     boxes, counted = 0, False
     for index, payload in enumerate(tfrecord.iter_payloads(path)):
         with naming(path, f"record {index}: "):
@@ -72,7 +74,7 @@ def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
             _check_place(proto, segment, times)
         times.append(proto.timestamp_micros)
         with naming(path, f"frame {times[-1]}: "):
-            frame, present = _frame(proto, segment, index)
+            frame, present = _frame(proto, segment, index, rows)
             if present != (lasers or present):
                 raise DataError(
                     f"has lasers {list(present)}, the frames before have {list(lasers)}"
@@ -105,8 +107,10 @@ def _check_place(proto: Any, segment: str, times: list[int]) -> None:
         )
 
 
-def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]]:
-    """Return one frame and its lasers, ascending."""
+def _frame(
+    proto: Any, segment: str, index: int, rows: dict[int, int]
+) -> tuple[Frame, tuple[int, ...]]:
+    """Return one frame and its lasers, ascending; ``rows`` are those of their images so far."""
     time, pose = proto.timestamp_micros, as_transform(np.array(proto.pose.transform, np.float64))
     lasers = sorted(proto.lasers, key=lambda laser: laser.name)
     names = tuple(laser.name for laser in lasers)
@@ -123,7 +127,7 @@ def _frame(proto: Any, segment: str, index: int) -> tuple[Frame, tuple[int, ...]
     clouds = []
     for name, laser in zip(names, lasers):
         try:
-            clouds.append(_points(laser, calibrations.get(name), pose))
+            clouds.append(_points(laser, calibrations.get(name), pose, rows))
         except DataError as error:
             raise type(error)(f"laser {laser_name(name)}: {error}") from error
     return Frame(
@@ -141,11 +145,16 @@ def _calibrations(context: Any) -> dict[int, Calibration]:
         if row.name in calibrations:
             raise DataError(f"has two calibrations of laser {laser_name(row.name)}")
         beams = (row.beam_inclination_min, row.beam_inclination_max, list(row.beam_inclinations))
-        calibrations[row.name] = calibration(list(row.extrinsic.transform), *beams)
+        try:
+            calibrations[row.name] = calibration(list(row.extrinsic.transform), *beams)
+        except DataError as error:
+            raise type(error)(f"laser {laser_name(row.name)}: {error}") from error
     return calibrations
 
 
-def _points(laser: Any, calibration: Calibration | None, pose: Float64) -> Float32:
+def _points(
+    laser: Any, calibration: Calibration | None, pose: Float64, rows: dict[int, int]
+) -> Float32:
     if calibration is None:
         raise RangeImageError("has no calibration")
     returns = [unpack_matrix(blob, 4) if blob else None for blob in _images(laser)]
@@ -155,7 +164,9 @@ def _points(laser: Any, calibration: Calibration | None, pose: Float64) -> Float
         if not blob:
             raise RangeImageError("has no pose image; its points would be up to a metre off")
         pixel_pose = unpack_matrix(blob, 6)
-    return laser_points(returns, calibration, pixel_pose, pose)
+    points = laser_points(returns, calibration, pixel_pose, pose)
+    check_rows(returns, laser.name, rows)
+    return points
 
 
 def _labels(labels: Any, time: int, pose: Float64) -> FrameLabels:
