@@ -19,6 +19,7 @@ import psutil
 import pyarrow as pa
 
 from kdlib import records
+from kdlib.data.processes import GUARD
 from kdlib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -187,8 +188,7 @@ def _local(workers: int) -> Iterator[Client]:
                 silence_logs=logging.CRITICAL,
             )
         except (OSError, RuntimeError, asyncio.TimeoutError) as error:
-            remedy = "call from under \"if __name__ == '__main__':\", or with one worker"
-            raise DataError(f"{workers} processes cannot be started ({error}); {remedy}") from error
+            raise DataError(f"{workers} processes cannot be started ({error}); {GUARD}") from error
         try:
             with Client(cluster, set_as_default=False) as client:
                 yield client

@@ -20,6 +20,7 @@ from kdlib import records
 from kdlib.data.cluster import cluster_cores, run_tasks, worker_count
 from kdlib.data.estimate import PrepareEstimate, SegmentTask, estimate_tasks, list_tasks
 from kdlib.data.object_bank import build_bank
+from kdlib.data.processes import refuse_unguarded
 from kdlib.data.progress import watched
 from kdlib.data.segment import (
     MANIFEST,
@@ -345,8 +346,10 @@ def only_writer(out: Path) -> Iterator[None]:
     clear what killed calls left.
 
     Raises:
+        ConfigError: If the caller's script has no main guard.
         DataError: If another process holds the lock, or the disk is full or read-only.
     """
+    refuse_unguarded()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         try:

@@ -13,6 +13,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from kdlib import records
+from kdlib.data.processes import refuse_unguarded
 from kdlib.errors import KdlibError
 from kdlib.lab.parts import Json
 
@@ -37,6 +38,7 @@ def hold(folder: Path) -> Iterator[None]:
 
     FolderBusy if another process holds it.
     """
+    refuse_unguarded()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -71,7 +73,11 @@ def driver(folder: Path) -> Json | None:
 
 @contextlib.contextmanager
 def take_turn(folder: Path) -> Iterator[None]:
-    """Hold a folder that several runs share, after waiting for whoever holds it."""
+    """Hold a folder that several runs share, after waiting for whoever holds it.
+
+    ConfigError where the holder is this process's own parent, whose script lacks a main guard.
+    """
+    refuse_unguarded()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:

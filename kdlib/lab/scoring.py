@@ -5,9 +5,7 @@ changes.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +14,7 @@ import torch
 
 from kdlib import records
 from kdlib.config import config_hash
+from kdlib.data.processes import process_pool
 from kdlib.data.store import fingerprint, ground_truth_table, limit_table
 from kdlib.lab.pipeline import (
     Run,
@@ -121,10 +120,9 @@ def _predict_side_by_side(run: Run, models: Mapping[str, TrainedWeights]) -> Non
     }
     if run.profile.parallel < 2 or run.frame_count * len(missing) < _WORTH_A_PROCESS:
         return
-    # a fork would inherit torch's threads in an unknown state
-    context = multiprocessing.get_context("spawn")
-    threads = (run.profile.threads or torch.get_num_threads(),)
-    with ProcessPoolExecutor(run.profile.parallel, context, torch.set_num_threads, threads) as pool:
+    words = "a predicting process was killed, perhaps for want of memory; run again"
+    threads = run.profile.threads or torch.get_num_threads()
+    with process_pool(run.profile.parallel, words, torch.set_num_threads, threads) as pool:
         for number, _ in enumerate(
             pool.map(predict_weights, itertools.repeat(run), missing, missing.values()), 1
         ):

@@ -5,15 +5,15 @@ level, with curves and a card.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from kdlib.data.processes import process_pool
 from kdlib.metric.ap import Curve, average_precision, precision_recall
 from kdlib.metric.box_tables import BoxTable
 from kdlib.metric.counts import COUNTED, CUTOFFS, Counts, count_frames
@@ -183,9 +183,8 @@ def _count(
     if workers <= 1:
         yield from (count_frames(chunk, generators, thresholds) for chunk in boxes.chunks())
         return
-    # Spawned, not forked: the caller may hold threads (torch, a notebook's kernel) that a fork
-    # would leave locked.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    words = "a counting process was killed, perhaps for want of memory; give fewer workers"
+    with process_pool(workers, words) as pool:
         # A few chunks at a time, so that not all boxes are held twice.
         waiting: deque[Future[Counts]] = deque()
         for chunk in boxes.chunks(most_frames=256):

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from kdlib import records
+from kdlib.data.processes import process_pool
 from kdlib.errors import ConfigError, DataError
 from kdlib.simulate.box_labels import LabelledFrame, label_frame
 from kdlib.simulate.lidar import Scanner
@@ -160,20 +159,13 @@ def _simulate_all(
             yield
         return
     # Fresh processes: open3d brings threads along, which a fork would not survive.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    words = "was killed, perhaps for want of memory; run again with fewer workers"
+    with process_pool(workers, f"a simulating process {words}") as pool:
         for future in as_completed(
             [pool.submit(_simulate_segment, folder, job, format) for job in jobs]
         ):
             future.result()
             yield
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a simulating process was killed, perhaps for want of memory; run again "
-            "with fewer workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _simulate_segment(folder: Path, job: SegmentJob, format: str) -> None:

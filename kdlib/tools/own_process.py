@@ -4,19 +4,17 @@ how much memory it held.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdlib.errors import KdlibError
+from kdlib.data.processes import process_pool
 
 _Answer = TypeVar("_Answer")
+_DIED = "died in a process of its own; the machine may be short of memory"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS")
 
 
@@ -26,18 +24,15 @@ def in_own_process(work: Callable[..., _Answer], *arguments: Any, threads: int =
     Libraries there get so many threads, with 0 as many as they like.
 
     Raises:
-        KdlibError: If the process dies.
+        ConfigError: If the caller's script has no main guard.
+        DataError: If the process dies.
     """
     before = dict(os.environ)
     if threads:
         os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with process_pool(1, f"'{work.__name__}' {_DIED}") as pool:
             return pool.submit(work, *arguments).result()
-    except BrokenProcessPool as error:
-        raise KdlibError(
-            f"'{work.__name__}' died in a process of its own; the machine may be short of memory"
-        ) from error
     finally:
         os.environ.clear()
         os.environ.update(before)
