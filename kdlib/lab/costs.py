@@ -122,8 +122,11 @@ def ratio_row(
     score: float, teacher_score: float, costs: pd.DataFrame, role: str
 ) -> dict[str, float]:
     """Return the share of the teacher's score that a student keeps, and its cost-performance ratio
-    by each of ``COSTS``.
+    by each of ``COSTS``; NaN, a dash in tables, where the teacher scores nothing.
     """
+    if not teacher_score > 0:
+        names = ("share of mAPH kept", *(f"CPR, {cost}" for cost in COSTS))
+        return dict.fromkeys(names, float("nan"))
     own, whole = (costs.set_index("role").loc[name] for name in (role, "teacher"))
     by_cost = {f"CPR, {cost}": cpr(score, teacher_score, own[cost], whole[cost]) for cost in COSTS}
     return {"share of mAPH kept": score / teacher_score, **by_cost}

@@ -7,18 +7,22 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdlib import records
-from kdlib.errors import ConfigError, KdlibError
+from kdlib.errors import ConfigError, DataError, KdlibError
 from kdlib.lab import occupancy, profiles, runlog
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
 from kdlib.lab.parts import Json
 from kdlib.lab.runlog import RunLog
+from kdlib.models.build import build
+from kdlib.models.weights import load_weights, read_weights
 
 SOURCES = PROJECT / "kdlib"
 # No notebook's numbers rest on these: what only draws (viz), what only the command line reaches
@@ -35,6 +39,14 @@ _UNCOUNTED = (
         "lab/publish.py",
     ),
 )
+_TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
+_MANY = 1_000_000
+_BOUNDS = {
+    **dict.fromkeys(("TEACHER_EPOCHS", "STUDENT_EPOCHS"), (0, _MANY)),
+    **dict.fromkeys(("RESAMPLES", "REPEATS"), (1, _MANY)),
+    "FRAME": (-1, _MANY),
+    "SCORE_THRESHOLD": (0, 1),
+}
 RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 
 
@@ -100,7 +112,7 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
 def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         # A path is the caller's, not one below the run folder in which the notebooks execute.
-        is_path = (name == "DATA_ROOT" and text) or (name == "TEACHER" and Path(text).is_file())
+        is_path = (name == "DATA_ROOT" and text) or (name in _TEACHERS and os.path.exists(text))
         return str(Path(text).resolve()) if is_path else text
     try:
         value = ast.literal_eval(text)
@@ -116,6 +128,47 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
+def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
+    """Check the value of a notebook's parameter; ConfigError names the accepted form."""
+    if name == "SEEDS":
+        profile.chosen_seeds(value)
+    elif name == "ARMS":
+        profile.chosen_arms(value)
+    elif name in _TEACHERS and value not in _TEACHERS[name] and not os.path.exists(value):
+        words = ", ".join(_TEACHERS[name])
+        raise ConfigError(f"{name}={value} is neither {words} nor a safetensors file")
+    elif name == "TEACHER" and value == "shipped" and not profile.shipped_teacher:
+        raise ConfigError(
+            f"TEACHER=shipped: profile {profile.name} ships none; use scratch or a safetensors file"
+        )
+    elif name == "DATA_ROOT" and os.path.exists(value) and not os.path.isdir(value):
+        raise ConfigError(f"DATA_ROOT={value} is no folder; name the one that holds waymo or store")
+    elif name in _BOUNDS:
+        least, most = _BOUNDS[name]
+        if not least <= value <= most:
+            rest = f"at least {least}" if most == _MANY else f"from {least} to {most}"
+            more = "; 0 means the profile's" if name.endswith("EPOCHS") else ""
+            raise ConfigError(f"{name}={value} must be {rest}{more}")
+
+
+def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
+    """Check that weights that are given fit their model, and are finite; ConfigError says what
+    is wrong with them.
+    """
+    for name, words in _TEACHERS.items():
+        given = {stage.parameters.get(name, "auto") for stage in stages} - set(words)
+        for file in map(Path, given):
+            try:
+                if name == "TEACHER":
+                    load_weights(file, build(profile.teacher_model))
+                else:
+                    read_weights(file)
+            except DataError as error:
+                raise ConfigError(
+                    f"{name} is neither {', '.join(words)} nor usable: {error}"
+                ) from error
+
+
 def source_hash(package: Path = SOURCES) -> str:
     """Return a digest of the sources a notebook's numbers rest on; a stage is repeated when the
     code under it changed.
@@ -129,7 +182,7 @@ def source_hash(package: Path = SOURCES) -> str:
 
 def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
     """Return the chain's stages with typed parameters, none executed; ConfigError if a name is
-    unknown or a type is wrong.
+    unknown, or a type or value is wrong.
     """
     chosen = profiles.profile(profile)
     declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in chosen.chain}
@@ -144,7 +197,7 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     ]
     stages, key = (
         [],
-        source_hash() + "".join(records.sha256(path) for path in teachers if path.is_file()),
+        source_hash() + "".join(records.sha256(path) for path in teachers if os.path.isfile(path)),
     )
     for name, defaults in declared.items():
         own = {
@@ -152,6 +205,8 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             for each, default in defaults.items()
             if each in overrides
         }
+        for each, value in own.items():
+            check_parameter(each, value, chosen)
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
         # A stage stands on the one before it: whatever changes there changes every key from there
@@ -161,6 +216,25 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
         ).hexdigest()[:16]
         stages.append(Stage(name, own, key))
     return stages
+
+
+def _own_kernel() -> type:
+    """Return a kernel manager that starts this very Python, whatever kernels are installed."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+    return OwnKernel
+
+
+def _literal(path: Path) -> str:
+    """Return a path as papermill takes it, for which braces are places of parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def execute(stage: Stage, folder: Path, log: RunLog) -> None:
@@ -182,10 +256,11 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
     executed = folder / f"{stage.name}.ipynb"
     try:
         papermill.execute_notebook(
-            str(NOTEBOOKS / f"{stage.name}.ipynb"),
-            str(executed),
+            _literal(NOTEBOOKS / f"{stage.name}.ipynb"),
+            _literal(executed),
             parameters=stage.parameters,
-            kernel_name="python3",
+            kernel_name="python3",  # says the language; the manager says which Python
+            kernel_manager_class=_own_kernel(),
             progress_bar=False,
             stdout_file=log,
             cwd=str(folder),
@@ -224,6 +299,7 @@ def run_profile(
 
     folder = run_folder(profile, out)
     stages = plan_stages(profile, folder, overrides or {})
+    _check_teachers(stages, profiles.profile(profile))
     with occupancy.hold(folder), runlog.opened(folder) as log:
         states: dict[str, Json] = {stage.name: {"state": "waiting"} for stage in stages}
 

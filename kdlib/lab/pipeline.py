@@ -28,6 +28,7 @@ from kdlib.training.launch import RunResult, launch
 from kdlib.waymo.segments import list_segments, segment_files
 from kdlib.waymo.simulated import is_simulated
 
+_USELESS = 0.05  # LEVEL_2 mAPH of a teacher
 Student = tuple[str, int]  # arm, seed
 Students = Mapping[Student, RunResult]  # what came of their trainings
 
@@ -177,6 +178,16 @@ class TrainedWeights:
     model: ModelConfig
     weights: Path
     origin: str = ""  # of a teacher: "shipped", "scratch" or the path given
+
+    def verdict(self, score: float) -> str:
+        """Say whether a teacher of this LEVEL_2 mAPH, in [0, 1], has anything to teach."""
+        if score >= _USELESS:
+            return f"The teacher scores {100 * score:.2f} LEVEL_2 mAPH."
+        return (
+            f"WARNING: THIS TEACHER IS USELESS. It scores {100 * score:.2f} LEVEL_2 mAPH; below "
+            f"{100 * _USELESS:g} there is nothing to learn from {portable(self.weights)}. Train it "
+            "longer (TEACHER_EPOCHS) or name other weights (TEACHER)."
+        )
 
 
 def launch_all(

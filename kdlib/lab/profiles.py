@@ -4,6 +4,7 @@ makes another.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,6 +19,7 @@ from kdlib.config import (
     TrainConfig,
     lookup,
 )
+from kdlib.errors import ConfigError
 
 TeacherQuality = Literal["strong", "weak"]
 
@@ -155,6 +157,31 @@ class Profile:
         title = lookup(ARMS, name, "arm")
         start: Initialisation = "none" if name == "alone" else self.kd.initialisation
         return Arm(name, title, self.student_model, self.kd if name == "full" else None, start)
+
+    def chosen_arms(self, names: str) -> tuple[str, ...]:
+        """Return the arms that a comma-separated text names, the profile's where it is empty;
+        ConfigError if one is unknown or comes twice.
+        """
+        arms = tuple(name.strip() for name in names.split(",")) if names else self.arms
+        if not set(arms) <= set(ARMS) or len(set(arms)) < len(arms):
+            raise ConfigError(
+                f"ARMS='{names}' must be some of {', '.join(ARMS)}, comma-separated, each once; '' "
+                "means the profile's"
+            )
+        return arms
+
+    def chosen_seeds(self, numbers: str) -> tuple[int, ...]:
+        """Return the seeds that a comma-separated text names, the profile's where it is empty;
+        ConfigError if one is no whole number from 0 to 2**32 - 1 or comes twice.
+        """
+        words = [word.strip() for word in numbers.split(",")] if numbers else []
+        seeds = tuple(int(word) if re.fullmatch("[0-9]{1,10}", word) else -1 for word in words)
+        if any(not 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise ConfigError(
+                f"SEEDS='{numbers}' must be whole numbers from 0 to 2**32 - 1, comma-separated, "
+                "each once, as 1,2,3; '' means the profile's"
+            )
+        return seeds or self.seeds
 
     def titled(self, words: str) -> str:
         """Return the title of a picture, which says so where the data are simulated."""

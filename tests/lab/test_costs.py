@@ -4,10 +4,12 @@ models.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from kdlib import records
+from kdlib import records, zoo
 from kdlib.errors import ConfigError
 from kdlib.lab import costs, pipeline
 from kdlib.lab.pipeline import Run
@@ -53,6 +55,26 @@ def test_cost_performance_ratio() -> None:
     for bad in ((1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.0)):
         with pytest.raises(ConfigError, match="positive costs"):
             costs.cpr(*bad)
+
+
+def test_a_teacher_that_scores_nothing_has_no_ratio(tmp_path) -> None:
+    arms = [{"arm": name, "LEVEL_2 mAPH": score} for name, score in (("teacher", 0.0), ("full", 3))]
+    run = pipeline.open_run("smoke", str(tmp_path))
+    pipeline.save_result(run, "03_evaluate", {"arms": arms})
+    table = pd.DataFrame(
+        [{"role": role, **dict.fromkeys(costs.COSTS, 1.0)} for role in ("teacher", "student")]
+    )
+    ratios = costs.ratio_table(run, table)
+    assert len(ratios.columns) == 6 and ratios.iloc[0, 1:].isna().all()
+    assert set(records.table_rows(ratios)[0].values()) == {"full", None}
+    assert ratios.fillna("–").iloc[0, 1] == "–"
+
+
+def test_a_useless_teacher_is_called_so() -> None:
+    teacher = pipeline.TrainedWeights(zoo.CP_PILLAR_DEMO, Path("/data/random.safetensors"))
+    assert teacher.verdict(0.8444) == "The teacher scores 84.44 LEVEL_2 mAPH."
+    assert "WARNING: THIS TEACHER IS USELESS. It scores 0.00" in teacher.verdict(0.0)
+    assert "/data/random.safetensors" in teacher.verdict(0.049)
 
 
 def test_frames_are_spread_over_the_split(smoke_run: Run) -> None:

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import execute, folders, profiles, report
 from kdlib.lab.execute import StageFailed, parse_overrides, plan_stages
+from kdlib.models.build import build
+from kdlib.models.weights import save_weights
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -86,6 +89,10 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "execute", refuse)
 
 
+BAD_SEEDS = ("[1,2]", "1,1", "1, 2,", "1;2", "one", "-1", "1.5", "4294967296", " ", "1e3", "²")
+BAD_ARMS = ("fulll", "alone,alone", "alone,", "['full']", "teacher")
+
+
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize(
     ("overrides", "words"),
@@ -98,6 +105,21 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"REPEATS": "True"}, ["REPEATS", "True", "int"]),
         ({"REPEATS": "__import__('os')"}, ["REPEATS", "int"]),
         ({"SCORE_THRESHOLD": "high"}, ["SCORE_THRESHOLD", "high", "float"]),
+        ({"SCORE_THRESHOLD": "1.5"}, ["SCORE_THRESHOLD=1.5", "from 0 to 1"]),
+        ({"SCORE_THRESHOLD": "-0.1"}, ["SCORE_THRESHOLD=-0.1", "from 0 to 1"]),
+        *(({"SEEDS": text}, ["SEEDS", text, "whole numbers", "1,2,3"]) for text in BAD_SEEDS),
+        *(({"ARMS": text}, ["ARMS", text, "alone, init, full"]) for text in BAD_ARMS),
+        ({"STUDENT_EPOCHS": "-1"}, ["STUDENT_EPOCHS=-1", "at least 0", "0 means the profile's"]),
+        ({"TEACHER_EPOCHS": "-3"}, ["TEACHER_EPOCHS=-3", "at least 0", "0 means the profile's"]),
+        ({"RESAMPLES": "0"}, ["RESAMPLES=0", "at least 1"]),
+        ({"REPEATS": "-2"}, ["REPEATS=-2", "at least 1"]),
+        ({"FRAME": "-2"}, ["FRAME=-2", "at least -1"]),
+        ({"TEACHER": "/nowhere.safetensors"}, ["TEACHER=/nowhere", "auto, shipped, scratch"]),
+        ({"TEACHER": "Auto"}, ["TEACHER=Auto", "auto, shipped, scratch", "safetensors file"]),
+        ({"TEACHER": "x" * 5000}, ["auto, shipped, scratch", "safetensors file"]),
+        ({"TEACHER": __file__}, [__file__, "is a text", "no weights"]),
+        ({"TEACHER": "/tmp"}, ["/tmp is a folder"]),
+        ({"DATA_ROOT": __file__}, [f"DATA_ROOT={__file__} is no folder"]),
     ],
 )
 def test_wrong_parameters_stop_before_anything_runs(
@@ -141,6 +163,32 @@ def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
     assert stages["00_explore_data"]["FRAME"] == stages["04_visualize_3d"]["FRAME"] == -1
     assert "SEEDS" not in stages["03_evaluate"]
     assert all(p["PROFILE"] == "smoke" and p["RUN_DIR"] == str(tmp_path) for p in stages.values())
+
+
+def test_a_teacher_that_is_given_is_looked_at_before_anything_runs(
+    tmp_path: Path, nothing_runs: None
+) -> None:
+    file = tmp_path / "teacher.safetensors"
+    network = build(profiles.profile("smoke").teacher_model)
+    save_weights(file, network, {})
+    with pytest.raises(ConfigError, match=r"teacher\.safetensors does not fit the model"):
+        execute.run_profile("waymo20", tmp_path / "run", {"TEACHER": str(file)})
+    next(network.parameters()).data.fill_(torch.nan)
+    save_weights(file, network, {})
+    with pytest.raises(ConfigError, match="ships none; use scratch or a safetensors file"):
+        execute.run_profile("waymo20", tmp_path / "run", {"TEACHER": "shipped"})
+    with pytest.raises(ConfigError, match=r"teacher\.safetensors: .* are NaN or infinite"):
+        execute.run_profile("smoke", tmp_path / "run", {"TEACHER": str(file)})
+    with pytest.raises(ConfigError, match=r"teacher\.safetensors: .* are NaN or infinite"):
+        execute.run_profile("smoke_cross_stage", tmp_path / "run", {"FIRST_STAGE": str(file)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_and_arms_may_hold_blanks() -> None:
+    profile = profiles.profile("smoke")
+    assert profile.chosen_seeds(" 3, 4294967295 ,0") == (3, 2**32 - 1, 0)
+    assert profile.chosen_arms("full , alone") == ("full", "alone")
+    assert (profile.chosen_seeds(""), profile.chosen_arms("")) == (profile.seeds, profile.arms)
 
 
 def test_relative_paths_mean_the_callers_folder(
@@ -394,6 +442,26 @@ def test_a_real_kernel_gets_its_parameters(
     folder = execute.run_profile("smoke", tmp_path / "run", {"N": "7"})
     assert records.read_json(folder / "a" / "result.json") == {"n": 7}
     assert records.is_complete(folder / "a", plan_stages("smoke", folder, {"N": "7"})[0].key)
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize("kernel", ['{"argv": ["/bin/false"], "language": "python"}', "{damaged"])
+def test_braces_in_paths_and_foreign_kernels_change_nothing(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    set_chain(monkeypatch, "a")
+    checkout = tmp_path / "checkout {lr}"
+    checkout.mkdir()
+    write_notebook(checkout, "a", GOOD.format(name="a") + "import sys; print(sys.executable)")
+    monkeypatch.setattr(execute, "NOTEBOOKS", checkout)
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(kernel)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    folder = execute.run_profile("smoke", tmp_path / "exp {lr} {PROFILE} {{0}} {")
+    assert folder.name == "exp {lr} {PROFILE} {{0}} {"
+    assert records.read_json(folder / "a" / "result.json") == {"n": 1}
+    assert sys.executable in (folder / "a.ipynb").read_text()
 
 
 def test_run_folder(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def open_chapter(run: Run, notebook: str, seeds: str = "") -> Chapter:
             f"{run.profile.name}: {', '.join(names)}"
         )
     used = {name for question in questions for name in question.arms}
-    chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds else run.profile.seeds
+    chosen = run.profile.chosen_seeds(seeds)
     return Chapter(
         run, notebook, {name: arm for name, arm in known.items() if name in used}, questions, chosen
     )
