@@ -30,7 +30,7 @@ _TOO_MANY = "more is announced than it can hold"
 _CLOUDS = ("points", "xyz", "xyzi", "cloud", "pointcloud", "lidar", "pc", "pos", "position", "data")
 _NO_ARRAY = (
     *(ValueError, OSError, EOFError, SyntaxError, TypeError, MemoryError, OverflowError, KeyError),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, RuntimeError),
 )
 
 
@@ -239,13 +239,15 @@ def read_las(path: Path) -> Read:
             cloud = file.read()
             names = ("x", "y", "z", "intensity", *cloud.point_format.extra_dimension_names)
             columns = {name.lower(): np.asarray(cloud[name], np.float64) for name in names}
-    except (DataError, KeyboardInterrupt):
+    except BaseException as error:
+        # A damaged file makes laspy raise anything, and a panic of lazrs is no Exception.
+        panic = type(error).__name__ == "PanicException"
+        if panic or (isinstance(error, Exception) and not isinstance(error, DataError)):
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"{path} is no readable {path.suffix} file ({reason}); copy it again"
+            ) from error
         raise
-    except BaseException as error:  # a panic of lazrs is no Exception
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{path} is no readable {path.suffix} file ({reason}); copy it again"
-        ) from error
     return {name: values for name, values in columns.items() if values.ndim == 1}, ()
 
 

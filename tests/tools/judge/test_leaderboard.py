@@ -136,7 +136,7 @@ def test_sample_files_of_the_official_package(shared, import_objects):
         import_objects(shared / "data" / f"fake_{name}.bin")
         for name in ("predictions", "ground_truths")
     )
-    result = evaluate_tables(found, truth)
+    result = evaluate_tables(found, truth, all_classes=True)
     assert (found.num_rows, truth.num_rows) == (2263, 1010)
     expected = {
         "OBJECT_TYPE_TYPE_VEHICLE_LEVEL_1": (0.209682, 0.163540),
