@@ -42,6 +42,9 @@ def read_npy(path: Path) -> Read:
     """
     try:
         with path.open("rb") as file:
+            if not file.read(6) == b"\x93NUMPY":  # NumPy would speak of unpickling it
+                raise ValueError("it does not begin as .npy files do")
+            file.seek(0)
             array = np.load(file, allow_pickle=False)
     except _NO_ARRAY as error:
         raise DataError(
@@ -119,7 +122,8 @@ def _axis(array: NDArray[Any]) -> int | None:
 
 
 def _table(path: Path, array: NDArray[Any]) -> Read:
-    axis = _axis(array) if array.dtype.kind in "fiu" and array.ndim > 1 else None
+    numbers = array.dtype.kind in "fiu" and array.dtype.itemsize > 1  # of one byte are pictures
+    axis = _axis(array) if numbers and array.ndim > 1 else None
     if axis is None:
         raise DataError(
             f"{path} holds {array.dtype} of shape {array.shape}; needed are floats (N, 3 or more), "

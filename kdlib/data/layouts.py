@@ -159,12 +159,13 @@ def read_bin(path: Path, layout: ScanLayout | None) -> Read:
             f"{' or '.join(map(str, widths))} float32 values"
         )
     content = path.read_bytes()
-    tables = [
-        np.frombuffer(content, kind).reshape(-1, width).astype(np.float64)
-        for kind, item in (("<f4", 4), ("<f8", 8))
-        for width in widths
-        if size % (item * width) == 0
-    ]
+    with np.errstate(invalid="ignore"):  # what is no points can be any bits
+        tables = [
+            np.frombuffer(content, kind).reshape(-1, width).astype(np.float64)
+            for kind, item in (("<f4", 4), ("<f8", 8))
+            for width in widths
+            if size % (item * width) == 0
+        ]
     likely = [table for table in tables if table.shape[1] == 5 and _is_nuscenes(table)]
     likely += [table for table in tables if _may_be_points(table)]
     likely += tables if layout else []

@@ -106,7 +106,8 @@ def read_scan(
     missing = [axis for axis in "xyz" if axis not in columns]
     if missing:
         raise DataError(
-            f"{path} has no column '{missing[0]}'; its columns are: {', '.join(columns) or 'none'}"
+            f"{path} has no column '{missing[0]}'; its columns are: {', '.join(columns) or 'none'}; "
+            "call three of them x, y and z"
         )
     return _place(path, meant, columns, said, height, scale, guessed=chosen is None)
 

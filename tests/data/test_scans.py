@@ -4,6 +4,8 @@ overridden.
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,12 @@ def kitti(folder: Path, name: str = "a.bin", count: int = 4500) -> Path:
     points = street(1.73)[:count]
     np.column_stack((points, np.linspace(0, 0.99, len(points)))).astype("<f4").tofile(folder / name)
     return folder / name
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def nuscenes(folder: Path, name: str = "a.bin", count: int = 4500) -> Path:
@@ -140,6 +148,9 @@ def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
         ("a.bin", np.full(20, -7, "<f4").tobytes(), "say which with --layout"),
         ("a.bin", np.full(8, np.inf, "<f4").tobytes(), "not finite"),
         ("a.npy", b"\x93NUMPY", "no array of numbers"),
+        ("a.npy", b"<html>no such page</html>", "does not begin as .npy files do"),
+        ("a.npy", npy(np.zeros((48, 64, 3), np.uint8)), r"uint8 of shape \(48, 64, 3\)"),
+        ("a.bin", struct.pack("<20I", *[0x7FA00000] * 20), "looks like neither|not finite"),
         ("a.npy", b"PK\x03\x04", "it begins as .npz files do; rename it"),
         ("a.bin", b"\x93NUMPY" + bytes(26), "it begins as .npy files do"),
         ("a.npz", b"PK\x03\x04", "no archive of arrays"),
@@ -156,7 +167,7 @@ def test_units_are_checked_and_can_be_given(tmp_path: Path) -> None:
         (
             "a.pcd",
             b"FIELDS a b\nSIZE 4 4\nTYPE F F\nWIDTH 1\nDATA ascii\n1 2\n",
-            "no column 'x'; its columns are: a, b",
+            "no column 'x'; its columns are: a, b; call three of them x, y and z",
         ),
         (
             "a.pcd",
