@@ -17,6 +17,7 @@ from kdlib.types import Frame
 
 _ROAD = 1.0  # metres that the road, 0.5 that most boxes' lower faces may lie off z = 0
 _BOTTOM = 0.5
+_FLAT = 30.0  # metres around, where the road is about as high as here
 _WIDER = 1.2  # width over length
 
 
@@ -36,6 +37,7 @@ class Doubts:
             if held.any():
                 self._roads.append(ground_level(points[held, :3]))
             bottoms = boxes[:, 2] - boxes[:, 5] / 2
+            flat = np.hypot(boxes[:, 0], boxes[:, 1]) < _FLAT
             self._count.update(
                 points=len(points),
                 lost=int((~held).sum()),
@@ -44,7 +46,8 @@ class Doubts:
                 empty=int((frame.labels.num_points == 0).sum()),
                 turned=int((np.abs(boxes[:, 6]) > 2 * np.pi).sum()),
                 wide=int((boxes[:, 4] > _WIDER * boxes[:, 3]).sum()),
-                off=int((np.abs(bottoms) > _BOTTOM).sum()),
+                near=int(flat.sum()),
+                off=int((np.abs(bottoms[flat]) > _BOTTOM).sum()),
             )
 
     def warn(self, place: str, stacklevel: int = 2) -> None:
@@ -76,10 +79,11 @@ class Doubts:
             yield f"{count['turned']:,} {boxes} have a heading beyond 2 pi; if degrees, np.deg2rad"
         if count["wide"] > most:
             yield f"{count['wide']:,} {boxes} are wider than long; a length lies along the heading"
-        if count["off"] > most:
+        if count["off"] > count["near"] / 2:
             yield (
-                f"the lower faces of {count['off']:,} {boxes} lie more than {_BOTTOM:g} m off the "
-                "road; z is of the geometric centre, and the road lies at z = 0"
+                f"the lower faces of {count['off']:,} of {count['near']:,} boxes within {_FLAT:g} m"
+                f" lie more than {_BOTTOM:g} m off the road; z is of the geometric centre, and the "
+                "road lies at z = 0"
             )
         off = [road for road in self._roads if abs(road) > _ROAD]
         if len(off) > len(self._roads) / 2:

@@ -109,7 +109,7 @@ def store_frames(
     own_checks.folder_name(split, "split")
     with only_writer(out):
         classes = next(map(classes_in, first_manifests(out).values()), None)
-        every = [frames] if isinstance(frames, Frame) else frames
+        every = frames if isinstance(frames, Iterable) else [frames]
         for segment, of_segment in groupby(every, key=_drive):
             if segment in written:
                 raise DataError(

@@ -297,7 +297,7 @@ def test_points_are_counted_after_the_cut_and_what_is_left_out_is_said(tmp_path:
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [
-        ([box(z=0.0)], "lower faces of 1 of 1 boxes lie more than 0.5 m off the road"),
+        ([box(z=0.0)], "lower faces of 1 of 1 boxes within 30 m lie more than 0.5 m off the road"),
         ([box(length=2.0, width=4.0)], "1 of 1 boxes are wider than long"),
         ([box(heading=90.0)], "1 of 1 boxes have a heading beyond 2 pi; if degrees, np.deg2rad"),
         ([box(x=-20.0, y=-70.0), CAR, box(y=60.0)], "2 of 3 boxes hold no point"),
@@ -306,6 +306,19 @@ def test_points_are_counted_after_the_cut_and_what_is_left_out_is_said(tmp_path:
 def test_boxes_that_are_rarely_meant_are_counted(tmp_path: Path, boxes, message) -> None:
     frame = own_frame("one", 0, scene(0), boxes, ["Vehicle"] * len(boxes))
     assert message in warned(tmp_path, frame)
+
+
+def test_far_boxes_on_a_hill_are_nobodys_mistake(tmp_path: Path, recwarn) -> None:
+    uphill = [box(x=50.0 + 8 * number, z=2.5) for number in range(3)]
+    points = [*scene(0), *([50.0 + 8 * number, 2.0, 2.5, 0.5] for number in range(3))]
+    store_frames([own_frame("one", 0, points, [CAR, *uphill], ["Vehicle"] * 4)], tmp_path)
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
+
+
+@pytest.mark.parametrize("frames", [None, 3, Path("frames")])
+def test_what_are_no_frames(tmp_path: Path, frames) -> None:
+    with pytest.raises(DataError, match="is no frame; make one of it with own_frame"):
+        store_frames(frames, tmp_path)
 
 
 def test_a_road_that_is_not_at_0_is_said(tmp_path: Path) -> None:
