@@ -23,6 +23,7 @@ _RISE = 0.05  # of mAPH that makes a change worth a word, and by this factor:
 _FACTOR = 1.25
 _POOR = 0.3  # mAPH below which two changes at once are tried, too, where none alone gives
 _GOOD = 0.5
+_NOTHING = 0.005  # mAP below which hardly a box is right
 _NEAR = 2.0  # metres between centres, seen from above, of what may be one object
 
 _Boxes = TypeVar("_Boxes", bound=FrameBoxes)
@@ -30,6 +31,14 @@ _Boxes = TypeVar("_Boxes", bound=FrameBoxes)
 _UP = np.array((0, 0, 1, 0, 0, 0, 0))
 _SIZES = np.array((0, 0, 0, 1, 1, 1, 0))
 _HEADING = np.array((0, 0, 0, 0, 0, 0, 1))
+
+
+def _in_radians(box: Float64) -> Float64:
+    """Return boxes whose headings are degrees with radians, others as they are."""
+    degrees = np.abs(box[:, 6]).max(initial=0) > 2 * np.pi
+    return box * (np.pi / 180) ** _HEADING if degrees else box
+
+
 _CHANGES: Mapping[str, Callable[[Float64], Float64]] = {  # of boxes (N, 7)
     "z is raised by half the height": lambda box: box + np.outer(box[:, 5] / 2, _UP),
     "z is lowered by half the height": lambda box: box - np.outer(box[:, 5] / 2, _UP),
@@ -40,7 +49,7 @@ _CHANGES: Mapping[str, Callable[[Float64], Float64]] = {  # of boxes (N, 7)
     "sizes are read as height, length, width": lambda box: box[:, [0, 1, 2, 4, 5, 3, 6]],
     "sizes are doubled": lambda box: box * (1 + _SIZES),
     "sizes are halved": lambda box: box * (1 - 0.5 * _SIZES),
-    "headings in degrees become radians": lambda box: box * (np.pi / 180) ** _HEADING,
+    "headings in degrees become radians": _in_radians,
     "headings are turned by pi": lambda box: box + np.pi * _HEADING,
     "headings are turned by pi / 2": lambda box: box + np.pi / 2 * _HEADING,
     "headings are turned by -pi / 2": lambda box: box - np.pi / 2 * _HEADING,
@@ -61,7 +70,23 @@ _CHANGES: Mapping[str, Callable[[Float64], Float64]] = {  # of boxes (N, 7)
     "x and y are turned by -90 degrees, with the headings": lambda box: (
         box[:, [1, 0, 2, 3, 4, 5, 6]] * (1, -1, 1, 1, 1, 1, 1) - np.pi / 2 * _HEADING
     ),
+    "x and y are turned by 90 degrees, with the headings": lambda box: (
+        box[:, [1, 0, 2, 3, 4, 5, 6]] * (-1, 1, 1, 1, 1, 1, 1) + np.pi / 2 * _HEADING
+    ),
+    "x and y are turned by 180 degrees, with the headings": lambda box: (
+        box * (-1, -1, 1, 1, 1, 1, 1) + np.pi * _HEADING
+    ),
+    "x and y are swapped, with the headings": lambda box: (
+        box[:, [1, 0, 2, 3, 4, 5, 6]] * (1 - 2 * _HEADING) + np.pi / 2 * _HEADING
+    ),
+    "x changes its sign, and the headings with it": lambda box: (
+        box * (-1, 1, 1, 1, 1, 1, -1) + np.pi * _HEADING
+    ),
+    "headings are read as clockwise from y": lambda box: (
+        box * (1 - 2 * _HEADING) + np.pi / 2 * _HEADING
+    ),
     "y and the headings change their sign": lambda box: box * (1, -1, 1, 1, 1, 1, -1),
+    "feet become metres": lambda box: box * 0.3048 ** (1 - _HEADING),
     "millimetres become metres": lambda box: box / 1000.0 ** (1 - _HEADING),
     "centimetres become metres": lambda box: box / 100.0 ** (1 - _HEADING),
 }
@@ -87,11 +112,12 @@ def find_hints(boxes: EvalBoxes, classes: Classes) -> list[str]:
     hints = [*_missing_frames(boxes), *_missing_classes(boxes, names), *_doubles(part)]
     if not len(part.predictions.kind) or not len(part.truth.kind):
         return hints
-    hints += _poor_form(part, classes, "", pairs=True) or [
+    form = _poor_form(part, classes, "", pairs=True) or [
         hint
         for kind in range(1, len(names))
         for hint in _poor_form(_of_type(part, kind), classes, f" of {names[kind]}", pairs=False)
     ]
+    hints += form or _nothing_right(part, classes)
     types = _types_meant(part)
     if types and not any("types are read" in hint for hint in hints):
         hints.append(
@@ -116,6 +142,19 @@ def _poor_form(boxes: EvalBoxes, classes: Classes, whose: str, pairs: bool) -> l
     if aligned - before > _POOR:
         return [f"{tried} is {100 * before:.1f}, mAP {100 * aligned:.1f}: the headings disagree"]
     return []
+
+
+def _nothing_right(boxes: EvalBoxes, classes: Classes) -> list[str]:
+    """Return the sentence on boxes of which hardly any is right, and no change says why."""
+    score = _score(boxes, classes, "mAP")
+    if score >= _NOTHING:
+        return []
+    near, count = len(_neighbours(boxes)[0]), len(boxes.predictions.kind)
+    return [
+        f"LEVEL_2 mAP on {boxes.frames} frames is {100 * score:.1f}, and no simple change helps: "
+        f"{near:,} of {count:,} predicted boxes lie within {_NEAR:g} m of a label; draw a frame of "
+        "both tables, do they hold the same frames in one coordinate system?"
+    ]
 
 
 def _names(classes: Classes) -> tuple[str, ...]:
@@ -264,7 +303,7 @@ def _changed(boxes: EvalBoxes, classes: Classes) -> Iterator[tuple[str, EvalBoxe
     ours, theirs = boxes.predictions, boxes.truth
     for name, change in _CHANGES.items():
         yield name, _reshaped(boxes, change)
-    radians = replace(theirs, box=(theirs.box * (np.pi / 180) ** _HEADING).astype(np.float32))
+    radians = replace(theirs, box=_in_radians(theirs.box.astype(np.float64)).astype(np.float32))
     yield "the labels' headings in degrees become radians", replace(boxes, truth=radians)
     types = _types_meant(boxes)
     if types:

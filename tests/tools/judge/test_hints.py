@@ -73,6 +73,12 @@ X, Y, Z, LENGTH, WIDTH, HEIGHT, HEADING = BOXES.T
         (changed(heading=-HEADING - np.pi / 2), "read as KITTI's rotation_y"),
         (changed(length=LENGTH / 2, width=WIDTH / 2, height=HEIGHT / 2), "sizes are doubled"),
         (changed(x=-Y, y=X, heading=HEADING + np.pi / 2), "x and y are turned by -90 degrees"),
+        (changed(x=Y, y=-X, heading=HEADING - np.pi / 2), "x and y are turned by 90 degrees"),
+        (changed(x=-X, y=-Y, heading=HEADING + np.pi), "x and y are turned by 180 degrees"),
+        (changed(x=Y, y=X, heading=np.pi / 2 - HEADING), "x and y are swapped"),
+        (changed(x=-X, heading=np.pi - HEADING), "x changes its sign"),
+        (changed(heading=np.pi / 2 - HEADING), "headings are read as clockwise from y"),
+        (BOXES / ([0.3048] * 6 + [1]), "feet become metres"),
         (changed(x=X - 1.4, z=Z - 2), "boxes are moved by x +1.40, y +0.00, z +2.00 m"),
         (BOXES * ([1000] * 6 + [1]), "millimetres become metres"),
         (
@@ -111,6 +117,20 @@ def test_class_numbers_of_another_list(tmp_path: Path, meant: dict[int, int], hi
 def test_labels_in_degrees(tmp_path: Path) -> None:
     said = judged(tmp_path, labelled=changed(heading=np.degrees(HEADING)))
     assert any("the labels' headings in degrees" in line for line in said.hints)
+
+
+def test_small_angles_are_not_taken_for_degrees(tmp_path: Path) -> None:
+    said = judged(tmp_path, changed(heading=0 * HEADING), labelled=changed(heading=HEADING / 3))
+    assert not any("degrees become radians" in line for line in said.hints), said.hints
+
+
+@pytest.mark.parametrize(
+    ("boxes", "near"), [(changed(x=X + 4000), 0), (changed(length=np.log(LENGTH) / 9 + 1), 144)]
+)
+def test_boxes_of_which_none_is_right_get_a_word(tmp_path: Path, boxes, near: int) -> None:
+    boxes = boxes * (1, 1, 1, 1, 0.2, 1, 1)
+    said = judged(tmp_path, boxes)
+    assert any(f"{near} of 144 predicted boxes lie within 2 m" in h for h in said.hints), said.hints
 
 
 def test_frames_that_are_missing_or_shifted(tmp_path: Path) -> None:
