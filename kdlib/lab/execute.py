@@ -112,8 +112,9 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
 def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         # A path is the caller's, not one below the run folder in which the notebooks execute.
-        is_path = (name == "DATA_ROOT" and text) or (name in _TEACHERS and os.path.exists(text))
-        return str(Path(text).resolve()) if is_path else text
+        path = os.path.expanduser(text)  # a shell leaves the ~ in NAME=~/FOLDER as it is
+        is_path = (name == "DATA_ROOT" and text) or (name in _TEACHERS and os.path.exists(path))
+        return str(Path(path).resolve()) if is_path else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -146,7 +147,11 @@ def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
     elif name in _BOUNDS:
         least, most = _BOUNDS[name]
         if not least <= value <= most:
-            rest = f"at least {least}" if most == _MANY else f"from {least} to {most}"
+            rest = (
+                f"at least {least}"
+                if value < least and most == _MANY
+                else f"from {least} to {most}"
+            )
             more = "; 0 means the profile's" if name.endswith("EPOCHS") else ""
             raise ConfigError(f"{name}={value} must be {rest}{more}")
 

@@ -111,6 +111,7 @@ BAD_ARMS = ("fulll", "alone,alone", "alone,", "['full']", "teacher")
         *(({"ARMS": text}, ["ARMS", text, "alone, init, full"]) for text in BAD_ARMS),
         ({"STUDENT_EPOCHS": "-1"}, ["STUDENT_EPOCHS=-1", "at least 0", "0 means the profile's"]),
         ({"TEACHER_EPOCHS": "-3"}, ["TEACHER_EPOCHS=-3", "at least 0", "0 means the profile's"]),
+        ({"TEACHER_EPOCHS": "99999999"}, ["TEACHER_EPOCHS=99999999", "from 0 to 1000000"]),
         ({"RESAMPLES": "0"}, ["RESAMPLES=0", "at least 1"]),
         ({"REPEATS": "-2"}, ["REPEATS=-2", "at least 1"]),
         ({"FRAME": "-2"}, ["FRAME=-2", "at least -1"]),
@@ -189,6 +190,15 @@ def test_seeds_and_arms_may_hold_blanks() -> None:
     assert profile.chosen_seeds(" 3, 4294967295 ,0") == (3, 2**32 - 1, 0)
     assert profile.chosen_arms("full , alone") == ("full", "alone")
     assert (profile.chosen_seeds(""), profile.chosen_arms("")) == (profile.seeds, profile.arms)
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.safetensors").write_bytes(b"x")
+    own = plan_stages("smoke", tmp_path, {"DATA_ROOT": "~/d", "TEACHER": "~/mine.safetensors"})
+    values = {name: value for stage in own for name, value in stage.parameters.items()}
+    assert values["DATA_ROOT"] == str(tmp_path / "d")
+    assert values["TEACHER"] == str(tmp_path / "mine.safetensors")
 
 
 def test_relative_paths_mean_the_callers_folder(
