@@ -176,16 +176,21 @@ def read_checkpoint(path: Path, take: str | None = None) -> dict[str, Tensor]:
 def _restricted_load(path: Path) -> Any:
     try:
         # a stream: of a path, torch believes the ending
-        with torch.serialization.safe_globals(_PASSED_OVER), path.open("rb") as stream:
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_PASSED_OVER),
+            path.open("rb") as stream,
+        ):
+            warnings.simplefilter("ignore")  # of torch, to its own developers
             return torch.load(stream, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         name = re.search(
             r"GLOBAL ([\w.]+)|Can only (?:create|build).*<class '([\w.]+)'>", str(error)
         )
-        if name is None:
+        if name is None:  # torch's own text is long, and speaks of running what the file says
             raise DataError(
-                f"{path} is no torch checkpoint, or damaged ({_first_line(error)}); copy it again, "
-                "or write it with torch.save"
+                f"{path} is a pickle that torch.save did not write, or damaged; copy it again, or "
+                "write it with torch.save"
             ) from error
         raise DataError(
             f"{path} holds {name[1] or name[2]}, an object that only running code from the file "

@@ -262,6 +262,10 @@ def test_files_that_are_no_checkpoints(
     file.write_bytes(pickle.dumps({"model_state": Evil()}))
     with pytest.raises(DataError):
         foreign.import_checkpoint(file, network)
+    file.write_bytes(pickle.dumps({"weights": np.zeros(3)}, protocol=4))
+    with warnings.catch_warnings(), pytest.raises(DataError, match="a pickle that torch"):
+        warnings.simplefilter("error")
+        foreign.import_checkpoint(file, network)
     objects = {
         r"(builtins\.)?print": Evil(),
         "pathlib.PosixPath": Path("runs/3"),
