@@ -34,6 +34,7 @@ from kdlib.errors import ConfigError, DataError
 from kdlib.types import Float32, Float64, Sample
 
 _USUAL = 100.0  # metres; half of the points lie nearer
+_BELOW = 0.2  # share of points; so many do not lie below a road
 _HIGHEST = 100.0  # metres above the road at which a sensor may be said to be
 _INTENSITY = (
     "intensity",
@@ -105,9 +106,10 @@ def read_scan(
         said += about
     missing = [axis for axis in "xyz" if axis not in columns]
     if missing:
+        names = ", ".join(columns) or "none"
         raise DataError(
-            f"{path} has no column '{missing[0]}'; its columns are: {', '.join(columns) or 'none'}; "
-            "call three of them x, y and z"
+            f"{path} has no column '{missing[0]}'; its columns are: {names}; call three of them x, "
+            "y and z"
         )
     return _place(path, meant, columns, said, height, scale, guessed=chosen is None)
 
@@ -199,6 +201,17 @@ def _check_units(path: Path, xyz: Float64) -> list[str]:
         said.append(
             f"z spreads over {high[2] - low[2]:.0f} m, more than x and y: is it up in this file?"
         )
+    distance = np.hypot(xyz[:, 0], xyz[:, 1])
+    near = xyz[(distance > 2) & (distance < 30), 2]
+    if len(near) >= ENOUGH:  # what stands on a road is above it
+        cells, counts = np.unique(np.floor(near * 10), return_counts=True)
+        common = cells[counts.argmax()] / 10
+        below, above = np.mean(near < common - 0.5), np.mean(near > common + 0.5)
+        if below > max(_BELOW, 3 * above):
+            said.append(
+                f"{below:.0%} of the near points lie below the commonest z, {common:.1f}, only "
+                f"{above:.0%} above: does z point up in this file?"
+            )
     return said
 
 

@@ -325,6 +325,13 @@ def test_names_with_dots_stay_apart(tmp_path: Path) -> None:
     assert read_scan(nuscenes(tmp_path, "b.c.pcd.bin")).name == "b.c"
 
 
+def test_z_that_points_down_is_said(tmp_path: Path) -> None:
+    for name, turn in (("up", 1), ("down", -1)):
+        np.save(tmp_path / f"{name}.npy", street(1.7) * (1, turn, turn))
+        said = " ".join(read_scan(tmp_path / f"{name}.npy").assumptions)
+        assert ("does z point up in this file?" in said) == (name == "down")
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_scales_and_heights_that_are_none(tmp_path: Path, value: float) -> None:
     with pytest.raises(ConfigError, match=f"--scale is how many metres .* not {value:g}"):

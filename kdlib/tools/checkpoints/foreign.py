@@ -205,12 +205,14 @@ def _restricted_load(path: Path) -> Any:
 
 def _weight_sets(content: Any, place: str = "") -> dict[str, Mapping[str, Tensor]]:
     """Return every group of tensors by name, by the keys that lead to it; those of optimisers are
-    none.
+    none. Plain values among the tensors, as an epoch, are passed over.
     """
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return {}
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return {place: content}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    nested = any(isinstance(value, Mapping) for value in content.values())
+    if 2 * len(tensors) > len(content) and not nested:
+        return {place: tensors}
     return {
         name: tensors
         for key, value in content.items()

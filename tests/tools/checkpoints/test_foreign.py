@@ -302,6 +302,14 @@ def test_numpy_scalars_and_arrays_beside_the_weights_are_read(
         same_outputs(file, network, points)
 
 
+def test_plain_values_among_the_tensors_are_passed_over(tmp_path: Path, network: nn.Module) -> None:
+    state = network.state_dict()
+    for content in ({**state, "epoch": 3}, {"state_dict": {**state, "head._extra_state": None}}):
+        torch.save(content, tmp_path / "theirs.pth")
+        imported = foreign.import_checkpoint(tmp_path / "theirs.pth", network)
+        assert all(torch.equal(imported.tensors[name], state[name]) for name in state)
+
+
 def test_sparse_tensors_are_read_and_others_named(
     tmp_path: Path, network: nn.Module, points: PointBatch
 ) -> None:
