@@ -92,6 +92,8 @@ def read_scan(
         raise ConfigError(
             f"--height is metres of the sensor above the road, at most {_HIGHEST:g}, not {height:g}"
         )
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give one of its scans")
     if not path.is_file():
         raise DataError(f"{path} does not exist; give a scan as {', '.join(_READERS)}")
     reader = _READERS.get(path.suffix.lower())

@@ -195,6 +195,8 @@ def test_layouts_that_are_not_there(tmp_path: Path) -> None:
         read_scan(kitti(tmp_path, count=4), layout="nuscenes")
     with pytest.raises(DataError, match="does not exist"):
         read_scan(tmp_path / "none.bin")
+    with pytest.raises(DataError, match="is a folder; give one of its scans"):
+        read_scan(tmp_path)
 
 
 @given(
