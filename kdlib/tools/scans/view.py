@@ -16,7 +16,7 @@ import torch
 
 from kdlib.data.collate import collate
 from kdlib.data.scans import Scan, read_scan
-from kdlib.errors import ConfigError
+from kdlib.errors import ConfigError, DataError
 from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.tools.scans.trained import find_weights, load_detector, trained_on
@@ -153,9 +153,21 @@ def view(
 
 
 def detect(network: CenterPoint | AnchorDetector, sample: Sample, score: float) -> Detections:
-    """Return the boxes of one frame at or above a score, best first."""
+    """Return the boxes of one frame at or above a score, best first.
+
+    Raises:
+        DataError: If the network answers NaN or infinity.
+    """
     with torch.inference_mode():
-        detections = network.detect(network(collate([sample]).points))[0]
+        prediction = network(collate([sample]).points)
+        heads = [value for head in prediction.heads for value in vars(head).values()]
+        answers = [prediction.bev, *(value for value in heads if isinstance(value, torch.Tensor))]
+        if not all(answer.isfinite().all() for answer in answers):
+            raise DataError(
+                f"the network answers NaN or infinity to {sample.frame_id}, though its weights are "
+                "finite: they overflow; take an earlier checkpoint"
+            )
+        detections = network.detect(prediction)[0]
     sure = detections.scores >= score
     return Detections(detections.boxes[sure], detections.scores[sure], detections.labels[sure])
 

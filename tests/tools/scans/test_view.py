@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdlib import cli, zoo
-from kdlib.errors import ConfigError
+from kdlib.errors import ConfigError, DataError
 from kdlib.lab.pipeline import Run
 from kdlib.models.build import build
 from kdlib.models.weights import save_weights
@@ -57,6 +57,16 @@ def test_boxes_and_picture_of_a_scan(scan: Path, tmp_path: Path) -> None:
     )
     assert "killed by SIGSEGV" in text, "the renderer died, the caller did not"
     assert rows[0]["class"] in text and json.dumps(seen.to_dict())
+
+
+def test_a_network_that_answers_nan_is_no_empty_scene(scan: Path, tmp_path: Path) -> None:
+    network = build(zoo.CP_PILLAR_DEMO)
+    state = network.state_dict()
+    state["backbone_2d.blocks.0.2.running_var"].fill_(-1.0)  # finite, but no variance
+    save_weights(tmp_path / "odd.safetensors", network, {"model": "cp_pillar_demo"})
+    with pytest.raises(DataError, match="answers NaN or infinity to street"):
+        view(scan, str(tmp_path / "odd.safetensors"), out=tmp_path / "a.png", size=SMALL)
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_overlaps_and_scores(scan: Path, tmp_path: Path) -> None:
