@@ -19,7 +19,7 @@ import psutil
 import pyarrow as pa
 
 from kdlib import records
-from kdlib.data.processes import GUARD
+from kdlib.data.processes import GUARD, require_guard
 from kdlib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def _prepared_dask() -> Iterator[None]:
 def _local(workers: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
+    require_guard()
     before = dict(os.environ)
     with _prepared_dask():
         try:

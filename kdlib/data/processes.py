@@ -4,11 +4,14 @@ told so.
 
 from __future__ import annotations
 
+import ast
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kdlib.errors import ConfigError, DataError
@@ -27,6 +30,29 @@ def refuse_unguarded() -> None:
         raise ConfigError(f"a process of this call runs the whole script again; {GUARD}")
 
 
+def require_guard() -> None:
+    """Refuse to start processes from the body of a script that has no main guard: each would run
+    the whole script again, and some of Python's pools then wait for ever.
+
+    Raises:
+        ConfigError: If it is so; the message names script and guard.
+    """
+    refuse_unguarded()
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if script is None or main.__spec__ is not None:  # typed in, or started with -m
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+    if frame.f_globals is not vars(main) or not Path(script).is_file():
+        return  # called from another thread, or after the script has ended
+    body = ast.parse(Path(script).read_bytes()).body
+    tests = [ast.unparse(node.test) for node in body if isinstance(node, ast.If)]
+    if not any("__name__" in test for test in tests):
+        raise ConfigError(f"{script} cannot start processes; {GUARD}")
+
+
 @contextmanager
 def process_pool(
     workers: int, death: str, initializer: Callable[..., Any] | None = None, *arguments: Any
@@ -43,7 +69,7 @@ def process_pool(
         ConfigError: If the caller's script has no main guard.
         DataError: If a process dies.
     """
-    refuse_unguarded()
+    require_guard()
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     pool = ProcessPoolExecutor(workers, context, _begin, (started, initializer, arguments))

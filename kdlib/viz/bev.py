@@ -157,7 +157,8 @@ def _ground(figure: Figure, ax: Axes, ground: GroundMap, extent: Extent) -> None
     bar = figure.add_axes((right - 0.95 / wide, 0.47 / high, 0.9 / wide, 0.09 / high))
     bar.imshow(np.linspace(0, 1, 64)[None], _MAP, aspect="auto")
     bar.set(xticks=(), yticks=())
-    bar.spines[:].set(visible=True, linewidth=0.5)
+    bar.spines[:].set_visible(True)
+    bar.spines[:].set_linewidth(0.5)
     place = right - 1.03 / wide, 0.515 / high
     figure.text(*place, f"{ground.name}, none to most", fontsize=8, ha="right", va="center")
 
