@@ -52,7 +52,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``step_XXXXXXX.safetensors`` and keep the newest two.
+    """Write ``step_NNNNNNN.safetensors`` and keep the newest two.
 
     Raises:
         CheckpointError: If the disk refuses; earlier checkpoints are untouched.

@@ -117,3 +117,14 @@ def one_frame():
         )
 
     return cut
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """The models are so small that threads only wait for each other, for seconds if other work
+    holds the cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

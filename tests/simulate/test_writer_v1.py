@@ -204,19 +204,7 @@ def test_formats_are_not_mixed(tmp_path):
 def test_the_command_writes_either(tmp_path):
     from kdlib.cli import app
 
-    options = [
-        "simulate",
-        "--out",
-        str(tmp_path),
-        "--segments",
-        "1",
-        "--frames",
-        "1",
-        "--seed",
-        "1",
-        "--workers",
-        "1",
-    ]
+    options = f"simulate --out {tmp_path} --segments 1 --frames 1 --seed 1 --workers 1".split()
     result = CliRunner().invoke(app, [*options, "--format", "v1"])
     assert result.exit_code == 0, result.output
     assert len(list((tmp_path / "training").glob("*.tfrecord"))) == 1
