@@ -14,12 +14,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib import records
-from kdlib.lab.parts import Json, Words, part
+from kdlib.lab.parts import Words, part
 from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
 from kdlib.lab.profiles import ARMS, Profile
 from kdlib.lab.scoring import Scores, score_all
 from kdlib.metric.bootstrap import ArmScore, BootstrapReport, Difference, bootstrap
-from kdlib.types import Float64
+from kdlib.types import Float64, Json
 from kdlib.viz import curves, palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
 

@@ -13,7 +13,6 @@ from kdlib import zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
-from kdlib.lab.parts import Json
 from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
@@ -21,7 +20,7 @@ from kdlib.profiling import published
 from kdlib.profiling.cost import measure_cost
 from kdlib.profiling.latency import measure_latency
 from kdlib.profiling.model_profile import dense_report, ghost
-from kdlib.types import PointBatch
+from kdlib.types import Json, PointBatch
 from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint
 

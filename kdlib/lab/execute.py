@@ -19,10 +19,10 @@ from kdlib import records
 from kdlib.errors import ConfigError, DataError, KdlibError
 from kdlib.lab import occupancy, profiles, runlog
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
-from kdlib.lab.parts import Json
 from kdlib.lab.runlog import RunLog
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_weights
+from kdlib.types import Json
 
 SOURCES = PROJECT / "kdlib"
 # No notebook's numbers rest on these: what only draws (viz), what only the command line reaches

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from kdlib import records
 from kdlib.data.processes import refuse_unguarded
 from kdlib.errors import KdlibError
-from kdlib.lab.parts import Json
+from kdlib.types import Json
 
 LOCK = ".lock"
 DRIVER = "driver.json"  # who holds the folder, while somebody does

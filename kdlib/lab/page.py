@@ -18,7 +18,8 @@ from PIL import Image
 
 from kdlib import records
 from kdlib.errors import KdlibError
-from kdlib.lab.parts import Json, Words, cell_text
+from kdlib.lab.parts import Words, cell_text
+from kdlib.types import Json
 from kdlib.viz import canvas
 from kdlib.viz.interactive import CONTENT_POLICY, figure_html, plotly_script
 

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from kdlib import records
+from kdlib.types import Json
 
 Words = Mapping[str, str]  # what people read, by name: titles of arms, captions of pictures
-Json = dict[str, Any]  # a JSON object: a row, a part of the report, a notebook's result
 
 
 def part(

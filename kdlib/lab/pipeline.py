@@ -19,12 +19,12 @@ from kdlib.data.store import INDEX, Store, first_manifests
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import occupancy, profiles
 from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
-from kdlib.lab.parts import Json
 from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
 from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
+from kdlib.types import Json
 from kdlib.waymo.segments import list_segments, segment_files
 from kdlib.waymo.simulated import is_simulated
 

@@ -11,8 +11,9 @@ from kdlib.errors import ConfigError
 from kdlib.lab import profiles
 from kdlib.lab.folders import PROJECT
 from kdlib.lab.page import packed_png, render_page
-from kdlib.lab.parts import Json, markdown_table
+from kdlib.lab.parts import markdown_table
 from kdlib.lab.report import STUDY_SUBJECT, run_results
+from kdlib.types import Json
 
 BEGIN, END = (
     ("<!-- results of reports/{profile}/result.json, written by python -m kdlib publish -->"),

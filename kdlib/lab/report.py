@@ -9,8 +9,8 @@ from pathlib import Path
 from kdlib import records
 from kdlib.lab import profiles
 from kdlib.lab.page import write_report
-from kdlib.lab.parts import Json
 from kdlib.metric.shards import MEAN_TYPES
+from kdlib.types import Json
 
 _SUBJECT = "distilling a LiDAR detector"
 STUDY_SUBJECT = "what helps a small student"

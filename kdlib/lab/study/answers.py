@@ -12,7 +12,6 @@ import pandas as pd
 
 from kdlib import records
 from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms, in_percent
-from kdlib.lab.parts import Json
 from kdlib.lab.pipeline import Students, TrainedWeights
 from kdlib.lab.profiles import TeacherQuality
 from kdlib.lab.scoring import score_all
@@ -20,6 +19,7 @@ from kdlib.lab.study.arms import ARM_LINES
 from kdlib.lab.study.pictures import ScheduleLine
 from kdlib.lab.study.trainings import Chapter, arm_teacher, term_table, training_table
 from kdlib.metric.waymo_metrics import EvalResult
+from kdlib.types import Json
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import pandas as pd
 
 from kdlib.lab.comparison import METRIC, in_percent
 from kdlib.lab.costs import COSTS, measure_roles, ratio_row
-from kdlib.lab.parts import Json, part
+from kdlib.lab.parts import part
 from kdlib.lab.pipeline import TrainedWeights
 from kdlib.lab.study.answers import ChapterComparison
 from kdlib.lab.study.trainings import arm_teacher
+from kdlib.types import Json
 from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint
 

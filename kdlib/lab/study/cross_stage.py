@@ -15,7 +15,6 @@ from kdlib.lab.comparison import Comparison, Contrast, Finding, compare_arms, co
 from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.scenes import FrameScene, scene
 from kdlib.lab.folders import run_folder
-from kdlib.lab.parts import Json
 from kdlib.lab.pipeline import (
     Run,
     Student,
@@ -32,6 +31,7 @@ from kdlib.lab.profiles import CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all, truth
 from kdlib.lab.study.answers import study_result
 from kdlib.training.launch import RunResult
+from kdlib.types import Json
 
 FIRST, TEACHER = "first", "teacher"
 _TITLES = {FIRST: "first stage alone", TEACHER: "two-stage teacher", **profiles.ARMS}

@@ -260,13 +260,9 @@ def _best_changes(
         boxes, score = once, _score(once, classes)
         said += ["each box is taken once"] * _lifts(before, score)
     for _ in range(3):
-        tried = {
-            name: (changed, _score(changed, classes)) for name, changed in _changed(boxes, classes)
-        }
-        if pairs and score < _POOR and max(s for _, s in tried.values()) < _GOOD:
-            tried |= {
-                name: (changed, _score(changed, classes)) for name, changed in _changed_twice(boxes)
-            }
+        tried = scored(_changed(boxes, classes))
+        if pairs and score < _POOR and max(after for _, after in tried.values()) < _GOOD:
+            tried |= scored(_changed_twice(boxes))
         name = max(tried, key=lambda name: tried[name][1], default="")
         if not name or not _lifts(score, tried[name][1]):
             break
@@ -280,13 +276,8 @@ def _lifts(before: float, after: float) -> bool:
 
 
 def _score(boxes: EvalBoxes, classes: Classes, kind: str = "mAPH") -> float:
-    result = evaluate_boxes(
-        boxes,
-        tuple(range(boxes.frames)),
-        classes=classes,
-        ranges=False,
-        keep_frames=False,
-    )
+    frames = tuple(range(boxes.frames))
+    result = evaluate_boxes(boxes, frames, classes=classes, ranges=False, keep_frames=False)
     return result.metrics[f"LEVEL_2/{kind}"]
 
 
