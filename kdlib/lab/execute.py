@@ -30,14 +30,8 @@ SOURCES = PROJECT / "kdlib"
 # there need not repeat a finished run's trainings.
 _UNCOUNTED = (
     *("viz/", "tools/", "cli.py", "__main__.py"),
-    *(
-        "lab/execute.py",
-        "lab/occupancy.py",
-        "lab/runlog.py",
-        "lab/report.py",
-        "lab/page.py",
-        "lab/publish.py",
-    ),
+    *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py"),
+    *("lab/report.py", "lab/page.py", "lab/publish.py"),
 )
 _TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
 _MANY = 1_000_000
@@ -147,11 +141,8 @@ def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
     elif name in _BOUNDS:
         least, most = _BOUNDS[name]
         if not least <= value <= most:
-            rest = (
-                f"at least {least}"
-                if value < least and most == _MANY
-                else f"from {least} to {most}"
-            )
+            open_above = value < least and most == _MANY
+            rest = f"at least {least}" if open_above else f"from {least} to {most}"
             more = "; 0 means the profile's" if name.endswith("EPOCHS") else ""
             raise ConfigError(f"{name}={value} must be {rest}{more}")
 
@@ -197,13 +188,10 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             f"no notebook has a parameter {', '.join(unknown)}; there are: "
             f"{', '.join(sorted(known))}"
         )
-    teachers = [
-        WEIGHTS / name for name in (chosen.shipped_teacher, overrides.get("TEACHER", "")) if name
-    ]
-    stages, key = (
-        [],
-        source_hash() + "".join(records.sha256(path) for path in teachers if os.path.isfile(path)),
-    )
+    given = [_typed(name, overrides[name], "") for name in _TEACHERS if name in overrides]
+    files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
+    key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
+    stages = []
     for name, defaults in declared.items():
         own = {
             each: _typed(each, overrides[each], default)

@@ -55,9 +55,6 @@ PUBLISHED_CROSS_STAGE: Mapping[str, PublishedModel] = {
 }
 """The teacher of two stages; its latency was published on one card (spec 12.4)."""
 
-CROSS_STAGE_DISTILLED = 65.27
-"""LEVEL_2 mAPH of CP-Voxel taught by it."""
-
 TEACHERS: Mapping[str, str] = {
     **dict.fromkeys(("cp_voxel_s", "cp_voxel_xs", "cp_voxel_xxs"), "cp_voxel"),
     **dict.fromkeys(("cp_pillar_v0.4", "cp_pillar_v0.48", "cp_pillar_v0.64"), "cp_pillar"),

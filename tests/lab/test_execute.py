@@ -292,6 +292,18 @@ def test_keys_change_with_the_shipped_teacher(
     assert changed(before, keys(tmp_path)) == "abc"
 
 
+def test_keys_change_with_the_content_of_a_teacher_that_is_given(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execute, "declared_parameters", lambda notebook: {"TEACHER": "auto"})
+    given = []
+    for content in (b"weights", b"other weights"):
+        Path("mine.safetensors").write_bytes(content)
+        given.append(keys(tmp_path, TEACHER="mine.safetensors"))
+    assert changed(*given) == "abc"
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
