@@ -42,7 +42,7 @@ def read_npy(path: Path) -> Read:
     """
     try:
         with path.open("rb") as file:
-            if not file.read(6) == b"\x93NUMPY":  # NumPy would speak of unpickling it
+            if file.read(6) != b"\x93NUMPY":  # NumPy would speak of unpickling it
                 raise ValueError("it does not begin as .npy files do")
             file.seek(0)
             array = np.load(file, allow_pickle=False)

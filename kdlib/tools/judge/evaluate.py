@@ -85,8 +85,6 @@ def evaluate(
         compare_with_official(loaded.boxes, workers=workers, python=python) if official else None
     )
     exported = export_objects(files[0], export, names[0]) if export else None
-    counts, hints = (
-        count_boxes(loaded.boxes, loaded.classes),
-        find_hints(loaded.boxes, loaded.classes),
-    )
-    return Evaluation(result, counts, tuple(hints), comparison, exported)
+    counts = count_boxes(loaded.boxes, loaded.classes)
+    hints = tuple(find_hints(loaded.boxes, loaded.classes))
+    return Evaluation(result, counts, hints, comparison, exported)
