@@ -2,10 +2,12 @@
 # when it is missing or older than what it is made from.
 #   PYTHON=python3.12            another interpreter (3.10 to 3.12)
 #   PYTHON310=/path/to/python    the Python 3.10 of test-official, where none is found
+#   LAB_ARGS='--no-browser --ip 0.0.0.0'   anything for jupyter lab, say on a server; without it, notebook 00 opens
 #   PIP_ARGS='--index-url ...'   anything for pip, say an index of CPU-only torch wheels: without one, PyPI's torch brings CUDA
 
 PYTHON ?= python3
 PIP_ARGS ?=
+LAB_ARGS ?= 00_explore_data.ipynb
 # Threads that wait must not spin for long: on a busy machine that makes everything many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 3000
@@ -42,7 +44,7 @@ test-official: $(OFFICIAL_STAMP)
 	KDLIB_OFFICIAL_PYTHON="$(CURDIR)/$(OFFICIAL)/bin/python" $(OFFICIAL)/bin/python -m pytest $(PARALLEL) -m ''
 
 lab: $(STAMP)
-	cd notebooks && ../$(BIN)/jupyter lab
+	cd notebooks && ../$(BIN)/jupyter lab $(LAB_ARGS)
 
 # The stamp holds the folder it was made in: scripts in .venv/bin name their interpreter by its full path, so a checkout that was
 # moved, like one whose interpreter is gone, gets a new .venv.
@@ -50,7 +52,11 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null && $(BIN)/python -c '' 2>/dev/null || ec
 .PHONY: $(STAMP)
 endif
 
-$(STAMP): pyproject.toml .ci/constraints.txt
+# JupyterLab opens without its two questions: whether to build itself anew (for an extension of dash, which open3d brings and nobody
+# here needs), and about news. A user's own settings come first.
+LAB_CONFIG = .ci/labconfig
+
+$(STAMP): pyproject.toml .ci/constraints.txt $(wildcard $(LAB_CONFIG)/*/*.json)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
 	  echo "kdlib needs Python 3.10, 3.11 or 3.12 (open3d 0.19 has wheels for no newer one), but '$(PYTHON) --version' says:" \
 	    "$$($(PYTHON) --version 2>&1 | head -n 1). Name another interpreter: make PYTHON=python3.12" >&2; exit 1; }
@@ -60,6 +66,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	@if [ -e $@ ] && [ "$$(cat $@)" != "$(CURDIR)" ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); fi
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[cpu,dev,browser,export,tensorboard]'
+	@mkdir -p $(VENV)/etc/jupyter && cp -r $(LAB_CONFIG) $(VENV)/etc/jupyter/
 	@echo "$(CURDIR)" > $@
 
 ifneq ($(shell cat $(OFFICIAL_STAMP) 2>/dev/null && $(OFFICIAL)/bin/python -c '' 2>/dev/null || echo broken),$(CURDIR))

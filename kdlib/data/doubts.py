@@ -38,6 +38,7 @@ class Doubts:
                 self._roads.append(ground_level(points[held, :3]))
             bottoms = boxes[:, 2] - boxes[:, 5] / 2
             flat = np.hypot(boxes[:, 0], boxes[:, 1]) < _FLAT
+            alike = np.column_stack((frame.labels.types, np.rint(1000 * boxes)))  # to a millimetre
             self._count.update(
                 points=len(points),
                 lost=int((~held).sum()),
@@ -46,6 +47,8 @@ class Doubts:
                 empty=int((frame.labels.num_points == 0).sum()),
                 turned=int((np.abs(boxes[:, 6]) > 2 * np.pi).sum()),
                 wide=int((boxes[:, 4] > _WIDER * boxes[:, 3]).sum()),
+                nowhere=int((~points[:, :3].any(axis=1)).sum()),
+                twice=len(boxes) - len(np.unique(alike, axis=0)),
                 near=int(flat.sum()),
                 off=int((np.abs(bottoms[flat]) > _BOTTOM).sum()),
             )
@@ -65,6 +68,13 @@ class Doubts:
                 f"{count['lost']:,} of {count['points']:,} points lie beyond {REACH} and were left "
                 "out"
             )
+        if count["nowhere"]:
+            yield (
+                f"{count['nowhere']:,} of {count['points']:,} points lie at 0, 0, 0, as no return "
+                "does; leave them out: points[points[:, :3].any(axis=1)]"
+            )
+        if count["twice"]:
+            yield f"{count['twice']:,} {boxes} stand there twice, same class and place; keep one"
         if count["far"]:
             yield (
                 f"{count['far']:,} {boxes} lie beyond {REACH}, where no points are stored; nothing "

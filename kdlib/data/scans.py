@@ -36,6 +36,8 @@ from kdlib.types import Float32, Float64, Sample
 _USUAL = 100.0  # metres; half of the points lie nearer
 _BELOW = 0.2  # share of points; so many do not lie below a road
 _HIGHEST = 100.0  # metres above the road at which a sensor may be said to be
+_FULL_SCALES = (1.0, 255.0, 4095.0, 65_535.0)  # of 8, 12 and 16 bits
+_NO_RETURN = 1e6  # metres; few points beyond are a file's sign for none, many are another unit
 _INTENSITY = (
     "intensity",
     "i",
@@ -144,14 +146,19 @@ def _place(
     xyz = np.stack([columns[axis] for axis in "xyz"], axis=1) * scale
     finite = np.all(np.abs(xyz) < np.finfo(np.float32).max, axis=1)  # NaN is not
     away = np.any(xyz != 0, axis=1)
+    beyond = finite & np.any(np.abs(xyz) > _NO_RETURN, axis=1)
+    if beyond.sum() > np.sum(finite & away) / 2:
+        beyond[:] = False
     for gone, why in (
         (~finite, "hold NaN or infinity"),
         (~away, "lie at 0, 0, 0, as no return does"),
+        (beyond, f"lie more than {_NO_RETURN / 1000:,.0f} km away, as no return does"),
     ):
         if gone.any():
             sentences.append(f"{gone.sum():,} of {len(xyz):,} points {why} and are left out.")
-    count, xyz = len(xyz), xyz[finite & away]
-    columns = {name: column[finite & away] for name, column in columns.items()}
+    kept = finite & away & ~beyond
+    count, xyz = len(xyz), xyz[kept]
+    columns = {name: column[kept] for name, column in columns.items()}
     if not len(xyz):
         why = f": all {count:,} are not finite or lie at 0, 0, 0" if count else ""
         raise DataError(f"{path} holds no finite points{why}; write the scan again")
@@ -262,7 +269,7 @@ def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[F
     most = float(values.max())
     parts = (values != np.floor(values)).any()  # Waymo's raw ones have them, and reach above 1
     full = layout.full_scale or next(
-        limit for limit in (1.0, 255.0, 65_535.0) if most <= max(limit, 5.0 * parts)
+        limit for limit in _FULL_SCALES if most <= max(limit, 5.0 * parts)
     )
     scaled = f"'{name}'" + ("" if full == 1 else f" / {full:g}")
     return np.tanh(values / full), (

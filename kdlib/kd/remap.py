@@ -242,7 +242,12 @@ def _check_shapes(teacher: Tensors, student: Tensors, axes: Mapping[str, Axes]) 
         for axis, (a, b) in enumerate(zip(ours, theirs)):
             fixed = axis not in sources or not sources[axis].groups
             if (fixed and a != b) or a > b:
-                demand = "must be equal" if fixed else "the teacher must be at least as wide"
+                demand = "the teacher must be at least as wide"
+                if fixed:
+                    demand = (
+                        "its entries mean something (features of a point, classes, numbers of a "
+                        "box): give both models the same, or start with 'matching'"
+                    )
                 raise ConfigError(
                     f"{name}: axis {axis} has {a} in the student, {b} in the teacher; {demand}"
                 )

@@ -13,7 +13,9 @@ from kdlib import zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
+from kdlib.lab.comparison import arm_color
 from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
+from kdlib.lab.profiles import ARMS
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling import published
@@ -21,7 +23,6 @@ from kdlib.profiling.cost import measure_cost
 from kdlib.profiling.latency import measure_latency
 from kdlib.profiling.model_profile import dense_report, ghost
 from kdlib.types import Json, PointBatch
-from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint
 
 COSTS = ("G MACs", "M acts", "parameters", "latency p50 ms")
@@ -143,21 +144,17 @@ def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
-    """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm:
-    one model, one cost.
-    """
+    """Return LEVEL_2 mAPH over cost of the teacher and every arm of the student, in its colour."""
     cost = costs.set_index("role")["G MACs"]
-    arms = {row["arm"]: row for row in run.result("03_evaluate")["arms"]}
-    students = sorted(
-        (arm for arm in arms if arm != "teacher"), key=lambda arm: arms[arm]["LEVEL_2 mAPH"]
-    )
-    points = []
-    for arm in dict.fromkeys(("teacher", students[0], students[-1])):
-        role, row = "teacher" if arm == "teacher" else "student", arms[arm]
-        color = palette.role(role).color
-        points.append(
-            CostPoint(
-                arm, cost[role], row["LEVEL_2 mAPH"], row["95 % low"], row["95 % high"], color
-            )
+    arms = {title: arm for arm, title in ARMS.items()}
+    return [
+        CostPoint(
+            row["arm"],
+            cost["teacher" if row["arm"] == "teacher" else "student"],
+            row["LEVEL_2 mAPH"],
+            row["95 % low"],
+            row["95 % high"],
+            arm_color(arms.get(row["arm"], row["arm"])),
         )
-    return points
+        for row in run.result("03_evaluate")["arms"]
+    ]

@@ -21,6 +21,7 @@ from kdlib.lab import occupancy, profiles
 from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
 from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
+from kdlib.simulate.generate import segment_names
 from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
@@ -115,10 +116,7 @@ def prepare_data(run: Run) -> Store:
         if made is not None:
             # Starting a process costs more than a smoke run's few frames.
             workers = 1 if made.training_segments < 10 else 0
-            for split, count, seed in (
-                ("training", made.training_segments, 1),
-                ("validation", made.validation_segments, 2),
-            ):
+            for split, (count, seed) in made.splits.items():
                 simulate(source, count, made.frames, seed, "demo", split=split, workers=workers)
         prepare(
             source,
@@ -150,6 +148,16 @@ def _check_data(run: Run, source: Path) -> None:
             f"profile {profile.name} simulates its data, but {others[0]} holds others; leave "
             "DATA_ROOT out or give it another folder, or take a profile of real data"
         )
+    for split, (count, seed) in profile.simulated.splits.items():
+        more: set[str] = set()
+        with suppress(DataError):  # none is there, or one is being written
+            more = set(list_segments(source / split)) - set(segment_names(count, seed, split))
+        if more:
+            raise ConfigError(
+                f"{source / split} holds {len(more)} segments that profile {profile.name} does not "
+                "simulate, of another profile perhaps; leave DATA_ROOT out or give it another "
+                "folder"
+            )
 
 
 def _is_recorded(folder: Path) -> bool:

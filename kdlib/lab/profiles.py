@@ -32,6 +32,14 @@ class SimulatedData:
     validation_segments: int
     frames: int  # per segment, at 10 Hz
 
+    @property
+    def splits(self) -> dict[str, tuple[int, int]]:
+        """How many segments each split has, and the seed they are made with."""
+        return {
+            "training": (self.training_segments, 1),
+            "validation": (self.validation_segments, 2),
+        }
+
 
 MAIN_LINE = (
     "00_explore_data",

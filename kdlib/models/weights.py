@@ -212,8 +212,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file; 16-bit floats come back as float32.
 
     Raises:
-        DataError: If the file is missing, truncated or no safetensors file, or a number in it is
-            not finite.
+        DataError: If the file is missing, truncated or no safetensors file, a number in it is not
+            finite, or all are 0.
     """
     tensors = read_tensors(path)
     bad = {
@@ -228,6 +228,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: {count} numbers of {name}{others} are NaN or infinite; take an earlier "
             "checkpoint, or train it again"
         )
+    matrices = [value for value in tensors.values() if value.dim() > 1]
+    if matrices and not any(value.any() for value in matrices):
+        raise DataError(f"{path}: all its weights are 0, nothing was learned; train it again")
     return tensors
 
 

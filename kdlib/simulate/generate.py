@@ -135,6 +135,11 @@ def simulate(
     return [job.name for job in jobs]
 
 
+def segment_names(segments: int, seed: int, split: str) -> list[str]:
+    """Return the names that :func:`simulate` gives segments."""
+    return [SegmentJob(seed, split, number, frames=0, scale="").name for number in range(segments)]
+
+
 def _is_written(folder: Path, job: SegmentJob, format: str) -> bool:
     """Tell whether all files of a segment exist, end where they should and were written with the
     same parameters.

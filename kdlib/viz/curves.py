@@ -139,8 +139,9 @@ def draw_precision_recall(
     if not curves:
         raise ChartError("no precision-recall curve was given")
     names = list(dict.fromkeys(curve.class_name for curve in curves))
+    models = len({curve.name for curve in curves})
     with canvas.styled():
-        figure = canvas.new_figure(3.5 * len(names) + 0.5, 3.7)
+        figure = canvas.new_figure(3.5 * len(names) + 0.5, 3.8 + 0.2 * models)
         axes = canvas.grid_axes(figure, 1, len(names), sharey=True)
         for ax, name in zip(axes, names):
             for curve in (curve for curve in curves if curve.class_name == name):
@@ -154,7 +155,9 @@ def draw_precision_recall(
                 )
             ax.set(title=name, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
             ax.grid(axis="x", linewidth=0.8)
-            ax.legend(loc="lower left", title="AP", alignment="left")
+            # below the axes: within them curves run everywhere
+            place: Any = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.16), "borderaxespad": 0.0}
+            ax.legend(title="AP", alignment="left", **place)
         axes[0].set_ylabel("precision")
         return canvas.arrange(figure, title, path)
 
@@ -192,18 +195,17 @@ def draw_accuracy_cost(
             )
         ax.set(xlabel=cost_label, ylabel="LEVEL_2 mAPH")
         ax.margins(0.16, 0.16)
-        # a name stands beside its dot, below it where another dot is close above
-        for point in points:
-            crowded = any(0 < other.score - point.score < 1.5 for other in points)
-            place, side = (-4, "top") if crowded else (5, "bottom")
+        low, high = ax.get_ylim()
+        heights = _apart([point.score for point in points], 0.055 * (high - low))
+        for point, height in zip(points, heights):
             label = ax.annotate(
-                point.name,
-                (point.cost, point.score),
-                (9, place),
+                f"{point.name}: {point.score:.1f}",
+                (point.cost, height),
+                (9, 0),
                 textcoords="offset points",
-                va=side,
+                va="center",
             )
-            label.set(fontsize=8.5, color=palette.INK)
+            label.set(fontsize=8.5, color=point.color)
         ax.text(
             0.012,
             0.985,
@@ -214,6 +216,22 @@ def draw_accuracy_cost(
             va="top",
         )
         return canvas.arrange(figure, title, path)
+
+
+def _apart(heights: Sequence[float], least: float) -> list[float]:
+    """Return heights of names in the order given, moved up or down until neighbours are ``least``
+    apart.
+    """
+    order = np.argsort(heights)
+    placed = np.asarray(heights, float)[order]
+    for _ in range(len(placed)):
+        for lower in range(len(placed) - 1):
+            lack = least - (placed[lower + 1] - placed[lower])
+            if lack > 0:
+                placed[lower : lower + 2] += (-lack / 2, lack / 2)
+    result = np.empty(len(placed))
+    result[order] = placed
+    return result.tolist()
 
 
 def draw_arms(

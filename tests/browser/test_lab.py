@@ -7,43 +7,41 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdlib import records
-from kdlib.lab.folders import NOTEBOOKS
+from kdlib.lab.folders import NOTEBOOKS, PROJECT
 from kdlib.lab.pipeline import Run
 
 pytestmark = [pytest.mark.browser, pytest.mark.long, pytest.mark.timeout(900)]
-NAME = "04_visualize_3d.ipynb"
+FIRST, NAME = "00_explore_data.ipynb", "04_visualize_3d.ipynb"
 
 
-@pytest.fixture(scope="module")
-def address(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab that has notebook 04, with the parameters of a smoke run, and
-    asks for no token.
-    """
-    pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install jupyterlab")
+def parametrised(name: str, target: Path, parameters: str) -> None:
+    """Copy a notebook, with lines behind its parameters, as a person would change them."""
     nbformat = pytest.importorskip("nbformat", reason="needs nbformat: pip install nbformat")
-    root = tmp_path_factory.mktemp("lab")
-    run = root / "smoke"
-    shutil.copytree(smoke_run.folder, run)
-    notebook = nbformat.read(NOTEBOOKS / NAME, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-    cell.source += (
-        f'\nPROFILE = "smoke"\nRUN_DIR = {str(run)!r}\nDATA_ROOT = '
-        f"{str(smoke_run.data)!r}\nSCORE_THRESHOLD = 0.1"
-    )
-    nbformat.write(notebook, root / NAME)
+    cell.source += f"\n{parameters}"
+    nbformat.write(notebook, target / name)
+
+
+@contextmanager
+def served(command: list[str], root: Path, homes: Path) -> Iterator[str]:
+    """Start JupyterLab on a folder, for a person who never used it: no settings, no answers; yield
+    its address.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,55 +50,48 @@ def address(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0",
         "--ServerApp.ip=127.0.0.1",
-    ]
-    options += [
         "--no-browser",
         "--allow-root",
         "--IdentityProvider.token=",
         "--ServerApp.disable_check_xsrf=True",
     ]
-    homes = {
-        f"JUPYTER_{kind}_DIR": str(root / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")
-    }
-    quiet(root)
-    environment = {
-        **os.environ,
-        **homes,
-        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
-        "OMP_NUM_THREADS": "1",
-    }
-    with (root / "server.log").open("w") as log:
+    kinds = ("CONFIG", "DATA", "RUNTIME")
+    own = {f"JUPYTER_{kind}_DIR": str(homes / kind.lower()) for kind in kinds}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(homes / "settings"), "OMP_NUM_THREADS": "1"}
+    words = [f"LAB_ARGS={' '.join(options)}"] if command[0] == "make" else options
+    with (homes / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options],
-            cwd=root,
-            env=environment,
+            [*command, *words],
+            cwd=PROJECT,
+            env={**os.environ, **own},
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
-            wait_for(server, f"http://127.0.0.1:{port}/api", root / "server.log")
+            wait_for(server, f"http://127.0.0.1:{port}/api", homes / "server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGTERM)
             try:
                 server.wait(timeout=30)
             except subprocess.TimeoutExpired:
-                server.kill()
+                os.killpg(server.pid, signal.SIGKILL)
 
 
-def quiet(root: Path) -> None:
-    """Without its two questions: whether to build itself anew (for an extension of open3d's
-    dependency dash), and about news.
+@pytest.fixture(scope="module")
+def lab_of(smoke_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """A function: JupyterLab by a command, on copies of notebooks 00 and 04 with the parameters of
+    a smoke run.
     """
-    answers = {
-        "config/labconfig/page_config.json": {"buildCheck": False, "buildAvailable": False},
-        "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
-            "fetchNews": "false",
-            "checkForUpdates": False,
-        },
-    }
-    for name, values in answers.items():
-        records.write_json(root / name, values)
+    pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install jupyterlab")
+    root = tmp_path_factory.mktemp("lab")
+    run = root / "smoke"
+    shutil.copytree(smoke_run.folder, run)
+    where = f'PROFILE = "smoke"\nRUN_DIR = {str(run)!r}\nDATA_ROOT = {str(smoke_run.data)!r}'
+    parametrised(FIRST, root, where)
+    parametrised(NAME, root, f"{where}\nSCORE_THRESHOLD = 0.1")
+    return lambda *command: served(list(command), root, tmp_path_factory.mktemp("homes"))
 
 
 def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -117,12 +108,12 @@ def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     )
 
 
-def run_all(page: Any) -> None:
+def run_all(page: Any, until: str = ".kdlib-picture") -> None:
     """Run every cell, not before the kernel is there: JupyterLab would ask for one instead."""
     page.locator("#jp-main-statusbar").get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click("li[data-command='runmenu:run-all']")
-    page.wait_for_selector(".kdlib-picture, .jp-Dialog")
+    page.wait_for_selector(f"{until}, .jp-Dialog")
     asked = page.locator(".jp-Dialog").all_inner_texts()
     assert not asked, f"JupyterLab asks: {asked}"
 
@@ -135,6 +126,36 @@ def changed(page: Any, before: str) -> str:
     )
     page.wait_for_function(script, arg=before)
     return str(page.eval_on_selector(".kdlib-picture", "image => image.src"))
+
+
+QUESTIONS = ".jp-Dialog, .jp-toast-message, .Toastify__toast"
+
+
+def test_make_lab_asks_nothing_and_notebook_00_runs(
+    lab_of: Callable[..., Any], page: Any, tmp_path: Path
+) -> None:
+    if not (PROJECT / ".venv" / "bin" / "jupyter").is_file():
+        pytest.skip("needs the environment that 'make lab' makes: .venv")
+    with lab_of("make", "-o", ".venv/.installed", "lab") as address:
+        page.goto(f"{address}/lab/tree/{FIRST}", wait_until="commit")
+        page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
+        page.wait_for_timeout(30_000)  # questions come late
+        assert page.locator(QUESTIONS).all_inner_texts() == []
+        page.screenshot(path=tmp_path / "opened.png")
+        run_all(page, until="text=/The same frame in space/ >> nth=0")
+        page.wait_for_function(
+            "() => document.querySelectorAll('.jp-RenderedImage img').length >= 2"
+        )
+        page.locator("#jp-main-statusbar").get_by_text(re.compile(r"\| Idle")).wait_for()
+        assert not page.locator(".jp-RenderedText[data-mime-type$='error']").count()
+        page.screenshot(path=tmp_path / "ran.png")
+
+
+@pytest.fixture()
+def address(lab_of: Callable[..., Any]) -> Iterator[str]:
+    """The address of a plain ``jupyter lab`` of this environment."""
+    with lab_of(sys.executable, "-m", "jupyterlab") as where:
+        yield where
 
 
 def test_notebook_04_answers_to_slider_layer_and_mouse(

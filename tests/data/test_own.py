@@ -301,11 +301,18 @@ def test_points_are_counted_after_the_cut_and_what_is_left_out_is_said(tmp_path:
         ([box(length=2.0, width=4.0)], "1 of 1 boxes are wider than long"),
         ([box(heading=90.0)], "1 of 1 boxes have a heading beyond 2 pi; if degrees, np.deg2rad"),
         ([box(x=-20.0, y=-70.0), CAR, box(y=60.0)], "2 of 3 boxes hold no point"),
+        ([CAR, CAR], "1 of 2 boxes stand there twice"),
     ],
 )
 def test_boxes_that_are_rarely_meant_are_counted(tmp_path: Path, boxes, message) -> None:
     frame = own_frame("one", 0, scene(0), boxes, ["Vehicle"] * len(boxes))
     assert message in warned(tmp_path, frame)
+
+
+def test_points_that_are_no_returns_are_counted(tmp_path: Path) -> None:
+    padded = [*scene(0), *np.zeros((40, 4))]
+    assert "40 of 5" in (said := warned(tmp_path, own_frame("one", 0, padded)))
+    assert "lie at 0, 0, 0, as no return does" in said
 
 
 def test_far_boxes_on_a_hill_are_nobodys_mistake(tmp_path: Path, recwarn) -> None:

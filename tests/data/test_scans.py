@@ -277,6 +277,7 @@ def test_a_road_far_from_the_assumed_frame_is_said(tmp_path: Path) -> None:
     ("columns", "sentence"),
     [
         ((GREY * 25,), "tanh of 'intensity' / 65535"),
+        ((GREY * 16,), "tanh of 'intensity' / 4095"),
         ((GREY, np.linspace(0, 0.1, N)), "What column 5 holds"),
         ((GREY, GREY % 64, GREY % 3), "What columns 5 to 6 hold"),
         ((np.ones(N),), "Column 4 is 1 at every point"),
@@ -317,6 +318,15 @@ def test_points_that_are_no_metres_around_a_sensor(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", street(1.8) + (500_000.0, 4_000_000.0, 0))
     with pytest.raises(DataError, match=r"as on a map: subtract where the sensor was"):
         read_scan(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("value", [1e30, -1e9, 3e38])
+def test_few_points_out_of_the_world_are_counted_and_left_out(tmp_path: Path, value: float) -> None:
+    padded = np.concatenate((street(1.8), np.full((700, 3), value, np.float32)))
+    np.save(tmp_path / "a.npy", padded)
+    scan = read_scan(tmp_path / "a.npy")
+    assert len(scan.points) == len(street(1.8))
+    assert any("700 of 5,200 points lie more than 1,000 km away" in s for s in scan.assumptions)
 
 
 def test_names_with_dots_stay_apart(tmp_path: Path) -> None:

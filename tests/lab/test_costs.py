@@ -11,7 +11,7 @@ import pytest
 
 from kdlib import records, zoo
 from kdlib.errors import ConfigError
-from kdlib.lab import costs, pipeline
+from kdlib.lab import costs, pipeline, profiles
 from kdlib.lab.pipeline import Run
 
 
@@ -88,7 +88,12 @@ def test_frames_are_spread_over_the_split(smoke_run: Run) -> None:
 def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = [
         {"arm": name, "LEVEL_2 mAPH": score, "95 % low": score - 1, "95 % high": score + 1}
-        for name, score in (("teacher", 60.0), ("student alone", 40.0), ("full SparseKD", 50.0))
+        for name, score in (
+            ("teacher", 60.0),
+            ("student alone", 40.0),
+            ("initialised from the teacher", 45.0),
+            ("full SparseKD", 50.0),
+        )
     ]
     run = pipeline.open_run("smoke", str(tmp_path))
     pipeline.save_result(run, "03_evaluate", {"arms": arms})
@@ -99,12 +104,14 @@ def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.Monkey
             **{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}
         ),
     )
-    assert ratios["arm"].tolist() == ["student alone", "full SparseKD"]
+    assert ratios["arm"].tolist() == list(profiles.ARMS.values())
     assert ratios.loc[0].tolist()[1:] == pytest.approx([0.667, 2.667, 1.333, 0.667, 2.0])
     points = costs.accuracy_points(run, table)
     assert [(p.name, p.cost, p.score, p.low, p.high) for p in points] == [
         ("teacher", 4.0, 60.0, 59.0, 61.0),
         ("student alone", 1.0, 40.0, 39.0, 41.0),
+        ("initialised from the teacher", 1.0, 45.0, 44.0, 46.0),
         ("full SparseKD", 1.0, 50.0, 49.0, 51.0),
     ]
+    assert len({point.color for point in points}) == 4
     assert records.table_rows(table)[0] == {"role": "teacher", "G MACs": 4.0}

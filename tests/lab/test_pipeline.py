@@ -15,6 +15,7 @@ from kdlib.data.own import own_frame, store_frames
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import folders, pipeline, profiles
 from kdlib.lab.pipeline import Run, TrainedWeights
+from kdlib.simulate import generate
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult
 
@@ -253,6 +254,20 @@ def test_a_simulating_profile_on_recorded_files_leaves_nothing_behind(
     before = listing(data)
     run = pipeline.open_run("smoke", str(tmp_path / "run"), str(data))
     with pytest.raises(ConfigError, match=r"simulates its data, but .*waymo/training holds others"):
+        pipeline.prepare_data(run)
+    assert listing(data) == before
+
+
+def test_two_simulating_profiles_do_not_share_a_folder(tmp_path: Path, smoke_data: Path) -> None:
+    data = tmp_path / "shared"
+    shutil.copytree(smoke_data, data)
+    other = generate.segment_names(3, seed=1, split="training")[-1]
+    first = next((data / "waymo" / "training" / "lidar").glob("*.parquet"))
+    for file in (data / "waymo" / "training").rglob(first.name):
+        shutil.copy(file, file.with_name(f"{other}.parquet"))
+    before = listing(data)
+    run = pipeline.open_run("smoke", str(tmp_path / "run"), str(data))
+    with pytest.raises(ConfigError, match=r"holds 1 segments that profile smoke does not simulate"):
         pipeline.prepare_data(run)
     assert listing(data) == before
 

@@ -167,6 +167,16 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, model, value, kind):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_weights_that_are_all_0_are_refused(tmp_path, model):
+    path = tmp_path / "empty.safetensors"
+    blank = {
+        key: value if value.dim() < 2 else 0 * value for key, value in model.state_dict().items()
+    }
+    save_file({key: value.contiguous() for key, value in blank.items()}, path)
+    with pytest.raises(DataError, match=r"empty\.safetensors: all its weights are 0"):
+        load_weights(path, model)
+
+
 def test_a_card_that_is_no_json_object_is_named(tmp_path):
     path = tmp_path / "theirs.safetensors"
     for card in ("hello", "[1]"):

@@ -62,7 +62,10 @@ def test_precision_recall(pixels, tmp_path) -> None:
     figure = curves.draw_precision_recall(made, path=tmp_path / "pr.png")
     pixels(tmp_path / "pr.png")
     assert [len(ax.get_lines()) for ax in figure.axes] == [2, 2]
-    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "teacher: 61.0"
+    legend = figure.axes[0].get_legend()
+    assert legend.get_texts()[0].get_text() == "teacher: 61.0"
+    figure.canvas.draw()
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
     with pytest.raises(ChartError, match="no precision-recall curve"):
         curves.draw_precision_recall([])
 
@@ -74,7 +77,22 @@ def test_cost(pixels, tmp_path) -> None:
     ]
     figure = curves.draw_accuracy_cost(made, cost_label="ms", title="cost", path=tmp_path / "c.png")
     pixels(tmp_path / "c.png")
-    assert {"teacher", "student"} <= {text.get_text() for text in figure.axes[0].texts}
+    assert {"teacher: 62.0", "student: 50.0"} <= {t.get_text() for t in figure.axes[0].texts}
+
+
+def test_names_of_models_of_one_cost_stand_apart_in_their_colours() -> None:
+    colors = ("#CC79A7", "#E69F00", "#0072B2")
+    made = [
+        curves.CostPoint(name, 1.0, score, color=color)
+        for name, score, color in zip(("alone", "full", "init"), (52.5, 53.9, 52.6), colors)
+    ]
+    figure = curves.draw_accuracy_cost(made, cost_label="ms")
+    figure.canvas.draw()
+    names = [text for text in figure.axes[0].texts if ":" in text.get_text()]
+    boxes = [text.get_window_extent() for text in names]
+    assert [text.get_color() for text in names] == list(colors)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert boxes[0].y0 < boxes[2].y0 < boxes[1].y0  # in the order of their scores
 
 
 def test_cost_bad_input() -> None:

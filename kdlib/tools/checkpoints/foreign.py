@@ -198,8 +198,10 @@ def _restricted_load(path: Path) -> Any:
             'torch.save({"model_state": model.state_dict()}, FILE)'
         ) from error
     except _DAMAGED as error:
+        # of a file cut short the system says only "Invalid argument"
+        reason = "it is cut short" if isinstance(error, OSError) else _first_line(error)
         raise DataError(
-            f"{path} is no complete torch checkpoint ({_first_line(error)}); copy it again"
+            f"{path} is no complete torch checkpoint ({reason}); copy it again"
         ) from error
 
 
@@ -212,7 +214,8 @@ def _weight_sets(content: Any, place: str = "") -> dict[str, Mapping[str, Tensor
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     nested = any(isinstance(value, Mapping) for value in content.values())
     if 2 * len(tensors) > len(content) and not nested:
-        return {place: tensors}
+        # a detector has matrices; the state of a gradient scaler or of statistics has none
+        return {place: tensors} if any(value.dim() > 1 for value in tensors.values()) else {}
     return {
         name: tensors
         for key, value in content.items()
@@ -222,14 +225,20 @@ def _weight_sets(content: Any, place: str = "") -> dict[str, Mapping[str, Tensor
 
 
 def _inventory(content: Any) -> str:
+    """Say what a file holds instead of weights."""
     if not isinstance(content, Mapping):
-        return f"found: {type(content).__name__}"
-    kinds = [
-        f"{key}: {type(value).__name__}"
-        for key, value in content.items()
-        if not isinstance(value, Tensor)
-    ]
-    return f"found: {', '.join(kinds[:6]) or 'nothing'}"
+        return f"found: {_kind(content)}"
+    kinds = [f"{key!r}: {_kind(value)}" for key, value in content.items()]
+    rest = f" and {len(kinds) - 6} more" if len(kinds) > 6 else ""
+    return f"found: {', '.join(kinds[:6]) or 'nothing'}{rest}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, NumPyValue):
+        return "a NumPy array, save torch.from_numpy of it"
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _plain(value: Tensor, name: str, path: Path) -> Tensor:

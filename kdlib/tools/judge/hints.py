@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.spatial import cKDTree
 
-from kdlib.metric.objects import EvalBoxes, FrameBoxes
+from kdlib.metric.objects import EvalBoxes, FrameBoxes, Predictions
 from kdlib.metric.shards import Classes
 from kdlib.metric.waymo_metrics import evaluate_boxes
 from kdlib.types import Float64, Int64
@@ -24,6 +24,8 @@ _FACTOR = 1.25
 _POOR = 0.3  # mAPH below which two changes at once are tried, too, where none alone gives
 _GOOD = 0.5
 _NOTHING = 0.005  # mAP below which hardly a box is right
+_TURNED = 0.2  # of mAP by which scores the other way round are better
+_TWINS = 0.5  # metres between centres of boxes that one object has several of
 _NEAR = 2.0  # metres between centres, seen from above, of what may be one object
 
 _Boxes = TypeVar("_Boxes", bound=FrameBoxes)
@@ -112,6 +114,7 @@ def find_hints(boxes: EvalBoxes, classes: Classes) -> list[str]:
     hints = [*_missing_frames(boxes), *_missing_classes(boxes, names), *_doubles(part)]
     if not len(part.predictions.kind) or not len(part.truth.kind):
         return hints
+    hints += _odd_scores(part, classes)
     form = _poor_form(part, classes, "", pairs=True) or [
         hint
         for kind in range(1, len(names))
@@ -196,6 +199,32 @@ def _doubles(boxes: EvalBoxes) -> Iterator[str]:
                 f"{again:,} of {len(side.kind):,} {title} boxes, on {boxes.frames} frames, stand "
                 "there twice; keep one"
             )
+
+
+def _odd_scores(boxes: EvalBoxes, classes: Classes) -> Iterator[str]:
+    """Yield the sentence on scores that rank nothing, or the wrong way round."""
+    ours, before = boxes.predictions, _score(boxes, classes, "mAP")
+    if len(ours.score) > 1 and ours.score.min() == ours.score.max() and before < _GOOD:
+        yield (
+            f"every predicted score is {ours.score[0]:g}; the metric ranks boxes by score, so "
+            "write the detector's own"
+        )
+    turned = replace(boxes, predictions=replace(ours, score=1 - ours.score))
+    after = _score(turned, classes, "mAP")
+    if after > before + _TURNED:
+        yield (
+            f"LEVEL_2 mAP on {boxes.frames} frames rises from {100 * before:.1f} to "
+            f"{100 * after:.1f} when scores are read as 1 - score: is a high score a sure one?"
+        )
+
+
+def _best_of_twins(ours: Predictions) -> Predictions:
+    """Return the predictions without those that have a better one of their type close by."""
+    places = np.column_stack((ours.box[:, :2], 1e6 * ours.frame, 1e3 * ours.kind))
+    pairs = cKDTree(places.astype(np.float64)).query_pairs(_TWINS, output_type="ndarray")
+    first, second = pairs.T
+    worse = np.where(ours.score[first] < ours.score[second], first, second)
+    return ours.take(np.setdiff1d(np.arange(len(ours.kind)), worse))
 
 
 def _once(side: _Boxes) -> _Boxes:
@@ -317,6 +346,8 @@ def _changed(boxes: EvalBoxes, classes: Classes) -> Iterator[tuple[str, EvalBoxe
             f"boxes belong {step:+d} frame further",
             replace(boxes, predictions=later.take(inside)),
         )
+    best = replace(boxes, predictions=_best_of_twins(ours))
+    yield f"of boxes of a class within {_TWINS:g} m of each other the best is kept (NMS)", best
     labels = theirs.take(np.isin(theirs.frame, ours.frame))
     yield "frames without a prediction are left out", replace(boxes, truth=labels)
 

@@ -277,7 +277,14 @@ def test_files_that_are_no_checkpoints(
         with pytest.raises(DataError, match=rf"holds {name}, an object that only running code"):
             foreign.import_checkpoint(file, network)
     assert "run" not in capsys.readouterr().out
-    for content, words in (({"lr": 0.1}, "lr: float"), ([1], "list"), ({}, "nothing")):
+    for content, words in (
+        ({"lr": 0.1}, "'lr': float"),
+        ([1], "list"),
+        ({}, "nothing"),
+        ({"w": np.zeros((3, 3))}, "'w': a NumPy array, save torch.from_numpy of it"),
+        ({0: torch.zeros(2, 3)}, r"0: a tensor \(2, 3\)"),
+        ({"mean": torch.zeros(5)}, r"'mean': a tensor \(5,\)"),
+    ):
         torch.save(content, file)
         with pytest.raises(DataError, match=rf"no state dict \(found: {words}\)"):
             foreign.import_checkpoint(file, network)
@@ -300,6 +307,19 @@ def test_numpy_scalars_and_arrays_beside_the_weights_are_read(
             _use_new_zipfile_serialization=not legacy,
         )
         same_outputs(file, network, points)
+
+
+def test_state_of_scalers_and_statistics_is_no_set_of_weights(
+    tmp_path: Path, network: nn.Module, recwarn: pytest.WarningsRecorder
+) -> None:
+    state = network.state_dict()
+    beside = {
+        "scaler": {"scale": torch.tensor(65536.0), "growth": torch.tensor(0)},
+        "stats": {"mean": torch.zeros(5), "std": torch.ones(5)},
+    }
+    torch.save({"model_state": state, **beside}, tmp_path / "theirs.pth")
+    imported = foreign.import_checkpoint(tmp_path / "theirs.pth", network)
+    assert len(imported.coverage.loaded) == len(state) and not recwarn.list
 
 
 def test_plain_values_among_the_tensors_are_passed_over(tmp_path: Path, network: nn.Module) -> None:
@@ -410,7 +430,7 @@ def test_of_several_sets_one_is_taken_aloud_and_another_by_name(
 
 def test_what_does_not_fit_shows_names_of_both_sides(tmp_path: Path, network: nn.Module) -> None:
     file = tmp_path / "theirs.pth"
-    torch.save({f"encoder{n}.weight": torch.zeros(2) for n in range(9)}, file)
+    torch.save({f"encoder{n}.weight": torch.zeros(2, 2) for n in range(9)}, file)
     with pytest.raises(
         DataError,
         match=r"missing in the file: \w+.* and \d+ more; unknown to the model: "

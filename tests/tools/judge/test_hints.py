@@ -155,6 +155,39 @@ def test_every_box_twice(tmp_path: Path) -> None:
     assert any("each box is taken once" in h for h in said.hints)
 
 
+def judged_scores(folder: Path, ids, boxes, kinds, scores) -> Evaluation:
+    judged(folder)
+    order = np.argsort(ids, kind="stable")
+    columns = (values[order] for values in (np.asarray(ids), boxes, kinds, scores))
+    pq.write_table(predictions_table(*columns), folder / "p.parquet")
+    return evaluate(folder / "p.parquet", folder / "g.parquet")
+
+
+def test_scores_that_rank_nothing_or_the_wrong_way_round(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    wrong = changed(x=X + 4)
+    both = (np.tile(IDS, 2), np.concatenate((BOXES, wrong)), np.tile(KINDS, 2))
+    low, high = rng.uniform(0.1, 0.4, len(IDS)), rng.uniform(0.6, 0.9, len(IDS))
+    said = judged_scores(tmp_path, *both, np.concatenate((low, high))).hints
+    assert any("to 100.0 when scores are read as 1 - score" in hint for hint in said), said
+    assert judged_scores(tmp_path, *both, np.concatenate((high, low))).hints == ()
+    many = [changed(x=X + dx, y=Y + 4) for dx in (-4, 0, 4)]
+    ids, kinds = np.tile(IDS, 4), np.tile(KINDS, 4)
+    said = judged_scores(
+        tmp_path, ids, np.concatenate((BOXES, *many)), kinds, np.full(len(ids), 0.5)
+    )
+    assert any("every predicted score is 0.5" in hint for hint in said.hints), said.hints
+
+
+def test_boxes_that_were_not_suppressed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    four = np.tile(BOXES, (4, 1))
+    four[:, :2] += rng.normal(0, 0.05, (len(four), 2))
+    scores = rng.uniform(0.3, 0.9, len(four))
+    said = judged_scores(tmp_path, np.tile(IDS, 4), four, np.tile(KINDS, 4), scores).hints
+    assert any("within 0.5 m of each other the best is kept" in hint for hint in said), said
+
+
 def test_a_table_in_order_and_a_poor_detector_get_no_hint(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).normal(0, 1, BOXES.shape)
     for size in (0.0, 0.03, 0.15):
