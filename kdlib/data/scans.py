@@ -59,6 +59,7 @@ class Scan:
     layout: str
     points: Float32  # (N, 5) x, y, z, tanh(intensity), elongation
     assumptions: tuple[str, ...]  # sentences about units, axes, intensity, height
+    raised: float  # metres by which the file's points were raised; what ``height`` would give
 
     def sample(self) -> Sample:
         """Return the scan as a frame without boxes."""
@@ -173,7 +174,7 @@ def _place(
     elongation, about_elongation = _elongation(columns, len(xyz))
     points = np.column_stack((xyz + (0, 0, raised), intensity, elongation)).astype(np.float32)
     sentences += [about_height, about_intensity, about_elongation]
-    return Scan(_name(path), layout.name, points, tuple(sentences))
+    return Scan(_name(path), layout.name, points, tuple(sentences), raised)
 
 
 def _name(path: Path) -> str:

@@ -156,7 +156,11 @@ def draw_precision_recall(
             ax.set(title=name, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
             ax.grid(axis="x", linewidth=0.8)
             # below the axes: within them curves run everywhere
-            place: Any = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.16), "borderaxespad": 0.0}
+            place: Any = {
+                "loc": "upper left",
+                "bbox_to_anchor": (-0.02, -0.16),
+                "borderaxespad": 0.0,
+            }
             ax.legend(title="AP", alignment="left", **place)
         axes[0].set_ylabel("precision")
         return canvas.arrange(figure, title, path)

@@ -69,6 +69,7 @@ _LIVE = """(channel, config, couple) => {
     const sent = window.parent.document.getElementsByClassName(channel)[0];
     if (!sent || sent.dataset.version === version) return;
     const next = JSON.parse(sent.textContent);
+    delete next.layout.height;  // as high as the frame
     if (version) next.layout.scene.camera = next.layout.scene2.camera = plot.layout.scene.camera;
     Plotly.react(plot, next.data, next.layout, config);
     if (!version) couple(plot);
@@ -151,20 +152,21 @@ def save_html(figure: Any, path: str | Path, *, title: str) -> Path:
     return Path(path)
 
 
-def live_frame(channel: str) -> str:
-    """Return an ``<iframe>`` that shows the figure which the surrounding page holds in the element
-    :func:`live_data` made.
+def live_frame(channel: str, height: str) -> str:
+    """Return an ``<iframe>`` of a height, in CSS's words, with the figure that the surrounding page
+    holds in the element :func:`live_data` made.
 
     The frame looks for a new figure by itself, so the camera stays where the reader turned it while
     frames and layers change.
     """
     start = f"({_LIVE})({json.dumps(channel)}, {json.dumps(_CONFIG)}, {_COUPLE})"
     page = html.escape(
-        _page(f'<div id="kdlib-scene"></div><script>{start}</script>', "3D"), quote=True
+        _page(f'<div id="kdlib-scene" style="height:100vh"></div><script>{start}</script>', "3D"),
+        quote=True,
     )
     return (
         f'<iframe title="3D view" srcdoc="{page}" '
-        f'style="width:100%;height:{_HEIGHT}px;border:0;display:block"></iframe>'
+        f'style="width:100%;height:{height};border:0;display:block"></iframe>'
     )
 
 

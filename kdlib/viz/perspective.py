@@ -4,7 +4,7 @@ lines in, pixels out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -43,6 +43,12 @@ class Camera:
         vehicle.
         """
         return Camera(eye=(-0.9 * reach, 0.0, 1.25 * reach), target=(0.08 * reach, 0.0, 0.0))
+
+    def at(self, x: float, y: float) -> Camera:
+        """Return the same view of another place than the vehicle's."""
+        place = (x, y, 0.0)
+        eye, target = (tuple(np.add(point, place).tolist()) for point in (self.eye, self.target))
+        return replace(self, eye=eye, target=target)
 
     def axes(self) -> NDArray[np.float64]:
         """Return right, down and forward as rows of a (3, 3) rotation."""

@@ -142,7 +142,7 @@ def test_make_lab_asks_nothing_and_notebook_00_runs(
         page.wait_for_timeout(30_000)  # questions come late
         assert page.locator(QUESTIONS).all_inner_texts() == []
         page.screenshot(path=tmp_path / "opened.png")
-        run_all(page, until="text=/The same frame in space/ >> nth=0")
+        run_all(page, until=".jp-RenderedImage")
         page.wait_for_function(
             "() => document.querySelectorAll('.jp-RenderedImage img').length >= 2"
         )
@@ -177,7 +177,7 @@ def test_notebook_04_answers_to_slider_layer_and_mouse(
     second = changed(page, first)
     page.get_by_role("checkbox", name="ground truth").click()
     third = changed(page, second)
-    page.get_by_role("button", name="heatmap").click()
+    page.get_by_label("map").select_option("heatmap")
     fourth = changed(page, third)
     assert len({first, second, third, fourth}) == 4
 

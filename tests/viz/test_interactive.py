@@ -116,7 +116,7 @@ def test_names_cannot_leave_the_page(cloud, layers, tmp_path) -> None:
     odd = layer("truth", layers[0].boxes, layers[0].labels, name=wicked)
     figure = interactive.scene_figure(cloud[:10], [Panel(wicked, (odd,), wicked)], title=wicked)
     page = interactive.save_html(figure, tmp_path / "pair.html", title=wicked).read_text()
-    assert wicked not in page and wicked not in interactive.live_frame(wicked)
+    assert wicked not in page and wicked not in interactive.live_frame(wicked, "36vh")
     data = interactive.live_data(figure, "a", 1)
     assert wicked not in data and data.count("<") == 2, "one element, nothing in it is markup"
 

@@ -19,6 +19,9 @@ from kdlib.lab.explore.studio import Studios
 from kdlib.viz import canvas, interactive
 
 _IOUS = {"Waymo's (0.7, 0.5, 0.5)": None, "0.3": 0.3, "0.5": 0.5, "0.7": 0.7}
+# of the screen's height: the view from above, at its own proportions, and the one in space
+_VIEW = {"max_width": "100%", "max_height": "46vh", "object_fit": "contain", "margin": "0 auto"}
+_SPACE = "34vh"
 _SERIAL = itertools.count(1)  # a page may hold several applications
 
 
@@ -54,9 +57,9 @@ class Application:
         import ipywidgets as w
 
         self._studios, self._quiet, self._version = studios, False, 0
+        self._jumped: tuple[str, Choice] | None = None  # by which button, and where that led
         self._channel = f"kdlib-scene-{next(_SERIAL)}"
-        label = {"description_width": "4.5rem"}
-        common = {"layout": w.Layout(width="25rem"), "style": label}
+        common = {"layout": w.Layout(width="auto"), "style": {"description_width": "3.4rem"}}
         slide = {**common, "continuous_update": False}
         self.run = w.Dropdown(options=list(studios), description="run", **common)
         self.controls = {  # by field of Choice
@@ -66,39 +69,33 @@ class Application:
             "min_score": w.FloatSlider(
                 0.5, min=0.1, max=0.95, step=0.05, description="score ≥", **slide
             ),
-            "class_name": w.Dropdown(
-                options=[("all", None)],
-                description="class",
-                **common,
-            ),
+            "class_name": w.Dropdown(options=[("all", None)], description="class", **common),
             "iou": w.Dropdown(options=list(_IOUS.items()), description="IoU ≥", **common),
-            "map": w.ToggleButtons(
-                options=list(MAP_NAMES), description="map", style={**label, "button_width": "auto"}
-            ),
+            "map": w.Dropdown(options=list(MAP_NAMES), description="map", **common),
         }
         self.layers = {
-            name: w.Checkbox(True, description=name, indent=False, layout=w.Layout(width="9rem"))
+            name: w.Checkbox(True, description=name, indent=False, layout=w.Layout(width="7.4rem"))
             for name in LAYERS
         }
         self.jumps = {
             o: w.Button(description=f"next: {words}", layout=w.Layout(width="auto"))
             for o, words in JUMPS.items()
         }
-        self.note, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.note = w.HTML()
+        self.picture = w.Image(format="png", layout=_VIEW)
         self.picture.add_class("kdlib-picture")
         self.data = w.HTML(layout=w.Layout(display="none"))
-        left, right, frame, score, kind, iou, maps = self.controls.values()
-        wrap = w.Layout(flex_flow="row wrap")
-        first = w.HBox(
-            [w.VBox(column) for column in ([self.run, left, right], [frame, score], [kind, iou])],
-            layout=wrap,
+        boxes = w.HBox(list(self.layers.values()), layout=w.Layout(flex_flow="row wrap"))
+        # Beside the views, and as high as both together: a laptop's screen holds all at once.
+        side = w.VBox(
+            [self.run, *self.controls.values(), boxes, *self.jumps.values(), self.note],
+            layout=w.Layout(width="16.5rem", flex="0 0 auto"),
         )
-        boxes = w.HBox([w.HTML("boxes", layout=w.Layout(width="4.2rem")), *self.layers.values()])
-        jumps, space = (
-            w.HBox(list(self.jumps.values()), layout=wrap),
-            w.HTML(interactive.live_frame(self._channel)),
+        views = w.VBox(
+            [self.picture, w.HTML(interactive.live_frame(self._channel, _SPACE)), self.data],
+            layout=w.Layout(flex="1 1 auto", min_width="0"),
         )
-        self.widget = w.VBox([first, boxes, maps, jumps, self.note, self.picture, space, self.data])
+        self.widget = w.HBox([side, views])
         self._open(start)
         self.run.observe(lambda _: self._open(None), names="value")
         for control in (*self.controls.values(), *self.layers.values()):
@@ -133,8 +130,10 @@ class Application:
 
     def _jump(self, order: str) -> None:
         with self._errors_said():
-            frame, sentence = self._studio.jump(order, self.choice)
+            onward = self._jumped == (order, self.choice)  # nothing was changed since
+            frame, sentence = self._studio.jump(order, self.choice, onward)
             self._quiet, self.controls["frame"].value, self._quiet = True, frame, False
+            self._jumped = (order, self.choice)
             self._show(sentence)
 
     def _show(self, sentence: str = "") -> None:

@@ -11,11 +11,15 @@ from kdlib.errors import KdlibError
 
 LAYERS = ("ground truth", "found boxes", "misses", "false alarms")
 MAP_NAMES = ("none", "heatmap", "pivotal positions", "BEV features", "KD masks")
+# Where the buttons lead; "right" is the student on the right, the distilled one where the teacher
+# is.
 JUMPS = {
-    "helped": "distillation helped most",
-    "hurt": "distillation hurt most",
+    "helped": "most ahead of initialised",
+    "hurt": "most behind initialised",
+    "ahead": "most ahead of alone",
     "hardest": "most misses, right",
 }
+BASES = {"helped": "init", "hurt": "init", "ahead": "alone"}  # the arm that is compared with
 
 
 class BrowserError(KdlibError):

@@ -1,26 +1,27 @@
-"""Which frames a model does well on: objects found and missed, and false alarms, frame by frame."""
+"""Which frames a model does well on: what it finds, misses and makes up, frame by frame, judged as
+the pictures judge it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from kdlib.lab.explore.outcomes import judge_layers
+from kdlib.lab.explore.scenes import found_boxes, of_class, true_boxes
 from kdlib.lab.pipeline import Run
-from kdlib.metric.waymo_metrics import evaluate_tables
 from kdlib.types import FloatArray, Int64
+from kdlib.viz.layers import BoxLayer
 
-_CUTOFF = 30  # of the 101 scores: 0.3
 _FALSE_ALARM = 0.5  # what one takes off a frame's merit, where an object found counts 1
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One model's outcome on every evaluated frame, in the order of the frame numbers, at a score
-    of 0.3 and Waymo's IoU.
-    """
+    """One model's outcome on every evaluated frame, in the order of the frame numbers."""
 
     found: Int64  # (F,) objects
     false_alarms: Int64  # (F,)
@@ -32,25 +33,42 @@ class Counted:
         return self.found - _FALSE_ALARM * self.false_alarms
 
 
-def count_outcomes(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
-    """Return a model's outcome on every evaluated frame; a frame without boxes of either counts
-    nothing.
+def count_outcomes(
+    table: pa.Table,
+    truths: Sequence[tuple[str, BoxLayer]],
+    min_score: float,
+    iou: float | None = None,
+    class_name: str | None = None,
+) -> Counted:
+    """Return a model's outcome on every evaluated frame (:func:`true_boxes`): of boxes of a score
+    and above, matched as :func:`judge_layers` does, of one class or of all.
     """
-    frames = evaluate_tables(table, truth, ranges=False).frames
-    assert frames is not None  # kept by default
-    order = run.store.split("validation").frame_ids(run.profile.evaluation.interval)
-    place = {name: number for number, name in enumerate(order)}
-    rows = [place[name] for name in frames.frame_ids]
-    columns = np.zeros((3, len(order)), np.int64)
-    for column, counts in zip(columns, (frames.counts.tp, frames.counts.fp, frames.counts.fn2)):
-        column[rows] = counts[:, :, _CUTOFF].sum(axis=1)
-    return Counted(*columns)
+    rows = _rows_by_frame(table)
+    counts, nothing = np.zeros((3, len(truths)), np.int64), np.zeros(0, np.int64)
+    for number, (frame_id, truth) in enumerate(truths):
+        own = table.take(rows.get(frame_id, nothing))
+        boxes = found_boxes(own, min_score, truth.class_names)
+        judged = judge_layers(of_class(truth, class_name), of_class(boxes, class_name), iou)
+        counts[:, number] = len(judged.hits), len(judged.false_alarms), len(judged.missed)
+    return Counted(*counts)
 
 
-def most_improved_frame(predictions: Mapping[str, pa.Table], truth: pa.Table, run: Run) -> int:
+def most_improved_frame(predictions: Mapping[str, pa.Table], run: Run, min_score: float) -> int:
     """Return the position of the frame where the last arm is furthest ahead of the first, by their
     merits.
     """
     arms = [name for name in predictions if name != "teacher"] or ["teacher"]
-    first, last = (count_outcomes(predictions[arm], truth, run) for arm in (arms[0], arms[-1]))
+    truths = true_boxes(run)
+    first, last = (
+        count_outcomes(predictions[arm], truths, min_score) for arm in (arms[0], arms[-1])
+    )
     return int(np.argmax(last.merit - first.merit))
+
+
+def _rows_by_frame(table: pa.Table) -> dict[str, Int64]:
+    """Return which rows of a table belong to each frame."""
+    frames = table["frame_id"].to_numpy(zero_copy_only=False)
+    names, place = np.unique(frames.astype(str), return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    ends = np.cumsum(np.bincount(place, minlength=len(names)))
+    return dict(zip(names.tolist(), np.split(order, ends[:-1])))

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from kdlib.config import CLASS_NAMES, ModelConfig
 from kdlib.data.augment import points_in_range
 from kdlib.data.segment import BOX_NUMBERS
-from kdlib.data.store import class_types
+from kdlib.data.store import StoreSplit, class_types
 from kdlib.errors import ConfigError
 from kdlib.lab.pipeline import Run
 from kdlib.metric.box_tables import stated
@@ -67,21 +67,41 @@ def scene(
             f"FRAME={frame} is none of the {len(numbers)} evaluated frames; the "
             f"last one is {len(numbers) - 1}"
         )
-    number, reach = int(numbers[frame]), run.profile.student_model.grid.point_range
-    points, labels, frame_id = split.points(number), split.labels(number), split.frame_id(number)
-    names = run.profile.student_model.class_names
+    number, model = int(numbers[frame]), run.profile.student_model
+    points, frame_id = split.points(number), split.frame_id(number)
+    truth = _truth(split, number, model)
+    found = (
+        predicted(table, frame_id, threshold, arm, model.class_names)
+        for arm, table in (predictions or {}).items()
+    )
+    points = points[points_in_range(points, model.grid.point_range)]
+    return FrameScene(frame_id, points, (truth, *found))
+
+
+def true_boxes(run: Run) -> list[tuple[str, BoxLayer]]:
+    """Return name and drawn labels of every evaluated frame, in order."""
+    split, model = run.store.split("validation"), run.profile.student_model
+    numbers = map(int, split.frames(run.profile.evaluation.interval))
+    return [(split.frame_id(number), _truth(split, number, model)) for number in numbers]
+
+
+def of_class(boxes: BoxLayer, name: str | None) -> BoxLayer:
+    """Return the boxes of one class, all where it is None."""
+    if name is None:
+        return boxes
+    return boxes.part(boxes.labels == boxes.class_names.index(name) + 1)
+
+
+def _truth(split: StoreSplit, number: int, model: ModelConfig) -> BoxLayer:
+    """Return the labels of a frame that a model is asked to find: of its classes, near, seen."""
+    labels, names = split.labels(number), model.class_names
     kinds = _labels(labels.types, names, split.class_names)
     near = (
-        (np.abs(labels.boxes[:, :2]) <= reach[3]).all(axis=1)
+        (np.abs(labels.boxes[:, :2]) <= model.grid.point_range[3]).all(axis=1)
         & (labels.num_points > 0)
         & (kinds > 0)
     )
-    truth = layer("truth", labels.boxes[near], kinds[near], class_names=names)
-    found = (
-        predicted(table, frame_id, threshold, arm, names)
-        for arm, table in (predictions or {}).items()
-    )
-    return FrameScene(frame_id, points[points_in_range(points, reach)], (truth, *found))
+    return layer("truth", labels.boxes[near], kinds[near], class_names=names)
 
 
 def _labels(types: IntArray, class_names: Sequence[str], known: Sequence[str]) -> Int64:
@@ -99,18 +119,18 @@ def predicted(
     class_names: Sequence[str] = CLASS_NAMES,
 ) -> BoxLayer:
     """Return an arm's boxes of one frame at or above a score, in the arm's colour."""
-    known = stated(table.schema, "type_names") or tuple(WAYMO_TYPES)
-    rows = table.filter(
-        pc.and_(pc.equal(table["frame_id"], frame_id), pc.greater_equal(table["score"], threshold))
-    )
-    boxes = np.stack([rows[name].to_numpy() for name in BOX_NUMBERS], axis=1)
+    rows = table.filter(pc.equal(table["frame_id"], frame_id))
     role = "teacher" if arm == "teacher" else "student"
-    drawn = layer(
-        role,
-        boxes,
-        _labels(rows["type"].to_numpy(), class_names, known),
-        rows["score"].to_numpy(),
-        name=ARM_TITLES[arm],
-        class_names=class_names,
-    )
-    return replace(drawn, color=_COLORS.get(arm, drawn.color))
+    drawn = found_boxes(rows, threshold, class_names, role)
+    return replace(drawn, name=ARM_TITLES[arm], color=_COLORS.get(arm, drawn.color))
+
+
+def found_boxes(
+    rows: pa.Table, threshold: float, class_names: Sequence[str], role: str = "student"
+) -> BoxLayer:
+    """Return one frame's predictions at or above a score."""
+    known = stated(rows.schema, "type_names") or tuple(WAYMO_TYPES)
+    rows = rows.filter(pc.greater_equal(rows["score"], threshold))
+    boxes = np.stack([rows[name].to_numpy() for name in BOX_NUMBERS], axis=1)
+    labels, scores = _labels(rows["type"].to_numpy(), class_names, known), rows["score"].to_numpy()
+    return layer(role, boxes, labels, scores, class_names=class_names)

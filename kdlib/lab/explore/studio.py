@@ -21,10 +21,17 @@ from kdlib.data.collate import collate
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import profiles, scoring
 from kdlib.lab.explore import maps
-from kdlib.lab.explore.choice import JUMPS, LAYERS, MAP_NAMES, Choice
+from kdlib.lab.explore.choice import BASES, JUMPS, LAYERS, MAP_NAMES, Choice
 from kdlib.lab.explore.outcomes import judge_layers
-from kdlib.lab.explore.ranking import count_outcomes
-from kdlib.lab.explore.scenes import ARM_TITLES, extent, predicted, scene
+from kdlib.lab.explore.ranking import Counted, count_outcomes
+from kdlib.lab.explore.scenes import (
+    ARM_TITLES,
+    extent,
+    of_class,
+    predicted,
+    scene,
+    true_boxes,
+)
 from kdlib.lab.pipeline import Run, chosen_teacher, open_run, student_name, trained_students
 from kdlib.types import Batch, Int64
 from kdlib.viz.bev import contact_sheet, draw_bev
@@ -59,8 +66,9 @@ class Studio:
         self.table = lru_cache(None)(
             lambda model: scoring.predict_weights(run, model, self._trained[model])
         )
-        self._counted = lru_cache(None)(
-            lambda model: count_outcomes(self.table(model), scoring.truth(run), run)
+        self._truths = lru_cache(1)(partial(true_boxes, run))
+        self._counted = lru_cache(16)(
+            lambda model, *cut: count_outcomes(self.table(model), self._truths(), *cut)
         )
 
     def start(self, frame: int = -1) -> Choice:
@@ -68,9 +76,11 @@ class Studio:
         most (-1) or a given one.
         """
         choice = Choice(max(frame, 0), _TEACHER, self._first("full"), self.threshold)
-        return (
-            choice if frame >= 0 else replace(choice, frame=int(self._order("helped", choice)[0]))
-        )
+        if frame >= 0:
+            return choice
+        order = next((o for o in ("helped", "ahead") if len(self._order(o, choice))), "hardest")
+        best = self._order(order, choice)
+        return replace(choice, frame=int(best[0])) if len(best) else choice
 
     def name(self, choice: Choice) -> str:
         """Return the frame's name."""
@@ -129,53 +139,64 @@ class Studio:
                 captions[order] = f"{self.name(first)}: {sentence}"
         return captions
 
-    def jump(self, order: str, choice: Choice) -> tuple[int, str]:
-        """Return the frame after this one in an order of JUMPS, and a sentence about it; after the
-        last comes the first.
-
-        ``helped`` and ``hurt`` compare the first student trained alone with the one shown on the
-        right, or the distilled one.
+    def jump(self, order: str, choice: Choice, onward: bool = False) -> tuple[int, str]:
+        """Return the first frame in an order of JUMPS, or the one after this (``onward``; after the
+        last comes the first), and a sentence about it. Frames are judged as they are drawn: at the
+        chosen score, overlap and class.
 
         ConfigError if the run has no frame of that kind.
         """
         frames = self._order(order, choice).tolist()
         if not frames:
-            raise ConfigError(
-                f"no frame where {JUMPS[order].removesuffix(' most')}: "
-                f"{choice.right} is nowhere behind"
-            )
-        place = (frames.index(choice.frame) + 1) % len(frames) if choice.frame in frames else 0
+            words = f"no frame '{JUMPS[order]}' for {self.models[self._learner(choice)]}"
+            raise ConfigError(f"{words} at a score of {choice.min_score:.2f}")
+        place = (frames.index(choice.frame) + 1) % len(frames) if onward else 0
         frame = int(frames[place])
         if order == "hardest":
-            sentence = f"{int(self._counted(choice.right).missed[frame])} objects missed"
+            sentence = f"{int(self._count(choice.right, choice).missed[frame])} objects missed"
         else:
-            base, learner = self._compared(choice)
-            first, second = self._counted(base), self._counted(learner)
-            gained, wrong = (
-                (second.found - first.found)[frame],
-                (second.false_alarms - first.false_alarms)[frame],
-            )
-            sentence = f"{gained:+d} found, {wrong:+d} false alarms against {self.models[base]},"
-        return frame, f"{JUMPS[order]}, {place + 1} of {len(frames)}: {sentence} at a score of 0.3"
+            base, learner = self._base(order), self._learner(choice)
+            first, second = self._count(base, choice), self._count(learner, choice)
+            gained = (second.found - first.found)[frame]
+            wrong = (second.false_alarms - first.false_alarms)[frame]
+            sentence = f"{gained:+d} found, {wrong:+d} false alarms against {self.models[base]}"
+        return frame, f"{JUMPS[order]}, {place + 1} of {len(frames)}: {sentence}"
+
+    def reading(self, choice: Choice) -> str:
+        """Say what the teacher and one student of each arm find on a frame, as it is drawn."""
+        firsts = {arm: self._first(arm) for arm in dict.fromkeys(self._arms.values())}
+        counts = {arm: self._count(name, choice) for arm, name in firsts.items()}
+        objects = len(self._truths()[choice.frame][1])
+        told = [
+            f"{ARM_TITLES.get(arm, arm)} {own.found[choice.frame]} with "
+            f"{own.false_alarms[choice.frame]} false alarms"
+            for arm, own in counts.items()
+        ]
+        return (
+            f"Of {objects} objects, at a score of {choice.min_score:.2f} and Waymo's overlap, are "
+            f"found: {', '.join(told)}."
+        )
+
+    def _count(self, model: str, choice: Choice) -> Counted:
+        return self._counted(model, choice.min_score, choice.iou, choice.class_name)
 
     def _order(self, order: str, choice: Choice) -> Int64:
-        """Return the frames of an order, the furthest first; ``helped`` and ``hardest`` have one at
-        least.
-        """
+        """Return the frames of an order, the furthest first."""
         if order not in JUMPS:
             raise ConfigError(f"unknown order '{order}'; there are: {', '.join(JUMPS)}")
         if order == "hardest":
-            amount = self._counted(choice.right).missed.astype(float)
+            amount = self._count(choice.right, choice).missed.astype(float)
         else:
-            first, second = (self._counted(name).merit for name in self._compared(choice))
-            amount = second - first if order == "helped" else first - second
-        return np.argsort(-amount, kind="stable")[
-            : max(int((amount > 0).sum()), int(order != "hurt"))
-        ]
+            names = (self._base(order), self._learner(choice))
+            first, second = (self._count(name, choice).merit for name in names)
+            amount = first - second if order == "hurt" else second - first
+        return np.argsort(-amount, kind="stable")[: int((amount > 0).sum())]
 
-    def _compared(self, choice: Choice) -> tuple[str, str]:
-        first = self._first("alone")
-        return first, choice.right if choice.right not in (first, _TEACHER) else self._first("full")
+    def _base(self, order: str) -> str:
+        return self._first(BASES[order])
+
+    def _learner(self, choice: Choice) -> str:
+        return choice.right if choice.right != _TEACHER else self._first("full")
 
     def _first(self, arm: str) -> str:
         """Return the first seed of an arm; the last student where the run has not trained that
@@ -191,10 +212,8 @@ class Studio:
         boxes = predicted(
             self.table(model), frame.frame_id, choice.min_score, arm, self.class_names
         )
-        truth, boxes = frame.layers[0], replace(boxes, name=f"{ARM_TITLES.get(arm, arm)}: found")
-        if choice.class_name is not None:
-            label = self.class_names.index(choice.class_name) + 1
-            truth, boxes = truth.part(truth.labels == label), boxes.part(boxes.labels == label)
+        boxes = replace(boxes, name=f"{ARM_TITLES.get(arm, arm)}: found")
+        truth, boxes = (of_class(part, choice.class_name) for part in (frame.layers[0], boxes))
         judged = judge_layers(truth, boxes, choice.iou)
         layers = tuple(layer for name, layer in zip(LAYERS, judged) if name in choice.layers)
         ground = None if choice.map == "none" else self._ground(choice, model, side)
@@ -205,7 +224,7 @@ class Studio:
             return maps.heat_map(self._answer(choice.frame, model), choice.class_name)
         if choice.map == "BEV features":
             return maps.feature_map(self._answer(choice.frame, model))
-        learner = choice.right if choice.right != _TEACHER else self._first("full")
+        learner = self._learner(choice)
         teacher, student = self._answer(choice.frame, _TEACHER), self._answer(choice.frame, learner)
         lesson = maps.Lesson(teacher, student, self._batch(choice.frame), self.run.profile.kd)
         if choice.map == "pivotal positions":

@@ -28,7 +28,7 @@ from kdlib.lab.pipeline import (
     train_one,
 )
 from kdlib.lab.profiles import CrossStageSettings
-from kdlib.lab.scoring import check_store, predict_weights, score_all, truth
+from kdlib.lab.scoring import check_store, predict_weights, score_all
 from kdlib.lab.study.answers import study_result
 from kdlib.training.launch import RunResult
 from kdlib.types import Json
@@ -138,9 +138,8 @@ class CrossStageComparison(Comparison):
         tables = {
             key[0]: predict_weights(self.run, student_name(*key), self.models[key]) for key in keys
         }
-        return scene(
-            self.run, most_improved_frame(tables, truth(self.run), self.run), tables, threshold
-        )
+        frame = most_improved_frame(tables, self.run, threshold)
+        return scene(self.run, frame, tables, threshold)
 
     def result(self, parts: Sequence[Json]) -> Json:
         """Return what the notebook hands over: scores, trainings, active terms, and its part of the

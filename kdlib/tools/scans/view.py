@@ -5,6 +5,7 @@ or a PNG.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,10 @@ from kdlib.viz.perspective import Camera
 
 # metres ahead or behind, and beside: what a sensor sees there is the vehicle that carries it
 _OWN = (2.5, 1.1)
+_OFFSETS = (0.0, -0.08, 0.08, -0.16, 0.16)  # metres around a height that nobody gave
+_BETTER = 1.05  # times the sum of the best scores, for another height to be taken
+_FEW = 5  # points of a box, below which it is a guess
+_BEST = 10  # boxes that tell a height, and that the camera looks at
 _COLORS = (
     palette.SERIES[1],
     palette.SERIES[2],
@@ -62,9 +67,18 @@ class Viewed:
                 "heading": round(math.degrees(box[6]), 1),
                 "distance": round(float(np.hypot(box[0], box[1])), 1),
                 "points": int(count),
+                "seen": "hardly" if count < _FEW else "",
             }
             for kind, score, box, count in zip(self.classes, self.scores, self.boxes, inside)
         ]
+
+    def counted(self) -> str:
+        """Return how many boxes of each class there are, and how many hold hardly a point."""
+        numbers = Counter(self.classes)
+        names = [name for name in self.trained.model.class_names if numbers[name]]
+        words = ", ".join(f"{numbers[name]} {name}" for name in names) or "no box"
+        few = int((count_inside(self.points, self.boxes) < _FEW).sum())
+        return words + (f"; {few} of them, in grey, hold fewer than {_FEW} points" if few else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -124,14 +138,14 @@ def view(
     trained, read = find_weights(model, weights, arm), read_scan(scan, layout, height, scale)
     own = (np.abs(read.points[:, :2]) <= _OWN).all(axis=1)
     points = read.points[~own]
-    detections = detect(
-        load_detector(trained, score, overlap), Sample.unlabelled(read.name, points), score
-    )
+    network = load_detector(trained, score, overlap)
+    tried = (0.0,) if height is not None else _OFFSETS
+    points, detections, about_height = best_height(network, read, points, score, tried)
     classes = tuple(trained.model.class_names[int(label) - 1] for label in detections.labels)
     boxes, scores = (
         values.numpy().astype(np.float64) for values in (detections.boxes, detections.scores)
     )
-    notes = list(read.assumptions)
+    notes = [*read.assumptions, *about_height]
     if own.any():
         within = f"within {_OWN[0]:g} m ahead or behind and {_OWN[1]:g} m beside"
         notes.append(f"{int(own.sum()):,} points {within} are its own vehicle and left out.")
@@ -149,7 +163,41 @@ def view(
             "around the sensor?"
         )
     seen = Viewed(read, trained, points, boxes, scores, classes, ())
+    notes.append(f"{seen.counted()}.")
     return replace(seen, notes=(*notes, *_show(seen, reach, score, out, window, size, worker)))
+
+
+def best_height(
+    network: CenterPoint | AnchorDetector,
+    scan: Scan,
+    points: Float32,
+    score: float,
+    offsets: Sequence[float],
+) -> tuple[Float32, Detections, list[str]]:
+    """Return points and detections at the height, of some around the one that was found, at which
+    the network is surest, and what to say of it. Networks were taught with the road at exactly 0,
+    and a hand's breadth may halve a score.
+    """
+    answers = {}
+    for offset in offsets:
+        raised = points + np.array((0, 0, offset, 0, 0), np.float32)
+        answers[offset] = raised, detect(network, Sample.unlabelled(scan.name, raised), score)
+    sums = {offset: float(found.scores[:_BEST].sum()) for offset, (_, found) in answers.items()}
+    best = max(sums, key=lambda offset: sums[offset])
+    first = offsets[0]
+    if sums[best] <= _BETTER * sums[first]:
+        best = first
+    said = []
+    if len(offsets) > 1:
+        said = [
+            f"Heights {min(offsets):+.2f} to {max(offsets):+.2f} m around that were tried: "
+            f"{best:+.2f} m is taken, where the best scores add up to {sums[best]:.1f}, "
+            f"not {sums[first]:.1f} (--height {scan.raised + best:.2f})."
+            if best != first
+            else f"Heights {min(offsets):+.2f} to {max(offsets):+.2f} m around that were tried: "
+            f"none makes the network clearly surer (--height {scan.raised:.2f})."
+        ]
+    return *answers[best], said
 
 
 def detect(network: CenterPoint | AnchorDetector, sample: Sample, score: float) -> Detections:
@@ -185,18 +233,21 @@ def _show(
     names, said = seen.trained.model.class_names, list[str]()
     labels = np.array([names.index(kind) + 1 for kind in seen.classes], int)
     boxes = BoxLayer("", seen.boxes, labels, seen.scores, class_names=names)
+    few = count_inside(seen.points, seen.boxes) < _FEW
     layers = [  # one for each class that was found, each in its own colour
         replace(
-            boxes.part(labels == label),
+            boxes.part((labels == label) & ~few),
             name=names[label - 1],
             color=_COLORS[(label - 1) % len(_COLORS)],
         )
-        for label in sorted(set(labels.tolist()))
+        for label in sorted(set(labels[~few].tolist()))
     ]
+    if few.any():
+        layers.append(
+            replace(boxes.part(few), name=f"fewer than {_FEW} points", color=palette.FAINT)
+        )
     points = seen.points[np.abs(seen.points[:, :2]).max(axis=1) < 1.6 * reach]
-    # a scan all around is looked at from above
-    around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2
-    camera = (Camera.above if around else Camera.behind)(min(reach, 45.0))
+    camera = _camera(seen, points, reach)
     if window or (window is None and out is None):
         if scene3d.has_display():
             info = scene3d.open_window(
@@ -214,9 +265,21 @@ def _show(
     taught = f", trained on {data}" if data else ""
     caption = (
         f"{seen.scan.name}: {len(seen.points):,} points. "
-        f"{seen.trained.model.name}{taught}; score {score:g} and above"
+        f"{seen.trained.model.name}{taught}; score {score:g} and above: {seen.counted()}"
     )
     info = scene3d.render_scene(
         points, layers, path, size=size, camera=camera, caption=caption, worker=worker
     )
     return [*said, *([info.note] if info.note else []), f"Picture: {path}"]
+
+
+def _camera(seen: Viewed, points: Float32, reach: float) -> Camera:
+    """Return a view of the best boxes; of the scene where there is none."""
+    best = seen.boxes[seen.scores >= 0.5 * seen.scores.max(initial=0)][:_BEST, :2]
+    if len(best):
+        middle = (best.min(axis=0) + best.max(axis=0)) / 2
+        around = float(np.abs(best - middle).max()) + 4.0  # metres, and room for the boxes
+        return Camera.above(1.45 * max(around, 12.0)).at(*middle.tolist())
+    # a scan all around is looked at from above
+    all_around = len(points) and float(np.mean(points[:, 0] < 0)) > 0.2
+    return (Camera.above if all_around else Camera.behind)(min(reach, 45.0))

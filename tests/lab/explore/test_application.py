@@ -46,10 +46,10 @@ class Street:
     def scene(self, view: Choice) -> Any:
         return scene_figure(self.cloud, self.panels())
 
-    def jump(self, order: str, view: Choice) -> tuple[int, str]:
+    def jump(self, order: str, view: Choice, onward: bool) -> tuple[int, str]:
         if order == "hurt":
             raise ConfigError("no frame where distillation hurt")
-        return 2, f"{order}, 1 of 3"
+        return (0, f"{order}, 2 of 3") if onward else (2, f"{order}, 1 of 3")
 
 
 @pytest.fixture()
@@ -125,6 +125,11 @@ def test_jump_moves_the_slider_and_says_why(shown: Any, street: Street) -> None:
     )
     assert shown.note.value.endswith("hardest, 1 of 3</span>")
     assert set(shown.jumps) == set(JUMPS)
+    shown.jumps["hardest"].click()
+    assert shown.note.value.endswith("hardest, 2 of 3</span>"), "on from there"
+    shown.controls["class_name"].value = "Cyclist"
+    shown.jumps["hardest"].click()
+    assert shown.note.value.endswith("hardest, 1 of 3</span>"), "another question, the first again"
 
 
 def test_errors_are_said_and_the_picture_stays(shown: Any, street: Street) -> None:

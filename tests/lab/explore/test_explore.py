@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from kdlib.data.segment import BOX_NUMBERS
 from kdlib.errors import ConfigError
 from kdlib.lab import explore, pipeline, scoring
 from kdlib.lab.explore.choice import MAP_NAMES
-from kdlib.lab.explore.ranking import count_outcomes, most_improved_frame
+from kdlib.lab.explore.ranking import most_improved_frame
 from kdlib.lab.explore.studio import Studio
 from kdlib.lab.pipeline import Run
 from kdlib.metric.box_tables import predictions_table
@@ -100,12 +101,10 @@ def test_most_improved_frame(smoke_run: Run) -> None:
     )
     nothing = predictions_table([], np.zeros((0, 7)), np.zeros(0, np.int64), np.zeros(0), None, ids)
     assert (
-        most_improved_frame(
-            {"teacher": nothing, "alone": nothing, "full": perfect}, truth, smoke_run
-        )
+        most_improved_frame({"teacher": nothing, "alone": nothing, "full": perfect}, smoke_run, 0.3)
         == 5
     )
-    assert most_improved_frame({"teacher": nothing}, truth, smoke_run) in range(8)
+    assert most_improved_frame({"teacher": nothing}, smoke_run, 0.3) in range(8)
 
 
 @pytest.fixture(scope="module")
@@ -155,23 +154,42 @@ def test_target_map_is_one_at_every_object(studio: Studio) -> None:
     assert left.ground.values.max() == 1
 
 
-def test_jumps_go_round(studio: Studio) -> None:
+def test_a_jump_goes_to_the_furthest_then_on_and_round(studio: Studio) -> None:
     view, seen = studio.start(0), []
     for _ in range(9):
-        frame, sentence = studio.jump("hardest", view)
+        frame, sentence = studio.jump("hardest", view, onward=bool(seen))
+        missed = studio.panels(replace(view, frame=frame))[1].note
+        assert f"{sentence.split()[-3]} missed" in missed, "as the view counts"
         seen.append(frame)
         view = replace(view, frame=frame)
-    assert "objects missed at a score of 0.3" in sentence
     assert len(set(seen)) > 1 and seen[-1] in seen[:-1], "after the last comes the first"
+    assert studio.jump("hardest", replace(view, frame=seen[1]))[0] == seen[0], "the most"
     with pytest.raises(ConfigError, match="unknown order 'best'"):
         studio.jump("best", view)
 
 
-def test_most_missed_comes_first(studio: Studio) -> None:
-    view = replace(studio.start(0), right="alone_seed1")
-    frame, _ = studio.jump("hardest", replace(view, frame=-1))
-    counted = count_outcomes(studio.table("alone_seed1"), scoring.truth(studio.run), studio.run)
-    assert counted.missed[frame] == counted.missed.max()
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"min_score": 0.3}, {"class_name": "Vehicle"}, {"iou": 0.3, "right": "alone_seed1"}],
+)
+def test_frames_are_ranked_as_they_are_drawn(studio: Studio, change: dict[str, Any]) -> None:
+    view = replace(studio.start(0), **change)
+    drawn = [studio.panels(replace(view, frame=frame))[1].note for frame in range(8)]
+    missed = [int(note.split(" found, ")[1].split()[0]) for note in drawn]
+    frame, sentence = studio.jump("hardest", view)
+    assert missed[frame] == max(missed) and f": {max(missed)} objects missed" in sentence
+
+
+def test_the_recipe_is_compared_with_both_bases(studio: Studio) -> None:
+    view = studio.start(0)
+    for order, base in (("helped", "initialised student"), ("ahead", "student alone")):
+        try:
+            assert studio.jump(order, view)[1].endswith(f"against {base}, seed 1")
+        except ConfigError as error:
+            assert "for distilled student, seed 1" in str(error)
+    said = studio.reading(replace(view, frame=2))
+    counts = [panel.note.split()[0] for panel in studio.panels(replace(view, frame=2))]
+    assert f"teacher {counts[0]} with" in said and f"distilled student {counts[1]} with" in said
 
 
 def test_studios_finds_the_neighbours(smoke_run: Run, tmp_path: Path) -> None:

@@ -119,6 +119,52 @@ def test_a_wrong_option_is_refused_by_name(
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
+def test_a_height_that_nobody_gave_is_searched(scan: Path, tmp_path: Path) -> None:
+    where = {"out": tmp_path / "a.png", "size": SMALL, "worker": DEAD}
+    # KITTI's own height, 1.73 m, is assumed of such a file, but its sensor hangs 0.16 m lower
+    low = (np.load(scan)[:, :4] - (0, 0, 1.57, 0)).astype("<f4")
+    low[:, 3] = np.tanh(low[:, 3])
+    low.tofile(tmp_path / "low.bin")
+    assumed = view(tmp_path / "low.bin", "cp_pillar_demo", height=1.73, **where)
+    assert not any("that were tried" in note for note in assumed.notes), "a given one is kept"
+    found = view(tmp_path / "low.bin", "cp_pillar_demo", **where)
+    assert any("-0.16 m is taken" in n and "(--height 1.57)" in n for n in found.notes), found.notes
+    assert found.scores[:10].sum() > 1.05 * assumed.scores[:10].sum()
+    right = view(tmp_path / "low.bin", "cp_pillar_demo", height=1.57, **where)
+    np.testing.assert_allclose(found.boxes, right.boxes, atol=1e-4)
+
+
+def test_boxes_with_hardly_a_point_are_marked_and_counted(scan: Path, tmp_path: Path) -> None:
+    points = np.load(scan)
+    where = {"out": tmp_path / "a.png", "size": SMALL, "worker": DEAD}
+    seen = view(scan, "cp_pillar_demo", score=0.05, **where)
+    hardly = [row for row in seen.rows() if row["points"] < 5]
+    assert hardly and all((row["seen"] == "hardly") == (row in hardly) for row in seen.rows())
+    said = next(note for note in seen.notes if "in grey" in note)
+    assert f"{len(hardly)} of them, in grey, hold fewer than 5 points" in said
+    counts = [int(part.split()[0]) for part in said.split(";")[0].split(", ")]
+    assert sum(counts) == len(seen.boxes) and len(points)
+
+
+def test_the_camera_looks_at_the_best_boxes(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cameras = []
+    render = scene3d.render_views
+
+    def noted(views, **options):
+        cameras.extend(view.camera for view in views)
+        return render(views, **options)
+
+    monkeypatch.setattr(scene3d, "render_views", noted)
+    seen = view(scan, "cp_pillar_demo", score=0.4, out=tmp_path / "a.png", size=SMALL, worker=DEAD)
+    best = seen.boxes[seen.scores >= seen.scores[0] / 2][:10, :3]
+    forward = cameras[0].axes() @ (best - cameras[0].eye).T
+    tangent = np.tan(np.radians(cameras[0].field_of_view / 2))
+    assert (np.abs(forward[1]) < tangent * forward[2]).all(), "all of them are in the picture"
+    assert (np.abs(forward[0]) < 16 / 9 * tangent * forward[2]).all()
+
+
 def test_points_beyond_the_models_reach_are_counted(tmp_path: Path) -> None:
     far = np.random.default_rng(0).uniform(200, 260, (300, 4)).astype(np.float32)
     np.save(tmp_path / "a.npy", far)
