@@ -180,7 +180,11 @@ def _run(
     from kdlib.lab import execute
     from kdlib.tools.server import batch
 
-    batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
+    try:
+        batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
+    except KeyboardInterrupt:
+        print("kdlib: interrupted before anything was started", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command("publish")
@@ -381,7 +385,7 @@ def main() -> None:
         app()
     except KdlibError as error:
         print(f"kdlib: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except OSError as error:
         print(f"kdlib: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from kdlib.errors import DataError
 from kdlib.types import Json
 
 COMPLETE = "complete.json"
+COMMAND = "KDLIB_COMMAND"  # in the environment of what a command starts: how it was typed
 PACKAGES = (
     "kdlib",
     "torch",
@@ -232,13 +234,25 @@ def hardware() -> Json:
     }
 
 
+def command() -> str:
+    """Return the command that was typed: this process's own, or that of the run it works for."""
+    program, words = Path(sys.argv[0]).name, sys.argv[1:]
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
+    if program in ("__main__.py", "kdlib"):
+        return shlex.join(["python", "-m", "kdlib", *words])
+    if program == "ipykernel_launcher.py":
+        return "a notebook, run by hand"
+    return " ".join(Path(word).name for word in sys.argv[:3])
+
+
 def provenance() -> Json:
     """Return all of it: versions, commit, hardware, and the command that ran."""
     return {
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),
-        "command": " ".join(Path(a).name for a in sys.argv[:3]),
+        "command": command(),
     }
 
 

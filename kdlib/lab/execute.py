@@ -11,15 +11,18 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdlib import records
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.lab import occupancy, profiles, runlog
+from kdlib.lab import occupancy, profiles, runlog, stopping
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
 from kdlib.lab.runlog import RunLog
+from kdlib.lab.stopping import Request, Stopped
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_weights
 from kdlib.types import Json
@@ -30,7 +33,7 @@ SOURCES = PROJECT / "kdlib"
 # there need not repeat a finished run's trainings.
 _UNCOUNTED = (
     *("viz/", "tools/", "cli.py", "__main__.py"),
-    *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py"),
+    *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py", "lab/stopping.py"),
     *("lab/report.py", "lab/page.py", "lab/publish.py"),
 )
 _TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
@@ -41,6 +44,7 @@ _BOUNDS = {
     "FRAME": (-1, _MANY),
     "SCORE_THRESHOLD": (0, 1),
 }
+_POLL_SECONDS = 0.2
 RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 
 
@@ -211,12 +215,20 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     return stages
 
 
-def _own_kernel() -> type:
-    """Return a kernel manager that starts this very Python, whatever kernels are installed."""
+def _own_kernel(log: RunLog) -> type:
+    """Return a kernel manager that starts this very Python with this very kdlib, whatever kernels
+    are installed and wherever another checkout was.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+
     class OwnKernel(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:
+            environment = {**os.environ, **(options.pop("env", None) or {}), "PYTHONPATH": path}
+            await super().start_kernel(env=environment, stderr=log, **options)
+
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -230,22 +242,51 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def execute(stage: Stage, folder: Path, log: RunLog) -> None:
+def execute(stage: Stage, folder: Path, log: RunLog, request: Request) -> None:
     """Run one notebook through papermill into the run folder and mark it complete; what it prints
-    goes to the log.
+    goes to the log. A signal that the request notes ends notebook and trainings.
 
     StageFailed if a cell raised, the kernel died, or the last cell did not write ``result.json``.
+    Stopped after a signal.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
+    if request.count:
+        raise _stopped(stage, request)
     home = folder / stage.name
     home.mkdir(parents=True, exist_ok=True)
     result = home / "result.json"
     # the mark first: it must never stand without its result
     for old in (home / records.COMPLETE, result):
         old.unlink(missing_ok=True)
+    # In a thread of its own the notebook's client takes no signal for itself.
+    with ThreadPoolExecutor(1) as pool:
+        executed = pool.submit(_through_papermill, stage, folder, log)
+        while not wait([executed], _POLL_SECONDS).done:
+            if request.count:
+                say = partial(print, file=log)
+                stopping.stop_run(folder, request, lambda: not executed.done(), say)
+    if request.count and executed.exception():
+        raise _stopped(stage, request)
+    executed.result()
+    if not result.is_file():
+        raise StageFailed(
+            f"{stage.name} ended without writing {result}; its last cell must call save_result"
+        )
+    records.mark_complete(home, stage.key)
+
+
+def _stopped(stage: Stage, request: Request) -> Stopped:
+    return Stopped(
+        f"stopped; the same command goes on with {stage.name}, and its trainings from their "
+        f"checkpoints: {records.command()}",
+        request.number,
+    )
+
+
+def _through_papermill(stage: Stage, folder: Path, log: RunLog) -> None:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     executed = folder / f"{stage.name}.ipynb"
     try:
         papermill.execute_notebook(
@@ -253,7 +294,7 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
             _literal(executed),
             parameters=stage.parameters,
             kernel_name="python3",  # says the language; the manager says which Python
-            kernel_manager_class=_own_kernel(),
+            kernel_manager_class=_own_kernel(log),
             progress_bar=False,
             stdout_file=log,
             cwd=str(folder),
@@ -268,13 +309,9 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
         if not isinstance(error, DeadKernelError) and "Kernel died" not in str(error):
             raise
         raise StageFailed(
-            f"{stage.name}: its kernel died, perhaps for want of memory (see {executed})"
+            f"{stage.name}: its kernel died, perhaps for want of memory (see {executed} and "
+            f"{folder / runlog.LOG})"
         ) from error
-    if not result.is_file():
-        raise StageFailed(
-            f"{stage.name} ended without writing {result}; its last cell must call save_result"
-        )
-    records.mark_complete(home, stage.key)
 
 
 def run_profile(
@@ -286,6 +323,7 @@ def run_profile(
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).
         StageFailed: If a notebook failed.
+        Stopped: After SIGINT or SIGTERM, when nothing of the run is left at work.
         FolderBusy: If another process runs in this folder.
     """
     from kdlib.lab.report import write_run_report
@@ -293,7 +331,11 @@ def run_profile(
     folder = run_folder(profile, out)
     stages = plan_stages(profile, folder, overrides or {})
     _check_teachers(stages, profiles.profile(profile))
-    with occupancy.hold(folder), runlog.opened(folder) as log:
+    with (
+        stopping.heeded() as request,
+        occupancy.hold(folder),
+        runlog.opened(folder) as log,
+    ):
         states: dict[str, Json] = {stage.name: {"state": "waiting"} for stage in stages}
 
         def note(stage: Stage, state: str, words: str, **facts: Any) -> None:
@@ -316,9 +358,12 @@ def run_profile(
                 host=me["host"],
             )
             try:
-                execute(stage, folder, log)
-            except StageFailed as error:
-                note(stage, "failed", f"failed, {error}", message=str(error))
+                execute(stage, folder, log, request)
+            except (StageFailed, Stopped) as error:
+                # The sentence itself is for whoever called, and for the log.
+                state = "stopped" if isinstance(error, Stopped) else "failed"
+                note(stage, state, state, message=str(error))
+                log.note(f"kdlib: {error}")
                 raise
             seconds = round(time.time() - start)
             note(stage, "done", f"done in {seconds} s", seconds=seconds)

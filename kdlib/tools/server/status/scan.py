@@ -151,8 +151,8 @@ def _stage_state(home: Path, note: Mapping[str, Any], driven: bool) -> State:
     state = note.get("state")
     if state == "running":
         return "running" if driven else "stopped"
-    if state == "failed":
-        return "failed"
+    if state in ("failed", "stopped"):
+        return state
     # Where nothing was noted, an executed copy of the notebook tells that it was begun.
     return "stopped" if not note and home.with_suffix(".ipynb").is_file() else "waiting"
 
