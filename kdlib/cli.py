@@ -358,6 +358,21 @@ def _status(
     show_status(runs, out, watch, as_json)
 
 
+@app.command("stop")
+def _stop(
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN...", help="A run, a training, or a folder of runs.")
+    ],
+    now: Annotated[
+        bool, Option("--now", help="End them at once, back to the last checkpoint.")
+    ] = False,
+) -> None:
+    """Stop runs and trainings at a checkpoint, from which the same command goes on."""
+    from kdlib.tools.server.stop import stop_runs
+
+    raise typer.Exit(0 if stop_runs(runs, now) else 1)
+
+
 @app.command("history")
 def _history(
     run: Annotated[Path, Argument(help="Folder of a run or of a training.")],

@@ -234,14 +234,18 @@ def hardware() -> Json:
     }
 
 
+def in_kernel() -> bool:
+    """Return whether this process is a notebook's kernel."""
+    return Path(sys.argv[0]).name == "ipykernel_launcher.py"
+
+
 def command() -> str:
     """Return the command that was typed: this process's own, or that of the run it works for."""
-    program, words = Path(sys.argv[0]).name, sys.argv[1:]
     if COMMAND in os.environ:
         return os.environ[COMMAND]
-    if program in ("__main__.py", "kdlib"):
-        return shlex.join(["python", "-m", "kdlib", *words])
-    if program == "ipykernel_launcher.py":
+    if Path(sys.argv[0]).name in ("__main__.py", "kdlib"):
+        return shlex.join(["python", "-m", "kdlib", *sys.argv[1:]])
+    if in_kernel():
         return "a notebook, run by hand"
     return " ".join(Path(word).name for word in sys.argv[:3])
 

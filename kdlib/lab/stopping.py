@@ -80,7 +80,7 @@ def trainings(folder: Path) -> list[psutil.Process]:
             place = _trained_folder(process)
             if process.info["uids"].real == os.getuid() and place and place.is_relative_to(folder):
                 found[process.pid] = process
-    for claim in _claims(folder):
+    for claim in claims(folder):
         owner = records.living_process(claim)
         if owner and owner["host"] == records.this_process()["host"]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -89,7 +89,7 @@ def trainings(folder: Path) -> list[psutil.Process]:
     return [process for process in found.values() if _parent(process) not in found]
 
 
-def _claims(folder: Path) -> list[Path]:
+def claims(folder: Path) -> list[Path]:
     return sorted(folder.rglob(RunDir(folder).owner.name))
 
 
@@ -200,7 +200,7 @@ def tidy(folder: Path) -> None:
     for process in left:
         send(process, signal.SIGKILL)
     psutil.wait_procs(left, timeout=EVERY)
-    for claim in _claims(folder):
+    for claim in claims(folder):
         if records.living_process(claim) is None:
             claim.unlink(missing_ok=True)
     for home in {path.parent for path in folder.rglob(".*.tmp")}:
