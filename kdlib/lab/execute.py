@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import records
+from kdlib.config.codec import meant
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.lab import occupancy, profiles, runlog, stopping
-from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
+from kdlib.lab import occupancy, parameters, profiles, runlog, stopping
+from kdlib.lab.dataset import check_data
+from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, data_folder, make_folder, run_folder
+from kdlib.lab.parameters import TEACHERS
 from kdlib.lab.runlog import RunLog
 from kdlib.lab.stopping import Request, Stopped
 from kdlib.models.build import build
@@ -34,16 +37,9 @@ SOURCES = PROJECT / "kdlib"
 _UNCOUNTED = (
     *("viz/", "tools/", "cli.py", "__main__.py"),
     *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py", "lab/stopping.py"),
+    "lab/parameters.py",
     *("lab/report.py", "lab/page.py", "lab/publish.py"),
 )
-_TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
-_MANY = 1_000_000
-_BOUNDS = {
-    **dict.fromkeys(("TEACHER_EPOCHS", "STUDENT_EPOCHS"), (0, _MANY)),
-    **dict.fromkeys(("RESAMPLES", "REPEATS"), (1, _MANY)),
-    "FRAME": (-1, _MANY),
-    "SCORE_THRESHOLD": (0, 1),
-}
 _POLL_SECONDS = 0.2
 RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 
@@ -111,10 +107,10 @@ def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         # A path is the caller's, not one below the run folder in which the notebooks execute.
         path = os.path.expanduser(text)  # a shell leaves the ~ in NAME=~/FOLDER as it is
-        is_path = (name == "DATA_ROOT" and text) or (name in _TEACHERS and os.path.exists(path))
+        is_path = (name == "DATA_ROOT" and text) or (name in TEACHERS and os.path.exists(path))
         return str(Path(path).resolve()) if is_path else text
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         value = None
     if (type(default), type(value)) == (float, int):
@@ -127,35 +123,12 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
-    """Check the value of a notebook's parameter; ConfigError names the accepted form."""
-    if name == "SEEDS":
-        profile.chosen_seeds(value)
-    elif name == "ARMS":
-        profile.chosen_arms(value)
-    elif name in _TEACHERS and value not in _TEACHERS[name] and not os.path.exists(value):
-        words = ", ".join(_TEACHERS[name])
-        raise ConfigError(f"{name}={value} is neither {words} nor a safetensors file")
-    elif name == "TEACHER" and value == "shipped" and not profile.shipped_teacher:
-        raise ConfigError(
-            f"TEACHER=shipped: profile {profile.name} ships none; use scratch or a safetensors file"
-        )
-    elif name == "DATA_ROOT" and os.path.exists(value) and not os.path.isdir(value):
-        raise ConfigError(f"DATA_ROOT={value} is no folder; name the one that holds waymo or store")
-    elif name in _BOUNDS:
-        least, most = _BOUNDS[name]
-        if not least <= value <= most:
-            open_above = value < least and most == _MANY
-            rest = f"at least {least}" if open_above else f"from {least} to {most}"
-            more = "; 0 means the profile's" if name.endswith("EPOCHS") else ""
-            raise ConfigError(f"{name}={value} must be {rest}{more}")
-
-
 def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
     """Check that weights that are given fit their model, and are finite; ConfigError says what
     is wrong with them.
     """
-    for name, words in _TEACHERS.items():
+    for name in TEACHERS:
+        words = parameters.teachers(name, profile)
         given = {stage.parameters.get(name, "auto") for stage in stages} - set(words)
         for file in map(Path, given):
             try:
@@ -180,6 +153,11 @@ def source_hash(package: Path = SOURCES) -> str:
     return digest.hexdigest()[:12]
 
 
+def _remedy(name: str, known: Iterable[str]) -> str:
+    options = {"PROFILE": "name the profile after 'run'", "RUN_DIR": "it is --out FOLDER here"}
+    return f"; {options[name]}" if name in options else meant(name, known)
+
+
 def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
     """Return the chain's stages with typed parameters, none executed; ConfigError if a name is
     unknown, or a type or value is wrong.
@@ -189,10 +167,10 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
     if unknown := sorted(set(overrides) - known):
         raise ConfigError(
-            f"no notebook has a parameter {', '.join(unknown)}; there are: "
-            f"{', '.join(sorted(known))}"
+            f"no notebook has a parameter {', '.join(unknown)} here; there are: "
+            f"{', '.join(sorted(known))}{_remedy(unknown[0], known)}"
         )
-    given = [_typed(name, overrides[name], "") for name in _TEACHERS if name in overrides]
+    given = [_typed(name, overrides[name], "") for name in TEACHERS if name in overrides]
     files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
     key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
     stages = []
@@ -203,7 +181,7 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             if each in overrides
         }
         for each, value in own.items():
-            check_parameter(each, value, chosen)
+            parameters.check(each, value, chosen)
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
         # A stage stands on the one before it: whatever changes there changes every key from there
@@ -225,7 +203,7 @@ def _own_kernel(log: RunLog) -> type:
     path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
 
     class OwnKernel(AsyncKernelManager):
-        async def start_kernel(self, **options: Any) -> None:
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             environment = {**os.environ, **(options.pop("env", None) or {}), "PYTHONPATH": path}
             await super().start_kernel(env=environment, stderr=log, **options)
 
@@ -314,6 +292,25 @@ def _through_papermill(stage: Stage, folder: Path, log: RunLog) -> None:
         ) from error
 
 
+def check_run(profile: str, folder: Path, stages: Sequence[Stage]) -> None:
+    """Check what the first notebook would otherwise meet, or the last one after hours: teachers
+    that are given, the data, and the run folder, which is made.
+
+    ConfigError says what is wrong.
+    """
+    chosen = profiles.profile(profile)
+    _check_teachers(stages, chosen)
+    if not all(_is_kept(stage, folder) for stage in stages):
+        data_root = str(stages[0].parameters.get("DATA_ROOT", ""))
+        check_data(chosen, data_folder(chosen.folder, data_root))
+    make_folder(folder, f"--out {folder}")
+
+
+def _is_kept(stage: Stage, folder: Path) -> bool:
+    home = folder / stage.name
+    return records.is_complete(home, stage.key) and (home / "result.json").is_file()
+
+
 def run_profile(
     profile: str, out: Path | None = None, overrides: Mapping[str, str] | None = None
 ) -> Path:
@@ -330,7 +327,7 @@ def run_profile(
 
     folder = run_folder(profile, out)
     stages = plan_stages(profile, folder, overrides or {})
-    _check_teachers(stages, profiles.profile(profile))
+    check_run(profile, folder, stages)
     with (
         stopping.heeded() as request,
         occupancy.hold(folder),
@@ -344,8 +341,7 @@ def run_profile(
             print(f"{stage.name}: {words}", file=log)
 
         for stage in stages:
-            home = folder / stage.name
-            if records.is_complete(home, stage.key) and (home / "result.json").is_file():
+            if _is_kept(stage, folder):
                 note(stage, "kept", "kept from an earlier run")
                 continue
             start, me = time.time(), records.this_process()

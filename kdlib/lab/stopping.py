@@ -90,6 +90,7 @@ def trainings(folder: Path) -> list[psutil.Process]:
 
 
 def claims(folder: Path) -> list[Path]:
+    """Return the files by which trainings claim a folder or those below it."""
     return sorted(folder.rglob(RunDir(folder).owner.name))
 
 

@@ -51,30 +51,12 @@ def stop_runs(
 
 def _stop(root: Path, now: bool, patience: float) -> bool:
     elsewhere, drivers = _at_work_elsewhere(root), _drivers(root)
-    told = {driver.process for driver in drivers}
     for driver in drivers:
         print(f"stopping run {driver.folder.name}, process {driver.process.pid}", flush=True)
-    for process in told:
-        stopping.send(process, signal.SIGTERM)
-    began = shown = time.monotonic()
-    asked = set[int]()
-    while (alive := stopping.trainings(root)) or any(map(_lives, told)):
-        waited = time.monotonic() - began
-        if waited > patience:
-            print(f"still at work in {root} after {patience:.0f} s; --now ends it at once")
-            return False
-        for process in alive:
-            if process.pid not in asked:
-                asked.add(process.pid)
-                stopping.send(process, signal.SIGKILL if now else signal.SIGTERM)
-        if now and waited > 2 * _POLL_SECONDS:  # a second signal, which a driver takes so
-            for process in told:
-                stopping.send(process, signal.SIGTERM)
-        if time.monotonic() - shown >= stopping.EVERY:
-            shown = time.monotonic()
-            what = f"{len(alive)} trainings to save a checkpoint" if alive else "notebooks to end"
-            print(f"waiting for {what}", flush=True)
-        time.sleep(_POLL_SECONDS)
+    asked = _end(root, {driver.process for driver in drivers}, now, patience)
+    if asked is None:
+        print(f"still at work in {root} after {patience:.0f} s; --now ends it at once")
+        return False
     for folder in {path.parent for path in (*root.rglob(RUN), *root.rglob(DRIVER))} or {root}:
         stopping.tidy(folder)
     for driver in drivers:
@@ -92,6 +74,33 @@ def _stop(root: Path, now: bool, patience: float) -> bool:
             f"there, or delete {path} if that machine is gone"
         )
     return not elsewhere
+
+
+def _end(root: Path, drivers: set[psutil.Process], now: bool, patience: float) -> set[int] | None:
+    """Signal drivers and trainings until none is left; return the trainings' numbers, None where
+    some outlast the patience.
+    """
+    for process in drivers:
+        stopping.send(process, signal.SIGTERM)
+    began = shown = time.monotonic()
+    asked = set[int]()
+    while (alive := stopping.trainings(root)) or any(map(_lives, drivers)):
+        waited = time.monotonic() - began
+        if waited > patience:
+            return None
+        for process in alive:
+            if process.pid not in asked:
+                asked.add(process.pid)
+                stopping.send(process, signal.SIGKILL if now else signal.SIGTERM)
+        if now and waited > 2 * _POLL_SECONDS:  # a second signal, which a driver takes so
+            for process in drivers:
+                stopping.send(process, signal.SIGTERM)
+        if time.monotonic() - shown >= stopping.EVERY:
+            shown = time.monotonic()
+            what = f"{len(alive)} trainings to save a checkpoint" if alive else "notebooks to end"
+            print(f"waiting for {what}", flush=True)
+        time.sleep(_POLL_SECONDS)
+    return asked
 
 
 def _drivers(root: Path) -> list[_Driver]:
