@@ -77,10 +77,17 @@ def remove_leftovers(folder: Path) -> list[Path]:
     left = []
     for path in folder.glob(".*.tmp"):
         writer = path.name.split(".")[-2]
-        if path.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+        if path.is_file() and writer.isdigit() and _is_gone(int(writer)):
             path.unlink(missing_ok=True)
             left.append(path)
     return left
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
