@@ -135,7 +135,7 @@ class Call:
 
     def end(self) -> str:
         """Wait for the end and return what it said on stderr."""
-        self.process.wait(300)
+        self.process.wait(900)
         self.reader.join(10)
         return self.process.stderr.read()
 

@@ -276,7 +276,7 @@ def _through_papermill(stage: Stage, folder: Path, log: RunLog) -> None:
             progress_bar=False,
             stdout_file=log,
             cwd=str(folder),
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
             store_widget_state=False,  # megabytes that a static picture stands in for
         )
     except PapermillExecutionError as error:

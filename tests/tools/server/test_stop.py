@@ -20,7 +20,7 @@ from kdlib.errors import ConfigError
 from kdlib.lab import occupancy
 from kdlib.tools.server.stop import stop_runs
 
-# A training in name: it says it is up, and SIGTERM ends it with a word in a file, unless it is deaf.
+# A training in name: it says it is up, and SIGTERM ends it with a word in a file, if it hears it.
 TRAINING = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[-1])
