@@ -158,7 +158,7 @@ def test_a_run_that_was_copied_opens_elsewhere(
     assert all(trained.weights.is_relative_to(copy) for trained in named[1:])
     assert explore.studios(run)["laptop"]().start(0).frame == 0
     absent = pipeline.open_run("smoke", str(copy), str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match="nothing holds no finished store; .* as DATA_ROOT"):
+    with pytest.raises(DataError, match=r"nothing holds no finished store; .* as DATA_ROOT"):
         comparison.compare_run(absent, 50)
 
 
