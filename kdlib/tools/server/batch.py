@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from kdlib import records
+from kdlib.data.cluster import cluster_cores
 from kdlib.errors import ConfigError, KdlibError
 from kdlib.lab import execute, stopping
-from kdlib.lab.folders import run_folder
+from kdlib.lab.folders import check_checkout, run_folder
 from kdlib.lab.stopping import Request, Stopped
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
@@ -71,7 +72,9 @@ def run_profiles(
     are notebook parameters for all.
 
     Raises:
-        ConfigError: If a name or value is wrong (before anything is executed).
+        ConfigError: If a name or value is wrong, or the current folder lies in another checkout
+            (before anything is executed).
+        DataError: If no scheduler answers, or it has no worker.
         StageFailed: If a notebook of the only profile failed.
         RunsFailed: If some of several failed; the others are finished.
         Stopped: After SIGINT or SIGTERM, when nothing of any run is left at work.
@@ -85,10 +88,15 @@ def run_profiles(
     folders = {
         name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names
     }
+    check_checkout("this folder")
     overrides = overrides or {}
-    for name, folder in folders.items():
-        execute.plan_stages(name, folder, overrides)
+    plans = {name: execute.plan_stages(name, each, overrides) for name, each in folders.items()}
     ids = gpu_ids(gpus) if gpus else ()
+    if scheduler:
+        cluster_cores(scheduler)  # whether one answers, before hours
+    if len(names) > 1:
+        for name, stages in plans.items():
+            execute.check_run(name, folders[name], stages)
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
     if len(names) == 1:
