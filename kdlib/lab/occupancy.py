@@ -47,8 +47,8 @@ def hold(folder: Path) -> Iterator[None]:
         owner = driver(folder)
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
         raise FolderBusy(
-            f"{folder} is being run by {who}; wait for it, stop it, or choose "
-            "another folder (--out)"
+            f"{folder} is being run by {who}; wait for it, end it with 'python -m kdlib stop "
+            f"{folder}', or choose another folder (--out)"
         ) from error
     handed, command = os.environ.get(records.COMMAND), records.command()
     try:
