@@ -23,6 +23,7 @@ from kdlib.errors import ConfigError, DataError, KdlibError
 from kdlib.lab import occupancy, parameters, profiles, runlog, stopping
 from kdlib.lab.dataset import check_data
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, data_folder, make_folder, run_folder
+from kdlib.lab.occupancy import RUN
 from kdlib.lab.parameters import TEACHERS
 from kdlib.lab.runlog import RunLog
 from kdlib.lab.stopping import Request, Stopped
@@ -41,7 +42,6 @@ _UNCOUNTED = (
     *("lab/report.py", "lab/page.py", "lab/publish.py"),
 )
 _POLL_SECONDS = 0.2
-RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 
 
 class StageFailed(KdlibError):

@@ -17,6 +17,7 @@ from kdlib.data.processes import refuse_unguarded
 from kdlib.errors import KdlibError
 from kdlib.types import Json
 
+RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 LOCK = ".lock"
 DRIVER = "driver.json"  # who holds the folder, while somebody does
 FOLDER = "KDLIB_RUN_FOLDER"  # in the environment of a driver and its kernels

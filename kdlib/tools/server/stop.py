@@ -13,8 +13,7 @@ import psutil
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import stopping
-from kdlib.lab.execute import RUN
-from kdlib.lab.occupancy import DRIVER
+from kdlib.lab.occupancy import DRIVER, RUN
 from kdlib.types import Json
 
 _POLL_SECONDS = 0.2

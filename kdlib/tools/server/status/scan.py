@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from kdlib import records
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import occupancy, runlog
-from kdlib.lab.execute import RUN
+from kdlib.lab.occupancy import RUN
 from kdlib.lab.profiles import PROFILES
 from kdlib.training.job import RunDir, worker
 from kdlib.training.launch import log_tail
