@@ -139,7 +139,7 @@ def test_report_and_cards_name_the_command_that_was_typed(chain: Any) -> None:
     typed = shlex.join(["python", "-m", "kdlib", *chain.command[3:]])
     assert "-p TEACHER=shipped -p SEEDS=1,2" in typed
     assert {chain.result(stage)["card"]["command"] for stage in CHAIN} == {typed}
-    assert html.escape(typed) in (chain.folder / "report.html").read_text()
+    assert typed in html.unescape((chain.folder / "report.html").read_text())
     weights = chain.folder / "students" / "full_seed1" / "weights.safetensors"
     assert read_card(weights)["command"] == typed
 
