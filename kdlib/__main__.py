@@ -1,5 +1,10 @@
 """``python -m kdlib``: the command line, see :mod:`kdlib.cli`."""
 
-from kdlib.cli import main
+import sys
 
-main()
+try:
+    from kdlib.cli import main
+
+    main()
+except KeyboardInterrupt:  # while it starts
+    sys.exit(130)

@@ -18,12 +18,14 @@ from typer import Argument, Option
 from kdlib.errors import KdlibError
 from kdlib.tools.bench.commands import bench
 from kdlib.tools.scans.commands import TRAINED, Arm, Weights, scans
+from kdlib.tools.server.commands import RunCommand, server
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(bench, name="bench")
 app.add_typer(scans)
+app.add_typer(server)
 
 _File = Path | None
 _Words = list[str] | None
@@ -161,11 +163,11 @@ def _train(
     train(run_dir, devices)
 
 
-@app.command("run")
+@app.command("run", cls=RunCommand)
 def _run(
     profile: Annotated[
         list[str],
-        Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several."),
+        Argument(metavar="PROFILE...", help="One of those listed below, or several."),
     ],
     out: Annotated[
         _File, Option(help="Run folder (of several: their folder); default reports/runs.")
@@ -180,7 +182,11 @@ def _run(
     from kdlib.lab import execute
     from kdlib.tools.server import batch
 
-    batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
+    try:
+        batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
+    except KeyboardInterrupt:
+        print("kdlib: interrupted before anything was started", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command("publish")
@@ -337,42 +343,6 @@ def _export(
     _show(as_json, export_detector(find_weights(model, weights, arm), out, frames))
 
 
-@app.command("status")
-def _status(
-    runs: Annotated[
-        _File, Argument(metavar="[RUNS_DIR]", help="Runs, one run or one training.")
-    ] = None,
-    out: Annotated[_File, Option(help="The page, .html; default RUNS_DIR/status.html.")] = None,
-    watch: Annotated[
-        float | None, Option(metavar="SECONDS", help="Look again so often, until Ctrl-C.")
-    ] = None,
-    as_json: _Json = False,
-) -> None:
-    """Say of all runs what is done, at work, failed and waiting; write it as a page, too."""
-    from kdlib.tools.server.status.show import show_status
-
-    show_status(runs, out, watch, as_json)
-
-
-@app.command("history")
-def _history(
-    run: Annotated[Path, Argument(help="Folder of a run or of a training.")],
-    csv: Annotated[_File, Option(metavar="FILE", help="Write one table of all trainings.")] = None,
-    tensorboard: Annotated[
-        _File, Option(metavar="DIR", help="Write event files for 'tensorboard --logdir DIR'.")
-    ] = None,
-) -> None:
-    """Write losses, learning rates and speeds of trainings as CSV or for TensorBoard."""
-    from kdlib.tools.server import tracking
-
-    if csv is None and tensorboard is None:
-        raise typer.BadParameter("say where to: --csv FILE, --tensorboard DIR, or both")
-    if csv is not None:
-        print(f"{tracking.write_csv(run, csv)} lines written to {csv}")
-    if tensorboard is not None:
-        print(f"{tracking.write_tensorboard(run, tensorboard)} scalars written to {tensorboard}")
-
-
 def main() -> None:
     """Run the command line; a warning, a :class:`KdlibError` or a failing disk is one sentence."""
     # without the line of code that warns
@@ -381,7 +351,7 @@ def main() -> None:
         app()
     except KdlibError as error:
         print(f"kdlib: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except OSError as error:
         print(f"kdlib: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from kdlib.errors import DataError
 from kdlib.types import Json
 
 COMPLETE = "complete.json"
+COMMAND = "KDLIB_COMMAND"  # in the environment of what a command starts: how it was typed
 PACKAGES = (
     "kdlib",
     "torch",
@@ -75,10 +77,17 @@ def remove_leftovers(folder: Path) -> list[Path]:
     left = []
     for path in folder.glob(".*.tmp"):
         writer = path.name.split(".")[-2]
-        if path.is_file() and writer.isdigit() and not psutil.pid_exists(int(writer)):
+        if path.is_file() and writer.isdigit() and _is_gone(int(writer)):
             path.unlink(missing_ok=True)
             left.append(path)
     return left
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -232,13 +241,29 @@ def hardware() -> Json:
     }
 
 
+def in_kernel() -> bool:
+    """Return whether this process is a notebook's kernel."""
+    return Path(sys.argv[0]).name == "ipykernel_launcher.py"
+
+
+def command() -> str:
+    """Return the command that was typed: this process's own, or that of the run it works for."""
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
+    if Path(sys.argv[0]).name in ("__main__.py", "kdlib"):
+        return shlex.join(["python", "-m", "kdlib", *sys.argv[1:]])
+    if in_kernel():
+        return "a notebook, run by hand"
+    return " ".join(Path(word).name for word in sys.argv[:3])
+
+
 def provenance() -> Json:
     """Return all of it: versions, commit, hardware, and the command that ran."""
     return {
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),
-        "command": " ".join(Path(a).name for a in sys.argv[:3]),
+        "command": command(),
     }
 
 

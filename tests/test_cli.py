@@ -25,7 +25,7 @@ from typer.main import get_command
 
 from kdlib import cli, records
 from kdlib.data.store import Store, ground_truth_table
-from kdlib.lab import execute, pipeline
+from kdlib.lab import execute, pipeline, profiles
 from kdlib.lab.pipeline import Run
 from kdlib.models.weights import read_weights
 from kdlib.tools import doctor
@@ -127,8 +127,13 @@ def test_help_of_every_verb(verb: str, call: Callable[..., Answer]) -> None:
     assert get_command(cli.app).commands[verb].help
 
 
+def test_help_of_run_names_all_profiles(call: Callable[..., Answer]) -> None:
+    shown = re.sub(r"[\s│]+", " ", call("run", "--help").out)
+    assert f"Profiles: {', '.join(profiles.PROFILES)}." in shown
+
+
 def test_the_promised_verbs_exist() -> None:
-    assert {"simulate", "prepare", "run", "evaluate", "doctor", "train"} <= set(VERBS)
+    assert {"stop", "simulate", "prepare", "run", "evaluate", "doctor", "train"} <= set(VERBS)
 
 
 def test_doctors_exit_code(call: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:

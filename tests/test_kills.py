@@ -44,9 +44,10 @@ PARAMETERS = {
 # The command itself; in the short form with a chain of fewer notebooks, about which the report has
 # nothing to say.
 DRIVER = """
-import sys
+import signal, sys
 from dataclasses import replace
 from kdlib import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
 from kdlib.lab import profiles, report
 chain = tuple(sys.argv.pop(1).split(","))
 if chain != profiles.MAIN_LINE:
@@ -63,9 +64,12 @@ class Call:
     folder: Path
     data: Path
     printed: list[tuple[float, str]] = field(default_factory=list)  # seconds since the start, line
+    profiles: tuple[str, ...] = ("smoke",)
+    parameters: dict[str, object] = field(default_factory=lambda: PARAMETERS)
+    chain: tuple[str, ...] = CHAIN
 
     def __post_init__(self) -> None:
-        values = {"DATA_ROOT": self.data, **PARAMETERS}
+        values = {"DATA_ROOT": self.data, **self.parameters}
         words = [word for name, value in values.items() for word in ("-p", f"{name}={value}")]
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
@@ -73,9 +77,9 @@ class Call:
                 sys.executable,
                 "-c",
                 DRIVER,
-                ",".join(CHAIN),
+                ",".join(self.chain),
                 "run",
-                "smoke",
+                *self.profiles,
                 "--out",
                 str(self.folder),
                 *words,
@@ -84,6 +88,7 @@ class Call:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # for Ctrl-C, which goes to a whole group
         )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -102,7 +107,7 @@ class Call:
 
     def reached(self, stage: str) -> bool:
         """Whether a stage has begun, or a later one."""
-        return self.stage() in CHAIN[CHAIN.index(stage) :]
+        return self.stage() in self.chain[self.chain.index(stage) :]
 
     def since(self, stage: str) -> float | None:
         """Seconds since a stage began, None before."""
@@ -130,7 +135,7 @@ class Call:
 
     def end(self) -> str:
         """Wait for the end and return what it said on stderr."""
-        self.process.wait(300)
+        self.process.wait(900)
         self.reader.join(10)
         return self.process.stderr.read()
 

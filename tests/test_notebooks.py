@@ -5,9 +5,12 @@ another folder.
 from __future__ import annotations
 
 import ast
+import html
 import json
 import math
 import re
+import shlex
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +21,11 @@ import pytest
 from PIL import Image
 
 from kdlib import records
+from kdlib.errors import DataError
+from kdlib.lab import comparison, explore, pipeline, scoring
 from kdlib.lab.profiles import ABLATIONS, CROSS_STAGE
 from kdlib.lab.profiles import MAIN_LINE as CHAIN
+from kdlib.models.weights import read_card
 from kdlib.profiling import published
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
@@ -126,6 +132,34 @@ def test_every_stage_hands_over_what_it_promised(chain: Any) -> None:
         assert f"{stage}: done in" in chain.printed
     whole = records.read_json(chain.folder / "result.json")
     assert set(whole) == {"profile", *CHAIN}
+
+
+@marked
+def test_report_and_cards_name_the_command_that_was_typed(chain: Any) -> None:
+    typed = shlex.join(["python", "-m", "kdlib", *chain.command[3:]])
+    assert "-p TEACHER=shipped -p SEEDS=1,2" in typed
+    assert {chain.result(stage)["card"]["command"] for stage in CHAIN} == {typed}
+    assert typed in html.unescape((chain.folder / "report.html").read_text())
+    weights = chain.folder / "students" / "full_seed1" / "weights.safetensors"
+    assert read_card(weights)["command"] == typed
+
+
+@marked
+def test_a_run_that_was_copied_opens_elsewhere(
+    chain: Any, smoke_data: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(chain.folder, tmp_path / "laptop", ignore=shutil.ignore_patterns(".*"))
+    for stage in CHAIN:
+        assert str(chain.folder) not in json.dumps({**chain.result(stage), "card": {}}), stage
+    run = pipeline.open_run("smoke", str(copy), str(smoke_data))
+    found = comparison.compare_run(run, 50)
+    assert found.to_dict()["arms"] == chain.result("03_evaluate")["arms"]
+    named = [scoring.chosen_teacher(run), *scoring.trained_students(run).values()]
+    assert all(trained.weights.is_relative_to(copy) for trained in named[1:])
+    assert explore.studios(run)["laptop"]().start(0).frame == 0
+    absent = pipeline.open_run("smoke", str(copy), str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match=r"nothing holds no finished store; .* as DATA_ROOT"):
+        comparison.compare_run(absent, 50)
 
 
 @marked

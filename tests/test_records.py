@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -124,3 +125,22 @@ def test_sha256(tmp_path):
 def test_commit_is_a_hash_or_empty():
     text = records.commit().rstrip("+")
     assert text == "" or len(text) == 40
+
+
+@pytest.mark.parametrize(
+    ("argv", "handed", "command"),
+    [
+        (["/x/kdlib/__main__.py", "run", "demo", "-p", "ARMS=a b"], "", "run demo -p 'ARMS=a b'"),
+        (["/x/bin/kdlib", "run", "demo"], "", "run demo"),
+        (["/x/ipykernel_launcher.py", "-f", "k.json"], "python -m kdlib run demo", "run demo"),
+        (["/x/kdlib/__main__.py", "train", "students/a"], "python -m kdlib run demo", "run demo"),
+    ],
+)
+def test_a_card_names_the_command_that_was_typed(
+    argv: list[str], handed: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.delenv(records.COMMAND, raising=False)
+    if handed:
+        monkeypatch.setenv(records.COMMAND, handed)
+    assert records.provenance()["command"] == f"python -m kdlib {command}"

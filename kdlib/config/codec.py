@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -103,8 +104,18 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         ConfigError: If there is none of that name; the message lists those there are.
     """
     if name not in table:
-        raise ConfigError(f"unknown {kind} '{name}'; there are: {', '.join(table)}")
+        there = ", ".join(table)
+        raise ConfigError(f"unknown {kind} '{name}'; there are: {there}{meant(name, table)}")
     return table[name]
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'WORD'?" for the known word that is most like a wrong one, "" where
+    none is.
+    """
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1)
+    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
 
 
 def config_hash(*configs: Any) -> str:

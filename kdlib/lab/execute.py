@@ -10,16 +10,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdlib import records
+from kdlib.config.codec import meant
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.lab import occupancy, profiles, runlog
-from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
+from kdlib.lab import occupancy, parameters, profiles, runlog, stopping
+from kdlib.lab.dataset import check_data
+from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, data_folder, make_folder, run_folder
+from kdlib.lab.occupancy import RUN
+from kdlib.lab.parameters import TEACHERS
 from kdlib.lab.runlog import RunLog
+from kdlib.lab.stopping import Request, Stopped
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_weights
 from kdlib.types import Json
@@ -30,18 +37,11 @@ SOURCES = PROJECT / "kdlib"
 # there need not repeat a finished run's trainings.
 _UNCOUNTED = (
     *("viz/", "tools/", "cli.py", "__main__.py"),
-    *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py"),
+    *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py", "lab/stopping.py"),
+    "lab/parameters.py",
     *("lab/report.py", "lab/page.py", "lab/publish.py"),
 )
-_TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
-_MANY = 1_000_000
-_BOUNDS = {
-    **dict.fromkeys(("TEACHER_EPOCHS", "STUDENT_EPOCHS"), (0, _MANY)),
-    **dict.fromkeys(("RESAMPLES", "REPEATS"), (1, _MANY)),
-    "FRAME": (-1, _MANY),
-    "SCORE_THRESHOLD": (0, 1),
-}
-RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
+_POLL_SECONDS = 0.2
 
 
 class StageFailed(KdlibError):
@@ -107,10 +107,10 @@ def _typed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         # A path is the caller's, not one below the run folder in which the notebooks execute.
         path = os.path.expanduser(text)  # a shell leaves the ~ in NAME=~/FOLDER as it is
-        is_path = (name == "DATA_ROOT" and text) or (name in _TEACHERS and os.path.exists(path))
+        is_path = (name == "DATA_ROOT" and text) or (name in TEACHERS and os.path.exists(path))
         return str(Path(path).resolve()) if is_path else text
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         value = None
     if (type(default), type(value)) == (float, int):
@@ -123,35 +123,12 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
-    """Check the value of a notebook's parameter; ConfigError names the accepted form."""
-    if name == "SEEDS":
-        profile.chosen_seeds(value)
-    elif name == "ARMS":
-        profile.chosen_arms(value)
-    elif name in _TEACHERS and value not in _TEACHERS[name] and not os.path.exists(value):
-        words = ", ".join(_TEACHERS[name])
-        raise ConfigError(f"{name}={value} is neither {words} nor a safetensors file")
-    elif name == "TEACHER" and value == "shipped" and not profile.shipped_teacher:
-        raise ConfigError(
-            f"TEACHER=shipped: profile {profile.name} ships none; use scratch or a safetensors file"
-        )
-    elif name == "DATA_ROOT" and os.path.exists(value) and not os.path.isdir(value):
-        raise ConfigError(f"DATA_ROOT={value} is no folder; name the one that holds waymo or store")
-    elif name in _BOUNDS:
-        least, most = _BOUNDS[name]
-        if not least <= value <= most:
-            open_above = value < least and most == _MANY
-            rest = f"at least {least}" if open_above else f"from {least} to {most}"
-            more = "; 0 means the profile's" if name.endswith("EPOCHS") else ""
-            raise ConfigError(f"{name}={value} must be {rest}{more}")
-
-
 def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
     """Check that weights that are given fit their model, and are finite; ConfigError says what
     is wrong with them.
     """
-    for name, words in _TEACHERS.items():
+    for name in TEACHERS:
+        words = parameters.teachers(name, profile)
         given = {stage.parameters.get(name, "auto") for stage in stages} - set(words)
         for file in map(Path, given):
             try:
@@ -176,6 +153,11 @@ def source_hash(package: Path = SOURCES) -> str:
     return digest.hexdigest()[:12]
 
 
+def _remedy(name: str, known: Iterable[str]) -> str:
+    options = {"PROFILE": "name the profile after 'run'", "RUN_DIR": "it is --out FOLDER here"}
+    return f"; {options[name]}" if name in options else meant(name, known)
+
+
 def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
     """Return the chain's stages with typed parameters, none executed; ConfigError if a name is
     unknown, or a type or value is wrong.
@@ -185,10 +167,10 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
     if unknown := sorted(set(overrides) - known):
         raise ConfigError(
-            f"no notebook has a parameter {', '.join(unknown)}; there are: "
-            f"{', '.join(sorted(known))}"
+            f"no notebook has a parameter {', '.join(unknown)} here; there are: "
+            f"{', '.join(sorted(known))}{_remedy(unknown[0], known)}"
         )
-    given = [_typed(name, overrides[name], "") for name in _TEACHERS if name in overrides]
+    given = [_typed(name, overrides[name], "") for name in TEACHERS if name in overrides]
     files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
     key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
     stages = []
@@ -199,7 +181,7 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             if each in overrides
         }
         for each, value in own.items():
-            check_parameter(each, value, chosen)
+            parameters.check(each, value, chosen)
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
         # A stage stands on the one before it: whatever changes there changes every key from there
@@ -211,12 +193,20 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
     return stages
 
 
-def _own_kernel() -> type:
-    """Return a kernel manager that starts this very Python, whatever kernels are installed."""
+def _own_kernel(log: RunLog) -> type:
+    """Return a kernel manager that starts this very Python with this very kdlib, whatever kernels
+    are installed and wherever another checkout was.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+
     class OwnKernel(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            environment = {**os.environ, **(options.pop("env", None) or {}), "PYTHONPATH": path}
+            await super().start_kernel(env=environment, stderr=log, **options)
+
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -230,22 +220,51 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def execute(stage: Stage, folder: Path, log: RunLog) -> None:
+def execute(stage: Stage, folder: Path, log: RunLog, request: Request) -> None:
     """Run one notebook through papermill into the run folder and mark it complete; what it prints
-    goes to the log.
+    goes to the log. A signal that the request notes ends notebook and trainings.
 
     StageFailed if a cell raised, the kernel died, or the last cell did not write ``result.json``.
+    Stopped after a signal.
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
+    if request.count:
+        raise _stopped(stage, request)
     home = folder / stage.name
     home.mkdir(parents=True, exist_ok=True)
     result = home / "result.json"
     # the mark first: it must never stand without its result
     for old in (home / records.COMPLETE, result):
         old.unlink(missing_ok=True)
+    # In a thread of its own the notebook's client takes no signal for itself.
+    with ThreadPoolExecutor(1) as pool:
+        executed = pool.submit(_through_papermill, stage, folder, log)
+        while not wait([executed], _POLL_SECONDS).done:
+            if request.count:
+                say = partial(print, file=log)
+                stopping.stop_run(folder, request, lambda: not executed.done(), say)
+    if request.count and executed.exception():
+        raise _stopped(stage, request)
+    executed.result()
+    if not result.is_file():
+        raise StageFailed(
+            f"{stage.name} ended without writing {result}; its last cell must call save_result"
+        )
+    records.mark_complete(home, stage.key)
+
+
+def _stopped(stage: Stage, request: Request) -> Stopped:
+    return Stopped(
+        f"stopped; the same command goes on with {stage.name}, and its trainings from their "
+        f"checkpoints: {records.command()}",
+        request.number,
+    )
+
+
+def _through_papermill(stage: Stage, folder: Path, log: RunLog) -> None:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     executed = folder / f"{stage.name}.ipynb"
     try:
         papermill.execute_notebook(
@@ -253,11 +272,11 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
             _literal(executed),
             parameters=stage.parameters,
             kernel_name="python3",  # says the language; the manager says which Python
-            kernel_manager_class=_own_kernel(),
+            kernel_manager_class=_own_kernel(log),
             progress_bar=False,
             stdout_file=log,
             cwd=str(folder),
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
             store_widget_state=False,  # megabytes that a static picture stands in for
         )
     except PapermillExecutionError as error:
@@ -268,13 +287,28 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
         if not isinstance(error, DeadKernelError) and "Kernel died" not in str(error):
             raise
         raise StageFailed(
-            f"{stage.name}: its kernel died, perhaps for want of memory (see {executed})"
+            f"{stage.name}: its kernel died, perhaps for want of memory (see {executed} and "
+            f"{folder / runlog.LOG})"
         ) from error
-    if not result.is_file():
-        raise StageFailed(
-            f"{stage.name} ended without writing {result}; its last cell must call save_result"
-        )
-    records.mark_complete(home, stage.key)
+
+
+def check_run(profile: str, folder: Path, stages: Sequence[Stage]) -> None:
+    """Check what the first notebook would otherwise meet, or the last one after hours: teachers
+    that are given, the data, and the run folder, which is made.
+
+    ConfigError says what is wrong.
+    """
+    chosen = profiles.profile(profile)
+    _check_teachers(stages, chosen)
+    if not all(_is_kept(stage, folder) for stage in stages):
+        data_root = str(stages[0].parameters.get("DATA_ROOT", ""))
+        check_data(chosen, data_folder(chosen.folder, data_root))
+    make_folder(folder, f"--out {folder}")
+
+
+def _is_kept(stage: Stage, folder: Path) -> bool:
+    home = folder / stage.name
+    return records.is_complete(home, stage.key) and (home / "result.json").is_file()
 
 
 def run_profile(
@@ -286,14 +320,19 @@ def run_profile(
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).
         StageFailed: If a notebook failed.
+        Stopped: After SIGINT or SIGTERM, when nothing of the run is left at work.
         FolderBusy: If another process runs in this folder.
     """
     from kdlib.lab.report import write_run_report
 
     folder = run_folder(profile, out)
     stages = plan_stages(profile, folder, overrides or {})
-    _check_teachers(stages, profiles.profile(profile))
-    with occupancy.hold(folder), runlog.opened(folder) as log:
+    check_run(profile, folder, stages)
+    with (
+        stopping.heeded() as request,
+        occupancy.hold(folder),
+        runlog.opened(folder) as log,
+    ):
         states: dict[str, Json] = {stage.name: {"state": "waiting"} for stage in stages}
 
         def note(stage: Stage, state: str, words: str, **facts: Any) -> None:
@@ -302,8 +341,7 @@ def run_profile(
             print(f"{stage.name}: {words}", file=log)
 
         for stage in stages:
-            home = folder / stage.name
-            if records.is_complete(home, stage.key) and (home / "result.json").is_file():
+            if _is_kept(stage, folder):
                 note(stage, "kept", "kept from an earlier run")
                 continue
             start, me = time.time(), records.this_process()
@@ -316,9 +354,12 @@ def run_profile(
                 host=me["host"],
             )
             try:
-                execute(stage, folder, log)
-            except StageFailed as error:
-                note(stage, "failed", f"failed, {error}", message=str(error))
+                execute(stage, folder, log, request)
+            except (StageFailed, Stopped) as error:
+                # The sentence itself is for whoever called, and for the log.
+                state = "stopped" if isinstance(error, Stopped) else "failed"
+                note(stage, state, state, message=str(error))
+                log.note(f"kdlib: {error}")
                 raise
             seconds = round(time.time() - start)
             note(stage, "done", f"done in {seconds} s", seconds=seconds)

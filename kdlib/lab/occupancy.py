@@ -17,6 +17,7 @@ from kdlib.data.processes import refuse_unguarded
 from kdlib.errors import KdlibError
 from kdlib.types import Json
 
+RUN = "run.json"  # what a run folder is to hold, profile and stages, and how each stage stands
 LOCK = ".lock"
 DRIVER = "driver.json"  # who holds the folder, while somebody does
 FOLDER = "KDLIB_RUN_FOLDER"  # in the environment of a driver and its kernels
@@ -47,19 +48,22 @@ def hold(folder: Path) -> Iterator[None]:
         owner = driver(folder)
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
         raise FolderBusy(
-            f"{folder} is being run by {who}; wait for it, stop it, or choose "
-            "another folder (--out)"
+            f"{folder} is being run by {who}; wait for it, end it with 'python -m kdlib stop "
+            f"{folder}', or choose another folder (--out)"
         ) from error
+    handed, command = os.environ.get(records.COMMAND), records.command()
     try:
-        records.write_json(folder / DRIVER, records.this_process())
+        records.write_json(folder / DRIVER, {**records.this_process(), "command": command})
         end_orphans(folder)
         for home in (folder, *(path for path in folder.iterdir() if path.is_dir())):
             records.remove_leftovers(home)
         # The kernels this process starts can be told from anybody else's by their environment.
-        os.environ[FOLDER] = str(folder)
+        os.environ.update({FOLDER: str(folder), records.COMMAND: command})
         yield
     finally:
         os.environ.pop(FOLDER, None)
+        if handed is None:
+            os.environ.pop(records.COMMAND, None)
         (folder / DRIVER).unlink(missing_ok=True)
         lock.release()
 
@@ -91,20 +95,34 @@ def take_turn(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def started_for(folder: Path) -> list[psutil.Process]:
+    """Return this user's processes that drivers of a run folder have started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            own = process.uids().real == os.getuid()
+            if own and process.environ().get(FOLDER) == str(folder):
+                found.append(process)
+    return found
+
+
+def kernels(folder: Path) -> list[psutil.Process]:
+    """Return the kernels that drivers of a run folder have started."""
+    found = []
+    for process in started_for(folder):
+        with contextlib.suppress(psutil.Error):
+            if any(_KERNEL in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
 def end_orphans(folder: Path) -> None:
     """End the kernels a killed driver left in a folder: one may still be writing a result.
 
     A kernel notices only within a second that its driver is gone, and only if it was up by then.
     """
-    orphans = []
-    for process in psutil.process_iter(["cmdline", "uids"]):
-        if (
-            not any(_KERNEL in word for word in process.info["cmdline"] or ())
-            or process.info["uids"].real != os.getuid()
-        ):
-            continue
+    orphans = kernels(folder)
+    for process in orphans:
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(FOLDER) == str(folder):
-                process.kill()
-                orphans.append(process)
+            process.kill()
     psutil.wait_procs(orphans, timeout=_PATIENCE)

@@ -6,28 +6,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kdlib import records, zoo
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.dataset import FrameDataset
-from kdlib.data.prepare import SPLITS, prepare
-from kdlib.data.segment import classes_in, is_own
-from kdlib.data.store import INDEX, Store, first_manifests
+from kdlib.data.prepare import prepare
+from kdlib.data.store import INDEX, Store
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab import occupancy, profiles
-from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
+from kdlib.lab import occupancy, parameters, profiles
+from kdlib.lab.dataset import check_data
+from kdlib.lab.folders import (
+    WEIGHTS,
+    check_checkout,
+    data_folder,
+    located,
+    make_folder,
+    portable,
+    run_folder,
+)
 from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
-from kdlib.simulate.generate import segment_names
 from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
 from kdlib.types import Json
-from kdlib.waymo.segments import list_segments, segment_files
-from kdlib.waymo.simulated import is_simulated
 
 _USELESS = 0.05  # LEVEL_2 mAPH of a teacher
 Student = tuple[str, int]  # arm, seed
@@ -47,6 +52,11 @@ class Run:
         """The prepared store; DataError if it is missing or damaged; the message says to run
         notebook 00.
         """
+        if not (self.data / "store" / INDEX).is_file():
+            raise DataError(
+                f"{self.data} holds no finished store; pass the folder that holds it as DATA_ROOT, "
+                "or make it with notebook 00"
+            )
         return Store.open(self.data / "store")
 
     @property
@@ -67,6 +77,25 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def check(self, **values: Any) -> None:
+        """Check more of a notebook's parameters, by name; ConfigError says what is wrong."""
+        for name, value in values.items():
+            parameters.check(name, value, self.profile)
+
+    def portable(self, path: Path) -> str:
+        """Return a path as results name it, see :func:`kdlib.lab.folders.portable`."""
+        return portable(self.folder, path)
+
+    def located(self, text: str) -> Path:
+        """Return the file a result of the run names; ConfigError if it is not here."""
+        path = located(self.folder, text)
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}, by which {self.folder} was made, is not here; put that file there, or "
+                "run notebook 01 with the same weights as TEACHER=FILE"
+            )
+        return path
+
     def result(self, name: str) -> Json:
         """Return what an earlier notebook handed over; ConfigError if it has not finished."""
         path = self.folder / name / "result.json"
@@ -77,14 +106,15 @@ class Run:
 
 def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
     """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the
-    profile is unknown.
+    profile is unknown, a path is wrong, or a notebook lies in another checkout than kdlib.
     """
+    if records.in_kernel() and occupancy.FOLDER not in os.environ:
+        check_checkout("this notebook")
     chosen = profiles.profile(profile)
+    parameters.check("DATA_ROOT", data_root, chosen)
     folder = run_folder(profile, Path(run_dir) if run_dir else None)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Run(
-        chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / chosen.folder
-    )
+    make_folder(folder, f"RUN_DIR={folder}")
+    return Run(chosen, folder, data_folder(chosen.folder, str(data_root)))
 
 
 def save_result(run: Run, stage: str, values: Json) -> Path:
@@ -97,16 +127,11 @@ def prepare_data(run: Run) -> Store:
     """Simulate the profile's dataset if it has one, prepare the store; both continue. ConfigError
     if real files are missing.
     """
+    check_data(run.profile, run.data)
     source = run.data / "waymo"
-    _check_data(run, source)
     if run.profile.simulated is None and not source.is_dir():
-        if (run.data / "store" / INDEX).is_file():
-            # frames of another dataset, or the licensed files are on another machine
-            return run.store
-        raise ConfigError(
-            f"{source} does not exist; data/README.md says how to get Waymo, then "
-            f"pass DATA_ROOT={run.data}"
-        )
+        # frames of another dataset, or the licensed files are on another machine
+        return run.store
     pasted = any(
         schedule.augment.objects is not None
         for schedule in (run.profile.teacher, run.profile.student)
@@ -128,57 +153,6 @@ def prepare_data(run: Run) -> Store:
     return run.store
 
 
-def _check_data(run: Run, source: Path) -> None:
-    """Refuse, before anything is written, data that are not the profile's."""
-    profile, store = run.profile, run.data / "store"
-    manifests, names = first_manifests(store), profile.student_model.class_names
-    for classes in map(classes_in, manifests.values()):
-        if not set(names) <= set(classes):
-            raise ConfigError(
-                f"{store} has the classes {', '.join(classes)}, the models of profile "
-                f"{profile.name} know {', '.join(names)}; add a pair of those classes to "
-                "kdlib/zoo.py and a profile of it to kdlib/lab/profiles.py"
-            )
-    if profile.simulated is None:
-        return
-    others = [store / split for split, manifest in manifests.items() if is_own(manifest)]
-    others += [source / split for split in SPLITS if _is_recorded(source / split)]
-    if others:
-        raise ConfigError(
-            f"profile {profile.name} simulates its data, but {others[0]} holds others; leave "
-            "DATA_ROOT out or give it another folder, or take a profile of real data"
-        )
-    for split, (count, seed) in profile.simulated.splits.items():
-        more: set[str] = set()
-        with suppress(DataError):  # none is there, or one is being written
-            more = set(list_segments(source / split)) - set(segment_names(count, seed, split))
-        if more:
-            raise ConfigError(
-                f"{source / split} holds {len(more)} segments that profile {profile.name} does not "
-                "simulate, of another profile perhaps; leave DATA_ROOT out or give it another "
-                "folder"
-            )
-
-
-def _is_recorded(folder: Path) -> bool:
-    """Return whether a split's files are Waymo's own; what cannot be read yet was being written."""
-    with suppress(DataError):
-        return not all(is_simulated(segment_files(folder, name)) for name in list_segments(folder))
-    return False
-
-
-def portable(path: Path) -> str:
-    """Return a path as results name it: from the project's folder on where it lies inside, so that
-    no result names a machine.
-    """
-    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
-
-
-def located(text: str) -> Path:
-    """Return the path a result names."""
-    return PROJECT / text
-
-
 @dataclass(frozen=True)
 class TrainedWeights:
     """A model's configuration and its weights on disk."""
@@ -193,7 +167,7 @@ class TrainedWeights:
             return f"The teacher scores {100 * score:.2f} LEVEL_2 mAPH."
         return (
             f"WARNING: THIS TEACHER IS USELESS. It scores {100 * score:.2f} LEVEL_2 mAPH; below "
-            f"{100 * _USELESS:g} there is nothing to learn from {portable(self.weights)}. Train it "
+            f"{100 * _USELESS:g} there is nothing to learn from {self.weights.name}. Train it "
             "longer (TEACHER_EPOCHS) or name other weights (TEACHER)."
         )
 
@@ -270,22 +244,23 @@ def choose_teacher(run: Run, teacher: str, epochs: int = 0) -> TrainedWeights:
                 f"{WEIGHTS / shipped} is missing; restore it from git, or pass TEACHER=scratch"
             )
         return TrainedWeights(model, WEIGHTS / shipped, "shipped")
-    return given_weights(model, teacher, "TEACHER", "'auto', 'shipped', 'scratch'")
+    return given_weights(run, model, teacher, "TEACHER")
 
 
-def given_weights(model: ModelConfig, file: str, parameter: str, words: str) -> TrainedWeights:
+def given_weights(run: Run, model: ModelConfig, file: str, parameter: str) -> TrainedWeights:
     """Return the weights in the file a notebook's parameter names; ConfigError if it is none of the
     parameter's words either.
     """
-    if not Path(file).is_file():
-        raise ConfigError(f"{parameter}={file} is neither {words} nor a safetensors file")
+    run.check(**{parameter: file})
     return TrainedWeights(model, Path(file).resolve(), file)
 
 
 def chosen_teacher(run: Run) -> TrainedWeights:
     """Return the teacher notebook 01 settled on; ConfigError if it has not finished."""
     values = run.result("01_train_teacher")
-    return TrainedWeights(run.profile.teacher_model, located(values["weights"]), values["origin"])
+    return TrainedWeights(
+        run.profile.teacher_model, run.located(values["weights"]), values["origin"]
+    )
 
 
 def starting_weights(run: Run, teacher: TrainedWeights, schedule: TrainConfig) -> Path:
@@ -365,7 +340,8 @@ def trained_students(run: Run) -> dict[Student, TrainedWeights]:
     rows = run.result("02_distill_student")["students"]
     model = run.profile.student_model
     return {
-        (row["arm"], row["seed"]): TrainedWeights(model, located(row["weights"])) for row in rows
+        (row["arm"], row["seed"]): TrainedWeights(model, run.located(row["weights"]))
+        for row in rows
     }
 
 
@@ -377,7 +353,7 @@ def students_result(run: Run, students: Students, epochs: int = 0) -> Json:
         {
             "arm": arm,
             "seed": seed,
-            "weights": portable(result.weights),
+            "weights": run.portable(result.weights),
             "seconds": result.values["timing"].get("seconds"),
             **{key: result.values[key] for key in ("steps", "samples", "final")},
         }

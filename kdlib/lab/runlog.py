@@ -28,6 +28,14 @@ class RunLog:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._file, flush=True)
         return len(text)
 
+    def note(self, text: str) -> None:
+        """Write a line for later readers only, which the screen gets from somebody else."""
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
+
+    def fileno(self) -> int:
+        """Return the file's number: what a kernel itself says goes there, not to the screen."""
+        return self._file.fileno()
+
     def flush(self) -> None:
         """Do nothing: whole lines are out, a part of one waits for its rest."""
 

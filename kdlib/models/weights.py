@@ -234,13 +234,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_card(path: Path) -> Json:
+def read_card(path: str | Path) -> Json:
     """Return the card a file carries, empty if it has none.
 
     Raises:
         DataError: If the file is missing, truncated or no safetensors file.
     """
-    with _open(path) as file:
+    with _open(Path(path)) as file:
         text = (file.metadata() or {}).get("card", "{}")
     try:
         card = json.loads(text)

@@ -141,8 +141,10 @@ def print_profile(values: Mapping[str, Any]) -> None:
         )
         table.add_row(part, *(f"{cell:,.3f}" for cell in cells))
     console.print(table)
-    layers = Table("layer", "kind", "parameters", "M MACs", "M, published convention", "M acts")
+    # A name on a line of its own is whole on any terminal: some have 71 letters.
+    line = "    {:16}{:>12}{:>12}{:>20}{:>12}"
+    print(line.format("layer, kind", "parameters", "M MACs", "M, published conv.", "M acts"))
     for row in values["layers"]:
         costs = (f"{row[key] / 1e6:,.2f}" for key in ("macs", "published_macs", "acts"))
-        layers.add_row(row["name"], row["kind"], f"{row['parameters']:,}", *costs)
-    console.print(layers)
+        print(row["name"])
+        print(line.format(row["kind"], f"{row['parameters']:,}", *costs))

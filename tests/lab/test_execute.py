@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import socket
 import sys
 import textwrap
@@ -16,10 +17,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from kdlib import records
 from kdlib.errors import ConfigError
-from kdlib.lab import execute, folders, profiles, report
+from kdlib.lab import execute, folders, pipeline, profiles, report
 from kdlib.lab.execute import StageFailed, parse_overrides, plan_stages
 from kdlib.models.build import build
 from kdlib.models.weights import save_weights
@@ -99,7 +101,9 @@ BAD_ARMS = ("fulll", "alone,alone", "alone,", "['full']", "teacher")
     [
         ({"SEED": "1"}, ["SEED", "SEEDS", "TEACHER", "DATA_ROOT"]),
         ({"seeds": "1"}, ["seeds", "SEEDS"]),
-        ({"RUN_DIR": "/elsewhere"}, ["RUN_DIR", "SEEDS"]),
+        ({"SEDES": "1"}, ["SEDES", "did you mean 'SEEDS'?"]),
+        ({"RUN_DIR": "/elsewhere"}, ["RUN_DIR", "SEEDS", "it is --out FOLDER here"]),
+        ({"PROFILE": "demo"}, ["PROFILE", "name the profile after 'run'"]),
         ({"REPEATS": "many"}, ["REPEATS", "many", "int", "20"]),
         ({"REPEATS": "2.0"}, ["REPEATS", "2.0", "int"]),
         ({"REPEATS": "True"}, ["REPEATS", "True", "int"]),
@@ -115,12 +119,18 @@ BAD_ARMS = ("fulll", "alone,alone", "alone,", "['full']", "teacher")
         ({"RESAMPLES": "0"}, ["RESAMPLES=0", "at least 1"]),
         ({"REPEATS": "-2"}, ["REPEATS=-2", "at least 1"]),
         ({"FRAME": "-2"}, ["FRAME=-2", "at least -1"]),
+        ({"FRAME": "8"}, ["FRAME=8", "none of the 8 evaluated frames", "the last one is 7"]),
+        ({"SCORE_THRESHOLD": "1e999"}, ["SCORE_THRESHOLD=inf", "from 0 to 1"]),
+        *(({"FRAME": text}, ["FRAME", "int", "0"]) for text in ("", "1.0", "None", "0x", "[1]")),
         ({"TEACHER": "/nowhere.safetensors"}, ["TEACHER=/nowhere", "auto, shipped, scratch"]),
-        ({"TEACHER": "Auto"}, ["TEACHER=Auto", "auto, shipped, scratch", "safetensors file"]),
+        ({"TEACHER": "Auto"}, ["TEACHER=Auto", "auto, shipped, scratch", "did you mean 'auto'?"]),
+        ({"TEACHER": ""}, ["TEACHER= is neither auto, shipped, scratch"]),
         ({"TEACHER": "x" * 5000}, ["auto, shipped, scratch", "safetensors file"]),
         ({"TEACHER": __file__}, [__file__, "is a text", "no weights"]),
         ({"TEACHER": "/tmp"}, ["/tmp is a folder"]),
         ({"DATA_ROOT": __file__}, [f"DATA_ROOT={__file__} is no folder"]),
+        ({"DATA_ROOT": f"{__file__}/below"}, ["DATA_ROOT=", "cannot be written to"]),
+        ({"DATA_ROOT": "/proc/nobody"}, ["DATA_ROOT=/proc/nobody cannot be written to"]),
     ],
 )
 def test_wrong_parameters_stop_before_anything_runs(
@@ -131,6 +141,82 @@ def test_wrong_parameters_stop_before_anything_runs(
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_real_data_are_looked_for_before_anything_runs(tmp_path: Path, smoke_data: Path) -> None:
+    """And no message recommends what it refuses."""
+    for where in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="holds neither waymo nor store") as caught:
+            execute.run_profile("waymo20", tmp_path / "run", {"DATA_ROOT": str(where)})
+        assert f"DATA_ROOT={where}" not in str(caught.value)
+    with pytest.raises(ConfigError, match="TEACHER=shiped is neither auto, scratch nor") as caught:
+        execute.run_profile("waymo20", tmp_path / "run", {"TEACHER": "shiped"})
+    assert "shipped" not in str(caught.value), "which this profile refuses, too"
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(ConfigError, match=rf"--out {out} cannot be written to .* name another"):
+            execute.run_profile("smoke", out, {"DATA_ROOT": str(smoke_data)})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"SEEDS": [1, 2]}, r"SEEDS=\[1, 2\] must be a text"),
+        ({"ARMS": ("full",)}, r"ARMS=\('full',\) must be a text"),
+        ({"TEACHER": None}, "TEACHER=None must be a text"),
+        ({"RESAMPLES": "many"}, "RESAMPLES='many' must be a whole number from 1 to"),
+        ({"REPEATS": 2.5}, "REPEATS=2.5 must be a whole number from 1 to"),
+        ({"STUDENT_EPOCHS": True}, "STUDENT_EPOCHS=True must be a whole number .*the profile's"),
+        ({"FRAME": 8}, "FRAME=8 is none of the 8 evaluated frames"),
+        ({"SCORE_THRESHOLD": float("nan")}, "SCORE_THRESHOLD=nan must be a number from 0 to 1"),
+    ],
+)
+def test_a_notebook_run_by_hand_refuses_in_one_sentence(
+    values: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    run = pipeline.open_run("smoke", str(tmp_path / "run"), str(tmp_path))
+    with pytest.raises(ConfigError, match=words):
+        run.check(**values)
+
+
+def test_every_notebook_checks_what_it_takes() -> None:
+    for notebook in NOTEBOOKS:
+        code = "".join(
+            "".join(cell["source"])
+            for cell in json.loads(notebook.read_text())["cells"]
+            if cell["cell_type"] == "code"
+        )
+        checked = set(re.findall(r"\b([A-Z_]+)=\1\b", code))
+        opened = set(re.findall(r"[A-Z_]{4,}", re.search(r"open_run\((.*)\)", code)[1]))
+        chapter = {"SEEDS"} if "trainings.open_chapter(" in code else set()
+        assert set(execute.declared_parameters(notebook)) == checked | opened | chapter, notebook
+
+
+def test_a_notebook_shows_a_mistake_as_its_sentence_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shell = InteractiveShell()
+    shell.run_cell("from kdlib.errors import ConfigError\nraise ConfigError('say it once')")
+    assert capsys.readouterr().out.strip() == "ConfigError: say it once"
+
+
+def test_a_notebook_of_another_checkout_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    (other / "kdlib").mkdir(parents=True)
+    (other / "kdlib" / "__init__.py").write_text("")
+    (other / "notebooks").mkdir()
+    monkeypatch.chdir(other / "notebooks")
+    pipeline.open_run("smoke", str(tmp_path / "run"))  # a script may stand anywhere
+    monkeypatch.setattr(sys, "argv", ["/lib/ipykernel_launcher.py", "-f", "kernel.json"])
+    words = f"this notebook lies in {other}, but kdlib comes from {folders.PROJECT}; .*PYTHONPATH="
+    with pytest.raises(ConfigError, match=words):
+        pipeline.open_run("smoke", str(tmp_path / "run"))
+    monkeypatch.chdir(folders.NOTEBOOKS)
+    pipeline.open_run("smoke", str(tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -376,7 +462,10 @@ def test_finished_stages_are_kept(
 
 
 def test_what_is_at_work_and_what_failed_is_noted(
-    toys: Path, tmp_path: Path, fake_papermill: list[str]
+    toys: Path,
+    tmp_path: Path,
+    fake_papermill: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     note = (
         f"import json; noted = json.loads(open('{tmp_path}/run/{execute.RUN}').read())['stages']\n"
@@ -402,6 +491,8 @@ def test_what_is_at_work_and_what_failed_is_noted(
         "c": "waiting",
     }
     assert "b ended without writing" in stages["b"]["message"]
+    assert "ended without writing" not in capsys.readouterr().out, "whoever called says it, once"
+    assert "kdlib: b ended without writing" in (tmp_path / "run" / "run.log").read_text()
 
 
 @pytest.mark.usefixtures("toys")
@@ -460,7 +551,12 @@ def test_a_real_kernel_gets_its_parameters(
 ) -> None:
     set_chain(monkeypatch, "a")
     monkeypatch.chdir(tmp_path)
-    write_notebook(toys, "a", GOOD.format(name="a"), "for i in range(20_000): print('noise', i)")
+    # another checkout that comes first for this process's children
+    (tmp_path / "other" / "kdlib").mkdir(parents=True)
+    (tmp_path / "other" / "kdlib" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'other'}:{os.environ.get('PYTHONPATH', '')}")
+    noise = "for i in range(20_000): print('noise', i)"
+    write_notebook(toys, "a", "import kdlib", GOOD.format(name="a"), noise)
     folder = execute.run_profile("smoke", tmp_path / "run", {"N": "7"})
     assert records.read_json(folder / "a" / "result.json") == {"n": 7}
     assert records.is_complete(folder / "a", plan_stages("smoke", folder, {"N": "7"})[0].key)

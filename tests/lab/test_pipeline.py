@@ -58,7 +58,6 @@ def test_open_run_uses_the_profiles_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "PROJECT", tmp_path)
-    monkeypatch.setattr(pipeline, "PROJECT", tmp_path)
     run = pipeline.open_run("smoke")
     assert run.folder == tmp_path / "reports" / "runs" / "smoke" and run.folder.is_dir()
     assert run.data == tmp_path / "data" / "smoke"
@@ -71,12 +70,12 @@ def test_results_are_handed_over(run: Run) -> None:
         ConfigError, match=(r"result\.json is missing; run notebook " r"01_train_teacher first")
     ):
         pipeline.chosen_teacher(run)
-    pipeline.save_result(run, "01_train_teacher", {"weights": "/w", "origin": "x"})
+    weights = run.folder / "w"
+    weights.write_bytes(b"w")
+    pipeline.save_result(run, "01_train_teacher", {"weights": "w", "origin": "x"})
     values = run.result("01_train_teacher")
-    assert (values["profile"], values["simulated"], values["weights"]) == ("smoke", True, "/w")
-    assert pipeline.chosen_teacher(run) == TrainedWeights(
-        run.profile.teacher_model, Path("/w"), "x"
-    )
+    assert (values["profile"], values["simulated"], values["weights"]) == ("smoke", True, "w")
+    assert pipeline.chosen_teacher(run) == TrainedWeights(run.profile.teacher_model, weights, "x")
 
 
 def test_data_is_made_once(run: Run, smoke_data: Path) -> None:
@@ -94,13 +93,15 @@ def test_data_is_made_once(run: Run, smoke_data: Path) -> None:
 
 
 def test_store_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(
+        DataError, match="no finished store; pass the folder that holds it as DATA_ROOT"
+    ):
         _ = replace(run, data=tmp_path).store
 
 
 def test_waymo_that_is_not_there(tmp_path: Path) -> None:
     run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"nowhere/waymo does not exist.*README"):
+    with pytest.raises(ConfigError, match=r"nowhere holds neither waymo nor store.*README"):
         pipeline.prepare_data(run)
     assert not (tmp_path / "nowhere").exists()
 
@@ -200,11 +201,24 @@ def test_one_budget_for_all(run: Run) -> None:
         pipeline.students_result(run, {("alone", 1): result(), ("full", 1): result(5, 10)})
 
 
-def test_results_name_no_machine() -> None:
-    inside = pipeline.PROJECT / "data" / "weights" / "x"
-    assert pipeline.portable(inside) == "data/weights/x"
-    assert pipeline.located("data/weights/x") == inside
-    assert pipeline.located(pipeline.portable(Path("/elsewhere/x"))) == Path("/elsewhere/x")
+def test_results_name_no_machine_and_move_with_their_run(run: Run, tmp_path: Path) -> None:
+    shipped = folders.WEIGHTS / str(run.profile.shipped_teacher)
+    own = run.stage("students") / "full_seed1" / "weights.safetensors"
+    records.write_bytes(own, b"w")
+    assert run.portable(shipped) == "data/weights/cp_pillar_demo.safetensors"
+    assert run.portable(own) == "students/full_seed1/weights.safetensors"
+    outside = tmp_path / "given.safetensors"
+    outside.write_bytes(b"w")
+    for path in (shipped, own, outside):
+        assert run.located(run.portable(path)) == path
+    moved = replace(run, folder=Path(shutil.move(run.folder, tmp_path / "laptop")))
+    here = moved.folder / "students" / "full_seed1" / "weights.safetensors"
+    old = ("reports/runs/smoke/students/full_seed1/weights.safetensors", str(own))
+    for text in ("students/full_seed1/weights.safetensors", *old):
+        assert moved.located(text) == here
+    outside.unlink()
+    with pytest.raises(ConfigError, match=r"given\.safetensors, by which .* TEACHER=FILE"):
+        moved.located(str(outside))
 
 
 def test_another_jobs_results_are_not_overwritten(run: Run, teacher: TrainedWeights) -> None:

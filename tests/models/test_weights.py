@@ -41,7 +41,7 @@ def same(a, b):
 def test_there_and_back(tmp_path, model):
     path = tmp_path / "new" / "weights.safetensors"
     save_weights(path, model, {"arm": "plain", "seed": 3})
-    assert read_card(path) == {"arm": "plain", "seed": 3}
+    assert read_card(path) == read_card(str(path)) == {"arm": "plain", "seed": 3}
     loaded = other()
     coverage = load_weights(path, loaded)
     assert coverage.complete and len(coverage.loaded) == len(model.state_dict())

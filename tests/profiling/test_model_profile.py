@@ -200,3 +200,18 @@ def test_profile_of_a_name_is_plain_json() -> None:
     assert values["counted_on"] == model_profile.SIMULATED_SWEEP
     with pytest.raises(ConfigError, match="'cp_pilar'"):
         model_profile.profile_model("cp_pilar")
+
+
+def test_layers_are_named_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "roi_head.roi_grid_pool_layer.layer_1.separate_local_aggregation_layer.1"
+    numbers = {"macs": 2e9, "published_macs": 3e9, "acts": 1e6}
+    layer = {"name": name, "kind": "BatchNorm1d", "parameters": 12_345_678, **numbers}
+    total = {**numbers, "macs_published_convention": 3e9}
+    values = {"model": "m", "params": 1, "counted_on": "a sweep", **total, "layers": [layer]}
+    model_profile.print_profile({**values, "dense": total, "sparse": total})
+    lines = capsys.readouterr().out.splitlines()
+    assert name in lines and all(len(line) <= 80 for line in lines)
+    assert lines[-1].split() == ["BatchNorm1d", "12,345,678", "2,000.00", "3,000.00", "1.00"]

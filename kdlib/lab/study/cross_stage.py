@@ -82,7 +82,7 @@ def first_stage(run: Run, source: str = "auto") -> TrainedWeights | None:
     if source in ("auto", "scratch"):
         job = plain_job(run, model, run.profile.teacher, "first stage")
         return TrainedWeights(model, train_one(run, "teacher/first_stage", job).weights, "scratch")
-    return given_weights(model, source, "FIRST_STAGE", "'auto', 'scratch'")
+    return given_weights(run, model, source, "FIRST_STAGE")
 
 
 def train_teachers(run: Run, first: TrainedWeights | None, epochs: int = 0) -> dict[int, RunResult]:

@@ -12,8 +12,8 @@ from kdlib import records, zoo
 from kdlib.config import DecodeConfig, RefinedConfig, TwoStageConfig
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.folders import WEIGHTS
-from kdlib.lab.pipeline import TrainedWeights, located
+from kdlib.lab.folders import WEIGHTS, located
+from kdlib.lab.pipeline import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_card
@@ -140,6 +140,6 @@ def _inside(folder: Path, text: str, *copies: str) -> Path:
     """Return the file a run's result names; where it is gone, its copy in the folder: moved with
     the run, or trained there.
     """
-    named = located(text)
-    places = (named, folder.joinpath(*named.parts[-3:]), *(folder / copy for copy in copies))
+    named = located(folder, text)
+    places = (named, *(folder / copy for copy in copies))
     return next((path for path in places if path.is_file()), named)

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from kdlib import records
+from kdlib.data.cluster import cluster_cores
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab import execute
-from kdlib.lab.folders import run_folder
+from kdlib.lab import execute, stopping
+from kdlib.lab.folders import check_checkout, run_folder
+from kdlib.lab.stopping import Request, Stopped
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
 ATTENDED = "KDLIB_ATTENDED"  # a driver whose standard input ends with the process that started it
 COMMAND = (sys.executable, "-m", "kdlib", "run")
+_POLL_SECONDS = 0.2
 
 
 class RunsFailed(KdlibError):
@@ -69,9 +72,12 @@ def run_profiles(
     are notebook parameters for all.
 
     Raises:
-        ConfigError: If a name or value is wrong (before anything is executed).
+        ConfigError: If a name or value is wrong, or the current folder lies in another checkout
+            (before anything is executed).
+        DataError: If no scheduler answers, or it has no worker.
         StageFailed: If a notebook of the only profile failed.
         RunsFailed: If some of several failed; the others are finished.
+        Stopped: After SIGINT or SIGTERM, when nothing of any run is left at work.
     """
     if gpus and scheduler:
         raise ConfigError(
@@ -82,17 +88,26 @@ def run_profiles(
     folders = {
         name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names
     }
+    check_checkout("this folder")
     overrides = overrides or {}
-    for name, folder in folders.items():
-        execute.plan_stages(name, folder, overrides)
+    plans = {name: execute.plan_stages(name, each, overrides) for name, each in folders.items()}
     ids = gpu_ids(gpus) if gpus else ()
+    if scheduler:
+        cluster_cores(scheduler)  # whether one answers, before hours
+    if len(names) > 1:
+        for name, stages in plans.items():
+            execute.check_run(name, folders[name], stages)
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
     if len(names) == 1:
         os.environ.update(where)
         return [execute.run_profile(names[0], folders[names[0]], overrides)]
     words = [word for name, value in overrides.items() for word in ("-p", f"{name}={value}")]
-    failed = _run_drivers(folders, words, where, ids or [""] * (len(names) if scheduler else 1))
+    with stopping.heeded() as request:
+        places = ids or [""] * (len(names) if scheduler else 1)
+        failed = _run_drivers(folders, words, where, places, request)
+    if request.count:
+        raise Stopped(f"stopped; the same command goes on: {records.command()}", request.number)
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise RunsFailed(
@@ -102,54 +117,77 @@ def run_profiles(
 
 
 def _run_drivers(
-    folders: Mapping[str, Path], words: Sequence[str], where: Mapping[str, str], gpus: Sequence[str]
+    folders: Mapping[str, Path],
+    words: Sequence[str],
+    where: Mapping[str, str],
+    gpus: Sequence[str],
+    request: Request,
 ) -> dict[str, str]:
     """Run a driver for each profile, as many at a time as there are GPUs ("" is none); return why
-    which failed.
+    which failed. Signals go to all drivers at work, and after one no other is started.
     """
     free = list(gpus)  # never empty where a driver begins: the pool has as many threads
+    drivers: list[subprocess.Popen[str]] = []
 
     def run(name: str) -> str:
+        if request.count:
+            return "not begun"
         gpu = free.pop(0)
         try:
             # The notebooks' own work (evaluation) happens in the driver's kernel, which gets one of
             # the GPUs.
-            return _drive(
-                name,
-                ("--out", str(folders[name]), *words),
-                {**where, **({VISIBLE: gpu} if gpu else {})},
-            )
+            variables = {**where, **({VISIBLE: gpu} if gpu else {})}
+            drivers.append(_start(name, ("--out", str(folders[name]), *words), variables))
+            return _drive(name, drivers[-1])
         finally:
             free.append(gpu)
 
     with ThreadPoolExecutor(len(gpus)) as pool:
-        reasons = dict(zip(folders, pool.map(run, folders)))
+        running = {name: pool.submit(run, name) for name in folders}
+        told = dict[int, int]()  # signals so far, by the driver's number
+        while wait(running.values(), _POLL_SECONDS).not_done:
+            for number, driver in enumerate(drivers):
+                if told.get(number, 0) < request.count:
+                    told[number] = request.count
+                    driver.send_signal(request.number)
+    reasons = {name: future.result() for name, future in running.items()}
     return {name: why for name, why in reasons.items() if why}
 
 
-def _drive(name: str, words: Sequence[str], variables: Mapping[str, str]) -> str:
-    """Run one driver, its lines shown with its name before them; return in words why it failed, or
-    nothing.
+def _start(name: str, words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start one driver, in a session of its own: a terminal's Ctrl-C comes through this process
+    alone.
     """
-    last = ""
-    with subprocess.Popen(
+    own = {ATTENDED: "1", "PYTHONUNBUFFERED": "1", records.COMMAND: records.command()}
+    return subprocess.Popen(
         (*COMMAND, name, *words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, ATTENDED: "1", "PYTHONUNBUFFERED": "1", **variables},
-    ) as process:
-        for line in process.stdout or ():
-            print(f"{name} | {line.rstrip()}", flush=True)
-            if line.startswith("kdlib: "):
-                last = line.removeprefix("kdlib: ").rstrip()
-    return (
-        ""
-        if process.returncode == 0
-        else last or (f"its driver ended with code {process.returncode}")
+        start_new_session=True,
+        env={**os.environ, **own, **variables},
     )
+
+
+def _drive(name: str, process: subprocess.Popen[str]) -> str:
+    """Show the lines of a driver with its name before them; return in words why it failed, or
+    nothing. Its last sentence is told in words alone, not twice.
+    """
+    last = ""
+    with process:
+        for line in map(str.rstrip, process.stdout or ()):
+            if last:
+                print(f"{name} | {last}", flush=True)
+            last = line if line.startswith("kdlib: ") else ""
+            if not last:
+                print(f"{name} | {line}", flush=True)
+    if process.returncode == 0:
+        if last:
+            print(f"{name} | {last}", flush=True)
+        return ""
+    return last.removeprefix("kdlib: ") or f"its driver ended with code {process.returncode}"
 
 
 def _follow_starter() -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kdlib import records
-from kdlib.errors import ConfigError
+from kdlib.errors import ConfigError, KdlibError
 from kdlib.lab import execute
 from kdlib.tools.server import batch
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
@@ -79,7 +79,10 @@ def test_gpus_are_those_of_the_machine_or_those_left_visible(
     ("names", "options", "words"),
     [
         (["smoke", "smoke"], {}, "named twice: smoke, smoke"),
-        (["smoke", "smokey"], {}, "unknown profile 'smokey'"),
+        (["smoke", "smokey"], {}, "unknown profile 'smokey'.*; did you mean 'smoke'?"),
+        (["smoke"], {"scheduler": "tcp://127.0.0.1:9"}, "no Dask scheduler answers at tcp://127"),
+        (["smoke"], {"scheduler": "nonsense"}, "no Dask scheduler answers at nonsense"),
+        (["smoke", "demo"], {"overrides": {"DATA_ROOT": "/proc/x"}}, "cannot be written to"),
         (["smoke"], {"gpus": 1, "scheduler": "tcp://a:1"}, "give one of them"),
         (["smoke"], {"gpus": 1}, "--gpus 1, but"),
         (["smoke", "demo"], {"overrides": {"SEED": "1"}}, "no notebook has a parameter SEED"),
@@ -89,8 +92,20 @@ def test_wrong_calls_start_nothing(
     names: list[str], options: dict, words: str, drivers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "hardware", lambda: {"gpus": []})
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(KdlibError, match=words):
         batch.run_profiles(names, drivers, **options)
+    assert not drivers.exists()
+
+
+def test_a_folder_of_another_checkout_is_refused(
+    drivers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kdlib", "notebooks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "kdlib" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(ConfigError, match=f"this folder lies in {tmp_path}, but kdlib comes from"):
+        batch.run_profiles(["smoke"], drivers)
     assert not drivers.exists()
 
 
@@ -115,6 +130,7 @@ def test_side_by_side_over_gpus(
     monkeypatch.setenv(VISIBLE, "4,6,8")
     names = ["smoke", "demo", "waymo20", "study_smoke"]
     monkeypatch.setattr(execute, "plan_stages", lambda name, folder, overrides: [])
+    monkeypatch.setattr(execute, "check_run", lambda name, folder, stages: None)
     with pytest.raises(
         batch.RunsFailed,
         match=(r"1 of 4 runs failed.*study_smoke: " r"11_ablate_signals stopped at cell 5"),
@@ -128,11 +144,14 @@ def test_side_by_side_over_gpus(
         one["words"] == ["-p", "SEEDS=1,2"] and one["KDLIB_ATTENDED"] == "1"
         for one in found.values()
     )
-    assert "waymo20 | 00_explore_data: running" in capfd.readouterr().out.splitlines()
+    said = capfd.readouterr().out
+    assert "waymo20 | 00_explore_data: running" in said.splitlines()
+    assert "stopped at cell 5" not in said, "the reason is said once, at the end"
     assert GPUS not in os.environ and os.environ[VISIBLE] == "4,6,8"
 
 
-def test_side_by_side_on_a_cluster(drivers: Path) -> None:
+def test_side_by_side_on_a_cluster(drivers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "cluster_cores", lambda address: 2)
     batch.run_profiles(["smoke", "demo"], drivers, scheduler="tcp://10.0.0.1:8786")
     found = written_records(drivers)
     assert {one[SCHEDULER] for one in found.values()} == {"tcp://10.0.0.1:8786"} and at_once(

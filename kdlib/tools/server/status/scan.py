@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from kdlib import records
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import occupancy, runlog
-from kdlib.lab.execute import RUN
+from kdlib.lab.occupancy import RUN
 from kdlib.lab.profiles import PROFILES
 from kdlib.training.job import RunDir, worker
 from kdlib.training.launch import log_tail
@@ -151,8 +151,8 @@ def _stage_state(home: Path, note: Mapping[str, Any], driven: bool) -> State:
     state = note.get("state")
     if state == "running":
         return "running" if driven else "stopped"
-    if state == "failed":
-        return "failed"
+    if state in ("failed", "stopped"):
+        return state
     # Where nothing was noted, an executed copy of the notebook tells that it was begun.
     return "stopped" if not note and home.with_suffix(".ipynb").is_file() else "waiting"
 

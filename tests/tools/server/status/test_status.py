@@ -129,6 +129,13 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
+def test_a_run_that_was_told_to_stop_is_stopped(tmp_path: Path) -> None:
+    make_run(tmp_path, *STAGES[:2], s02="stopped", says="kdlib: stopped; the same command goes on")
+    (run,) = scan_runs(tmp_path)
+    assert run.state == "stopped" and run.says.endswith("the same command goes on")
+    assert [stage.state for stage in run.stages] == ["done", "done", "stopped", "waiting"]
+
+
 def test_states_of_runs_stages_and_trainings(runs: Path) -> None:
     found = {run.name: run for run in scan_runs(runs)}
     assert [(run.name, run.state) for run in scan_runs(runs)] == [
