@@ -14,6 +14,7 @@ from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
 from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
+from kdlib.lab.profiles import ARMS
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling import published
@@ -143,8 +144,8 @@ def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
-    """Return LEVEL_2 mAPH over cost of the teacher and of the weakest and strongest student arm:
-    one model, one cost.
+    """Return LEVEL_2 mAPH over cost of the teacher, of the weakest and strongest student arm and of
+    that with terms of one's own: one model, one cost.
     """
     cost = costs.set_index("role")["G MACs"]
     arms = {row["arm"]: row for row in run.result("03_evaluate")["arms"]}
@@ -152,7 +153,8 @@ def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
         (arm for arm in arms if arm != "teacher"), key=lambda arm: arms[arm]["LEVEL_2 mAPH"]
     )
     points = []
-    for arm in dict.fromkeys(("teacher", students[0], students[-1])):
+    own = [arm for arm in students if arm == ARMS["own"]]
+    for arm in dict.fromkeys(("teacher", students[0], students[-1], *own)):
         role, row = "teacher" if arm == "teacher" else "student", arms[arm]
         color = palette.role(role).color
         points.append(

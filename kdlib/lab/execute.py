@@ -11,13 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdlib import records
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.lab import occupancy, profiles, runlog
+from kdlib.kd.own import digest, named
+from kdlib.lab import occupancy, profiles, runlog, trial
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
 from kdlib.lab.runlog import RunLog
 from kdlib.models.build import build
@@ -31,7 +32,7 @@ SOURCES = PROJECT / "kdlib"
 _UNCOUNTED = (
     *("viz/", "tools/", "cli.py", "__main__.py"),
     *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py"),
-    *("lab/report.py", "lab/page.py", "lab/publish.py"),
+    *("lab/report.py", "lab/page.py", "lab/publish.py", "lab/trial.py"),
 )
 _TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
 _MANY = 1_000_000
@@ -104,6 +105,8 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
+    if name == "TERMS":
+        return ",".join(named(text))
     if isinstance(default, str):
         # A path is the caller's, not one below the run folder in which the notebooks execute.
         path = os.path.expanduser(text)  # a shell leaves the ~ in NAME=~/FOLDER as it is
@@ -165,6 +168,12 @@ def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
                 ) from error
 
 
+def _check_terms(stages: Sequence[Stage], profile: profiles.Profile) -> None:
+    """Check that terms of one's own can be trained; ConfigError says what is wrong with them."""
+    given = {stage.parameters.get("TERMS", "") for stage in stages} - {""}
+    trial.try_terms(profile, named(given.pop()) if given else profile.terms)
+
+
 def source_hash(package: Path = SOURCES) -> str:
     """Return a digest of the sources a notebook's numbers rest on; a stage is repeated when the
     code under it changed.
@@ -188,6 +197,8 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             f"no notebook has a parameter {', '.join(unknown)}; there are: "
             f"{', '.join(sorted(known))}"
         )
+    if terms := named(overrides.get("TERMS", "")):
+        chosen = replace(chosen, terms=terms)
     given = [_typed(name, overrides[name], "") for name in _TEACHERS if name in overrides]
     files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
     key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
@@ -202,6 +213,8 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             check_parameter(each, value, chosen)
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
+        if "TERMS" in defaults:
+            key += "".join(map(digest, chosen.terms))
         # A stage stands on the one before it: whatever changes there changes every key from there
         # on.
         key = hashlib.sha256(
@@ -293,6 +306,7 @@ def run_profile(
     folder = run_folder(profile, out)
     stages = plan_stages(profile, folder, overrides or {})
     _check_teachers(stages, profiles.profile(profile))
+    _check_terms(stages, profiles.profile(profile))
     with occupancy.hold(folder), runlog.opened(folder) as log:
         states: dict[str, Json] = {stage.name: {"state": "waiting"} for stage in stages}
 

@@ -17,6 +17,7 @@ from kdlib.data.prepare import SPLITS, prepare
 from kdlib.data.segment import classes_in, is_own
 from kdlib.data.store import INDEX, Store, first_manifests
 from kdlib.errors import ConfigError, DataError
+from kdlib.kd import own
 from kdlib.lab import occupancy, profiles
 from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
 from kdlib.lab.profiles import Arm, Profile
@@ -74,11 +75,14 @@ class Run:
         return records.read_json(path)
 
 
-def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
-    """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the
-    profile is unknown.
+def open_run(profile: str, run_dir: str = "", data_root: str = "", terms: str = "") -> Run:
+    """Open a run by profile name; empty paths mean the profile's own folders, no terms of one's own
+    the profile's.
+
+    ConfigError if the profile is unknown, or a term's file or module is not there.
     """
     chosen = profiles.profile(profile)
+    chosen = replace(chosen, terms=own.named(terms) or tuple(map(own.resolve, chosen.terms)))
     folder = run_folder(profile, Path(run_dir) if run_dir else None)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(
@@ -319,6 +323,7 @@ def student_job(
         teacher=None if arm.kd is None else TeacherSource(teacher.model, str(teacher.weights)),
         init_weights=str(start or teacher.weights) if starts else None,
         initialisation=arm.initialisation if starts else "matching",
+        terms=arm.terms,
         name=f"{arm.title}, seed {seed}",
     )
 
