@@ -43,9 +43,7 @@ def resolve(reference: str) -> str:
     """
     where, name = _split(reference)
     file = _file(where)
-    if not _is_path(where) and set(_INSTALLED) & set(file.parts):
-        return f"{where}:{name}"
-    return f"{file}:{name}"
+    return f"{where if _is_installed(where, file) else file}:{name}"
 
 
 def digest(reference: str) -> str:
@@ -77,7 +75,7 @@ def load_terms(references: Sequence[str]) -> tuple[Term, ...]:
         where, name = _split(reference)
         file = _file(where)
         if file not in modules:
-            modules[file] = _run(file)
+            modules[file] = _run(file, where if _is_installed(where, file) else None)
         members = vars(modules[file])
         found = members.get(name)
         if name not in members:
@@ -128,6 +126,10 @@ def _is_path(where: str) -> bool:
     return where.endswith(".py") or os.sep in where
 
 
+def _is_installed(where: str, file: Path) -> bool:
+    return not _is_path(where) and bool({*_INSTALLED} & {*file.parts})
+
+
 def _file(where: str) -> Path:
     """Return the absolute path of a file or of a module, which is looked for in the working folder
     first.
@@ -172,8 +174,18 @@ class _Fresh(SourceFileLoader):
         raise OSError("not to be cached")
 
 
-def _run(file: Path) -> ModuleType:
-    """Run a file as a module; what lies beside it can be imported from it, but comes last."""
+def _run(file: Path, installed: str | None) -> ModuleType:
+    """Run a file as a module, or import it under the name it is installed by; ConfigError if it
+    fails.
+    """
+    try:
+        return _fresh(file) if installed is None else importlib.import_module(installed)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(blamed(error, file)) from error
+
+
+def _fresh(file: Path) -> ModuleType:
+    """Run a file as it is now; what lies beside it can be imported from it, but comes last."""
     root = _root(file)
     parts = file.relative_to(root).with_suffix("").parts
     package = file.name == "__init__.py"
@@ -192,9 +204,9 @@ def _run(file: Path) -> ModuleType:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException:
         del sys.modules[name]
-        raise ConfigError(blamed(error, file)) from error
+        raise
     return module
 
 
