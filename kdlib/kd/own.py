@@ -138,7 +138,7 @@ def _file(where: str) -> Path:
         file = Path(os.path.abspath(os.path.expanduser(where)))
         if file.suffix != ".py" or not file.is_file():
             what = "is no Python file" if file.exists() else "does not exist"
-            raise ConfigError(f"{file} {what}; a term is named like my_terms.py:HEADING")
+            raise ConfigError(f"{file} {what}; name the file that holds the term, FILE.py:NAME")
         return file
     here = Path.cwd().joinpath(*where.split("."))
     for file in (here.with_name(f"{here.name}.py"), here / "__init__.py"):

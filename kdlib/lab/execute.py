@@ -17,7 +17,7 @@ from typing import Any
 
 from kdlib import records
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.kd.own import digest, named
+from kdlib.kd.own import digest, named, resolve
 from kdlib.lab import occupancy, profiles, runlog, trial
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
 from kdlib.lab.runlog import RunLog
@@ -105,8 +105,6 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
-    if name == "TERMS":
-        return ",".join(named(text))
     if isinstance(default, str):
         # A path is the caller's, not one below the run folder in which the notebooks execute.
         path = os.path.expanduser(text)  # a shell leaves the ~ in NAME=~/FOLDER as it is
@@ -170,8 +168,8 @@ def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
 
 def _check_terms(stages: Sequence[Stage], profile: profiles.Profile) -> None:
     """Check that terms of one's own can be trained; ConfigError says what is wrong with them."""
-    given = {stage.parameters.get("TERMS", "") for stage in stages} - {""}
-    trial.try_terms(profile, named(given.pop()) if given else profile.terms)
+    for given in {stage.parameters.get("TERMS", "") for stage in stages}:
+        trial.try_terms(profile, named(given))
 
 
 def source_hash(package: Path = SOURCES) -> str:
@@ -197,8 +195,8 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             f"no notebook has a parameter {', '.join(unknown)}; there are: "
             f"{', '.join(sorted(known))}"
         )
-    if terms := named(overrides.get("TERMS", "")):
-        chosen = replace(chosen, terms=terms)
+    terms = named(overrides.get("TERMS", "")) or tuple(map(resolve, chosen.terms))
+    chosen = replace(chosen, terms=terms)
     given = [_typed(name, overrides[name], "") for name in _TEACHERS if name in overrides]
     files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
     key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
@@ -212,9 +210,10 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
         for each, value in own.items():
             check_parameter(each, value, chosen)
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
+        if "TERMS" in defaults and terms:
+            own["TERMS"] = ",".join(terms)
+            key += "".join(map(digest, terms))
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
-        if "TERMS" in defaults:
-            key += "".join(map(digest, chosen.terms))
         # A stage stands on the one before it: whatever changes there changes every key from there
         # on.
         key = hashlib.sha256(

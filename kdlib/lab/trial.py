@@ -34,7 +34,7 @@ def try_terms(profile: Profile, references: Sequence[str]) -> None:
     if not references:
         return
     terms = load_terms(references)
-    print("terms of one's own: tried on simulated frames", flush=True)
+    print(f"trying {', '.join(term.name for term in terms)} on simulated frames", flush=True)
     tried = [_named(term, source_file(one)) for term, one in zip(terms, references)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

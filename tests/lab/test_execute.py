@@ -199,6 +199,8 @@ def test_terms_are_part_of_the_keys_from_the_notebook_that_trains_them_on(
     monkeypatch.setitem(profiles.PROFILES, "smoke", smoke)
     named = keys(tmp_path)
     assert changed(plain, named) == "".join(profiles.MAIN_LINE[2:])
+    given_by = [stage.parameters.get("TERMS") for stage in plan_stages("smoke", tmp_path, {})]
+    assert given_by == [None, None, f"{tmp_path}/mine.py:MEAN", None, None, None]
     (tmp_path / "mine.py").write_text(TERM + "# another objective\n")
     for before, after in (
         (given, keys(tmp_path, TERMS="mine.py:MEAN", ARMS="own")),
