@@ -71,7 +71,7 @@ def test_the_estimate_stands_before_the_first_training(chain: Any) -> None:
 @marked
 def test_shared_arms_are_trained_once(chain: Any) -> None:
     assert (
-        len(list((chain.folder / "students").iterdir())) == 6 == chain.printed.count(": starting")
+        len(list((chain.folder / "students").iterdir())) == 7 == chain.printed.count(": starting")
     )
     assert "initialisation alone, seed 1: finished earlier, kept" in chain.printed
 
