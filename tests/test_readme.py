@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from typer.main import get_command
 
-from kdlib import zoo
+from kdlib import records, zoo
 from kdlib.cli import app
 from kdlib.lab.publish import BEGIN, END, results_table, with_results
 from kdlib.profiling import published
@@ -104,6 +107,39 @@ def test_the_pieces_fit_together_as_written():
         "box",
         "kd_heatmap",
     }
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_loss_of_ones_own_trains_by_the_readmes_command(smoke_data: Path, tmp_path: Path) -> None:
+    """From a folder outside the checkout, with nothing there but the file the page shows."""
+    section = (ROOT / "README.md").read_text().partition("## A distillation term of your own")[2]
+    file, code = re.search(r"`(\w+\.py)`.*?```python\n(.*?)```", section, re.S).groups()
+    words = re.search(r"^python (-m kdlib run .*?) +#", section, re.M)[1].split()
+    (tmp_path / file).write_text(code)
+    done = subprocess.run(
+        (sys.executable, *words, "--out", "out", "-p", f"DATA_ROOT={smoke_data}"),
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "result.json").read_text())
+    trained = {row["arm"]: row for row in results["02_distill_student"]["students"]}
+    assert set(trained) == {"full", "own"}
+    assert trained["own"]["final"]["parts"]["kd_heading"] > 0
+    (term,) = [row for row in results["02_distill_student"]["terms"] if row["name"] == "kd_heading"]
+    assert term["weight"] == 0.5 and term["value"] > 0
+    scored = results["03_evaluate"]
+    assert "full SparseKD and own terms" in [row["arm"] for row in scored["arms"]]
+    names = [row["difference"] for row in scored["differences"]]
+    assert "full SparseKD and own terms − full SparseKD" in names
+    for arm in trained:
+        lines = records.read_history(tmp_path / "out" / "students" / f"{arm}_seed1")
+        assert lines and all(("kd_heading" in line["parts"]) == (arm == "own") for line in lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file, "out"]
 
 
 def test_notebook_table_names_every_notebook():

@@ -277,7 +277,7 @@ def test_demo_has_three_seeds_and_one_budget() -> None:
 
 
 def test_arms_differ_in_the_teacher_only() -> None:
-    arms = [profiles.profile("demo").arm(name) for name in profiles.ARMS]
+    arms = [profiles.profile("demo").arm(name) for name in profiles.profile("demo").arms]
     uses = {arm.name: (arm.initialisation != "none", arm.kd is not None) for arm in arms}
     assert uses == {"alone": (False, False), "init": (True, False), "full": (True, True)}
 

@@ -6,6 +6,7 @@
     adapter, roi_grid, local, feature     features of both -> kd_feature, kd_relation
     objective   Plain (student alone), Distillation (all of it, scheduled) -> LossTerms
     watch       values of the terms -> an error where one does nothing, the startup report
+    own         FILE.py:NAME or MODULE:NAME -> terms of one's own, and a digest of their source
     initialise  the teacher's matching tensors -> the student, before training
 
 A term is a pure function of the student's and the teacher's :class:`~kdlib.types.HeadOutput`;

@@ -62,7 +62,7 @@ def check_pair(
             "give the teacher the student's point_range"
         )
     logit, feature = config.logit, config.feature
-    names = [*logit_weights(logit), *feature_weights(feature), *(term.name for term in extra)]
+    names = check_names(config, extra)
     if config.label is None and not names:
         raise ConfigError(
             "the recipe has neither logit nor label nor feature distillation; "
@@ -73,9 +73,6 @@ def check_pair(
             "the schedule weighs distillation terms, and label distillation is "
             "none; leave it at its default"
         )
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"there is a term '{name}' already; give yours another name")
     if logit is not None:
         check_logit(logit, _map_size(ours), _map_size(theirs))
     if feature is not None:
@@ -89,6 +86,18 @@ def check_pair(
             f"{len(config.label.thresholds)} label thresholds for "
             f"{len(ours.class_names)} classes; they must match"
         )
+
+
+def check_names(config: KDConfig, extra: Sequence[Term]) -> list[str]:
+    """Return the names of a recipe's terms and of those beside it; ConfigError if one comes
+    twice.
+    """
+    recipe = [*logit_weights(config.logit), *feature_weights(config.feature)]
+    names = recipe + [term.name for term in extra]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"there is a term '{name}' already; give yours another name")
+    return names
 
 
 def check_logit(config: LogitKDConfig, student: tuple[int, int], teacher: tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,10 +41,20 @@ class _Objective(nn.Module, ABC):
     def report(self, batch: Batch) -> tuple[ActiveTerm, ...]:
         """Return the active terms with their full values on one batch; student and teacher stay as
         they are.
+
+        Raises:
+            ConfigError: If a distillation term is NaN or infinite there.
         """
         with torch.no_grad(), unmoved_statistics(self.student):
             parts, labels = self._parts(batch)
-        return active_terms(parts, labels_added(batch.truth, labels, self.label))
+        rows = active_terms(parts, labels_added(batch.truth, labels, self.label))
+        for row in rows:
+            if row.name.startswith(PREFIX) and not math.isfinite(row.value):
+                raise ConfigError(
+                    f"term '{row.name}' is {row.value} on the first batch; look for a division by "
+                    "0 or the root or logarithm of one"
+                )
+        return rows
 
 
 class Plain(_Objective):

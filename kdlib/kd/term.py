@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from kdlib.errors import ConfigError
@@ -45,7 +47,7 @@ class Term:
     needs: Collection[Need] = ()  # what the teacher is to answer besides its heads' maps
 
     def __post_init__(self) -> None:
-        """Check name, weight and needs.
+        """Check name, weight, value and needs.
 
         Raises:
             ConfigError: Naming the term and the remedy.
@@ -55,10 +57,15 @@ class Term:
                 f"the name of term '{self.name}' must begin with '{PREFIX}', like "
                 f"'kd_{self.name or 'mine'}'"
             )
-        if not self.weight > 0:
+        if not 0 < self.weight < math.inf:
             raise ConfigError(
                 f"term '{self.name}' has weight {self.weight}; give it a positive "
                 "one or leave the term out"
+            )
+        if not callable(self.value):
+            raise ConfigError(
+                f"the value of term '{self.name}' is of type {type(self.value).__name__}; it must "
+                "be a function of a step, or a module that is called with one"
             )
         unknown = sorted(set(self.needs) - set(get_args(Need)))
         if unknown:
@@ -68,12 +75,21 @@ class Term:
             )
 
     def __call__(self, context: StepContext) -> Tensor:
-        """Return the weighted value on one step; raises ConfigError if it is not one number."""
+        """Return the weighted value on one step; raises ConfigError if it is not one number, or
+        nothing can be learned from it.
+        """
         value = self.value(context)
-        if value.dim() != 0:
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            what = (
+                f"a tensor of shape {tuple(value.shape)}; reduce it to one number"
+                if isinstance(value, Tensor)
+                else f"a {type(value).__name__}; return a tensor that holds one number"
+            )
+            raise ConfigError(f"term '{self.name}' returned {what}")
+        if torch.is_grad_enabled() and not value.requires_grad:
             raise ConfigError(
-                f"term '{self.name}' returned a tensor of shape "
-                f"{tuple(value.shape)}; reduce it to one number"
+                f"term '{self.name}' has no gradient, so nothing is learned from it; compute it "
+                "from step.prediction, without detach() or no_grad()"
             )
         if ranks.several():
             frames = context.batch.points.batch_size

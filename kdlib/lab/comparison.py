@@ -26,11 +26,12 @@ from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
 METRIC = "LEVEL_2/mAPH"
 UNIT = "points of LEVEL_2 mAPH"
 RANGES = ("[0, 30)", "[30, 50)", "[50, +inf)")
-Group = Literal["logits", "labels", "features", "recipe", "start", "student"]
+Group = Literal["logits", "labels", "features", "own", "recipe", "start", "student"]
 _GROUP_COLORS: dict[Group, str] = {
     "logits": palette.SERIES[1],
     "labels": palette.SERIES[3],
     "features": palette.SERIES[4],
+    "own": palette.SERIES[6],
     "recipe": palette.role("student").color,
     "start": palette.role("teacher").color,
     "student": palette.SERIES[0],
@@ -39,6 +40,7 @@ _ARM_COLORS = {
     "teacher": palette.role("teacher").color,
     "full": palette.role("student").color,
     "alone": palette.SERIES[3],
+    "own": palette.SERIES[6],
     "first": palette.SERIES[1],
 }
 
@@ -64,6 +66,9 @@ CONTRASTS = (
     Contrast("teacher", "full"),
     Contrast("full", "alone"),
     Contrast("full", "init"),
+    Contrast("own", "alone"),
+    Contrast("own", "init"),
+    Contrast("own", "full"),
 )
 
 
@@ -223,7 +228,7 @@ class Comparison:
 
     def last_step(self) -> tuple[str, str]:
         """Return the arm that the recipe's last part led to, and the one it came from: full and
-        initialised, where both are.
+        initialised, where both are; own and full, where there are terms of one's own.
         """
         arms = [arm for arm in ARMS if arm in self.results]
         return arms[-1], arms[-2:][0]

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 from kdlib import records
 from kdlib.config.codec import meant
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.lab import occupancy, parameters, profiles, runlog, stopping
+from kdlib.kd.own import digest, named, resolve
+from kdlib.lab import occupancy, parameters, profiles, runlog, stopping, trial
 from kdlib.lab.dataset import check_data
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, data_folder, make_folder, run_folder
 from kdlib.lab.occupancy import RUN
@@ -38,8 +39,7 @@ SOURCES = PROJECT / "kdlib"
 _UNCOUNTED = (
     *("viz/", "tools/", "cli.py", "__main__.py"),
     *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py", "lab/stopping.py"),
-    "lab/parameters.py",
-    *("lab/report.py", "lab/page.py", "lab/publish.py"),
+    *("lab/parameters.py", "lab/report.py", "lab/page.py", "lab/publish.py", "lab/trial.py"),
 )
 _POLL_SECONDS = 0.2
 
@@ -142,6 +142,12 @@ def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
                 ) from error
 
 
+def _check_terms(stages: Sequence[Stage], profile: profiles.Profile) -> None:
+    """Check that terms of one's own can be trained; ConfigError says what is wrong with them."""
+    for given in {stage.parameters.get("TERMS", "") for stage in stages}:
+        trial.try_terms(profile, named(given))
+
+
 def source_hash(package: Path = SOURCES) -> str:
     """Return a digest of the sources a notebook's numbers rest on; a stage is repeated when the
     code under it changed.
@@ -170,6 +176,8 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
             f"no notebook has a parameter {', '.join(unknown)} here; there are: "
             f"{', '.join(sorted(known))}{_remedy(unknown[0], known)}"
         )
+    terms = named(overrides.get("TERMS", "")) or tuple(map(resolve, chosen.terms))
+    chosen = replace(chosen, terms=terms)
     given = [_typed(name, overrides[name], "") for name in TEACHERS if name in overrides]
     files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
     key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
@@ -183,6 +191,9 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
         for each, value in own.items():
             parameters.check(each, value, chosen)
         own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
+        if "TERMS" in defaults and terms:
+            own["TERMS"] = ",".join(terms)
+            key += "".join(map(digest, terms))
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
         # A stage stands on the one before it: whatever changes there changes every key from there
         # on.
@@ -293,13 +304,14 @@ def _through_papermill(stage: Stage, folder: Path, log: RunLog) -> None:
 
 
 def check_run(profile: str, folder: Path, stages: Sequence[Stage]) -> None:
-    """Check what the first notebook would otherwise meet, or the last one after hours: teachers
-    that are given, the data, and the run folder, which is made.
+    """Check what the first notebook would otherwise meet, or the last one after hours: teachers and
+    terms that are given, the data, and the run folder, which is made.
 
     ConfigError says what is wrong.
     """
     chosen = profiles.profile(profile)
     _check_teachers(stages, chosen)
+    _check_terms(stages, chosen)
     if not all(_is_kept(stage, folder) for stage in stages):
         data_root = str(stages[0].parameters.get("DATA_ROOT", ""))
         check_data(chosen, data_folder(chosen.folder, data_root))

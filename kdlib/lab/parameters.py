@@ -20,7 +20,7 @@ _BOUNDS = {
     **dict.fromkeys(("RESAMPLES", "REPEATS"), (1, _MANY)),
     "FRAME": (-1, _MANY),
 }
-_TEXTS = ("PROFILE", "SEEDS", "ARMS", *TEACHERS)
+_TEXTS = ("PROFILE", "SEEDS", "ARMS", "TERMS", *TEACHERS)
 
 
 def check(name: str, value: Any, profile: Profile) -> None:

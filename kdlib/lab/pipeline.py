@@ -16,6 +16,7 @@ from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
 from kdlib.data.store import INDEX, Store
 from kdlib.errors import ConfigError, DataError
+from kdlib.kd import own
 from kdlib.lab import occupancy, parameters, profiles
 from kdlib.lab.dataset import check_data
 from kdlib.lab.folders import (
@@ -104,14 +105,18 @@ class Run:
         return records.read_json(path)
 
 
-def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
-    """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the
-    profile is unknown, a path is wrong, or a notebook lies in another checkout than kdlib.
+def open_run(profile: str, run_dir: str = "", data_root: str = "", terms: str = "") -> Run:
+    """Open a run by profile name; empty paths mean the profile's own folders, no terms of one's own
+    the profile's.
+
+    ConfigError if the profile is unknown, a path is wrong, a term's file or module is not there, or
+    a notebook lies in another checkout than kdlib.
     """
     if records.in_kernel() and occupancy.FOLDER not in os.environ:
         check_checkout("this notebook")
     chosen = profiles.profile(profile)
     parameters.check("DATA_ROOT", data_root, chosen)
+    chosen = replace(chosen, terms=own.named(terms) or tuple(map(own.resolve, chosen.terms)))
     folder = run_folder(profile, Path(run_dir) if run_dir else None)
     make_folder(folder, f"RUN_DIR={folder}")
     return Run(chosen, folder, data_folder(chosen.folder, str(data_root)))
@@ -302,6 +307,7 @@ def student_job(
         teacher=None if arm.kd is None else TeacherSource(teacher.model, str(teacher.weights)),
         init_weights=str(start or teacher.weights) if starts else None,
         initialisation=arm.initialisation if starts else "matching",
+        terms=arm.terms,
         name=f"{arm.title}, seed {seed}",
     )
 

@@ -60,8 +60,13 @@ CROSS_STAGE = ("07_cross_stage",)
 
 
 # The main line's ways of training the student, with their titles; all share data, schedule and
-# seeds.
-ARMS = {"alone": "student alone", "init": "initialised from the teacher", "full": "full SparseKD"}
+# seeds. The last one is there where a run is given terms of one's own.
+ARMS = {
+    "alone": "student alone",
+    "init": "initialised from the teacher",
+    "full": "full SparseKD",
+    "own": "full SparseKD and own terms",
+}
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,15 @@ class Arm:
     initialisation: Initialisation = "matching"  # from the arm's teacher
     teacher: TeacherQuality = "strong"
     epochs: int = 0  # 0: the profile's
+    terms: tuple[str, ...] = ()  # of one's own, beside those of kd
 
     @property
     def recipe(self) -> str:
         """What a training step has to compute, which decides how long it takes."""
         if self.kd is None:
             return "plain"
+        if self.terms:
+            return "own terms"
         return "distilled" if self.kd.feature is None else f"features, {self.kd.feature.form}"
 
 
@@ -125,7 +133,9 @@ class Profile:
     student: TrainConfig  # one schedule for all arms
     evaluation: EvalConfig
     seeds: tuple[int, ...]
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = ("alone", "init", "full")
+    # of one's own, each FILE.py:NAME or MODULE:NAME; they make one more arm
+    terms: tuple[str, ...] = ()
     parallel: int = 1  # training runs side by side
     threads: int = 0  # per training run, 0 = all
     data: str = ""  # folder below data/; "" means the profile's name
@@ -162,21 +172,30 @@ class Profile:
         """Return one of the main line's ways of training the student; ConfigError lists them if
         there is none of that name.
         """
-        title = lookup(ARMS, name, "arm")
+        title = lookup({one: ARMS[one] for one in self._known_arms}, name, "arm")
         start: Initialisation = "none" if name == "alone" else self.kd.initialisation
-        return Arm(name, title, self.student_model, self.kd if name == "full" else None, start)
+        kd = self.kd if name in ("full", "own") else None
+        terms = self.terms if name == "own" else ()
+        return Arm(name, title, self.student_model, kd, start, terms=terms)
+
+    @property
+    def _known_arms(self) -> tuple[str, ...]:
+        return tuple(name for name in ARMS if self.terms or name != "own")
 
     def chosen_arms(self, names: str) -> tuple[str, ...]:
-        """Return the arms that a comma-separated text names, the profile's where it is empty;
+        """Return the arms that a comma-separated text names, the profile's where it is empty, and
+        ``own`` wherever the profile has terms.
+
         ConfigError if one is unknown or comes twice.
         """
         arms = tuple(name.strip() for name in names.split(",")) if names else self.arms
-        if not set(arms) <= set(ARMS) or len(set(arms)) < len(arms):
+        if not set(arms) <= set(self._known_arms) or len(set(arms)) < len(arms):
+            more = "; 'own' needs TERMS" if "own" in arms and not self.terms else ""
             raise ConfigError(
-                f"ARMS='{names}' must be some of {', '.join(ARMS)}, comma-separated, each once; '' "
-                "means the profile's"
+                f"ARMS='{names}' must be some of {', '.join(self._known_arms)}, comma-separated, "
+                f"each once; '' means the profile's{more}"
             )
-        return arms
+        return arms if not self.terms or "own" in arms else (*arms, "own")
 
     def chosen_seeds(self, numbers: str) -> tuple[int, ...]:
         """Return the seeds that a comma-separated text names, the profile's where it is empty;

@@ -23,6 +23,7 @@ _TILES = {  # arm -> role
     "initialised from the teacher": "",
     "initialisation alone": "",
     "full SparseKD": "student",
+    "full SparseKD and own terms": "student",
 }
 _EVERY_ARM = {
     "scores": "Scores, percent",

@@ -26,6 +26,7 @@ from kdlib.config import (
 )
 from kdlib.data.store import fingerprint, read_index
 from kdlib.errors import ConfigError, KdlibError
+from kdlib.kd import own
 from kdlib.records import sha256
 from kdlib.types import Json
 
@@ -69,6 +70,8 @@ class TrainJob:
     teacher: TeacherSource | None = None  # needed by kd
     init_weights: str | None = None  # safetensors the model starts from
     initialisation: Initialisation = "matching"  # how its tensors are taken over
+    # of one's own beside the recipe's, each FILE.py:NAME or MODULE:NAME
+    terms: tuple[str, ...] = ()
     max_steps: int | None = None  # optimiser steps, at most; the schedule spans what is left
     name: str = ""  # shown in progress and reports
 
@@ -80,6 +83,11 @@ class TrainJob:
             raise ConfigError(
                 f"job '{self.name}' names a teacher but no kd recipe; use "
                 "init_weights to start from a teacher"
+            )
+        if self.terms and self.kd is None:
+            raise ConfigError(
+                f"job '{self.name}' names terms of its own but no kd recipe; for these terms alone "
+                "take KDConfig(logit=None, label=None) and a teacher"
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps must be at least 1, not {self.max_steps}")
@@ -109,10 +117,10 @@ class TrainJob:
                 )
 
     def hash(self, dataset: str | None = None) -> str:
-        """Return 12 hexadecimal digits over the settings and the contents, not the places, of split
-        and weights.
+        """Return 12 hexadecimal digits over the settings and the contents, not the places, of
+        split, weights and terms of one's own.
 
-        It is never kept but computed anew: weights that changed and frames that changed give
+        It is never kept but computed anew: weights, frames and sources of terms that changed give
         another one. ``dataset`` is the fingerprint of the split where that is open; None takes it
         from the store's index.
 
@@ -131,10 +139,11 @@ class TrainJob:
             dataset = fingerprint({self.split: splits[self.split]})
         # one file is often both teacher and start
         digest = functools.cache(lambda path: sha256(Path(path)))
-        contents = self._with_inputs(dataset, digest)
+        terms = tuple(map(own.digest, self.terms))
+        contents = replace(self._with_inputs(dataset, digest), terms=terms)
         # Where data is loaded, how often is saved and what the run is called changes no weight.
         neutral = replace(self.train, workers=0, checkpoint_steps=1)
-        return config_hash(replace(contents, train=neutral, name=""))
+        return config_hash(_values(replace(contents, train=neutral, name="")))
 
     def _with_inputs(self, store: str, named: Callable[[str], str]) -> TrainJob:
         teacher = self.teacher and replace(self.teacher, weights=named(self.teacher.weights))
@@ -149,12 +158,13 @@ class TrainJob:
         """Write ``job.json``, paths made absolute, into a run folder.
 
         Raises:
-            ConfigError: If the folder holds a different job's results or is training one; nothing
-                is changed then.
+            ConfigError: If the folder holds a different job's results or is training one, or a
+                term is not there; nothing is changed then.
         """
         run = RunDir(run_dir)
         absolute = self._with_inputs(os.path.abspath(self.store), os.path.abspath)
-        values = to_dict(absolute)
+        absolute = replace(absolute, terms=tuple(map(own.resolve, self.terms)))
+        values = _values(absolute)
         if run.job.is_file() and records.read_json(run.job) != values:
             finished = (run.path / records.COMPLETE).is_file()
             if finished and not records.is_complete(run.path, absolute.hash()):
@@ -179,6 +189,13 @@ class TrainJob:
             ConfigError: If a setting is unknown or missing.
         """
         return from_dict(TrainJob, records.read_json(RunDir(run_dir).job))
+
+
+def _values(job: TrainJob) -> Json:
+    values = to_dict(job)
+    if not job.terms:  # hashes and files stay those of a time before there were any
+        del values["terms"]
+    return values
 
 
 def worker(run: RunDir) -> Json | None:

@@ -91,8 +91,8 @@ class _Watched:
             return "ended without finishing"
         if self.child.poll() == 0:
             return (
-                "was trained on other inputs than were there when it was started: its store "
-                "or a weight file changed meanwhile"
+                "was trained on other inputs than were there when it was started: its store, "
+                "a weight file or a term changed meanwhile"
             )
         return self.child.ending()
 

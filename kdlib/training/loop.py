@@ -24,6 +24,7 @@ from kdlib.data.store import Store, StoreSplit
 from kdlib.errors import DataError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation, Plain
+from kdlib.kd.own import load_terms
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_weights, save_weights
@@ -80,7 +81,7 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
     """Build the student with its first weights, and around it what it is to minimise.
 
     Raises:
-        ConfigError: If teacher, student and recipe do not fit together.
+        ConfigError: If teacher, student, recipe and terms do not fit together.
         DataError: If weights do not fit the models, or hold NaN.
     """
     student = build(job.model)
@@ -96,7 +97,8 @@ def build_objective(job: TrainJob) -> Plain | Distillation:
         print(initialise(student, teacher.state_dict(), job.kd.initialisation), flush=True)
     if job.kd is None or teacher is None:
         return Plain(student)
-    return Distillation(student, teacher, job.kd, seed=job.train.seed)
+    extra = load_terms(job.terms)
+    return Distillation(student, teacher, job.kd, extra=extra, seed=job.train.seed)
 
 
 class _Loader(DataLoader[Any]):

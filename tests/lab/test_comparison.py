@@ -169,6 +169,15 @@ def test_charts_get_what_they_need(results: dict[int, EvalResult]) -> None:
     np.testing.assert_allclose(found.breakdown("alone", "full").values, -change.values)
 
 
+def test_own_terms_are_compared_with_the_full_recipe(results: dict[int, EvalResult]) -> None:
+    arms = {"teacher": {0: results[6]}, "full": {1: results[3]}, "own": {1: results[4]}}
+    found = compare_arms(SMOKE, TITLES, arms, resamples=50)
+    rows = {row["difference"]: row["LEVEL_2 mAPH"] for row in found.to_dict()["differences"]}
+    assert rows["full SparseKD and own terms − full SparseKD"] > 5
+    assert found.last_step() == ("own", "full")
+    assert len({estimate.color for estimate in found.estimates()}) == 3
+
+
 def test_no_change_where_nothing_is_found(results: dict[int, EvalResult]) -> None:
     change = compared(results, 0, alone=(0,), full=(0,)).breakdown("full", "alone")
     assert len(change.columns) == 2 and not change.values.any()

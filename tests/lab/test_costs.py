@@ -115,3 +115,6 @@ def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.Monkey
     ]
     assert len({point.color for point in points}) == 4
     assert records.table_rows(table)[0] == {"role": "teacher", "G MACs": 4.0}
+    own = {**arms[1], "arm": "full SparseKD and own terms", "LEVEL_2 mAPH": 45.0}
+    pipeline.save_result(run, "03_evaluate", {"arms": [*arms, own]})
+    assert "full SparseKD and own terms" in [one.name for one in costs.accuracy_points(run, table)]

@@ -92,7 +92,33 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD_SEEDS = ("[1,2]", "1,1", "1, 2,", "1;2", "one", "-1", "1.5", "4294967296", " ", "1e3", "²")
-BAD_ARMS = ("fulll", "alone,alone", "alone,", "['full']", "teacher")
+BAD_ARMS = ("fulll", "alone,alone", "alone,", "['full']", "teacher", "own")
+TERM = """
+from kdlib.kd.term import Term
+MEAN = Term("kd_mean", weight=1.0, value=lambda step: step.prediction.heads[0].rot.mean())
+TAKEN = Term("kd_heatmap", weight=1.0, value=MEAN.value)
+TWIN = Term("kd_mean", weight=1.0, value=MEAN.value)
+WIDE = Term("kd_wide", weight=1.0, value=lambda step: step.prediction.heads[0].rot.mean((1, 2, 3)))
+NAN = Term("kd_nan", weight=1.0, value=lambda step: step.prediction.heads[0].rot.mean() / 0)
+DEAF = Term("kd_deaf", weight=1.0, value=lambda step: step.answer.heads[0].rot.mean())
+TYPO = Term(
+    "kd_typo",
+    weight=1.0,
+    value=lambda step: step.predictions.heads[0].rot.mean(),
+)
+"""
+BAD_TERMS = {
+    "none.py:MEAN": ["none.py does not exist"],
+    "mine.py": ["term 'mine.py' is neither FILE.py:NAME nor MODULE:NAME"],
+    "mine.py:MEEN": ["mine.py has no 'MEEN'; its terms are: MEAN, TAKEN, TWIN"],
+    "mine.py:MEAN,mine:MEAN": ["MEAN in", "is named twice"],
+    "mine.py:MEAN,mine.py:TWIN": ["there is a term 'kd_mean' already"],
+    "mine.py:TAKEN": ["there is a term 'kd_heatmap' already"],
+    "mine.py:WIDE": ["mine.py: term 'kd_wide' returned a tensor of shape (2,); reduce it"],
+    "mine.py:NAN": ["mine.py: term 'kd_nan' is", "on simulated frames"],
+    "mine.py:DEAF": ["mine.py: term 'kd_deaf' has no gradient", "step.prediction"],
+    "mine.py:TYPO": ["mine.py, line 12: AttributeError", "'predictions'"],
+}
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -217,6 +243,58 @@ def test_a_notebook_of_another_checkout_is_refused(
         pipeline.open_run("smoke", str(tmp_path / "run"))
     monkeypatch.chdir(folders.NOTEBOOKS)
     pipeline.open_run("smoke", str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize("given", BAD_TERMS)
+def test_terms_that_cannot_be_trained_stop_before_anything_runs(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(TERM)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        execute.run_profile("smoke", tmp_path / "run", {"TERMS": given})
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in BAD_TERMS[given]), caught.value
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_runs")
+def test_the_terms_of_a_profile_are_tried_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(TERM)
+    smoke = replace(profiles.profile("smoke"), terms=(f"{tmp_path}/mine.py:TYPO",))
+    monkeypatch.setitem(profiles.PROFILES, "smoke", smoke)
+    with pytest.raises(ConfigError, match=r"mine\.py, line 12: AttributeError"):
+        execute.run_profile("smoke", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="00_explore_data was executed"):
+        execute.run_profile("smoke", tmp_path / "run", {"TERMS": "mine.py:MEAN"})
+
+
+def test_terms_are_part_of_the_keys_from_the_notebook_that_trains_them_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(TERM)
+    monkeypatch.chdir(tmp_path)
+    plain, given = keys(tmp_path), keys(tmp_path, TERMS="mine.py:MEAN", ARMS="own")
+    early = "".join(profiles.MAIN_LINE[:2])
+    assert changed(plain, given) == "".join(profiles.MAIN_LINE[2:])
+    smoke = replace(profiles.profile("smoke"), terms=("mine.py:MEAN",))
+    monkeypatch.setitem(profiles.PROFILES, "smoke", smoke)
+    named = keys(tmp_path)
+    assert changed(plain, named) == "".join(profiles.MAIN_LINE[2:])
+    given_by = [stage.parameters.get("TERMS") for stage in plan_stages("smoke", tmp_path, {})]
+    assert given_by == [None, None, f"{tmp_path}/mine.py:MEAN", None, None, None]
+    (tmp_path / "mine.py").write_text(TERM + "# another objective\n")
+    for before, after in (
+        (given, keys(tmp_path, TERMS="mine.py:MEAN", ARMS="own")),
+        (named, keys(tmp_path)),
+    ):
+        assert early + changed(before, after) == "".join(profiles.MAIN_LINE)
+    (stage,) = [stage for stage in plan_stages("smoke", tmp_path, {"TERMS": " mine : MEAN"})][2:3]
+    assert stage.parameters["TERMS"] == f"{tmp_path}/mine.py:MEAN"
 
 
 @pytest.mark.usefixtures("nothing_runs")

@@ -19,6 +19,8 @@ from kdlib.simulate import generate
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult
 
+OWN = f"{Path(__file__).parents[1]}/kd/own_term.py:HEADING"
+
 
 @pytest.fixture
 def run(tmp_path: Path, smoke_data: Path) -> Run:
@@ -155,7 +157,7 @@ def test_a_given_teacher_is_continued_for_a_few_steps(
 
 def test_arms_differ_in_the_teacher_only(run: Run, teacher: TrainedWeights) -> None:
     jobs = {
-        arm: pipeline.student_job(run, run.profile.arm(arm), 5, teacher) for arm in profiles.ARMS
+        arm: pipeline.student_job(run, run.profile.arm(arm), 5, teacher) for arm in run.profile.arms
     }
     assert jobs["alone"].inputs == ()
     assert jobs["init"].inputs == (teacher.weights,)
@@ -167,6 +169,21 @@ def test_arms_differ_in_the_teacher_only(run: Run, teacher: TrainedWeights) -> N
     assert len(bare) == 1 and bare.pop().train.seed == 5
     with pytest.raises(ConfigError, match="unknown arm 'ful'; there are: alone, init, full"):
         run.profile.arm("ful")
+
+
+def test_terms_make_one_more_arm(
+    tmp_path: Path, smoke_data: Path, launched: list[TrainJob], teacher: TrainedWeights
+) -> None:
+    run = pipeline.open_run("smoke", str(tmp_path / "run"), str(smoke_data), OWN)
+    assert run.profile.terms == (OWN,)
+    assert run.profile.chosen_arms("full") == ("full", "own")
+    arms = run.profile.chosen_arms("")
+    assert arms == ("alone", "init", "full", "own") == tuple(profiles.ARMS)
+    pipeline.train_students(run, teacher, arms, (1,))
+    jobs = {job.name.partition(",")[0]: job for job in launched}
+    own, full = jobs["full SparseKD and own terms"], jobs["full SparseKD"]
+    assert own.terms == (OWN,) and replace(own, terms=(), name=full.name) == full
+    assert not any(job.terms for job in jobs.values() if job is not own)
 
 
 def test_students_of_all_arms_and_seeds(

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from kdlib import records, zoo
-from kdlib.config import AugmentConfig, TrainConfig
+from kdlib.config import AugmentConfig, TrainConfig, config_hash, to_dict
 from kdlib.data.segment import STORE_VERSION
 from kdlib.data.store import INDEX, fingerprint
 from kdlib.errors import ConfigError, DataError
@@ -147,3 +147,50 @@ def test_folder_at_work_keeps_its_job(tmp_path, job):
     )
     with pytest.raises(ConfigError, match="is being trained under other settings"):
         replace(job, max_steps=10).write(run)
+
+
+TERM = """
+from kdlib.kd.term import Term
+MINE = Term("kd_mine", weight={weight}, value=lambda step: step.prediction.bev.mean())
+"""
+
+
+def test_terms_are_part_of_the_hash_by_name_and_source(tmp_path, job, monkeypatch):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(TERM.format(weight=0.5) + "OTHER = MINE\n")
+    monkeypatch.chdir(tmp_path)
+    own = replace(job, terms=("here/mine.py:MINE",))
+    before = own.hash()
+    assert before != job.hash() != replace(job, terms=("here/mine.py:OTHER",)).hash()
+    assert before == replace(job, terms=("there/mine.py:MINE",)).hash()
+    own.write(tmp_path / "run")
+    records.mark_complete(tmp_path / "run", before)
+    monkeypatch.chdir("/")
+    assert TrainJob.read(tmp_path / "run").terms == (f"{tmp_path}/here/mine.py:MINE",)
+    assert TrainJob.read(tmp_path / "run").hash() == before
+    (tmp_path / "here" / "mine.py").write_text(TERM.format(weight=0.6) + "OTHER = MINE\n")
+    changed = TrainJob.read(tmp_path / "run")
+    assert changed.hash() != before
+    with pytest.raises(ConfigError, match="holds the results of another job; delete that folder"):
+        replace(changed, terms=(f"{tmp_path}/here/mine.py:OTHER",)).write(tmp_path / "run")
+    (tmp_path / "here" / "mine.py").unlink()
+    with pytest.raises(ConfigError, match=r"here/mine\.py does not exist"):
+        changed.hash()
+
+
+def test_a_job_without_terms_is_what_it_was_before_there_were_any(tmp_path, job):
+    job.write(tmp_path / "run")
+    assert "terms" not in records.read_json(tmp_path / "run" / "job.json")
+    digest = records.sha256(tmp_path / "first.safetensors")
+    taught = replace(job.teacher, weights=records.sha256(tmp_path / "teacher.safetensors"))
+    known = replace(job, teacher=taught, init_weights=digest, name="")
+    known = replace(known, store=fingerprint({"training": {"s1": "aa"}}))
+    values = to_dict(replace(known, train=replace(job.train, workers=0, checkpoint_steps=1)))
+    del values["terms"]
+    assert job.hash() == config_hash(values)
+
+
+def test_terms_need_a_recipe_or_say_that_they_are_alone(job):
+    with pytest.raises(ConfigError, match=r"no kd recipe; .* KDConfig\(logit=None, label=None\)"):
+        replace(job, kd=None, teacher=None, terms=("mine.py:MINE",))

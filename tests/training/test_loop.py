@@ -23,6 +23,7 @@ from kdlib.config import (
     FeatureKDConfig,
     GridConfig,
     HeadConfig,
+    KDConfig,
     LabelKDConfig,
     ModelConfig,
     PillarEncoderConfig,
@@ -223,6 +224,52 @@ def test_kd_initialises_without_init_weights(job, capsys):
     assert "tensors copied from the teacher" in capsys.readouterr().out
     student, source = objective.student.state_dict(), objective.teacher.model.state_dict()
     assert all(torch.equal(student[name], source[name]) for name in student)
+
+
+OWN = """
+import torch
+from kdlib.kd.term import Term
+
+
+class Scale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, step):
+        ours, theirs = step.prediction.heads[0].rot, step.answer.heads[0].rot
+        return (self.scale * ours.square().mean() - theirs.square().mean()).square()
+
+
+MINE = Term("kd_mine", weight=2.0, value=Scale())
+BAD = Term("kd_bad", weight=1.0, value=lambda step: step.prediction.heads[0].rot.sum() / 0)
+"""
+
+
+def test_terms_of_ones_own_train_in_the_child_and_resume(tmp_path, job, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    alone = KDConfig(logit=None, label=None)
+    own = replace(job, kd=alone, terms=("mine:MINE",), max_steps=6)
+    for folder in ("whole", "parts"):
+        own.write(tmp_path / folder)
+    monkeypatch.chdir("/")
+    (result,) = launch([tmp_path / "whole"], echo=lambda _: None)
+    assert [(row["name"], row["weight"]) for row in result.values["terms"]][-1] == ("kd_mine", 2.0)
+    lines = records.read_history(tmp_path / "whole")
+    assert all(line["parts"]["kd_mine"] > 0 for line in lines) and len(lines) == 6
+    assert "active term kd_mine: weight 2," in (tmp_path / "whole" / "train.log").read_text()
+    train(tmp_path / "parts", stop_after=4)
+    train(tmp_path / "parts")
+    same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_term_that_is_not_finite_is_named_before_the_first_step(tmp_path, job):
+    (tmp_path / "mine.py").write_text(OWN)
+    replace(job, terms=(f"{tmp_path}/mine.py:BAD",)).write(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"term .kd_bad. is -?(inf|nan) on the first batch"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "history.jsonl").is_file()
 
 
 def test_max_steps_shortens_the_schedule(tmp_path, job):

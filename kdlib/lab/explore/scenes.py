@@ -27,8 +27,9 @@ ARM_TITLES = {
     "alone": "student alone",
     "init": "initialised student",
     "full": "distilled student",
+    "own": "student with own terms",
 }
-_COLORS = {"alone": palette.SERIES[3], "init": palette.SERIES[7]}
+_COLORS = {"alone": palette.SERIES[3], "init": palette.SERIES[7], "own": palette.SERIES[0]}
 
 
 @dataclass(frozen=True)

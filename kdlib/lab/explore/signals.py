@@ -9,6 +9,7 @@ from kdlib.data.collate import collate
 from kdlib.data.dataset import FrameDataset
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation
+from kdlib.kd.own import load_terms
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.lab.explore.maps import load_network
 from kdlib.lab.pipeline import Run, TrainedWeights
@@ -45,13 +46,14 @@ def pivotal_example(run: Run, teacher: TrainedWeights) -> tuple[Float32, Float32
 
 
 def startup_report(run: Run, teacher: TrainedWeights) -> pd.DataFrame:
-    """Return every active term of the full recipe on one batch: weight, value, positions, labels
-    from the teacher.
+    """Return every active term of the full recipe, and of one's own beside it, on one batch:
+    weight, value, positions, labels from the teacher.
     """
     student = build(run.profile.student_model)
     network = load_network(teacher)
     if run.profile.zoo_pair.initialise_from is None:  # otherwise that model is not trained yet
         initialise(student, network.state_dict(), run.profile.kd.initialisation)
-    objective = Distillation(student, network, run.profile.kd)
+    extra = load_terms(run.profile.terms)
+    objective = Distillation(student, network, run.profile.kd, extra=extra)
     rows = objective.report(_first_batch(run, run.profile.student.batch_size))
     return pd.DataFrame([vars(row) for row in rows]).round(4)

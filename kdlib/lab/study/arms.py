@@ -32,9 +32,9 @@ class Question:
         )
 
 
-def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
-    """Yield every signal a student may learn from on its own, and the full recipe; ConfigError if
-    that has no logit term.
+def _signals(student: ModelConfig, kd: KDConfig, terms: tuple[str, ...]) -> Iterator[Arm]:
+    """Yield every signal a student may learn from on its own, terms of one's own among them, and
+    the full recipe; ConfigError if that has no logit term.
     """
     if kd.logit is None:
         raise ConfigError(
@@ -78,6 +78,9 @@ def _signals(student: ModelConfig, kd: KDConfig) -> Iterator[Arm]:
         yield Arm(
             f"features_{name}", title, student, replace(kd, logit=None, label=None, feature=alike)
         )
+    if terms:
+        bare = replace(kd, logit=None, label=None)
+        yield Arm("own", "own terms", student, bare, terms=terms)
 
 
 def arms_of(profile: Profile) -> dict[str, Arm]:
@@ -92,7 +95,7 @@ def arms_of(profile: Profile) -> dict[str, Arm]:
     epochs, long = settings.long_epochs, f"{settings.long_epochs} epochs"
     arms = (
         Arm("base", base, student),
-        *_signals(student, kd),
+        *_signals(student, kd, profile.terms),
         Arm("base_long", f"{base} ({long})", student, epochs=epochs),
         Arm("full_long", f"{full} ({long})", student, kd, epochs=epochs),
         Arm("base_weak", f"{base} (weak teacher)", student, teacher="weak"),
@@ -165,6 +168,7 @@ QUESTIONS = {
                 Contrast("labels", "base", "labels"),
                 Contrast("full", "base"),
                 *_against("base", "features", *_FEATURES),
+                Contrast("own", "base", "own"),
             ),
         ),
         Question(

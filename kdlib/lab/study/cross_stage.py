@@ -40,6 +40,7 @@ _CONTRASTS = (
     Contrast("full", "init"),
     Contrast("full", "alone"),
     Contrast("full", FIRST),
+    Contrast("own", "full"),
 )
 _READING = (
     "the teacher is compared with the first stage it stands on; students share model, "

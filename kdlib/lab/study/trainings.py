@@ -76,6 +76,7 @@ def open_chapter(run: Run, notebook: str, seeds: str = "") -> Chapter:
     """
     known = arms_of(run.profile)
     names = study_settings(run.profile).arms or tuple(known)
+    names += tuple(name for name, arm in known.items() if arm.terms and name not in names)
     questions = questions_of(notebook, [lookup(known, name, "arm").name for name in names])
     if not questions:
         raise ConfigError(

@@ -15,7 +15,7 @@ TRAINED = "Folder of a run or training, .safetensors file, or model of the zoo."
 Weights = Annotated[Path | None, Option(help="A .safetensors file instead of the model's own.")]
 Arm = Annotated[
     str | None,
-    Option(help="Of a run: teacher, alone, init or full; default: the distilled student."),
+    Option(help="Of a run: teacher, alone, init, full or own; default: the distilled student."),
 ]
 _Score = Annotated[float, Option(help="Boxes at or above it are shown.")]
 

@@ -64,8 +64,8 @@ def find_weights(
 
     It is a model of the zoo (with ``weights``, or with the ones shipped), a ``.safetensors`` file
     whose card names its model, the folder of one training, or the folder of a whole run and an arm
-    of it: ``teacher``, ``alone``, ``init`` or ``full``, by default the student with most of the
-    recipe. Weights, if given, replace the source's own.
+    of it: ``teacher``, ``alone``, ``init``, ``full`` or ``own``, by default the student with most
+    of the recipe. Weights, if given, replace the source's own.
 
     Raises:
         ConfigError: If there is no such thing, or it does not say which model it is; the message

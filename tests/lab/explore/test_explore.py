@@ -25,7 +25,9 @@ from kdlib.lab.explore.studio import Studio
 from kdlib.lab.pipeline import Run
 from kdlib.metric.box_tables import predictions_table
 from kdlib.records import write_json
+from kdlib.tools.scans.trained import find_weights
 
+OWN = f"{Path(__file__).parents[2]}/kd/own_term.py:HEADING"
 BOX = np.array([[1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0], [5.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0]])
 
 
@@ -214,6 +216,29 @@ def test_startup_report_names_every_term(smoke_run: Run) -> None:
     assert {"heatmap", "box"} < set(table.index)
     assert np.isfinite(table["value"]).all() and (table["value"] > 0).all()
     assert (table["positions"].dropna() > 0).all()
+    own = replace(smoke_run, profile=replace(smoke_run.profile, terms=(OWN,)))
+    beside = explore.startup_report(own, pipeline.chosen_teacher(own)).set_index("name")
+    assert set(beside.index) == {*table.index, "kd_heading"}
+    assert beside.loc["kd_heading", "weight"] == 0.5 and beside.loc["kd_heading", "value"] > 0
+
+
+def test_a_student_with_own_terms_can_be_looked_at(smoke_run: Run, tmp_path: Path) -> None:
+    run = replace(smoke_run, folder=tmp_path)
+    for stage in ("01_train_teacher", "02_distill_student"):
+        shutil.copytree(smoke_run.folder / stage, tmp_path / stage)
+    values = run.result("02_distill_student")
+    row = {**values["students"][-1], "arm": "own"}
+    write_json(
+        tmp_path / "02_distill_student" / "result.json",
+        {**values, "students": [*values["students"], row]},
+    )
+    studio = Studio(run)
+    choice = replace(studio.start(0), right="own_seed1", map="KD masks")
+    assert studio.models["own_seed1"] == "student with own terms, seed 1"
+    colors = [panel.layers[1].color for panel in studio.panels(choice)]
+    assert isinstance(studio.draw(choice), Figure) and len(set(colors)) == 2
+    shown = find_weights(str(tmp_path), arm="own")
+    assert shown.weights == pipeline.located(row["weights"]) and "own terms" in shown.origin
 
 
 def test_recipe_without_logits_is_said(

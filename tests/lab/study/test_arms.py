@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,10 @@ from kdlib import zoo
 from kdlib.errors import ConfigError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.objective import Distillation
+from kdlib.kd.own import load_terms
 from kdlib.lab import profiles
 from kdlib.lab.comparison import Contrast
+from kdlib.lab.pipeline import Run
 from kdlib.lab.profiles import Arm
 from kdlib.lab.study.arms import (
     ARM_LINES,
@@ -23,10 +26,12 @@ from kdlib.lab.study.arms import (
     questions_of,
     study_settings,
 )
+from kdlib.lab.study.trainings import open_chapter
 from kdlib.models.build import build
 from kdlib.profiling.model_profile import dense_report, ghost
 
-STUDY = profiles.profile("study")
+OWN = f"{Path(__file__).parents[2]}/kd/own_term.py:HEADING"
+STUDY = replace(profiles.profile("study"), terms=(OWN,))
 ARMS = arms_of(STUDY)
 CONTRASTS = [
     one for questions in QUESTIONS.values() for question in questions for one in question.contrasts
@@ -46,6 +51,7 @@ def test_arms_that_are_compared_differ_in_one_thing(one: Contrast) -> None:
     allowed = {"start": {"initialisation"}, "student": {"student", "initialisation", "kd"}}.get(
         one.group, {"kd"}
     )
+    allowed = {"kd", "terms"} if one.group == "own" else allowed
     assert differences(one) and differences(one) <= allowed
     assert ARMS[one.first].epochs == ARMS[one.second].epochs, "one budget"
 
@@ -85,7 +91,7 @@ def test_every_arm_can_be_built(name: str) -> None:
     student, teacher = build(arm.student), build(STUDY.teacher_model)
     initialise(student, teacher.state_dict(), arm.initialisation)
     if arm.kd is not None:
-        Distillation(student, teacher, arm.kd)
+        Distillation(student, teacher, arm.kd, extra=load_terms(arm.terms))
 
 
 def test_both_shapes_cost_the_same() -> None:
@@ -100,13 +106,27 @@ def test_both_shapes_cost_the_same() -> None:
 
 
 def test_recipes_say_what_a_step_computes() -> None:
-    found = {name: ARMS[name].recipe for name in ("base", "full", "labels", "features_map")}
-    assert found == {
+    names = ("base", "full", "labels", "features_map", "own")
+    assert {name: ARMS[name].recipe for name in names} == {
         "base": "plain",
         "full": "distilled",
         "labels": "distilled",
         "features_map": "features, map",
+        "own": "own terms",
     }
+
+
+def test_terms_of_ones_own_are_one_more_signal() -> None:
+    own, base = ARMS["own"], ARMS["base"]
+    assert own.terms == (OWN,) and (own.kd.logit, own.kd.label) == (None, None)
+    assert replace(own, name="base", title=base.title, kd=None, terms=()) == base
+    assert "own" not in arms_of(profiles.profile("study"))
+    smoke = replace(profiles.profile("study_smoke"), terms=(OWN,))
+    run = Run(smoke, Path("/nowhere"), Path("/nowhere"))
+    for notebook in profiles.ABLATIONS:
+        asked = open_chapter(run, notebook).arms
+        assert ("own" in asked) == (notebook == "11_ablate_signals")
+        assert "base" in asked or "full" in asked
 
 
 def test_questions_without_their_arms_are_left_out() -> None:

@@ -26,7 +26,8 @@ STAGE = "07_cross_stage"
 @pytest.fixture(scope="module")
 def finished(headless: Any) -> Any:
     """``python -m kdlib run smoke_cross_stage``."""
-    return headless("smoke_cross_stage", "across")
+    own = Path(__file__).parents[2] / "kd" / "own_term.py"
+    return headless("smoke_cross_stage", "across", TERMS=f"{own}:HEADING")
 
 
 def marked(test: Any) -> Any:
@@ -55,6 +56,8 @@ def test_what_is_handed_over(finished: Any) -> None:
     )
     assert by_arm["student alone"] == {"heatmap", "box"}
     assert by_arm["full SparseKD"] >= {"heatmap", "box", "kd_heatmap", "kd_box"}
+    own = by_arm["full SparseKD and own terms"]
+    assert own == by_arm["full SparseKD"] | {"kd_heading"}
     (part,) = values["parts"]
     for text in part["sentences"]:
         assert text.startswith("On simulated data, at this budget, ") and text in finished.printed
@@ -99,7 +102,7 @@ def test_a_second_call_does_no_work_twice_and_a_lost_notebook_retrains_nothing(
     trained = {
         path: path.stat().st_mtime_ns for path in finished.folder.rglob("weights.safetensors")
     }
-    assert len(trained) == 5
+    assert len(trained) == 6
     done = finished.again()
     assert done.returncode == 0 and f"{STAGE}: kept from an earlier run" in done.stdout
     (finished.folder / STAGE / "result.json").unlink()

@@ -5,6 +5,7 @@ tiny.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import Image
 from kdlib import records
 from kdlib.lab.profiles import ABLATIONS
 
+OWN = f"{Path(__file__).parents[2]}/kd/own_term.py:HEADING"
+
 
 @pytest.fixture(scope="module")
 def chain(headless: Any) -> Any:
     """``python -m kdlib run study_smoke``."""
-    return headless("study_smoke", "a study", REPEATS=2)
+    return headless("study_smoke", "a study", REPEATS=2, TERMS=OWN)
 
 
 def marked(test: Any) -> Any:
@@ -51,15 +54,24 @@ def test_every_notebook_hands_over_what_the_report_needs(chain: Any) -> None:
 
 
 @marked
+def test_terms_of_ones_own_are_one_signal(chain: Any) -> None:
+    values = chain.result("11_ablate_signals")
+    (term,) = [row for row in values["terms"] if row["name"] == "kd_heading"]
+    assert term["arm"] == "own terms" and term["value"] > 0
+    assert "own terms" in [row["arm"] for row in values["scores"]]
+    assert [text for text in values["parts"][0]["sentences"] if " own terms " in text]
+
+
+@marked
 def test_the_estimate_stands_before_the_first_training(chain: Any) -> None:
-    estimate = chain.printed.index("study: 6 trainings to do, 0 kept from earlier; about ")
+    estimate = chain.printed.index("study: 7 trainings to do, 0 kept from earlier; about ")
     assert estimate < chain.printed.index(": starting")
 
 
 @marked
 def test_shared_arms_are_trained_once(chain: Any) -> None:
     assert (
-        len(list((chain.folder / "students").iterdir())) == 6 == chain.printed.count(": starting")
+        len(list((chain.folder / "students").iterdir())) == 7 == chain.printed.count(": starting")
     )
     assert "initialisation alone, seed 1: finished earlier, kept" in chain.printed
 
