@@ -74,7 +74,7 @@ def test_a_useless_teacher_is_called_so() -> None:
     teacher = pipeline.TrainedWeights(zoo.CP_PILLAR_DEMO, Path("/data/random.safetensors"))
     assert teacher.verdict(0.8444) == "The teacher scores 84.44 LEVEL_2 mAPH."
     assert "WARNING: THIS TEACHER IS USELESS. It scores 0.00" in teacher.verdict(0.0)
-    assert "/data/random.safetensors" in teacher.verdict(0.049)
+    assert "learn from random.safetensors" in teacher.verdict(0.049)
 
 
 def test_frames_are_spread_over_the_split(smoke_run: Run) -> None:
@@ -104,7 +104,7 @@ def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.Monkey
             **{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}
         ),
     )
-    assert ratios["arm"].tolist() == list(profiles.ARMS.values())
+    assert ratios["arm"].tolist() == list(profiles.ARMS.values())[:3]
     assert ratios.loc[0].tolist()[1:] == pytest.approx([0.667, 2.667, 1.333, 0.667, 2.0])
     points = costs.accuracy_points(run, table)
     assert [(p.name, p.cost, p.score, p.low, p.high) for p in points] == [

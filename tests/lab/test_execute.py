@@ -85,7 +85,7 @@ def test_a_name_has_one_type_everywhere() -> None:
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(stage: execute.Stage, folder: Path, log: object) -> None:
+    def refuse(stage: execute.Stage, *_: object) -> None:
         raise AssertionError(f"{stage.name} was executed")
 
     monkeypatch.setattr(execute, "execute", refuse)

@@ -224,8 +224,8 @@ def test_startup_report_names_every_term(smoke_run: Run) -> None:
 
 def test_a_student_with_own_terms_can_be_looked_at(smoke_run: Run, tmp_path: Path) -> None:
     run = replace(smoke_run, folder=tmp_path)
-    for stage in ("01_train_teacher", "02_distill_student"):
-        shutil.copytree(smoke_run.folder / stage, tmp_path / stage)
+    for part in ("01_train_teacher", "02_distill_student"):
+        shutil.copytree(smoke_run.folder / part, tmp_path / part)
     values = run.result("02_distill_student")
     row = {**values["students"][-1], "arm": "own"}
     write_json(
@@ -238,7 +238,7 @@ def test_a_student_with_own_terms_can_be_looked_at(smoke_run: Run, tmp_path: Pat
     colors = [panel.layers[1].color for panel in studio.panels(choice)]
     assert isinstance(studio.draw(choice), Figure) and len(set(colors)) == 2
     shown = find_weights(str(tmp_path), arm="own")
-    assert shown.weights == pipeline.located(row["weights"]) and "own terms" in shown.origin
+    assert shown.weights == run.located(row["weights"]) and "own terms" in shown.origin
 
 
 def test_recipe_without_logits_is_said(

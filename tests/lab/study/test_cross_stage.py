@@ -131,9 +131,7 @@ def test_profiles_without_two_stages() -> None:
 
 def test_a_first_stage_that_is_not_there(smoke_data: Path, tmp_path: Path) -> None:
     run = pipeline.open_run("smoke_cross_stage", str(tmp_path), str(smoke_data))
-    with pytest.raises(
-        ConfigError, match=(r"FIRST_STAGE=nothing\.safetensors is neither 'auto', " r"'scratch'")
-    ):
+    with pytest.raises(ConfigError, match=r"FIRST_STAGE=nothing\.safetensors is neither auto"):
         cross_stage.first_stage(run, "nothing.safetensors")
     assert (
         cross_stage.first_stage(replace(run, profile=profiles.profile("waymo20_cross_stage")))
