@@ -165,12 +165,23 @@ def _train(
 def _run(
     profile: Annotated[
         list[str],
-        Argument(metavar="PROFILE...", help="smoke, demo, waymo20 or waymo100; or several."),
+        Argument(
+            metavar="PROFILE...",
+            help="smoke, demo, waymo20, waymo100 or a TOML file of your own; or several.",
+        ),
     ],
     out: Annotated[
         _File, Option(help="Run folder (of several: their folder); default reports/runs.")
     ] = None,
     parameter: Annotated[_Words, Option("-p", help="NAME=VALUE for the notebooks.")] = None,
+    setting: Annotated[
+        _Words,
+        Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="One setting of the profile, as student.epochs=3 or kd.logit.weight=20; repeat.",
+        ),
+    ] = None,
     gpus: Annotated[
         int, Option(min=0, help="GPUs of this machine to train on, one training on each.")
     ] = 0,
@@ -180,7 +191,8 @@ def _run(
     from kdlib.lab import execute
     from kdlib.tools.server import batch
 
-    batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
+    overrides = execute.parse_overrides(parameter or [])
+    batch.run_profiles(profile, out, overrides, gpus, scheduler, setting or [])
 
 
 @app.command("publish")

@@ -11,14 +11,20 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdlib import records
+import torch
+
+from kdlib import records, zoo
+from kdlib.config import config_hash
 from kdlib.errors import ConfigError, DataError, KdlibError
-from kdlib.lab import occupancy, profiles, runlog
+from kdlib.kd.objective import Distillation
+from kdlib.lab import occupancy, pipeline, profile_files, runlog
+from kdlib.lab.data_checks import check_data
 from kdlib.lab.folders import NOTEBOOKS, PROJECT, WEIGHTS, run_folder
+from kdlib.lab.profiles import Profile
 from kdlib.lab.runlog import RunLog
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_weights
@@ -27,9 +33,11 @@ from kdlib.types import Json
 SOURCES = PROJECT / "kdlib"
 # No notebook's numbers rest on these: what only draws (viz), what only the command line reaches
 # (tools, cli), and those modules of the lab that drive notebooks or dress their results. An edit
-# there need not repeat a finished run's trainings.
+# there need not repeat a finished run's trainings. What profiles and the zoo say of a run is in its
+# own profile, whose values count: one more profile repeats nothing.
 _UNCOUNTED = (
-    *("viz/", "tools/", "cli.py", "__main__.py"),
+    *("viz/", "tools/", "cli.py", "__main__.py", "zoo.py"),
+    *("lab/profiles.py", "lab/profile_files.py", "lab/detector_table.py"),
     *("lab/execute.py", "lab/occupancy.py", "lab/runlog.py"),
     *("lab/report.py", "lab/page.py", "lab/publish.py"),
 )
@@ -123,7 +131,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
     return value
 
 
-def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
+def check_parameter(name: str, value: Any, profile: Profile) -> None:
     """Check the value of a notebook's parameter; ConfigError names the accepted form."""
     if name == "SEEDS":
         profile.chosen_seeds(value)
@@ -147,7 +155,15 @@ def check_parameter(name: str, value: Any, profile: profiles.Profile) -> None:
             raise ConfigError(f"{name}={value} must be {rest}{more}")
 
 
-def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
+def _check_networks(profile: Profile) -> None:
+    """Check that teacher, student and recipe fit together; ConfigError says what does not."""
+    with torch.device("meta"):
+        student, teacher = build(profile.student_model), build(profile.teacher_model)
+        if "full" in profile.arms:
+            Distillation(student, teacher, profile.kd)
+
+
+def _check_teachers(stages: Sequence[Stage], profile: Profile) -> None:
     """Check that weights that are given fit their model, and are finite; ConfigError says what
     is wrong with them.
     """
@@ -163,6 +179,16 @@ def _check_teachers(stages: Sequence[Stage], profile: profiles.Profile) -> None:
                 raise ConfigError(
                     f"{name} is neither {', '.join(words)} nor usable: {error}"
                 ) from error
+    shipped = WEIGHTS / profile.shipped_teacher
+    asked = {stage.parameters.get("TEACHER", "auto") for stage in stages} <= {"auto", "shipped"}
+    if asked and shipped.is_file():
+        try:
+            load_weights(shipped, build(profile.teacher_model))
+        except DataError as error:
+            raise ConfigError(
+                f"the shipped teacher is not of this profile ({error}); set shipped_teacher to '', "
+                "or give -p TEACHER=scratch or a safetensors file"
+            ) from error
 
 
 def source_hash(package: Path = SOURCES) -> str:
@@ -176,11 +202,24 @@ def source_hash(package: Path = SOURCES) -> str:
     return digest.hexdigest()[:12]
 
 
-def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> list[Stage]:
+def _settings_hash(profile: Profile) -> str:
+    """Return a digest of all settings a run's numbers rest on; how many trainings run side by side
+    is none of them.
+    """
+    arms = [profile.arm(name) for name in profile.arms]
+    others = [zoo.pair(profile.study.width_pair)] if profile.study else []
+    return config_hash(replace(profile, parallel=1, threads=0), *arms, *others)
+
+
+def plan_stages(
+    profile: str, folder: Path, overrides: Mapping[str, str], settings: Sequence[str] = ()
+) -> list[Stage]:
     """Return the chain's stages with typed parameters, none executed; ConfigError if a name is
     unknown, or a type or value is wrong.
+
+    ``profile`` and ``settings`` are those of :func:`kdlib.lab.profile_files.load`.
     """
-    chosen = profiles.profile(profile)
+    chosen = profile_files.load(profile, settings)
     declared = {name: declared_parameters(NOTEBOOKS / f"{name}.ipynb") for name in chosen.chain}
     known = set().union(*declared.values()) - {"PROFILE", "RUN_DIR"}
     if unknown := sorted(set(overrides) - known):
@@ -190,7 +229,8 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
         )
     given = [_typed(name, overrides[name], "") for name in _TEACHERS if name in overrides]
     files = [WEIGHTS / name for name in (chosen.shipped_teacher, *given) if name]
-    key = source_hash() + "".join(records.sha256(path) for path in files if os.path.isfile(path))
+    contents = (records.sha256(path) for path in files if os.path.isfile(path))
+    key = source_hash() + _settings_hash(chosen) + "".join(contents)
     stages = []
     for name, defaults in declared.items():
         own = {
@@ -200,7 +240,7 @@ def plan_stages(profile: str, folder: Path, overrides: Mapping[str, str]) -> lis
         }
         for each, value in own.items():
             check_parameter(each, value, chosen)
-        own |= {"PROFILE": profile, "RUN_DIR": str(folder)}
+        own |= {"PROFILE": str(folder / profile_files.FILE), "RUN_DIR": str(folder)}
         notebook = (NOTEBOOKS / f"{name}.ipynb").read_text()
         # A stage stands on the one before it: whatever changes there changes every key from there
         # on.
@@ -278,10 +318,15 @@ def execute(stage: Stage, folder: Path, log: RunLog) -> None:
 
 
 def run_profile(
-    profile: str, out: Path | None = None, overrides: Mapping[str, str] | None = None
+    profile: str,
+    out: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
 ) -> Path:
     """Run the chain of a profile, write its report and return the folder of all that; a second call
     does no work twice.
+
+    ``profile`` and ``settings`` are those of :func:`kdlib.lab.profile_files.load`.
 
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).
@@ -290,15 +335,21 @@ def run_profile(
     """
     from kdlib.lab.report import write_run_report
 
-    folder = run_folder(profile, out)
-    stages = plan_stages(profile, folder, overrides or {})
-    _check_teachers(stages, profiles.profile(profile))
+    chosen = profile_files.load(profile, settings)
+    folder = run_folder(chosen.name, out)
+    stages = plan_stages(profile, folder, overrides or {}, settings)
+    _check_teachers(stages, chosen)
+    _check_networks(chosen)
+    if root := stages[0].parameters.get("DATA_ROOT"):
+        chosen = replace(chosen, data=root)
+    check_data(chosen, pipeline.data_folder(chosen))
     with occupancy.hold(folder), runlog.opened(folder) as log:
+        profile_files.save(chosen, folder)
         states: dict[str, Json] = {stage.name: {"state": "waiting"} for stage in stages}
 
         def note(stage: Stage, state: str, words: str, **facts: Any) -> None:
             states[stage.name] = {"state": state, **facts}
-            records.write_json(folder / RUN, {"profile": profile, "stages": states})
+            records.write_json(folder / RUN, {"profile": chosen.name, "stages": states})
             print(f"{stage.name}: {words}", file=log)
 
         for stage in stages:
@@ -322,6 +373,6 @@ def run_profile(
                 raise
             seconds = round(time.time() - start)
             note(stage, "done", f"done in {seconds} s", seconds=seconds)
-        write_run_report(folder, profile)
+        write_run_report(folder, chosen)
         print(f"report: {folder / 'report.html'}", file=log)
     return folder

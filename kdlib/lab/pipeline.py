@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdlib import records, zoo
+from kdlib import records
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.dataset import FrameDataset
-from kdlib.data.prepare import SPLITS, prepare
-from kdlib.data.segment import classes_in, is_own
-from kdlib.data.store import INDEX, Store, first_manifests
-from kdlib.errors import ConfigError, DataError
-from kdlib.lab import occupancy, profiles
+from kdlib.data.prepare import prepare
+from kdlib.data.segment import is_own
+from kdlib.data.store import Store, StoreSplit, first_manifests
+from kdlib.errors import ConfigError
+from kdlib.lab import occupancy, profile_files
+from kdlib.lab.data_checks import check_data
 from kdlib.lab.folders import PROJECT, WEIGHTS, run_folder
 from kdlib.lab.profiles import Arm, Profile
 from kdlib.simulate import simulate
@@ -25,8 +25,6 @@ from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.training.launch import RunResult, launch
 from kdlib.types import Json
-from kdlib.waymo.segments import list_segments, segment_files
-from kdlib.waymo.simulated import is_simulated
 
 _USELESS = 0.05  # LEVEL_2 mAPH of a teacher
 Student = tuple[str, int]  # arm, seed
@@ -49,16 +47,19 @@ class Run:
         return Store.open(self.data / "store")
 
     @property
+    def evaluated(self) -> StoreSplit:
+        """The split of frames nobody trains on."""
+        return self.store.split(self.profile.validation_split)
+
+    @property
     def frame_count(self) -> int:
         """The number of evaluated frames."""
-        return len(self.store.split("validation").frames(self.profile.evaluation.interval))
+        return len(self.evaluated.frames(self.profile.evaluation.interval))
 
     def frames(self, model: ModelConfig) -> FrameDataset:
         """Return the evaluated frames as a model sees them."""
         interval, reach = self.profile.evaluation.interval, model.grid.point_range
-        return FrameDataset(
-            self.store.split("validation"), model.class_names, interval, point_range=reach
-        )
+        return FrameDataset(self.evaluated, model.class_names, interval, point_range=reach)
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage, made if missing."""
@@ -74,21 +75,32 @@ class Run:
         return records.read_json(path)
 
 
+def data_folder(profile: Profile) -> Path:
+    """Return the folder that holds a profile's ``waymo`` or ``store``."""
+    return PROJECT / "data" / profile.folder
+
+
 def open_run(profile: str, run_dir: str = "", data_root: str = "") -> Run:
-    """Open a run by profile name; empty paths mean the profile's own folders; ConfigError if the
-    profile is unknown.
+    """Open a run by its profile's name or file, which its folder keeps; empty paths mean the
+    profile's own folders; ConfigError if the profile is unknown.
     """
-    chosen = profiles.profile(profile)
-    folder = run_folder(profile, Path(run_dir) if run_dir else None)
+    chosen = profile_files.load(profile)
+    folder = run_folder(chosen.name, Path(run_dir) if run_dir else None)
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(
-        chosen, folder, Path(data_root).resolve() if data_root else PROJECT / "data" / chosen.folder
-    )
+    if data_root:
+        chosen = replace(chosen, data=str(Path(data_root).expanduser().resolve()))
+    profile_files.save(chosen, folder)
+    return Run(chosen, folder, data_folder(chosen))
 
 
 def save_result(run: Run, stage: str, values: Json) -> Path:
     """Hand a stage's results over to later notebooks, the report and the tests."""
-    facts = {"profile": run.profile.name, "simulated": run.profile.simulated is not None}
+    manifests = first_manifests(run.data / "store").values()
+    facts = {
+        "profile": run.profile.name,
+        "simulated": run.profile.simulated is not None,
+        "own data": any(map(is_own, manifests)),
+    }
     return records.write_result(run.stage(stage), {**facts, **values})
 
 
@@ -97,15 +109,10 @@ def prepare_data(run: Run) -> Store:
     if real files are missing.
     """
     source = run.data / "waymo"
-    _check_data(run, source)
+    check_data(run.profile, run.data)
     if run.profile.simulated is None and not source.is_dir():
-        if (run.data / "store" / INDEX).is_file():
-            # frames of another dataset, or the licensed files are on another machine
-            return run.store
-        raise ConfigError(
-            f"{source} does not exist; data/README.md says how to get Waymo, then "
-            f"pass DATA_ROOT={run.data}"
-        )
+        # frames of another dataset, or the licensed files are on another machine
+        return run.store
     pasted = any(
         schedule.augment.objects is not None
         for schedule in (run.profile.teacher, run.profile.student)
@@ -128,35 +135,6 @@ def prepare_data(run: Run) -> Store:
             scheduler=os.environ.get(places.SCHEDULER) or None,
         )
     return run.store
-
-
-def _check_data(run: Run, source: Path) -> None:
-    """Refuse, before anything is written, data that are not the profile's."""
-    profile, store = run.profile, run.data / "store"
-    manifests, names = first_manifests(store), profile.student_model.class_names
-    for classes in map(classes_in, manifests.values()):
-        if not set(names) <= set(classes):
-            raise ConfigError(
-                f"{store} has the classes {', '.join(classes)}, the models of profile "
-                f"{profile.name} know {', '.join(names)}; add a pair of those classes to "
-                "kdlib/zoo.py and a profile of it to kdlib/lab/profiles.py"
-            )
-    if profile.simulated is None:
-        return
-    others = [store / split for split, manifest in manifests.items() if is_own(manifest)]
-    others += [source / split for split in SPLITS if _is_recorded(source / split)]
-    if others:
-        raise ConfigError(
-            f"profile {profile.name} simulates its data, but {others[0]} holds others; leave "
-            "DATA_ROOT out or give it another folder, or take a profile of real data"
-        )
-
-
-def _is_recorded(folder: Path) -> bool:
-    """Return whether a split's files are Waymo's own; what cannot be read yet was being written."""
-    with suppress(DataError):
-        return not all(is_simulated(segment_files(folder, name)) for name in list_segments(folder))
-    return False
 
 
 def portable(path: Path) -> str:
@@ -212,7 +190,8 @@ def train_one(run: Run, where: str, job: TrainJob) -> RunResult:
 
 def plain_job(run: Run, model: ModelConfig, schedule: TrainConfig, name: str) -> TrainJob:
     """Return the training of a model on the run's data, from nothing and without distillation."""
-    return TrainJob(model, schedule, str(run.data / "store"), name=name)
+    split = run.profile.training_split
+    return TrainJob(model, schedule, str(run.data / "store"), split, name=name)
 
 
 def teacher_job(run: Run, epochs: int = 0, name: str = "teacher") -> TrainJob:
@@ -221,7 +200,7 @@ def teacher_job(run: Run, epochs: int = 0, name: str = "teacher") -> TrainJob:
     """
     schedule = replace(run.profile.teacher, epochs=epochs or run.profile.teacher.epochs)
     # It trains on its own range; the pair may show it the student's.
-    return plain_job(run, zoo.model(run.profile.teacher_model.name), schedule, name)
+    return plain_job(run, run.profile.pair.trained_teacher, schedule, name)
 
 
 def exercise_training(run: Run, teacher: TrainedWeights) -> RunResult:
@@ -284,7 +263,7 @@ def starting_weights(run: Run, teacher: TrainedWeights, schedule: TrainConfig) -
     """Return what an initialised student starts from: the teacher, or the model its pair names,
     trained without distillation.
     """
-    source = run.profile.zoo_pair.initialise_from
+    source = run.profile.pair.initialise_from
     if source is None or run.profile.kd.initialisation == "none":
         return teacher.weights
     job = plain_job(run, source, schedule, f"{source.name}, to start from")
@@ -314,6 +293,7 @@ def student_job(
         arm.student,
         replace(run.profile.student, seed=seed, epochs=arm.epochs or run.profile.student.epochs),
         str(run.data / "store"),
+        run.profile.training_split,
         # A recipe names an initialisation, too: the arm's holds, also where it is none.
         kd=None if arm.kd is None else replace(arm.kd, initialisation=arm.initialisation),
         teacher=None if arm.kd is None else TeacherSource(teacher.model, str(teacher.weights)),

@@ -1,5 +1,5 @@
 """The runs the notebooks can do, by name: which data, which pair, how long; ``dataclasses.replace``
-makes another.
+makes another, :mod:`kdlib.lab.profile_files` one outside the package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from kdlib.config import (
     TrainConfig,
     lookup,
 )
+from kdlib.config.codec import require, require_positive
 from kdlib.errors import ConfigError
+from kdlib.lab.detector_table import DetectorTable, fit_pair
 
 TeacherQuality = Literal["strong", "weak"]
 
@@ -109,8 +111,8 @@ class Profile:
     """Everything a chain of notebooks needs to know."""
 
     name: str
-    simulated: SimulatedData | None  # None: real Waymo, under DATA_ROOT
-    pair: str  # in kdlib.zoo.PAIRS
+    simulated: SimulatedData | None  # None: Waymo's or one's own, under DATA_ROOT
+    pair: zoo.Pair  # the teacher, the student and the recipe
     teacher: TrainConfig  # the schedule of a teacher from scratch
     shipped_teacher: str  # file in data/weights, "" where there is none
     continue_steps: int  # optimiser steps notebook 01 adds to a teacher that is given
@@ -120,10 +122,31 @@ class Profile:
     arms: tuple[str, ...] = tuple(ARMS)
     parallel: int = 1  # training runs side by side
     threads: int = 0  # per training run, 0 = all
-    data: str = ""  # folder below data/; "" means the profile's name
+    data: str = ""  # folder below data/, or a whole path; "" means the profile's name
+    training_split: str = "training"  # of the store
+    validation_split: str = "validation"  # of the store, of frames nobody trains on
     chain: tuple[str, ...] = MAIN_LINE  # its notebooks, in order
     study: StudySettings | None = None  # where the chain holds ablations
     cross: CrossStageSettings | None = None  # where the teacher has two stages
+
+    def __post_init__(self) -> None:
+        """Check what a run would stumble over late."""
+        require(
+            len(set(self.seeds)) == len(self.seeds) > 0
+            and all(0 <= seed < 2**32 for seed in self.seeds),
+            f"seeds are {list(self.seeds)}; give whole numbers from 0 to 2**32 - 1, each once",
+        )
+        require(
+            len(set(self.arms)) == len(self.arms) > 0 and set(self.arms) <= set(ARMS),
+            f"arms are {list(self.arms)}; give some of {', '.join(ARMS)}, each once",
+        )
+        require_positive(self, "continue_steps", "parallel")
+        require(self.threads >= 0, f"threads is {self.threads}; give 0 for all cores, or a number")
+        require(
+            self.training_split != self.validation_split,
+            f"training_split and validation_split are both '{self.training_split}'; evaluate on "
+            "frames nobody trained on: store some drives under another split",
+        )
 
     @property
     def folder(self) -> str:
@@ -131,24 +154,19 @@ class Profile:
         return self.data or self.name
 
     @property
-    def zoo_pair(self) -> zoo.Pair:
-        """The teacher, the student and the recipe."""
-        return zoo.pair(self.pair)
-
-    @property
     def kd(self) -> KDConfig:
         """The distillation recipe of the full arm."""
-        return self.zoo_pair.kd
+        return self.pair.kd
 
     @property
     def student_model(self) -> ModelConfig:
         """The student's configuration."""
-        return self.zoo_pair.student
+        return self.pair.student
 
     @property
     def teacher_model(self) -> ModelConfig:
         """The teacher's configuration, on the student's range."""
-        return self.zoo_pair.teacher
+        return self.pair.teacher
 
     def arm(self, name: str) -> Arm:
         """Return one of the main line's ways of training the student; ConfigError lists them if
@@ -194,7 +212,7 @@ _DEMO_SCHEDULE = TrainConfig(epochs=12, batch_size=4, interval=10, workers=0, ch
 DEMO = Profile(
     name="demo",
     simulated=SimulatedData(training_segments=150, validation_segments=25, frames=20),
-    pair="cp_pillar_demo_v0.64_sparsekd",
+    pair=zoo.pair("cp_pillar_demo_v0.64_sparsekd"),
     teacher=replace(
         _DEMO_SCHEDULE, epochs=20, interval=1, precision="bf16-mixed", checkpoint_steps=500
     ),
@@ -255,7 +273,7 @@ _PUBLISHED = TrainConfig(
 WAYMO20 = Profile(
     name="waymo20",
     simulated=None,
-    pair="cp_pillar_v0.64_sparsekd",
+    pair=zoo.pair("cp_pillar_v0.64_sparsekd"),
     teacher=_PUBLISHED,
     shipped_teacher="",
     continue_steps=40,
@@ -272,6 +290,22 @@ WAYMO100 = replace(
     evaluation=replace(WAYMO20.evaluation, interval=1),
 )
 
+# A dataset of one's own on a laptop: the demo's models with half as much range again, every frame
+# used, the teacher from scratch.
+_OWN_SCHEDULE = TrainConfig(epochs=15, batch_size=4, interval=1, workers=0, checkpoint_steps=200)
+_OWN_RANGE = DetectorTable(range=(-30.72, -30.72, -2.0, 30.72, 30.72, 4.0))
+OWN_SMALL = replace(
+    DEMO,
+    name="own_small",
+    simulated=None,
+    pair=fit_pair(DEMO.pair, _OWN_RANGE, "own_small"),
+    teacher=replace(_OWN_SCHEDULE, epochs=30),
+    shipped_teacher="",
+    student=_OWN_SCHEDULE,
+    evaluation=EvalConfig(interval=1, batch_size=4, half_width=30.72),
+    seeds=(1, 2),
+)
+
 # The voxel family: width instead of resolution. On the demo's data, with a teacher of its own; a
 # step takes ten times as long as one of the pillars, so there are fewer of them, on smaller
 # batches.
@@ -279,7 +313,7 @@ DEMO_VOXEL = replace(
     DEMO,
     name="demo_voxel",
     data="demo",
-    pair="cp_voxel_demo_xs_sparsekd",
+    pair=zoo.pair("cp_voxel_demo_xs_sparsekd"),
     shipped_teacher="",
     teacher=replace(DEMO.teacher, epochs=4, batch_size=2),
     student=replace(_DEMO_SCHEDULE, epochs=8, batch_size=2, precision="bf16-mixed"),
@@ -292,7 +326,7 @@ def _waymo20_voxel(size: str) -> Profile:
     return replace(
         WAYMO20,
         name=f"waymo20_voxel_{size}",
-        pair=f"cp_voxel_{size}_sparsekd",
+        pair=zoo.pair(f"cp_voxel_{size}_sparsekd"),
         teacher=schedule,
         student=schedule,
     )
@@ -304,7 +338,7 @@ _SECOND_STAGE = replace(DEMO_VOXEL.teacher, epochs=1, weight_decay=0.001)
 DEMO_CROSS_STAGE = replace(
     DEMO_VOXEL,
     name="demo_cross_stage",
-    pair="cp_voxel_demo_from_pv_rcnn_pp_demo",
+    pair=zoo.pair("cp_voxel_demo_from_pv_rcnn_pp_demo"),
     student=replace(DEMO_VOXEL.student, epochs=1, interval=3),
     chain=CROSS_STAGE,
     cross=CrossStageSettings(_SECOND_STAGE, seeds=(1, 2, 3), above_first=True, borrow="demo_voxel"),
@@ -327,7 +361,7 @@ SMOKE_CROSS_STAGE = replace(
 WAYMO20_CROSS_STAGE = replace(
     WAYMO20,
     name="waymo20_cross_stage",
-    pair="cp_voxel_from_pv_rcnn_pp",
+    pair=zoo.pair("cp_voxel_from_pv_rcnn_pp"),
     chain=CROSS_STAGE,
     cross=CrossStageSettings(
         replace(_PUBLISHED, learning_rate=0.01, weight_decay=0.001), seeds=(1,), above_first=False
@@ -337,7 +371,7 @@ WAYMO20_CROSS_STAGE = replace(
 PROFILES = {
     profile.name: profile
     for profile in (
-        *(SMOKE, DEMO, DEMO_VOXEL, STUDY, STUDY_SMOKE, WAYMO20, WAYMO100),
+        *(SMOKE, DEMO, DEMO_VOXEL, OWN_SMALL, STUDY, STUDY_SMOKE, WAYMO20, WAYMO100),
         *(_waymo20_voxel(size) for size in ("s", "xs", "xxs")),
         *(DEMO_CROSS_STAGE, SMOKE_CROSS_STAGE, WAYMO20_CROSS_STAGE),
     )

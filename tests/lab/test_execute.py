@@ -163,7 +163,8 @@ def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
     assert stages["02_distill_student"]["SEEDS"] == "1,2"
     assert stages["00_explore_data"]["FRAME"] == stages["04_visualize_3d"]["FRAME"] == -1
     assert "SEEDS" not in stages["03_evaluate"]
-    assert all(p["PROFILE"] == "smoke" and p["RUN_DIR"] == str(tmp_path) for p in stages.values())
+    kept = str(tmp_path / "profile.json")
+    assert all(p["PROFILE"] == kept and p["RUN_DIR"] == str(tmp_path) for p in stages.values())
 
 
 def test_a_teacher_that_is_given_is_looked_at_before_anything_runs(

@@ -38,7 +38,7 @@ def count_outcomes(table: pa.Table, truth: pa.Table, run: Run) -> Counted:
     """
     frames = evaluate_tables(table, truth, ranges=False).frames
     assert frames is not None  # kept by default
-    order = run.store.split("validation").frame_ids(run.profile.evaluation.interval)
+    order = run.evaluated.frame_ids(run.profile.evaluation.interval)
     place = {name: number for number, name in enumerate(order)}
     rows = [place[name] for name in frames.frame_ids]
     columns = np.zeros((3, len(order)), np.int64)

@@ -60,7 +60,7 @@ def scene(
     """Return an evaluated frame by position, with labels and the predictions from a score on;
     ConfigError if there is none.
     """
-    split = run.store.split("validation")
+    split = run.evaluated
     numbers = split.frames(run.profile.evaluation.interval)
     if not 0 <= frame < len(numbers):
         raise ConfigError(
@@ -72,7 +72,8 @@ def scene(
     names = run.profile.student_model.class_names
     kinds = _labels(labels.types, names, split.class_names)
     near = (
-        (np.abs(labels.boxes[:, :2]) <= reach[3]).all(axis=1)
+        (labels.boxes[:, :2] >= reach[:2]).all(axis=1)
+        & (labels.boxes[:, :2] <= reach[3:5]).all(axis=1)
         & (labels.num_points > 0)
         & (kinds > 0)
     )

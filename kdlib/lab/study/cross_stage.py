@@ -119,7 +119,7 @@ class CrossStageComparison(Comparison):
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, and its classes, in percent."""
         table = super().table()
-        for kind in self.profile.student_model.class_names:
+        for kind in self.labelled:
             form = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2/APH"
             table[f"{kind} APH"] = [100 * self.mean(arm, form) for arm in self.results]
         return table.round(2)

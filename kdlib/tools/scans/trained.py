@@ -11,7 +11,7 @@ from typing import TypeVar
 from kdlib import records, zoo
 from kdlib.config import DecodeConfig, RefinedConfig, TwoStageConfig
 from kdlib.errors import ConfigError
-from kdlib.lab import profiles
+from kdlib.lab import profile_files, profiles
 from kdlib.lab.folders import WEIGHTS
 from kdlib.lab.pipeline import TrainedWeights, located
 from kdlib.models.build import build
@@ -120,7 +120,7 @@ def _of_zoo(name: str, weights: Path | None) -> TrainedWeights:
 def _of_run(folder: Path, arm: str | None) -> TrainedWeights:
     students = folder / STUDENTS / "result.json"
     values = records.read_json(students if students.is_file() else folder / TEACHER / "result.json")
-    profile = profiles.profile(values["profile"])
+    profile = profile_files.of_run(folder)
     rows = {row["arm"]: row for row in reversed(values.get("students", []))}  # an arm's first seed
     trained = [name for name in profiles.ARMS if name in rows]
     chosen = arm or (trained[-1] if trained else "teacher")

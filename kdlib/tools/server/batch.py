@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab import execute
+from kdlib.lab import execute, profile_files
 from kdlib.lab.folders import run_folder
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
@@ -58,6 +58,7 @@ def run_profiles(
     overrides: Mapping[str, str] | None = None,
     gpus: int = 0,
     scheduler: str | None = None,
+    settings: Sequence[str] = (),
 ) -> list[Path]:
     """Run profiles and return their run folders; a second call goes on where the first one stopped.
 
@@ -66,7 +67,8 @@ def run_profiles(
     a Dask cluster that see the same files.
 
     ``out`` is the run folder, of several profiles the folder of their run folders; ``overrides``
-    are notebook parameters for all.
+    are notebook parameters for all, ``settings`` those of profiles (see
+    :func:`kdlib.lab.profile_files.load`).
 
     Raises:
         ConfigError: If a name or value is wrong (before anything is executed).
@@ -79,19 +81,24 @@ def run_profiles(
         )
     if len(set(names)) != len(names):
         raise ConfigError(f"a profile is named twice: {', '.join(names)}")
+    titles = {name: profile_files.load(name, settings).name for name in names}
+    if len(set(titles.values())) != len(names):
+        raise ConfigError(f"two profiles have one name: {', '.join(titles.values())}")
     folders = {
-        name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names
+        name: run_folder(title, out / title if out and len(names) > 1 else out)
+        for name, title in titles.items()
     }
     overrides = overrides or {}
     for name, folder in folders.items():
-        execute.plan_stages(name, folder, overrides)
+        execute.plan_stages(name, folder, overrides, settings)
     ids = gpu_ids(gpus) if gpus else ()
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
     if len(names) == 1:
         os.environ.update(where)
-        return [execute.run_profile(names[0], folders[names[0]], overrides)]
+        return [execute.run_profile(names[0], folders[names[0]], overrides, settings)]
     words = [word for name, value in overrides.items() for word in ("-p", f"{name}={value}")]
+    words += [word for text in settings for word in ("--set", text)]
     failed = _run_drivers(folders, words, where, ids or [""] * (len(names) if scheduler else 1))
     if failed:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
