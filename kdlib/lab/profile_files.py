@@ -123,6 +123,7 @@ def _from_toml(path: Path) -> tuple[Profile, Json]:
     if isinstance(changes.get("data"), str):
         changes["data"] = str((path.parent / Path(changes["data"]).expanduser()).resolve())
     changes.setdefault("name", path.stem)
+    _check_name(changes["name"], ())
     return profiles.PROFILES[base], changes
 
 
@@ -176,7 +177,7 @@ def _changed(base: Profile, changes: Json) -> Profile:
     changes = {**changes}
     require("chain" not in changes, "the chain of notebooks is the base's; take another base")
     name = changes.get("name", base.name)
-    _check_name(name, base)
+    _check_name(name, (base.name,))
     known = sorted({item.name for item in fields(Profile)} - {"chain"} | {"detector", "kd"})
     for key in changes:
         require(key in known, f"there is no setting {key}; the settings are {', '.join(known)}")
@@ -205,14 +206,14 @@ def _changed(base: Profile, changes: Json) -> Profile:
     return profile
 
 
-def _check_name(name: Any, base: Profile) -> None:
+def _check_name(name: Any, allowed: Sequence[str]) -> None:
     require(
         isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None,
         f"name {name!r} cannot name a run's folder; give letters, digits, _ . and -, as "
         'name = "my_profile"',
     )
     require(
-        name == base.name or name not in profiles.PROFILES,
+        name in allowed or name not in profiles.PROFILES,
         f'there is a ready profile {name}; give yours another name, as name = "my_{name}"',
     )
 

@@ -125,7 +125,7 @@ def test_questions_without_their_arms_are_left_out() -> None:
 def test_profiles_without_a_study() -> None:
     with pytest.raises(ConfigError, match="profile demo has no ablations; run 'study'"):
         arms_of(profiles.profile("demo"))
-    bare = replace(STUDY, pair="cp_pillar_demo_v0.64_sparsekd")
+    bare = replace(STUDY, pair=zoo.pair("cp_pillar_demo_v0.64_sparsekd"))
     assert arms_of(bare).keys() == ARMS.keys()
 
 

@@ -80,4 +80,4 @@ def test_report(finished: Path) -> None:
     assert "Simulated data" in page and "What helps a small student" in page
     assert page.count("data:image/png;base64,") == sum(map(len, QUESTIONS.values()))
     assert "On simulated data, at this budget, " in page and "Startup report" in page
-    assert "95 %, paired bootstrap over 8 segments and seeds" in page
+    assert "95 %, paired bootstrap over 8 segments and 3 seeds" in page
