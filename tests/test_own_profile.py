@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,12 @@ def blocks() -> dict[str, str]:
     return dict(re.findall(r"```(\w+)\n(.*?)```", section.partition("\n## ")[0], re.S))
 
 
+def work_of_children() -> float:
+    """CPU seconds of finished children: what else runs on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.long
 @pytest.mark.notebooks
 def test_the_section_runs_as_written(tmp_path: Path) -> None:
@@ -66,13 +72,18 @@ def test_the_section_runs_as_written(tmp_path: Path) -> None:
     command = code["bash"].splitlines()[0].partition("#")[0].split()
     assert command == ["python", "-m", "kdlib", "run", "my_profile.toml"]
     short = [word for text in SHORT for word in ("--set", text)]
-    begun = time.monotonic()
+    begun = work_of_children()
     for words in (["convert.py"], [*command[1:], "--out", str(out), *short]):
         done = subprocess.run(
-            [sys.executable, *words], cwd=home, env=environment, capture_output=True, text=True
+            [sys.executable, *words],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - begun < 300
+    assert work_of_children() - begun < 300, "seconds; on two idle cores it takes less"
     result = records.read_json(out / "result.json")
     assert (result["profile"], records.read_json(out / "profile.json")["seeds"]) == (
         "my_profile",
