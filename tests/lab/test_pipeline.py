@@ -273,6 +273,26 @@ def test_a_profile_of_other_classes_says_so_first(tmp_path: Path) -> None:
     own = own_data(tmp_path / "own", class_names=("Forklift", "Pallet"))
     run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(own))
     with pytest.raises(
-        ConfigError, match="has the classes Forklift, Pallet, the models of profile"
+        ConfigError,
+        match=r'the classes Forklift, Pallet, .* \[detector\]: classes = \["Forklift", "Pallet"\]',
     ):
         pipeline.prepare_data(run)
+
+
+def test_a_store_without_a_split_says_how_to_name_another(tmp_path: Path) -> None:
+    own = own_data(tmp_path / "own", class_names=("Forklift",))
+    text = f'base = "own_small"\ndata = "{own}"\n[detector]\nclasses = ["Forklift"]\n'
+    (tmp_path / "hall.toml").write_text(text)
+    run = pipeline.open_run(str(tmp_path / "hall.toml"), str(tmp_path / "run"))
+    assert run.data == own and len(run.frames(run.profile.student_model)) == 4, "every frame"
+    for setting in ("training_split", "validation_split"):
+        profile = replace(run.profile, **{setting: "val"})
+        with pytest.raises(ConfigError, match=f"no split 'val', .* --set {setting}=SPLIT"):
+            pipeline.prepare_data(replace(run, profile=profile))
+    other = replace(run.profile, training_split="validation", validation_split="training")
+    turned = replace(run, profile=other)
+    assert turned.evaluated.segments == ("training_drive",)
+    job = pipeline.teacher_job(turned)
+    assert (job.split, job.model) == ("validation", run.profile.teacher_model)
+    kept = records.read_json(run.folder / "profile.json")
+    assert kept["name"] == "hall" and kept["data"] == str(own)
