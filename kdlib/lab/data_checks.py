@@ -53,7 +53,7 @@ def _check_splits(profile: Profile, data: Path, manifests: Mapping[str, Json]) -
         raise ConfigError(
             f"{data / 'waymo'} does not exist, nor does {store}; the README says how frames of "
             "your own become a store, data/README.md how to get Waymo: name their folder, as "
-            "-p DATA_ROOT=FOLDER"
+            "-p DATA_ROOT=FOLDER, or as data in a TOML file"
         )
     for setting in ("training_split", "validation_split"):
         split = getattr(profile, setting)
