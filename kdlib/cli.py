@@ -167,23 +167,35 @@ def _train(
 def _run(
     profile: Annotated[
         list[str],
-        Argument(metavar="PROFILE...", help="One of those listed below, or several."),
+        Argument(
+            metavar="PROFILE...",
+            help="One of those listed below, a TOML file of your own, or several.",
+        ),
     ],
     out: Annotated[
         _File, Option(help="Run folder (of several: their folder); default reports/runs.")
     ] = None,
     parameter: Annotated[_Words, Option("-p", help="NAME=VALUE for the notebooks.")] = None,
+    setting: Annotated[
+        _Words,
+        Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="One setting of the profile, as student.epochs=3 or kd.logit.weight=20; repeat.",
+        ),
+    ] = None,
     gpus: Annotated[
         int, Option(min=0, help="GPUs of this machine to train on, one training on each.")
     ] = 0,
     scheduler: _Scheduler = None,
 ) -> None:
     """Run the notebooks of profiles headlessly, with a report; finished stages are kept."""
-    from kdlib.lab import execute
+    from kdlib.lab import plan
     from kdlib.tools.server import batch
 
+    overrides = plan.parse_overrides(parameter or [])
     try:
-        batch.run_profiles(profile, out, execute.parse_overrides(parameter or []), gpus, scheduler)
+        batch.run_profiles(profile, out, overrides, gpus, scheduler, setting or [])
     except KeyboardInterrupt:
         print("kdlib: interrupted before anything was started", file=sys.stderr)
         raise typer.Exit(130) from None

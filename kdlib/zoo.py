@@ -188,6 +188,13 @@ class Pair:
     kd: KDConfig
     # whose trained weights the student starts from; None: the teacher's
     initialise_from: ModelConfig | None = None
+    # that the teacher is trained on, where the pair shows it another; None: what it is shown
+    teacher_grid: GridConfig | None = None
+
+    @property
+    def trained_teacher(self) -> ModelConfig | TwoStageConfig:
+        """The teacher as it is trained from scratch."""
+        return replace(self.teacher, grid=self.teacher_grid or self.teacher.grid)
 
 
 def _pillar_pair(
@@ -198,12 +205,11 @@ def _pillar_pair(
     initialisation: Initialisation = "matching",
 ) -> Pair:
     # The teacher looks at the student's range, on its own pillars (spec 1.4: 460, 468, 464 cells).
-    half = student.grid.point_range[3]
-    seen = replace(
-        teacher, grid=_pillar_grid(half, teacher.grid.voxel_size[0], teacher.grid.max_points)
-    )
+    half, own = student.grid.point_range[3], teacher.grid
+    seen = _pillar_grid(half, own.voxel_size[0], own.max_points)
     kd = KDConfig(label=LabelKDConfig(thresholds), initialisation=initialisation)
-    return Pair(name, seen, student, kd)
+    grid = None if seen == own else own
+    return Pair(name, replace(teacher, grid=seen), student, kd, teacher_grid=grid)
 
 
 def _voxel_pair(

@@ -31,7 +31,7 @@ from kdlib.config import (
 )
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.profiles import Profile
+from kdlib.lab.profile import Profile
 from kdlib.training.job import TeacherSource, TrainJob
 from kdlib.zoo import Pair
 

@@ -28,7 +28,7 @@ import pytest
 
 from kdlib import records
 from kdlib.lab.occupancy import FOLDER
-from kdlib.lab.profiles import MAIN_LINE
+from kdlib.lab.profile import MAIN_LINE
 
 VICTIMS = ("child", "driver", "kernel", "tree")
 KILLS = int(os.environ.get("KDLIB_KILLS", "0"))  # of each kind; 0 is the short form
@@ -49,8 +49,9 @@ from dataclasses import replace
 from kdlib import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
 from kdlib.lab import profiles, report
+from kdlib.lab.profile import MAIN_LINE
 chain = tuple(sys.argv.pop(1).split(","))
-if chain != profiles.MAIN_LINE:
+if chain != MAIN_LINE:
     profiles.PROFILES["smoke"] = replace(profiles.profile("smoke"), chain=chain)
     report.write_run_report = lambda folder, profile: None
 cli.main()

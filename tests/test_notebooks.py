@@ -23,8 +23,8 @@ from PIL import Image
 from kdlib import records
 from kdlib.errors import DataError
 from kdlib.lab import comparison, explore, pipeline, scoring
-from kdlib.lab.profiles import ABLATIONS, CROSS_STAGE
-from kdlib.lab.profiles import MAIN_LINE as CHAIN
+from kdlib.lab.profile import ABLATIONS, CROSS_STAGE
+from kdlib.lab.profile import MAIN_LINE as CHAIN
 from kdlib.models.weights import read_card
 from kdlib.profiling import published
 

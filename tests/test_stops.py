@@ -17,7 +17,7 @@ from test_kills import Call, check_end, outcome, survivors, until
 
 from kdlib import records
 from kdlib.lab.occupancy import DRIVER
-from kdlib.lab.profiles import MAIN_LINE
+from kdlib.lab.profile import MAIN_LINE
 
 SECONDS = 20  # for a smoke run to be gone
 SHORT = ("01_train_teacher", "02_distill_student")

@@ -244,13 +244,13 @@ def test_published_schedule() -> None:
         for each in (profile.teacher, profile.student):
             assert (each.epochs, each.batch_size, each.interval) == (30, 2, interval)
         assert profile.evaluation.interval == interval
-        assert profile.simulated is None and profile.pair in PAIRS and len(profile.seeds) >= 3
+        assert profile.simulated is None and profile.pair.name in PAIRS and len(profile.seeds) >= 3
 
 
 @pytest.mark.parametrize("name", ["smoke", "demo"])
 def test_simulated_profiles_use_the_small_pair(name: str) -> None:
     profile = profiles.profile(name)
-    pair = profile.zoo_pair
+    pair = profile.pair
     assert profile.simulated is not None
     assert pair.teacher == zoo.model("cp_pillar_demo") == profile.teacher_model
     assert pair.student == zoo.model("cp_pillar_demo_v0.64") == profile.student_model

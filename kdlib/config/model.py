@@ -61,8 +61,9 @@ class PillarEncoderConfig:
     point_features: int = 5  # the first 3 to 5 of x, y, z, tanh(intensity), elongation
 
     def __post_init__(self) -> None:
-        """Check that there are that many features."""
+        """Check that there are that many features, and channels."""
         _check_features(self.point_features)
+        require_positive(self, "filters")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,12 @@ class BackboneConfig:
                 "need one entry per level"
             ),
         )
-        require_positive(self, "width")
+        require_positive(self, "width", "strides", "upsample_strides")
+        require(
+            min(*self.channels, *self.upsample_channels) > 0,
+            f"width {self.width} leaves a level of {self.filters} or {self.upsample_filters} "
+            "without channels",
+        )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -166,6 +172,11 @@ class DecodeConfig:
     nms_pre: int = 4096
     nms_post: int = 500
 
+    def __post_init__(self) -> None:
+        """Check counts and shares."""
+        require_positive(self, "max_objects", "nms_pre", "nms_post")
+        require(0 <= self.nms_iou <= 1, f"nms_iou must be in [0, 1], not {self.nms_iou}")
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -178,6 +189,10 @@ class HeadConfig:
     box_weight: float = 2.0
     targets: TargetConfig = TargetConfig()
     decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self) -> None:
+        """Check channels and stride."""
+        require_positive(self, "shared_channels", "stride")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,12 @@ class AugmentConfig:
     # pasted before all of these; needs the store's object bank
     objects: ObjectSamplingConfig | None = None
 
+    def __post_init__(self) -> None:
+        """Check signs and order."""
+        require(self.rotation >= 0, f"rotation must not be negative: {self.rotation}")
+        low, high = self.scaling
+        require(0 < low <= high, f"scaling must be positive and rise, not {self.scaling}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -65,6 +71,13 @@ class TrainConfig:
             "accumulate",
             "checkpoint_steps",
         )
+        require(self.clip_norm > 0, f"clip_norm must be positive, not {self.clip_norm}")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"weight_decay must be finite and not negative: {self.weight_decay}",
+        )
+        require(self.workers >= 0, f"workers must not be negative: {self.workers}")
+        require(0 <= self.seed < 2**32, f"seed must be from 0 to 2**32 - 1, not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -77,3 +90,9 @@ class EvalConfig:
     # Boxes with |x| or |y| above this are left out on both sides, metres: for models that see less
     # than Waymo labels. The official metric knows no such limit, so real data keeps the default.
     half_width: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Check signs."""
+        require_positive(self, "interval", "batch_size")
+        require(self.workers >= 0, f"workers must not be negative: {self.workers}")
+        require(self.half_width > 0, f"half_width must be positive, not {self.half_width}")

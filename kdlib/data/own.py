@@ -1,8 +1,8 @@
 """Makes a store that training, evaluation and notebooks read from frames of any dataset, with boxes
 or without.
 
-``DATA_ROOT`` with that ``store/`` inside, and no ``waymo/`` beside it, gives any profile of real
-data these frames instead.
+A folder with that ``store/`` inside, and no ``waymo/`` beside it, is the ``data`` of a profile of
+one's own, or the ``DATA_ROOT`` of any profile of real data.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def store_frames(
         frames: Those of a drive one after the other, numbered from 0; one at a time is held in
             memory.
         out: Folder of the store, made if missing. A drive it has already is replaced.
-        split: ``training`` or ``validation``, as profiles name them.
+        split: ``training`` or ``validation``, unless a profile names others.
         simulated: Whether the frames were simulated; every result made from them will say so.
 
     Raises:

@@ -4,7 +4,8 @@ sentences, charts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,17 +15,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib import records
+from kdlib.lab.gain import NO_INTERVAL, UNIT, Gain, in_percent, summary
 from kdlib.lab.parts import Words, part
 from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
-from kdlib.lab.profiles import ARMS, Profile
+from kdlib.lab.profile import ARMS, Profile
 from kdlib.lab.scoring import Scores, score_all
-from kdlib.metric.bootstrap import ArmScore, BootstrapReport, Difference, bootstrap
+from kdlib.metric.bootstrap import BootstrapReport, bootstrap
 from kdlib.types import Float64, Json
 from kdlib.viz import curves, palette
 from kdlib.viz.curves import Estimate, PRCurve, ScoreTable
 
 METRIC = "LEVEL_2/mAPH"
-UNIT = "points of LEVEL_2 mAPH"
 RANGES = ("[0, 30)", "[30, 50)", "[50, +inf)")
 Group = Literal["logits", "labels", "features", "own", "recipe", "start", "student"]
 _GROUP_COLORS: dict[Group, str] = {
@@ -88,71 +89,6 @@ _WISHES = {
 
 
 @dataclass(frozen=True)
-class Gain(Difference):
-    """What came of a contrast, in points of LEVEL_2 mAPH; the arms go by their titles, the limits
-    are checked.
-    """
-
-    seeds: tuple[float, ...] = ()  # the difference, seed by seed
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"{self.low} to {self.high} is no interval")
-
-    @property
-    def shown(self) -> Literal["above", "below", "no difference"]:
-        """On which side of 0 the interval lies, as it is printed: a limit that prints as 0 touches
-        0.
-        """
-        if round(self.low, 2) > 0:
-            return "above"
-        return "below" if round(self.high, 2) < 0 else "no difference"
-
-    def sentence(self, simulated: bool) -> str:
-        """Say what the comparison showed; the sentence follows the interval as it is printed."""
-        where = f"On {'simulated' if simulated else 'these'} data, at this budget,"
-        # + 0.0: no negative zero
-        mean, low, high = (round(value, 2) + 0.0 for value in (self.mean, self.low, self.high))
-        interval = f"95 % interval {low:+.2f} to {high:+.2f}"
-        if self.shown == "no difference":
-            pair = f"{self.first} and {self.second}"
-            return (
-                f"{where} no difference between {pair} is shown: {mean:+.2f} {UNIT}, and the "
-                f"{interval} includes 0."
-            )
-        return (
-            f"{where} {self.first} scores {abs(mean):.2f} {UNIT} {self.shown} {self.second} "
-            f"({interval})."
-        )
-
-    def row(self) -> dict[str, float]:
-        """Return the mean and its interval as a row of a table."""
-        return {"LEVEL_2 mAPH": self.mean, "95 % low": self.low, "95 % high": self.high}
-
-
-def summary(gains: Sequence[Gain]) -> str:
-    """Count in one sentence what several comparisons showed."""
-    sides = [gain.shown for gain in gains]
-    above, below, none = (sides.count(side) for side in ("above", "below", "no difference"))
-    if len(sides) == 1:
-        return (
-            f"One comparison: {sides[0]} is shown."
-            if none
-            else (f"One comparison: it is shown {sides[0]} its base.")
-        )
-    verb = "is" if above == 1 else "are"
-    return (
-        f"Of {len(sides)} comparisons, {above} {verb} shown above the base, {below} below, "
-        f"and {none} show no difference."
-    )
-
-
-def in_percent(score: ArmScore | Difference) -> tuple[float, float, float]:
-    """Return a mean and its interval in percent, or in points."""
-    return 100 * score.mean, 100 * score.low, 100 * score.high
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Arms scored on the same frames, compared by paired bootstrap over segments and seeds."""
 
@@ -160,6 +96,19 @@ class Comparison:
     titles: Words  # of the arms, for people
     results: Scores
     report: BootstrapReport
+
+    @property
+    def intervals(self) -> str:
+        """What the intervals rest on, as a sentence."""
+        basis = self.report.basis
+        return f"{basis[0].upper()}{basis[1:]}."
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The student's classes that the evaluated frames have labels of: those of the mean."""
+        over = next(iter(next(iter(self.results.values())).values())).mean_over
+        names = self.profile.student_model.class_names
+        return tuple(name for name in names if name.upper() in over) or names
 
     def mean(self, arm: str, metric: str) -> float:
         """Return a metric's mean over the seeds of an arm, as a share."""
@@ -203,7 +152,11 @@ class Comparison:
         """Return the paired differences between the arms of the main line, in points."""
         gains = map(self.gain, contrasts_among(CONTRASTS, self.results))
         rows = [
-            {"difference": f"{gain.first} − {gain.second}", **gain.row(), "a gain": gain.low > 0}
+            {
+                "difference": f"{gain.first} − {gain.second}",
+                **gain.row(),
+                "a gain": gain.low > 0 if gain.measured else None,
+            }
             for gain in gains
         ]
         return pd.DataFrame(rows).round(2)
@@ -214,14 +167,14 @@ class Comparison:
         for wish in contrasts_among(_WISHES, self.results):
             gain, (margin, significant) = self.gain(wish), _WISHES[wish]
             extra = ", with its interval above 0" if significant else ""
+            met = bool(gain.mean >= margin and (gain.low > 0 or not significant))
+            interval = f"95 % interval {gain.low:+.2f} to {gain.high:+.2f}"
             verdicts.append(
                 {
                     "wish": f"{gain.first} at least {margin:g} above {gain.second}{extra}",
-                    "result": (
-                        f"{gain.mean:+.2f} points, 95 % interval {gain.low:+.2f} to "
-                        f"{gain.high:+.2f}"
-                    ),
-                    "met": bool(gain.mean >= margin and (gain.low > 0 or not significant)),
+                    "result": f"{gain.mean:+.2f} points, "
+                    f"{interval if gain.measured else NO_INTERVAL}",
+                    "met": met if gain.measured else None,
                 }
             )
         return verdicts
@@ -238,7 +191,7 @@ class Comparison:
         drawn = []
         for arm, results in self.results.items():
             result = next(iter(results.values()))
-            for kind in self.profile.student_model.class_names:
+            for kind in self.labelled:
                 name = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2"
                 curve, score = result.curves[name], result.metrics[f"{name}/AP"]
                 drawn.append(
@@ -252,8 +205,7 @@ class Comparison:
         """Return ``first`` minus ``second`` by class and level: AP, APH, and APH by range where
         several ranges hold objects.
         """
-        names = self.profile.student_model.class_names
-        kinds = [(kind, level) for kind in names for level in (1, 2)]
+        kinds = [(kind, level) for kind in self.labelled for level in (1, 2)]
 
         def scores(form: str) -> Float64:
             names = [form.format(kind.upper(), level) for kind, level in kinds]
@@ -303,7 +255,7 @@ def compare_arms(profile: Profile, titles: Words, results: Scores, resamples: in
     }
     report = bootstrap(lists, metric=METRIC, resamples=resamples)
     arms = [
-        replace(arm, values=arm.values[:1], std=0.0) if len(results[arm.name]) == 1 else arm
+        replace(arm, values=arm.values[:1], std=math.nan) if len(results[arm.name]) == 1 else arm
         for arm in report.arms
     ]
     return Comparison(profile, titles, results, replace(report, arms=tuple(arms)))
@@ -365,12 +317,8 @@ class Finding:
         """Draw the differences with their intervals and seeds."""
         rows = []
         for label, gain, contrast in zip(self.labels(minus="\n− "), self.gains, self.contrasts):
-            # A mean over resamples may miss the measured one's interval by a hair where all seeds
-            # agree.
-            low, high = min(gain.low, gain.mean), max(gain.high, gain.mean)
-            rows.append(
-                Estimate(label, gain.mean, low, high, gain.seeds, _GROUP_COLORS[contrast.group])
-            )
+            color = _GROUP_COLORS[contrast.group]
+            rows.append(Estimate(label, gain.mean, gain.low, gain.high, gain.seeds, color))
         title = self.comparison.profile.titled(self.title)
         return curves.draw_arms(
             rows, label=f"{UNIT} above {self.base}", reference=0, title=title, path=path

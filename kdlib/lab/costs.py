@@ -15,7 +15,7 @@ from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
 from kdlib.lab.comparison import arm_color
 from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
-from kdlib.lab.profiles import ARMS
+from kdlib.lab.profile import ARMS
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling import published

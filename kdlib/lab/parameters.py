@@ -11,7 +11,7 @@ from typing import Any
 
 from kdlib.config.codec import meant
 from kdlib.errors import ConfigError
-from kdlib.lab.profiles import Profile
+from kdlib.lab.profile import Profile
 
 TEACHERS = {"TEACHER": ("auto", "shipped", "scratch"), "FIRST_STAGE": ("auto", "scratch")}
 _MANY = 1_000_000

@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdlib import records, zoo
+from kdlib import records
 from kdlib.config import ModelConfig, TrainConfig
 from kdlib.data.dataset import FrameDataset
 from kdlib.data.prepare import prepare
-from kdlib.data.store import INDEX, Store
+from kdlib.data.segment import is_own
+from kdlib.data.store import INDEX, Store, StoreSplit, first_manifests
 from kdlib.errors import ConfigError, DataError
 from kdlib.kd import own
-from kdlib.lab import occupancy, parameters, profiles
-from kdlib.lab.dataset import check_data
+from kdlib.lab import occupancy, parameters, profile_files
+from kdlib.lab.data_checks import check_data
 from kdlib.lab.folders import (
     WEIGHTS,
     check_checkout,
@@ -28,7 +29,7 @@ from kdlib.lab.folders import (
     portable,
     run_folder,
 )
-from kdlib.lab.profiles import Arm, Profile
+from kdlib.lab.profile import Arm, Profile
 from kdlib.simulate import simulate
 from kdlib.training import places
 from kdlib.training.job import TeacherSource, TrainJob
@@ -61,16 +62,19 @@ class Run:
         return Store.open(self.data / "store")
 
     @property
+    def evaluated(self) -> StoreSplit:
+        """The split of frames nobody trains on."""
+        return self.store.split(self.profile.validation_split)
+
+    @property
     def frame_count(self) -> int:
         """The number of evaluated frames."""
-        return len(self.store.split("validation").frames(self.profile.evaluation.interval))
+        return len(self.evaluated.frames(self.profile.evaluation.interval))
 
     def frames(self, model: ModelConfig) -> FrameDataset:
         """Return the evaluated frames as a model sees them."""
         interval, reach = self.profile.evaluation.interval, model.grid.point_range
-        return FrameDataset(
-            self.store.split("validation"), model.class_names, interval, point_range=reach
-        )
+        return FrameDataset(self.evaluated, model.class_names, interval, point_range=reach)
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage, made if missing."""
@@ -106,25 +110,33 @@ class Run:
 
 
 def open_run(profile: str, run_dir: str = "", data_root: str = "", terms: str = "") -> Run:
-    """Open a run by profile name; empty paths mean the profile's own folders, no terms of one's own
-    the profile's.
+    """Open a run by its profile's name or file, which its folder keeps; empty paths mean the
+    profile's own folders, no terms of one's own the profile's.
 
     ConfigError if the profile is unknown, a path is wrong, a term's file or module is not there, or
     a notebook lies in another checkout than kdlib.
     """
     if records.in_kernel() and occupancy.FOLDER not in os.environ:
         check_checkout("this notebook")
-    chosen = profiles.profile(profile)
+    chosen = profile_files.load(profile)
     parameters.check("DATA_ROOT", data_root, chosen)
     chosen = replace(chosen, terms=own.named(terms) or tuple(map(own.resolve, chosen.terms)))
-    folder = run_folder(profile, Path(run_dir) if run_dir else None)
+    folder = run_folder(chosen.name, Path(run_dir) if run_dir else None)
     make_folder(folder, f"RUN_DIR={folder}")
-    return Run(chosen, folder, data_folder(chosen.folder, str(data_root)))
+    if data_root:
+        chosen = replace(chosen, data=str(Path(data_root).expanduser().resolve()))
+    profile_files.save(chosen, folder)
+    return Run(chosen, folder, data_folder(chosen.folder))
 
 
 def save_result(run: Run, stage: str, values: Json) -> Path:
     """Hand a stage's results over to later notebooks, the report and the tests."""
-    facts = {"profile": run.profile.name, "simulated": run.profile.simulated is not None}
+    manifests = first_manifests(run.data / "store").values()
+    facts = {
+        "profile": run.profile.name,
+        "simulated": run.profile.simulated is not None,
+        "own data": any(map(is_own, manifests)),
+    }
     return records.write_result(run.stage(stage), {**facts, **values})
 
 
@@ -199,7 +211,8 @@ def train_one(run: Run, where: str, job: TrainJob) -> RunResult:
 
 def plain_job(run: Run, model: ModelConfig, schedule: TrainConfig, name: str) -> TrainJob:
     """Return the training of a model on the run's data, from nothing and without distillation."""
-    return TrainJob(model, schedule, str(run.data / "store"), name=name)
+    split = run.profile.training_split
+    return TrainJob(model, schedule, str(run.data / "store"), split, name=name)
 
 
 def teacher_job(run: Run, epochs: int = 0, name: str = "teacher") -> TrainJob:
@@ -208,7 +221,7 @@ def teacher_job(run: Run, epochs: int = 0, name: str = "teacher") -> TrainJob:
     """
     schedule = replace(run.profile.teacher, epochs=epochs or run.profile.teacher.epochs)
     # It trains on its own range; the pair may show it the student's.
-    return plain_job(run, zoo.model(run.profile.teacher_model.name), schedule, name)
+    return plain_job(run, run.profile.pair.trained_teacher, schedule, name)
 
 
 def exercise_training(run: Run, teacher: TrainedWeights) -> RunResult:
@@ -272,7 +285,7 @@ def starting_weights(run: Run, teacher: TrainedWeights, schedule: TrainConfig) -
     """Return what an initialised student starts from: the teacher, or the model its pair names,
     trained without distillation.
     """
-    source = run.profile.zoo_pair.initialise_from
+    source = run.profile.pair.initialise_from
     if source is None or run.profile.kd.initialisation == "none":
         return teacher.weights
     job = plain_job(run, source, schedule, f"{source.name}, to start from")
@@ -302,6 +315,7 @@ def student_job(
         arm.student,
         replace(run.profile.student, seed=seed, epochs=arm.epochs or run.profile.student.epochs),
         str(run.data / "store"),
+        run.profile.training_split,
         # A recipe names an initialisation, too: the arm's holds, also where it is none.
         kd=None if arm.kd is None else replace(arm.kd, initialisation=arm.initialisation),
         teacher=None if arm.kd is None else TeacherSource(teacher.model, str(teacher.weights)),

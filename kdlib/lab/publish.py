@@ -8,10 +8,11 @@ from pathlib import Path
 
 from kdlib import records
 from kdlib.errors import ConfigError
-from kdlib.lab import profiles
+from kdlib.lab import profile_files
 from kdlib.lab.folders import PROJECT
 from kdlib.lab.page import packed_png, render_page
 from kdlib.lab.parts import markdown_table
+from kdlib.lab.profile import MAIN_LINE
 from kdlib.lab.report import STUDY_SUBJECT, run_results
 from kdlib.types import Json
 
@@ -38,12 +39,15 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
     Returned is the folder under ``reports``, or of a run of ablations the page there; DataError if
     the run is not finished.
     """
-    profile = str(records.read_json(folder / "result.json")["profile"])
-    results = {"profile": profile, **run_results(folder, profile)}
+    records.read_json(folder / "result.json")  # a finished run has one
+    chosen = profile_files.of_run(folder)
+    profile = chosen.name
+    results = {"profile": profile, **run_results(folder, chosen)}
     home = project / "reports" / profile
-    main_line = profiles.profile(profile).chain == profiles.MAIN_LINE
+    main_line = chosen.chain == MAIN_LINE
     shown = (project / "reports" / "README.md").read_text() if main_line else ""
-    for stage in profiles.profile(profile).chain:
+    pages = _with_table(results, project) if main_line else {}
+    for stage in chosen.chain:
         for part in results[stage]["parts"]:
             for picture in part["pictures"]:
                 name = f"{stage[:2]}_{picture['file']}"  # beside those of the other notebooks
@@ -57,21 +61,28 @@ def publish_run(folder: Path, project: Path = PROJECT) -> Path:
         records.write_bytes(home.with_suffix(".md"), study_page(results).encode())
         return home.with_suffix(".md")
     records.write_json(home / "result.json", results)
+    for readme, text in pages.items():
+        records.write_bytes(readme, text.encode())
+    return home
+
+
+def _with_table(results: Json, project: Path) -> dict[Path, str]:
+    """Return the READMEs that have a place for a run, with its table there."""
+    profile, pages = results["profile"], {}
     for readme in (project / "README.md", project / "reports" / "README.md"):
         text = readme.read_text()
         if readme.parent != project or BEGIN.format(profile=profile) in text:
-            records.write_bytes(
-                readme, with_results(text, results_table(results), profile, str(readme)).encode()
-            )
-    return home
+            pages[readme] = with_results(text, results_table(results), profile, str(readme))
+    return pages
 
 
 def results_table(results: Json) -> str:
     """Return the headline table and the verdicts of a run of the main line as Markdown."""
     evaluation = results["03_evaluate"]
     costs = {row["role"]: row for row in results["05_measure_cost"]["costs"]}
+    simulated = evaluation["simulated"]
     header = (
-        "simulated data",
+        "simulated data" if simulated else "these data",
         "LEVEL_2 mAPH",
         "95 % interval",
         "std over seeds",
@@ -82,7 +93,8 @@ def results_table(results: Json) -> str:
     rows = []
     for arm in evaluation["arms"]:
         cost = costs["teacher" if arm["arm"] == "teacher" else "student"]
-        interval = f"{arm['95 % low']:.2f} to {arm['95 % high']:.2f}"
+        measured = arm["95 % low"] is not None
+        interval = f"{arm['95 % low']:.2f} to {arm['95 % high']:.2f}" if measured else None
         counted = cost["G MACs"], cost["parameters"], round(cost["latency p50 ms"])
         rows.append([arm["arm"], arm["LEVEL_2 mAPH"], interval, arm["std over seeds"], *counted])
     return render_page(
@@ -91,6 +103,8 @@ def results_table(results: Json) -> str:
         rows=rows,
         trained=results["02_distill_student"],
         frames=evaluation["evaluation"]["frames"],
+        simulated=simulated,
+        basis=evaluation["comparison"].get("basis", ""),
         hardware=results["05_measure_cost"]["hardware"],
         verdicts=[
             [verdict["wish"], verdict["result"], verdict["met"]]

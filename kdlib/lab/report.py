@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdlib import records
-from kdlib.lab import profiles
 from kdlib.lab.page import write_report
+from kdlib.lab.profile import Profile
 from kdlib.metric.shards import MEAN_TYPES
 from kdlib.types import Json
 
@@ -32,23 +32,20 @@ _EVERY_ARM = {
 }
 
 
-def run_results(folder: Path, profile: str) -> Json:
+def run_results(folder: Path, profile: Profile) -> Json:
     """Return the results of a run's notebooks by name; DataError if a notebook's result is missing
     or damaged.
     """
-    return {
-        stage: records.read_json(folder / stage / "result.json")
-        for stage in profiles.profile(profile).chain
-    }
+    return {stage: records.read_json(folder / stage / "result.json") for stage in profile.chain}
 
 
-def write_run_report(folder: Path, profile: str) -> Path:
+def write_run_report(folder: Path, profile: Profile) -> Path:
     """Write ``result.json`` and ``report.html`` of a finished run; DataError if a notebook's result
     is missing or damaged.
     """
     stages = run_results(folder, profile)
-    records.write_json(folder / "result.json", {"profile": profile, **stages})
-    study = profiles.profile(profile).study is not None
+    records.write_json(folder / "result.json", {"profile": profile.name, **stages})
+    study = profile.study is not None
     # The notebook that compared the arms: of several that did, the first.
     compared = next(values for values in stages.values() if "comparison" in values)
     subject = compared.get("title", STUDY_SUBJECT if study else _SUBJECT)
@@ -64,7 +61,7 @@ def write_run_report(folder: Path, profile: str) -> Path:
         parts,
         title=subject[0].upper() + subject[1:],
         subtitle=(
-            f"Run '{profile}': LEVEL_2 mAPH on {compared['evaluation']['frames']} frames "
+            f"Run '{profile.name}': LEVEL_2 mAPH on {compared['evaluation']['frames']} frames "
             "nobody trained on."
         ),
         simulated=bool(compared["simulated"]),
@@ -74,7 +71,7 @@ def write_run_report(folder: Path, profile: str) -> Path:
             if row["arm"] in _TILES
         ],
         verdicts=compared.get("verdicts", ()),
-        card=_card(profile, stages, compared),
+        card=_card(profile.name, stages, compared),
     )
 
 
@@ -98,19 +95,18 @@ def _every_arm(stage: str, values: Json) -> Json:
 def _card(profile: str, stages: Json, compared: Json) -> Json:
     """Return what the numbers hold for."""
     made = compared["card"]
+    real = "frames of one's own" if compared.get("own data") else "Waymo Open Dataset"
+    comparison = compared["comparison"]
     averaged = compared["evaluation"].get("settings", {}).get("mean_over", MEAN_TYPES)
     card = {
         "profile": profile,
-        "data": "simulated, in the Waymo file format"
-        if compared["simulated"]
-        else "Waymo Open Dataset",
+        "data": "simulated, in the Waymo file format" if compared["simulated"] else real,
         "dataset fingerprint": stages.get("00_explore_data", {}).get("fingerprint"),
         "training frames": compared.get("frames"),
         "seeds": ", ".join(map(str, compared.get("seeds", ()))),
         "metric": f"LEVEL_2 mAPH over {', '.join(averaged).lower()}",
-        "intervals": "95 %, paired bootstrap over {units} {unit}s and seeds".format(
-            **compared["comparison"]
-        ),
+        "intervals": comparison.get("basis")
+        or "95 %, paired bootstrap over {units} {unit}s and seeds".format(**comparison),
         **{
             f"evaluation: {key}": value
             for key, value in compared["evaluation"].items()

@@ -5,11 +5,13 @@ changes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from kdlib import records
@@ -39,8 +41,20 @@ _WORTH_A_PROCESS = 2000  # frames to predict: a process takes some seconds to st
 def truth(run: Run) -> pa.Table:
     """Return the validation boxes that count."""
     settings, classes = run.profile.evaluation, run.profile.student_model.class_names
-    table = ground_truth_table(run.store.split("validation"), settings.interval, classes)
-    return limit_table(table, half_width=settings.half_width)
+    return _in_range(run, ground_truth_table(run.evaluated, settings.interval, classes))
+
+
+def _in_range(run: Run, table: pa.Table) -> pa.Table:
+    """Return the boxes that count: where the models see less than is labelled, those in range."""
+    settings = run.profile.evaluation
+    table = limit_table(table, half_width=settings.half_width)
+    if math.isinf(settings.half_width):
+        return table
+    reach = run.profile.student_model.grid.point_range
+    for name, low, high in zip("xy", reach, reach[3:]):
+        inside = pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], high))
+        table = table.filter(inside)
+    return table
 
 
 def predict_weights(run: Run, name: str, trained: TrainedWeights) -> pa.Table:
@@ -52,9 +66,7 @@ def predict_weights(run: Run, name: str, trained: TrainedWeights) -> pa.Table:
         run.profile.evaluation,
         trained.model,
     )
-    key = config_hash(
-        model, settings, records.sha256(trained.weights), run.store.split("validation").fingerprint
-    )
+    key = config_hash(model, settings, records.sha256(trained.weights), run.evaluated.fingerprint)
     mark = path.with_suffix(".json")
     if not (mark.is_file() and path.is_file() and records.read_json(mark).get("key") == key):
         detector = build(model)
@@ -69,7 +81,7 @@ def predict_weights(run: Run, name: str, trained: TrainedWeights) -> pa.Table:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(path, table)
         records.write_json(mark, {"key": key, "model": model.name})
-    return limit_table(read_table(path, "predictions"), half_width=settings.half_width)
+    return _in_range(run, read_table(path, "predictions"))
 
 
 def _device() -> torch.device:
@@ -107,7 +119,8 @@ def check_store(run: Run, weights: Iterable[Path]) -> None:
     not.
     """
     contents = run.store.contents
-    present = fingerprint({"training": contents["training"]}) if "training" in contents else ""
+    split = run.profile.training_split
+    present = fingerprint({split: contents[split]}) if split in contents else ""
     for path in weights:
         check_trained_on(read_card(path).get("dataset", ""), present, str(path))
 

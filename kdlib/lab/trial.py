@@ -17,7 +17,7 @@ from kdlib.kd.objective import Distillation
 from kdlib.kd.own import blamed, load_terms, source_file
 from kdlib.kd.term import StepContext, Term
 from kdlib.lab.folders import WEIGHTS
-from kdlib.lab.profiles import Profile
+from kdlib.lab.profile import Profile
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling.sweep import simulated_store

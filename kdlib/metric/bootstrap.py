@@ -4,6 +4,7 @@ what one wins over another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,8 +31,8 @@ class ArmScore:
     name: str
     values: tuple[float, ...]  # the metric per seed, on all frames
     mean: float
-    std: float  # over seeds, 0 for one seed
-    low: float  # 95 % interval of the mean
+    std: float  # over seeds, NaN for one seed
+    low: float  # 95 % interval of the mean, NaN where there is one segment
     high: float
 
 
@@ -72,9 +73,21 @@ class BootstrapReport:
                 return Difference(first, second, 0.0 - d.mean, 0.0 - d.high, 0.0 - d.low)
         raise KeyError(f"no difference between '{first}' and '{second}'")
 
+    @property
+    def basis(self) -> str:
+        """What the intervals rest on, in words."""
+        seeds = max(len(arm.values) for arm in self.arms)
+        if self.units < 2:
+            return f"one {self.unit}: no interval"
+        over = f"95 %, paired bootstrap over {self.units} {self.unit}s"
+        return f"{over} and {seeds} seeds" if seeds > 1 else f"{over} alone: one seed"
+
     def to_dict(self) -> Json:
-        """Return plain JSON values."""
-        return to_dict(self)
+        """Return plain JSON values: NaN, which JSON lacks, becomes None."""
+        values = to_dict(self)
+        for row in (*values["arms"], *values["differences"]):
+            row |= {name: None for name, value in row.items() if value != value}
+        return {**values, "basis": self.basis}
 
 
 def bootstrap(
@@ -90,7 +103,8 @@ def bootstrap(
     Every resample draws segments with replacement, the same for all arms, and seeds with
     replacement, the same positions for all arms that have equally many: an interval answers both
     "other streets" and "other random numbers". Frames of a segment show the same objects, so
-    resampling single frames would understate the spread.
+    resampling single frames would understate the spread. One segment says nothing about others:
+    there is no interval then, its limits are NaN.
 
     Args:
         arms: Name -> one result per seed, all on the same frames, with ``frames`` kept; arms are
@@ -123,18 +137,21 @@ def bootstrap(
         )
         means[name] = np.take_along_axis(resampled, drawn[len(results)], axis=1).mean(axis=1)
         values = [result.metrics[metric] for result in results]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        scores.append(
-            ArmScore(name, tuple(values), float(np.mean(values)), std, *_interval(means[name]))
-        )
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        limits = _interval(means[name], units)
+        scores.append(ArmScore(name, tuple(values), float(np.mean(values)), std, *limits))
     differences = tuple(
-        Difference(a.name, b.name, a.mean - b.mean, *_interval(means[a.name] - means[b.name]))
+        Difference(
+            a.name, b.name, a.mean - b.mean, *_interval(means[a.name] - means[b.name], units)
+        )
         for b, a in combinations(scores, 2)
     )
     return BootstrapReport(metric, tuple(scores), differences, units, resamples, seed)
 
 
-def _interval(resampled: Float64) -> tuple[float, float]:
+def _interval(resampled: Float64, units: int) -> tuple[float, float]:
+    if units < 2:
+        return math.nan, math.nan
     low, high = np.percentile(resampled, (2.5, 97.5)).tolist()
     return low, high
 

@@ -37,7 +37,7 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
         raise ConfigError(
             f"interval {job.train.interval} leaves one of the {len(split)} frames in {place}; "
             f"store more than {job.train.interval} frames, or lower the interval (of a run's "
-            "profile, in kdlib/lab/profiles.py; of a job, in its TrainConfig)"
+            "profile, as --set student.interval=1; of a job, in its TrainConfig)"
         )
     chosen = _boxes_of(job, split)
     if chosen.any() and not (split.num_points[chosen] > 0).any():
@@ -50,7 +50,7 @@ def check_split(job: TrainJob, split: StoreSplit) -> list[str]:
         raise ConfigError(
             f"none of the {total} boxes in {place} lies in the range "
             f"{job.model.grid.point_range} of {job.model.name}; "
-            "choose a model of another range"
+            "choose a model of another range (of a profile of your own: [detector] range)"
         )
     warnings = []
     for name, (boxes, inside) in counts.items():

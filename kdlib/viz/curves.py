@@ -49,7 +49,7 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval and the single seeds behind it."""
+    """A mean with its 95 % interval and the single seeds behind it; NaN limits are no interval."""
 
     name: str
     mean: float
@@ -251,16 +251,14 @@ def draw_arms(
     ``label`` is that of the horizontal axis, ``reference`` a vertical line, 0 for differences.
 
     Raises:
-        ChartError: If there is no arm, or a mean lies outside its interval.
+        ChartError: If there is no arm, or an interval ends below its beginning.
     """
     if not arms:
         raise ChartError("no arm to draw")
     for arm in arms:
-        if not arm.low <= arm.mean <= arm.high:
-            raise ChartError(
-                f"arm '{arm.name}': mean {arm.mean:g} lies outside its interval "
-                f"[{arm.low:g}, {arm.high:g}]"
-            )
+        # A mean may lie outside: resampling a score of few segments is not free of bias.
+        if arm.low > arm.high:
+            raise ChartError(f"arm '{arm.name}': [{arm.low:g}, {arm.high:g}] is no interval")
     with canvas.styled():
         figure = canvas.new_figure(7.4, 0.52 * len(arms) + (1.5 if title else 1.15))
         (ax,) = canvas.grid_axes(figure, 1, 1)
@@ -287,7 +285,8 @@ def draw_arms(
                 markeredgewidth=1.2,
             )
             text = f"{arm.mean:+.2f}" if reference == 0 else f"{arm.mean:.2f}"
-            words = f"{text}  [{arm.low:.2f}, {arm.high:.2f}]"
+            measured = arm.low <= arm.high
+            words = f"{text}  [{arm.low:.2f}, {arm.high:.2f}]" if measured else text
             ax.text(
                 1.015, row, words, transform=ax.get_yaxis_transform(), fontsize=8.5, va="center"
             )

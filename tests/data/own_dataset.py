@@ -9,6 +9,8 @@ from kdlib.data.own import own_frame, store_frames
 from kdlib.data.scans import read_scan
 from kdlib.types import Frame
 
+CLASSES = ("Car", "Pedestrian")  # all that are labelled
+
 
 def frames(folder: Path) -> Iterator[Frame]:
     """Yield every drive's frames; a line of text: class x y z length width height heading."""
@@ -17,7 +19,8 @@ def frames(folder: Path) -> Iterator[Frame]:
             lines = [line.split() for line in path.with_suffix(".txt").read_text().splitlines()]
             boxes = [[float(value) for value in line[1:]] for line in lines]
             scan = read_scan(path, layout="kitti")
-            yield own_frame(drive.name, number, scan.points, boxes, [line[0] for line in lines])
+            names = [line[0] for line in lines]
+            yield own_frame(drive.name, number, scan.points, boxes, names, class_names=CLASSES)
 
 
 def convert(folder: Path, out: Path) -> None:

@@ -362,9 +362,11 @@ def test_the_tutorial_makes_a_run_of_real_data_go(tmp_path: Path) -> None:
             # KITTI's origin is the sensor
             below = scene(number) - np.array([0, 0, 1.73, 0], np.float32)
             below.astype("<f4").tofile(folder / f"{number:03}.bin")
-            (folder / f"{number:03}.txt").write_text("Vehicle " + " ".join(map(str, CAR)) + "\n")
+            (folder / f"{number:03}.txt").write_text("Car " + " ".join(map(str, CAR)) + "\n")
     own_dataset.convert(tmp_path / "mine", tmp_path / "data")
-    run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(tmp_path / "data"))
+    profile = tmp_path / "mine.toml"
+    profile.write_text('base = "own_small"\ndata = "data"\n[detector]\nclasses = ["Car"]\n')
+    run = pipeline.open_run(str(profile), str(tmp_path / "run"))
     store = pipeline.prepare_data(run)
     assert sorted(store.contents) == ["training", "validation"]
     points = store.split("training").points(0)

@@ -333,7 +333,7 @@ def test_starting_weights_of_every_pair(pair, how, monkeypatch):
     """
     recipe = zoo.pair(pair)
     recipe = replace(recipe, kd=replace(recipe.kd, initialisation=how))
-    profile = SimpleNamespace(zoo_pair=recipe, kd=recipe.kd)
+    profile = SimpleNamespace(pair=recipe, kd=recipe.kd, training_split="training")
     run = SimpleNamespace(profile=profile, folder=Path("run"), data=Path("data"))
     launched = []
 

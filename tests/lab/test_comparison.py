@@ -14,23 +14,26 @@ from hypothesis import strategies as st
 
 from kdlib.errors import ConfigError
 from kdlib.lab import profiles
-from kdlib.lab.comparison import Comparison, Gain, compare_arms, summary
+from kdlib.lab.comparison import Comparison, Contrast, compare_arms
+from kdlib.lab.gain import Gain, summary
+from kdlib.lab.profile import ARMS
 from kdlib.lab.scoring import score_frame
 from kdlib.metric.box_tables import predictions_table
 from kdlib.metric.waymo_metrics import EvalResult, evaluate_tables
+from kdlib.viz import curves
 
 FRAMES = [f"segment{s}_{f:03d}" for s in range(4) for f in range(3)]
 TYPES = (1, 2, 4)
 EACH = 6  # objects of a class in a frame
 SMOKE = profiles.profile("smoke")
-TITLES = {"teacher": "teacher", **profiles.ARMS}
+TITLES = {"teacher": "teacher", **ARMS}
 limits = st.floats(-90, 90, allow_nan=False)
 
 
-def objects() -> tuple[list[str], np.ndarray, np.ndarray]:
+def objects(frames: list[str] = FRAMES, kinds: tuple[int, ...] = TYPES) -> tuple:
     ids, boxes, types = [], [], []
-    for frame in FRAMES:
-        for row, kind in enumerate(TYPES):
+    for frame in frames:
+        for row, kind in enumerate(kinds):
             for column in range(EACH):
                 ids.append(frame)
                 boxes.append([6.0 * column + 1, 6.0 * row, 1.0, 4.0, 2.0, 1.5, 0.3])
@@ -38,8 +41,8 @@ def objects() -> tuple[list[str], np.ndarray, np.ndarray]:
     return ids, np.array(boxes), np.array(types)
 
 
-def truth_table() -> pa.Table:
-    ids, boxes, types = objects()
+def truth_table(*what: object) -> pa.Table:
+    ids, boxes, types = objects(*what)
     columns = dict(zip(("x", "y", "z", "length", "width", "height", "heading"), boxes.T))
     extra = {"difficulty": np.zeros(len(ids), np.int64), "num_points": np.full(len(ids), 50)}
     return pa.table(
@@ -54,15 +57,15 @@ def truth_table() -> pa.Table:
     )
 
 
-def scored(found: int) -> EvalResult:
+def scored(found: int, frames: list[str] = FRAMES, kinds: tuple[int, ...] = TYPES) -> EvalResult:
     """A detector that finds the first ``found`` of every six objects."""
-    ids, boxes, types = objects()
+    ids, boxes, types = objects(frames, kinds)
     kept = np.arange(len(ids)) % EACH < found
     names = np.array(ids)[kept].tolist()
     table = predictions_table(
-        names, boxes[kept], types[kept], np.full(kept.sum(), 0.9), None, FRAMES
+        names, boxes[kept], types[kept], np.full(kept.sum(), 0.9), None, frames
     )
-    return evaluate_tables(table, truth_table())
+    return evaluate_tables(table, truth_table(frames, kinds))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,39 @@ def test_a_gain_needs_its_interval(results: dict[int, EvalResult]) -> None:
 def test_verdicts_of_missing_arms_are_left_out(results: dict[int, EvalResult]) -> None:
     assert len(compared(results, 6, alone=(2,), full=(4,)).verdicts()) == 2
     assert compared(results, 6, full=(4,)).verdicts() == []
+
+
+def test_one_segment_has_no_interval_and_one_class_is_the_mean() -> None:
+    """A dataset of one drive, one class and one seed: its score, and nothing that is not known."""
+    drive = FRAMES[:3]
+    each = {found: scored(found, drive, (1,)) for found in (2, 3, 4, 6)}
+    found = compared(each, 6, alone=(2,), init=(3,), full=(4,))
+    assert found.labelled == ("Vehicle",) and found.intervals == "One segment: no interval."
+    table = found.table().set_index("arm")
+    assert table.loc["full SparseKD", "LEVEL_2 mAPH"] == pytest.approx(100 * 4 / 6, abs=1)
+    assert table[["std over seeds", "95 % low", "95 % high"]].isna().all(axis=None)
+    assert found.difference_table()["a gain"].isna().all()
+    assert [v["met"] for v in found.verdicts()] == [None] * 3
+    assert {v["result"].partition(", ")[2] for v in found.verdicts()} == {
+        "one segment: no interval"
+    }
+    gain = found.gain(Contrast("full", "init"))
+    assert gain.sentence(simulated=False).endswith(
+        "full SparseKD and initialised from the teacher differ by +16.67 points of LEVEL_2 mAPH; "
+        "one segment: no interval, so nothing is claimed."
+    )
+    assert summary([gain, gain]) == "2 comparisons; one segment: no interval."
+    assert found.breakdown("full", "init").rows == ("Vehicle LEVEL_1", "Vehicle LEVEL_2")
+    assert {curve.class_name for curve in found.precision_recall()} == {"Vehicle"}
+    curves.draw_arms(found.estimates())
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_one_seed_leaves_the_segments(results: dict[int, EvalResult]) -> None:
+    one = compared(results, 6, alone=(2,), full=(4,))
+    assert one.intervals == "95 %, paired bootstrap over 4 segments alone: one seed."
+    assert one.gain(Contrast("full", "alone")).measured
+    assert compared(results, 6, alone=(2, 3)).intervals.endswith("4 segments and 2 seeds.")
 
 
 def test_outcome_is_json(results: dict[int, EvalResult]) -> None:
@@ -265,7 +301,7 @@ def test_real_data_are_not_called_simulated() -> None:
     )
 
 
-@pytest.mark.parametrize("limits", [(1.0, 0.0), (float("nan"), 1.0)])
+@pytest.mark.parametrize("limits", [(1.0, 0.0), (float("nan"), 1.0), (1.0, float("nan"))])
 def test_no_interval(limits: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="is no interval"):
         Gain("a", "b", 0.0, *limits)

@@ -11,8 +11,9 @@ import pytest
 
 from kdlib import records, zoo
 from kdlib.errors import ConfigError
-from kdlib.lab import costs, pipeline, profiles
+from kdlib.lab import costs, pipeline
 from kdlib.lab.pipeline import Run
+from kdlib.lab.profile import ARMS
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_accuracy_over_cost(smoke_run: Run, tmp_path, monkeypatch: pytest.Monkey
             **{"M acts": [2.0, 1.0], "parameters": [5, 5], "latency p50 ms": [30.0, 10.0]}
         ),
     )
-    assert ratios["arm"].tolist() == list(profiles.ARMS.values())[:3]
+    assert ratios["arm"].tolist() == list(ARMS.values())[:3]
     assert ratios.loc[0].tolist()[1:] == pytest.approx([0.667, 2.667, 1.333, 0.667, 2.0])
     points = costs.accuracy_points(run, table)
     assert [(p.name, p.cost, p.score, p.low, p.high) for p in points] == [

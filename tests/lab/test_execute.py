@@ -21,8 +21,10 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from kdlib import records
 from kdlib.errors import ConfigError
-from kdlib.lab import execute, folders, pipeline, profiles, report
-from kdlib.lab.execute import StageFailed, parse_overrides, plan_stages
+from kdlib.lab import execute, folders, pipeline, plan, profiles, report
+from kdlib.lab.execute import StageFailed
+from kdlib.lab.plan import parse_overrides, plan_stages
+from kdlib.lab.profile import ABLATIONS, CROSS_STAGE, MAIN_LINE
 from kdlib.models.build import build
 from kdlib.models.weights import save_weights
 
@@ -38,17 +40,17 @@ def tagged_cells(notebook: Path) -> list[str]:
 
 def test_the_chains_are_what_lies_in_the_folder() -> None:
     assert tuple(path.stem for path in NOTEBOOKS) == (
-        *profiles.MAIN_LINE,
-        *profiles.CROSS_STAGE,
-        *profiles.ABLATIONS,
+        *MAIN_LINE,
+        *CROSS_STAGE,
+        *ABLATIONS,
     )
     assert {profile.chain for profile in profiles.PROFILES.values()} == {
-        profiles.MAIN_LINE,
-        profiles.CROSS_STAGE,
-        profiles.ABLATIONS,
+        MAIN_LINE,
+        CROSS_STAGE,
+        ABLATIONS,
     }
     assert all(
-        (profile.study is not None) == (profile.chain == profiles.ABLATIONS)
+        (profile.study is not None) == (profile.chain == ABLATIONS)
         for profile in profiles.PROFILES.values()
     )
 
@@ -64,7 +66,7 @@ def test_parameters_cell(notebook: Path) -> None:
         assert isinstance(statement, ast.Assign)
         ast.literal_eval(statement.value)
         assert line.partition("  # ")[2].strip(), f"no comment: {line}"
-    declared = execute.declared_parameters(notebook)
+    declared = plan.declared_parameters(notebook)
     assert list(declared)[:3] == ["PROFILE", "RUN_DIR", "DATA_ROOT"]
     assert all(name == name.upper() for name in declared)
     profile = next(
@@ -78,14 +80,14 @@ def test_parameters_cell(notebook: Path) -> None:
 def test_a_name_has_one_type_everywhere() -> None:
     kinds: dict[str, set[type]] = {}
     for notebook in NOTEBOOKS:
-        for name, default in execute.declared_parameters(notebook).items():
+        for name, default in plan.declared_parameters(notebook).items():
             kinds.setdefault(name, set()).add(type(default))
     assert all(len(found) == 1 for found in kinds.values()), kinds
 
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(stage: execute.Stage, *_: object) -> None:
+    def refuse(stage: plan.Stage, *_: object) -> None:
         raise AssertionError(f"{stage.name} was executed")
 
     monkeypatch.setattr(execute, "execute", refuse)
@@ -217,7 +219,7 @@ def test_every_notebook_checks_what_it_takes() -> None:
         checked = set(re.findall(r"\b([A-Z_]+)=\1\b", code))
         opened = set(re.findall(r"[A-Z_]{4,}", re.search(r"open_run\((.*)\)", code)[1]))
         chapter = {"SEEDS"} if "trainings.open_chapter(" in code else set()
-        assert set(execute.declared_parameters(notebook)) == checked | opened | chapter, notebook
+        assert set(plan.declared_parameters(notebook)) == checked | opened | chapter, notebook
 
 
 def test_a_notebook_shows_a_mistake_as_its_sentence_alone(
@@ -279,12 +281,12 @@ def test_terms_are_part_of_the_keys_from_the_notebook_that_trains_them_on(
     (tmp_path / "mine.py").write_text(TERM)
     monkeypatch.chdir(tmp_path)
     plain, given = keys(tmp_path), keys(tmp_path, TERMS="mine.py:MEAN", ARMS="own")
-    early = "".join(profiles.MAIN_LINE[:2])
-    assert changed(plain, given) == "".join(profiles.MAIN_LINE[2:])
+    early = "".join(MAIN_LINE[:2])
+    assert changed(plain, given) == "".join(MAIN_LINE[2:])
     smoke = replace(profiles.profile("smoke"), terms=("mine.py:MEAN",))
     monkeypatch.setitem(profiles.PROFILES, "smoke", smoke)
     named = keys(tmp_path)
-    assert changed(plain, named) == "".join(profiles.MAIN_LINE[2:])
+    assert changed(plain, named) == "".join(MAIN_LINE[2:])
     given_by = [stage.parameters.get("TERMS") for stage in plan_stages("smoke", tmp_path, {})]
     assert given_by == [None, None, f"{tmp_path}/mine.py:MEAN", None, None, None]
     (tmp_path / "mine.py").write_text(TERM + "# another objective\n")
@@ -292,7 +294,7 @@ def test_terms_are_part_of_the_keys_from_the_notebook_that_trains_them_on(
         (given, keys(tmp_path, TERMS="mine.py:MEAN", ARMS="own")),
         (named, keys(tmp_path)),
     ):
-        assert early + changed(before, after) == "".join(profiles.MAIN_LINE)
+        assert early + changed(before, after) == "".join(MAIN_LINE)
     (stage,) = [stage for stage in plan_stages("smoke", tmp_path, {"TERMS": " mine : MEAN"})][2:3]
     assert stage.parameters["TERMS"] == f"{tmp_path}/mine.py:MEAN"
 
@@ -327,7 +329,8 @@ def test_values_take_the_type_of_their_default(tmp_path: Path) -> None:
     assert stages["02_distill_student"]["SEEDS"] == "1,2"
     assert stages["00_explore_data"]["FRAME"] == stages["04_visualize_3d"]["FRAME"] == -1
     assert "SEEDS" not in stages["03_evaluate"]
-    assert all(p["PROFILE"] == "smoke" and p["RUN_DIR"] == str(tmp_path) for p in stages.values())
+    kept = str(tmp_path / "profile.json")
+    assert all(p["PROFILE"] == kept and p["RUN_DIR"] == str(tmp_path) for p in stages.values())
 
 
 def test_a_teacher_that_is_given_is_looked_at_before_anything_runs(
@@ -492,7 +495,7 @@ def test_notebook_without_parameters_or_missing(toys: Path, tmp_path: Path) -> N
         plan_stages("smoke", tmp_path, {})
     (toys / "c.ipynb").unlink()
     with pytest.raises(ConfigError, match=r"c\.ipynb does not exist"):
-        execute.declared_parameters(toys / "c.ipynb")
+        plan.declared_parameters(toys / "c.ipynb")
 
 
 @pytest.fixture
@@ -683,10 +686,10 @@ def test_source_hash_sees_what_numbers_rest_on(edited: str, counts: bool, tmp_pa
     path = tmp_path / edited
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("a = 1")
-    assert (execute.SOURCES / edited).is_file()
-    first = execute.source_hash(tmp_path)
+    assert (plan.SOURCES / edited).is_file()
+    first = plan.source_hash(tmp_path)
     path.write_text("a = 2")
-    assert (execute.source_hash(tmp_path) != first) is counts
+    assert (plan.source_hash(tmp_path) != first) is counts
 
 
 def test_profiles_are_replaced_not_changed() -> None:

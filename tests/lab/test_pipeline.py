@@ -13,8 +13,9 @@ import pytest
 from kdlib import records
 from kdlib.data.own import own_frame, store_frames
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab import folders, pipeline, profiles
+from kdlib.lab import folders, pipeline
 from kdlib.lab.pipeline import Run, TrainedWeights
+from kdlib.lab.profile import ARMS
 from kdlib.simulate import generate
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult
@@ -178,7 +179,7 @@ def test_terms_make_one_more_arm(
     assert run.profile.terms == (OWN,)
     assert run.profile.chosen_arms("full") == ("full", "own")
     arms = run.profile.chosen_arms("")
-    assert arms == ("alone", "init", "full", "own") == tuple(profiles.ARMS)
+    assert arms == ("alone", "init", "full", "own") == tuple(ARMS)
     pipeline.train_students(run, teacher, arms, (1,))
     jobs = {job.name.partition(",")[0]: job for job in launched}
     own, full = jobs["full SparseKD and own terms"], jobs["full SparseKD"]
@@ -319,6 +320,26 @@ def test_a_profile_of_other_classes_says_so_first(tmp_path: Path) -> None:
     own = own_data(tmp_path / "own", class_names=("Forklift", "Pallet"))
     run = pipeline.open_run("waymo20", str(tmp_path / "run"), str(own))
     with pytest.raises(
-        ConfigError, match="has the classes Forklift, Pallet, the models of profile"
+        ConfigError,
+        match=r'the classes Forklift, Pallet, .* \[detector\]: classes = \["Forklift", "Pallet"\]',
     ):
         pipeline.prepare_data(run)
+
+
+def test_a_store_without_a_split_says_how_to_name_another(tmp_path: Path) -> None:
+    own = own_data(tmp_path / "own", class_names=("Forklift",))
+    text = f'base = "own_small"\ndata = "{own}"\n[detector]\nclasses = ["Forklift"]\n'
+    (tmp_path / "hall.toml").write_text(text)
+    run = pipeline.open_run(str(tmp_path / "hall.toml"), str(tmp_path / "run"))
+    assert run.data == own and len(run.frames(run.profile.student_model)) == 4, "every frame"
+    for setting in ("training_split", "validation_split"):
+        profile = replace(run.profile, **{setting: "val"})
+        with pytest.raises(ConfigError, match=f"no split 'val', .* --set {setting}=SPLIT"):
+            pipeline.prepare_data(replace(run, profile=profile))
+    other = replace(run.profile, training_split="validation", validation_split="training")
+    turned = replace(run, profile=other)
+    assert turned.evaluated.segments == ("training_drive",)
+    job = pipeline.teacher_job(turned)
+    assert (job.split, job.model) == ("validation", run.profile.teacher_model)
+    kept = records.read_json(run.folder / "profile.json")
+    assert kept["name"] == "hall" and kept["data"] == str(own)

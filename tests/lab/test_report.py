@@ -11,7 +11,8 @@ import pytest
 from kdlib import records
 from kdlib.errors import DataError
 from kdlib.lab import report
-from kdlib.lab.profiles import MAIN_LINE
+from kdlib.lab.profile import MAIN_LINE
+from kdlib.lab.profiles import profile
 
 EVIL = "<script>alert('x')</script>"
 ROW = {
@@ -61,7 +62,7 @@ def write(folder: Path, results: dict[str, dict[str, Any]]) -> None:
 
 def test_page(tmp_path: Path) -> None:
     write(tmp_path, stage_results())
-    path = report.write_run_report(tmp_path, "smoke")
+    path = report.write_run_report(tmp_path, profile("smoke"))
     page = path.read_text()
     assert path == tmp_path / "report.html"
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
@@ -83,7 +84,7 @@ def test_page(tmp_path: Path) -> None:
 
 def test_verdicts_and_banner_follow_the_results(tmp_path: Path) -> None:
     write(tmp_path, stage_results(simulated=False, met=True))
-    page = report.write_run_report(tmp_path, "waymo20").read_text()
+    page = report.write_run_report(tmp_path, profile("waymo20")).read_text()
     assert "✓ met" in page and "✗ not met" not in page
     assert "Simulated data" not in page and "Waymo Open Dataset" in page
 
@@ -91,7 +92,7 @@ def test_verdicts_and_banner_follow_the_results(tmp_path: Path) -> None:
 def test_result_json_holds_all_stages(tmp_path: Path) -> None:
     results = stage_results()
     write(tmp_path, results)
-    report.write_run_report(tmp_path, "smoke")
+    report.write_run_report(tmp_path, profile("smoke"))
     values = records.read_json(tmp_path / "result.json")
     assert values == {"profile": "smoke", **results}
 
@@ -99,10 +100,10 @@ def test_result_json_holds_all_stages(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", ["missing", "half"])
 def test_an_unfinished_run_has_no_report(tmp_path: Path, broken: str) -> None:
     write(tmp_path, stage_results())
-    report.write_run_report(tmp_path, "smoke")
+    report.write_run_report(tmp_path, profile("smoke"))
     before = (tmp_path / "report.html").read_bytes()
     path = tmp_path / "03_evaluate" / "result.json"
     path.unlink() if broken == "missing" else path.write_text('{"arms": [')
     with pytest.raises(DataError, match=r"03_evaluate/result\.json"):
-        report.write_run_report(tmp_path, "smoke")
+        report.write_run_report(tmp_path, profile("smoke"))
     assert (tmp_path / "report.html").read_bytes() == before

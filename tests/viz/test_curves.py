@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -137,8 +139,15 @@ def test_differences_have_a_sign_and_a_zero_line() -> None:
 def test_arms_bad_input() -> None:
     with pytest.raises(ChartError, match="no arm"):
         curves.draw_arms([])
-    with pytest.raises(ChartError, match="'x': mean 3 lies outside its interval"):
-        curves.draw_arms([curves.Estimate("x", 3.0, 4.0, 5.0)])
+    with pytest.raises(ChartError, match=r"'x': \[5, 4\] is no interval"):
+        curves.draw_arms([curves.Estimate("x", 4.5, 5.0, 4.0)])
+
+
+def test_arms_without_an_interval_are_drawn() -> None:
+    """One segment has none; a mean that a resampling of few segments misses is drawn as it is."""
+    alone = curves.Estimate("alone", 16.7716, math.nan, math.nan, (16.7716,))
+    ax = curves.draw_arms([alone, curves.Estimate("full", 3.0, 4.0, 5.0)]).axes[0]
+    assert {"16.77", "3.00  [4.00, 5.00]"} <= {text.get_text() for text in ax.texts}
 
 
 def table(values) -> curves.ScoreTable:

@@ -27,11 +27,9 @@ def data_overview(store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def difficulty_table(store: Store) -> pd.DataFrame:
-    """Return the number of boxes of each class and effective difficulty level in the validation
-    split.
-    """
-    split = store.split("validation")
+def difficulty_table(store: Store, split_name: str = "validation") -> pd.DataFrame:
+    """Return the number of boxes of each class and effective difficulty level in a split."""
+    split = store.split(split_name)
     level = difficulty_level(split.difficulty, split.num_points)
     names = {1: "LEVEL_1", 2: "LEVEL_2", 0: "without points (not scored)"}
     rows = []

@@ -61,7 +61,7 @@ def scene(
     """Return an evaluated frame by position, with labels and the predictions from a score on;
     ConfigError if there is none.
     """
-    split = run.store.split("validation")
+    split = run.evaluated
     numbers = split.frames(run.profile.evaluation.interval)
     if not 0 <= frame < len(numbers):
         raise ConfigError(
@@ -81,7 +81,7 @@ def scene(
 
 def true_boxes(run: Run) -> list[tuple[str, BoxLayer]]:
     """Return name and drawn labels of every evaluated frame, in order."""
-    split, model = run.store.split("validation"), run.profile.student_model
+    split, model = run.evaluated, run.profile.student_model
     numbers = map(int, split.frames(run.profile.evaluation.interval))
     return [(split.frame_id(number), _truth(split, number, model)) for number in numbers]
 
@@ -95,10 +95,11 @@ def of_class(boxes: BoxLayer, name: str | None) -> BoxLayer:
 
 def _truth(split: StoreSplit, number: int, model: ModelConfig) -> BoxLayer:
     """Return the labels of a frame that a model is asked to find: of its classes, near, seen."""
-    labels, names = split.labels(number), model.class_names
+    labels, names, reach = split.labels(number), model.class_names, model.grid.point_range
     kinds = _labels(labels.types, names, split.class_names)
     near = (
-        (np.abs(labels.boxes[:, :2]) <= model.grid.point_range[3]).all(axis=1)
+        (labels.boxes[:, :2] >= reach[:2]).all(axis=1)
+        & (labels.boxes[:, :2] <= reach[3:5]).all(axis=1)
         & (labels.num_points > 0)
         & (kinds > 0)
     )

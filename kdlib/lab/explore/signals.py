@@ -21,7 +21,7 @@ def _first_batch(run: Run, count: int) -> Batch:
     model, config = run.profile.student_model, run.profile.student
     reach = model.grid.point_range
     data = FrameDataset(
-        run.store.split("training"),
+        run.store.split(run.profile.training_split),
         model.class_names,
         config.interval,
         drop_empty=True,
@@ -32,16 +32,18 @@ def _first_batch(run: Run, count: int) -> Batch:
 
 def pivotal_example(run: Run, teacher: TrainedWeights) -> tuple[Float32, Float32]:
     """Return the weights of logit distillation on a training frame, (H, W) on the teacher's grid,
-    and its points.
+    and its points; a recipe without that term has weights of 0.
     """
     logit = run.profile.kd.logit
-    if logit is None:
-        raise ValueError(f"the recipe of {run.profile.pair} has no logit distillation to show")
     batch = _first_batch(run, 1)
     network = load_network(teacher).eval()
     with torch.inference_mode():
         probability = network(batch.points).heads[0].heatmap.sigmoid()
-        weight = pivotal_mask(probability, network.targets(batch.truth)[0], logit)
+        weight = (
+            torch.zeros_like(probability[:, 0])
+            if logit is None
+            else pivotal_mask(probability, network.targets(batch.truth)[0], logit)
+        )
     return weight[0].numpy(), batch.points.points.numpy()
 
 
@@ -51,7 +53,7 @@ def startup_report(run: Run, teacher: TrainedWeights) -> pd.DataFrame:
     """
     student = build(run.profile.student_model)
     network = load_network(teacher)
-    if run.profile.zoo_pair.initialise_from is None:  # otherwise that model is not trained yet
+    if run.profile.pair.initialise_from is None:  # otherwise that model is not trained yet
         initialise(student, network.state_dict(), run.profile.kd.initialisation)
     extra = load_terms(run.profile.terms)
     objective = Distillation(student, network, run.profile.kd, extra=extra)

@@ -15,11 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from kdlib import records
 from kdlib.data.augment import boxes_in_range
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab import profiles, scoring
+from kdlib.lab import profile_files, scoring
 from kdlib.lab.explore import maps
 from kdlib.lab.explore.choice import BASES, JUMPS, LAYERS, MAP_NAMES, Choice
 from kdlib.lab.explore.outcomes import judge_layers
@@ -32,7 +31,8 @@ from kdlib.lab.explore.scenes import (
     scene,
     true_boxes,
 )
-from kdlib.lab.pipeline import Run, chosen_teacher, open_run, student_name, trained_students
+from kdlib.lab.folders import data_folder
+from kdlib.lab.pipeline import Run, chosen_teacher, student_name, trained_students
 from kdlib.types import Batch, Int64
 from kdlib.viz.bev import contact_sheet, draw_bev
 from kdlib.viz.interactive import scene_figure
@@ -252,9 +252,9 @@ def studios(run: Run, threshold: float = 0.5) -> Studios:
         folder = result.parents[1]
         # a damaged result, or of a profile that is unknown here
         with suppress(ConfigError, DataError, KeyError):
-            profile = profiles.profile(records.read_json(result)["profile"])
-            same = profile.folder == run.profile.folder
-            other = open_run(profile.name, str(folder), str(run.data) if same else "")
+            profile = profile_files.of_run(folder)
+            told = (folder / profile_files.FILE).is_file() or profile.name != run.profile.name
+            other = Run(profile, folder, data_folder(profile.folder) if told else run.data)
             if (other.data / "store").is_dir() and (
                 folder / "01_train_teacher" / "result.json"
             ).is_file():

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from kdlib import records
-from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms, in_percent
+from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms
+from kdlib.lab.gain import in_percent
 from kdlib.lab.pipeline import Students, TrainedWeights
-from kdlib.lab.profiles import TeacherQuality
+from kdlib.lab.profile import TeacherQuality
 from kdlib.lab.scoring import score_all
 from kdlib.lab.study.arms import ARM_LINES
 from kdlib.lab.study.pictures import ScheduleLine
@@ -93,7 +94,12 @@ def study_result(
         "scores": records.table_rows(comparison.table()),
         "students": records.table_rows(trained),
         "terms": records.table_rows(term_table(comparison.titles, reporting)),
-        "comparison": {"unit": report.unit, "units": report.units, "resamples": report.resamples},
+        "comparison": {
+            "unit": report.unit,
+            "units": report.units,
+            "resamples": report.resamples,
+            "basis": report.basis,
+        },
         "evaluation": dict(next(iter(next(iter(comparison.results.values())).values())).card),
     }
 

@@ -9,7 +9,7 @@ from kdlib import zoo
 from kdlib.config import FeatureKDConfig, KDConfig, ModelConfig, lookup
 from kdlib.errors import ConfigError
 from kdlib.lab.comparison import Contrast, Group, contrasts_among
-from kdlib.lab.profiles import Arm, Profile, StudySettings
+from kdlib.lab.profile import Arm, Profile, StudySettings
 from kdlib.lab.study.pictures import ScheduleLine
 from kdlib.viz import palette
 

@@ -17,7 +17,7 @@ import torch
 from kdlib import records
 from kdlib.data.collate import collate
 from kdlib.lab.pipeline import Run, student_folder
-from kdlib.lab.profiles import Arm
+from kdlib.lab.profile import Arm
 from kdlib.lab.study.trainings import arm_job, open_chapter, weak_folder, weak_job
 from kdlib.training import loop
 from kdlib.training.job import TrainJob
@@ -95,7 +95,7 @@ def estimate_budget(run: Run, seeds: str = "") -> Budget:
     ):
         job = weak_job(run)
         alike[job.model.name, "weak teacher"].append(job)
-    split, rows = run.store.split("training"), []
+    split, rows = run.store.split(run.profile.training_split), []
     for kind, jobs in alike.items():
         samples = sum(job.train.epochs * len(split.frames(job.train.interval)) for job in jobs)
         rows.append((*kind, len(jobs), samples, seconds_per_sample(jobs[0], run.profile.threads)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kdlib.lab.comparison import METRIC, in_percent
+from kdlib.lab.comparison import METRIC
 from kdlib.lab.costs import COSTS, measure_roles, ratio_row
+from kdlib.lab.gain import in_percent
 from kdlib.lab.parts import part
 from kdlib.lab.pipeline import TrainedWeights
 from kdlib.lab.study.answers import ChapterComparison

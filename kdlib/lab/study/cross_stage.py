@@ -27,14 +27,14 @@ from kdlib.lab.pipeline import (
     teacher_job,
     train_one,
 )
-from kdlib.lab.profiles import CrossStageSettings
+from kdlib.lab.profile import ARMS, CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all
 from kdlib.lab.study.answers import study_result
 from kdlib.training.launch import RunResult
 from kdlib.types import Json
 
 FIRST, TEACHER = "first", "teacher"
-_TITLES = {FIRST: "first stage alone", TEACHER: "two-stage teacher", **profiles.ARMS}
+_TITLES = {FIRST: "first stage alone", TEACHER: "two-stage teacher", **ARMS}
 _CONTRASTS = (
     Contrast(TEACHER, FIRST),
     Contrast("full", "init"),
@@ -120,7 +120,7 @@ class CrossStageComparison(Comparison):
     def table(self) -> pd.DataFrame:
         """Return mean, spread over seeds and interval of every arm, and its classes, in percent."""
         table = super().table()
-        for kind in self.profile.student_model.class_names:
+        for kind in self.labelled:
             form = f"OBJECT_TYPE_TYPE_{kind.upper()}_LEVEL_2/APH"
             table[f"{kind} APH"] = [100 * self.mean(arm, form) for arm in self.results]
         return table.round(2)

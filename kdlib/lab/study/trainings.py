@@ -22,7 +22,7 @@ from kdlib.lab.pipeline import (
     student_folder,
     student_job,
 )
-from kdlib.lab.profiles import Arm, TeacherQuality
+from kdlib.lab.profile import Arm, TeacherQuality
 from kdlib.lab.study.arms import RETITLED, Question, arms_of, questions_of, study_settings
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult

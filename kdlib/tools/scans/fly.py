@@ -14,8 +14,8 @@ import numpy as np
 from kdlib import records
 from kdlib.data.store import StoreSplit
 from kdlib.errors import ConfigError
-from kdlib.lab import pipeline, profiles
-from kdlib.lab.folders import PROJECT
+from kdlib.lab import pipeline, profile_files
+from kdlib.lab.folders import data_folder
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.tools.scans.film import Film, Shot, film
 from kdlib.tools.scans.trained import STUDENTS, find_weights, load_detector
@@ -74,13 +74,11 @@ def fly(
         raise ConfigError(
             f"{run} is no folder of a run with students; run notebook {STUDENTS} first"
         )
-    profile = profiles.profile(records.read_json(run / STUDENTS / "result.json")["profile"])
+    profile = profile_files.of_run(run)
     teacher, student = find_weights(str(run), arm="teacher"), find_weights(str(run), arm=arm)
-    opened = pipeline.Run(
-        profile, run, data.resolve() if data else PROJECT / "data" / (profile.data or profile.name)
-    )
-    split, names = opened.store.split("validation"), student.model.class_names
-    reach = float(student.model.grid.point_range[3])
+    opened = pipeline.Run(profile, run, data.resolve() if data else data_folder(profile.folder))
+    split, names = opened.evaluated, student.model.class_names
+    reach = float(max(map(abs, student.model.grid.point_range[3:5])))
     in_sight = np.isin(split.types, split.class_types(names)) & (split.num_points > 0)
     in_sight &= (np.abs(split.boxes[:, :2]) <= reach).all(axis=1)
     chosen = _segment(split, segment, in_sight)
@@ -99,8 +97,9 @@ def fly(
         f"{sum(value.numel() for value in network.parameters()) / 1000:,.0f} k parameters"
         for role, network in zip(roles, networks)
     )
-    simulated = "simulated data" if profile.simulated is not None else "Waymo"
-    footer = f"{simulated}, boxes of score {score:g} and above"
+    real = "own data" if split.own else "Waymo"
+    source = "simulated data" if profile.simulated is not None else real
+    footer = f"{source}, boxes of score {score:g} and above"
     done = film(shots, (left, right), footer=footer, reach=1.05 * reach, images=images, **options)
     records.write_bytes(out, done.gif)
     return Flown(out, split.segments[chosen], done)

@@ -11,9 +11,10 @@ from typing import TypeVar
 from kdlib import records, zoo
 from kdlib.config import DecodeConfig, RefinedConfig, TwoStageConfig
 from kdlib.errors import ConfigError
-from kdlib.lab import profiles
+from kdlib.lab import profile_files
 from kdlib.lab.folders import WEIGHTS, located
 from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.profile import ARMS
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_card
@@ -120,9 +121,9 @@ def _of_zoo(name: str, weights: Path | None) -> TrainedWeights:
 def _of_run(folder: Path, arm: str | None) -> TrainedWeights:
     students = folder / STUDENTS / "result.json"
     values = records.read_json(students if students.is_file() else folder / TEACHER / "result.json")
-    profile = profiles.profile(values["profile"])
+    profile = profile_files.of_run(folder)
     rows = {row["arm"]: row for row in reversed(values.get("students", []))}  # an arm's first seed
-    trained = [name for name in profiles.ARMS if name in rows]
+    trained = [name for name in ARMS if name in rows]
     chosen = arm or (trained[-1] if trained else "teacher")
     if chosen == "teacher":
         weights = records.read_json(folder / TEACHER / "result.json")["weights"]
@@ -132,7 +133,7 @@ def _of_run(folder: Path, arm: str | None) -> TrainedWeights:
         raise ConfigError(
             f"{folder} has no arm '{chosen}', it has: {', '.join(('teacher', *trained))}"
         )
-    title = f"{profiles.ARMS[chosen]}, seed {rows[chosen]['seed']}, of {folder}"
+    title = f"{ARMS[chosen]}, seed {rows[chosen]['seed']}, of {folder}"
     return TrainedWeights(profile.student_model, _inside(folder, rows[chosen]["weights"]), title)
 
 

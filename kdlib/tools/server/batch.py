@@ -15,7 +15,7 @@ from pathlib import Path
 from kdlib import records
 from kdlib.data.cluster import cluster_cores
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab import execute, stopping
+from kdlib.lab import execute, plan, profile_files, stopping
 from kdlib.lab.folders import check_checkout, run_folder
 from kdlib.lab.stopping import Request, Stopped
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
@@ -61,6 +61,7 @@ def run_profiles(
     overrides: Mapping[str, str] | None = None,
     gpus: int = 0,
     scheduler: str | None = None,
+    settings: Sequence[str] = (),
 ) -> list[Path]:
     """Run profiles and return their run folders; a second call goes on where the first one stopped.
 
@@ -69,7 +70,8 @@ def run_profiles(
     a Dask cluster that see the same files.
 
     ``out`` is the run folder, of several profiles the folder of their run folders; ``overrides``
-    are notebook parameters for all.
+    are notebook parameters for all, ``settings`` those of profiles (see
+    :func:`kdlib.lab.profile_files.load`).
 
     Raises:
         ConfigError: If a name or value is wrong, or the current folder lies in another checkout
@@ -85,24 +87,33 @@ def run_profiles(
         )
     if len(set(names)) != len(names):
         raise ConfigError(f"a profile is named twice: {', '.join(names)}")
+    chosen = {name: profile_files.load(name, settings) for name in names}
+    titles = {name: profile.name for name, profile in chosen.items()}
+    if len(set(titles.values())) != len(names):
+        raise ConfigError(f"two profiles have one name: {', '.join(titles.values())}")
     folders = {
-        name: run_folder(name, out / name if out and len(names) > 1 else out) for name in names
+        name: run_folder(title, out / title if out and len(names) > 1 else out)
+        for name, title in titles.items()
     }
     check_checkout("this folder")
     overrides = overrides or {}
-    plans = {name: execute.plan_stages(name, each, overrides) for name, each in folders.items()}
+    plans = {
+        name: plan.plan_stages(name, folder, overrides, settings)
+        for name, folder in folders.items()
+    }
     ids = gpu_ids(gpus) if gpus else ()
     if scheduler:
         cluster_cores(scheduler)  # whether one answers, before hours
     if len(names) > 1:
         for name, stages in plans.items():
-            execute.check_run(name, folders[name], stages)
+            plan.check_run(chosen[name], folders[name], stages)
     _follow_starter()
     where = {GPUS: ",".join(ids)} if ids else {SCHEDULER: scheduler} if scheduler else {}
     if len(names) == 1:
         os.environ.update(where)
-        return [execute.run_profile(names[0], folders[names[0]], overrides)]
+        return [execute.run_profile(names[0], folders[names[0]], overrides, settings)]
     words = [word for name, value in overrides.items() for word in ("-p", f"{name}={value}")]
+    words += [word for text in settings for word in ("--set", text)]
     with stopping.heeded() as request:
         places = ids or [""] * (len(names) if scheduler else 1)
         failed = _run_drivers(folders, words, where, places, request)

@@ -241,12 +241,9 @@ def test_a_student_with_own_terms_can_be_looked_at(smoke_run: Run, tmp_path: Pat
     assert shown.weights == run.located(row["weights"]) and "own terms" in shown.origin
 
 
-def test_recipe_without_logits_is_said(
-    smoke_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kdlib import zoo
-
-    pair = smoke_run.profile.zoo_pair
-    monkeypatch.setitem(zoo.PAIRS, pair.name, replace(pair, kd=replace(pair.kd, logit=None)))
-    with pytest.raises(ValueError, match="no logit distillation"):
-        explore.pivotal_example(smoke_run, pipeline.chosen_teacher(smoke_run))
+def test_a_recipe_without_logits_weighs_nothing(smoke_run: Run) -> None:
+    pair = smoke_run.profile.pair
+    profile = replace(smoke_run.profile, pair=replace(pair, kd=replace(pair.kd, logit=None)))
+    run = replace(smoke_run, profile=profile)
+    weight, points = explore.pivotal_example(run, pipeline.chosen_teacher(smoke_run))
+    assert weight.shape == (128, 128) and not weight.any() and len(points)

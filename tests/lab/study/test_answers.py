@@ -14,7 +14,7 @@ from PIL import Image
 
 from kdlib.lab import costs
 from kdlib.lab.comparison import contrasts_among
-from kdlib.lab.profiles import ABLATIONS
+from kdlib.lab.profile import ABLATIONS
 from kdlib.lab.study import compression
 from kdlib.lab.study.answers import ChapterComparison
 from kdlib.lab.study.arms import ARM_LINES, QUESTIONS
@@ -137,7 +137,12 @@ def test_what_is_handed_over_is_json(scores_of: Made) -> None:
         {"file": "narrow.png", "caption": ("Above the step before")}
     ]
     assert values["scores"][0]["95 % low"] is None, "teachers have no interval"
-    assert values["comparison"] == {"unit": "segment", "units": 8, "resamples": 200}
+    assert values["comparison"] == {
+        "unit": "segment",
+        "units": 8,
+        "resamples": 200,
+        "basis": "95 %, paired bootstrap over 8 segments and 3 seeds",
+    }
 
 
 def test_costs_and_ratios(scores_of: Made, monkeypatch: pytest.MonkeyPatch) -> None:

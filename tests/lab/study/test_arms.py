@@ -17,7 +17,7 @@ from kdlib.kd.own import load_terms
 from kdlib.lab import profiles
 from kdlib.lab.comparison import Contrast
 from kdlib.lab.pipeline import Run
-from kdlib.lab.profiles import Arm
+from kdlib.lab.profile import ABLATIONS, Arm
 from kdlib.lab.study.arms import (
     ARM_LINES,
     QUESTIONS,
@@ -57,7 +57,7 @@ def test_arms_that_are_compared_differ_in_one_thing(one: Contrast) -> None:
 
 
 def test_every_arm_is_asked_about_and_titles_tell_arms_apart() -> None:
-    assert tuple(QUESTIONS) == profiles.ABLATIONS
+    assert tuple(QUESTIONS) == ABLATIONS
     assert {name for one in CONTRASTS for name in (one.first, one.second)} == set(ARMS)
     titles = Counter(arm.title for arm in ARMS.values())
     assert max(titles.values()) == 1
@@ -123,7 +123,7 @@ def test_terms_of_ones_own_are_one_more_signal() -> None:
     assert "own" not in arms_of(profiles.profile("study"))
     smoke = replace(profiles.profile("study_smoke"), terms=(OWN,))
     run = Run(smoke, Path("/nowhere"), Path("/nowhere"))
-    for notebook in profiles.ABLATIONS:
+    for notebook in ABLATIONS:
         asked = open_chapter(run, notebook).arms
         assert ("own" in asked) == (notebook == "11_ablate_signals")
         assert "base" in asked or "full" in asked
@@ -145,7 +145,7 @@ def test_questions_without_their_arms_are_left_out() -> None:
 def test_profiles_without_a_study() -> None:
     with pytest.raises(ConfigError, match="profile demo has no ablations; run 'study'"):
         arms_of(profiles.profile("demo"))
-    bare = replace(STUDY, pair="cp_pillar_demo_v0.64_sparsekd")
+    bare = replace(STUDY, pair=zoo.pair("cp_pillar_demo_v0.64_sparsekd"))
     assert arms_of(bare).keys() == ARMS.keys()
 
 

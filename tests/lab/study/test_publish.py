@@ -11,7 +11,8 @@ import pytest
 
 from kdlib import records
 from kdlib.errors import DataError
-from kdlib.lab.profiles import ABLATIONS
+from kdlib.lab.profile import ABLATIONS
+from kdlib.lab.profiles import profile
 from kdlib.lab.publish import HEADINGS, publish_run, study_page
 from kdlib.lab.report import write_run_report
 from kdlib.lab.study.answers import ChapterComparison
@@ -35,7 +36,7 @@ def finished(scores_of: Callable[[str], ChapterComparison], tmp_path: Path) -> P
 
 
 def test_page(finished: Path, tmp_path: Path) -> None:
-    write_run_report(finished, "study")
+    write_run_report(finished, profile("study"))
     results = records.read_json(finished / "result.json")
     page = study_page(results)
     assert page.startswith("# The study: what helps a small student\n") and page.endswith("|\n")
@@ -51,7 +52,7 @@ def test_page(finished: Path, tmp_path: Path) -> None:
 
 
 def test_publish_writes_page_pictures_and_numbers(finished: Path, tmp_path: Path) -> None:
-    write_run_report(finished, "study")
+    write_run_report(finished, profile("study"))
     project = tmp_path / "project"
     page = publish_run(finished, project)
     assert page == project / "reports" / "study.md"
@@ -64,11 +65,11 @@ def test_publish_writes_page_pictures_and_numbers(finished: Path, tmp_path: Path
 
 
 def test_an_unfinished_study_is_not_published(finished: Path, tmp_path: Path) -> None:
-    write_run_report(finished, "study")
+    write_run_report(finished, profile("study"))
     (finished / ABLATIONS[2] / "result.json").unlink()
     for attempt in (
         lambda: publish_run(finished, tmp_path / "p"),
-        lambda: write_run_report(finished, "study"),
+        lambda: write_run_report(finished, profile("study")),
     ):
         with pytest.raises(DataError, match=ABLATIONS[2]):
             attempt()
@@ -76,8 +77,8 @@ def test_an_unfinished_study_is_not_published(finished: Path, tmp_path: Path) ->
 
 
 def test_report(finished: Path) -> None:
-    page = write_run_report(finished, "study").read_text()
+    page = write_run_report(finished, profile("study")).read_text()
     assert "Simulated data" in page and "What helps a small student" in page
     assert page.count("data:image/png;base64,") == sum(map(len, QUESTIONS.values()))
     assert "On simulated data, at this budget, " in page and "Startup report" in page
-    assert "95 %, paired bootstrap over 8 segments and seeds" in page
+    assert "95 %, paired bootstrap over 8 segments and 3 seeds" in page

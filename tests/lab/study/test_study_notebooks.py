@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kdlib import records
-from kdlib.lab.profiles import ABLATIONS
+from kdlib.lab.profile import ABLATIONS
 
 OWN = f"{Path(__file__).parents[2]}/kd/own_term.py:HEADING"
 

@@ -13,7 +13,7 @@ import pytest
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline, profiles
 from kdlib.lab.pipeline import Run, Student, student_folder
-from kdlib.lab.profiles import ABLATIONS
+from kdlib.lab.profile import ABLATIONS
 from kdlib.lab.study import trainings
 from kdlib.lab.study.trainings import Chapter, arm_job, open_chapter, training_table
 from kdlib.training.job import TrainJob

@@ -17,7 +17,7 @@ import pytest
 
 from kdlib import records
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab import execute
+from kdlib.lab import execute, plan
 from kdlib.tools.server import batch
 from kdlib.training.places import GPUS, SCHEDULER, VISIBLE
 
@@ -120,7 +120,7 @@ def test_one_after_the_other_where_there_is_no_gpu(
     )
     found = written_records(drivers)
     assert set(found) == {"study_smoke", "smoke"} and at_once(found) == 1
-    monkeypatch.setattr(execute, "run_profile", lambda name, folder, overrides: folder)
+    monkeypatch.setattr(execute, "run_profile", lambda name, folder, overrides, settings: folder)
     assert batch.run_profiles(["demo"], drivers) == [drivers], "of one profile, --out is its folder"
 
 
@@ -129,19 +129,20 @@ def test_side_by_side_over_gpus(
 ) -> None:
     monkeypatch.setenv(VISIBLE, "4,6,8")
     names = ["smoke", "demo", "waymo20", "study_smoke"]
-    monkeypatch.setattr(execute, "plan_stages", lambda name, folder, overrides: [])
-    monkeypatch.setattr(execute, "check_run", lambda name, folder, stages: None)
+    monkeypatch.setattr(plan, "plan_stages", lambda name, folder, overrides, settings: [])
+    monkeypatch.setattr(plan, "check_run", lambda profile, folder, stages: None)
     with pytest.raises(
         batch.RunsFailed,
         match=(r"1 of 4 runs failed.*study_smoke: " r"11_ablate_signals stopped at cell 5"),
     ):
-        batch.run_profiles(names, drivers, {"SEEDS": "1,2"}, gpus=2)
+        batch.run_profiles(names, drivers, {"SEEDS": "1,2"}, gpus=2, settings=["student.epochs=2"])
     found = written_records(drivers)
     assert set(found) == set(names) and at_once(found) == 2
     assert {one[GPUS] for one in found.values()} == {"4,6"}, "trainings may go to all of them"
     assert {one[VISIBLE] for one in found.values()} == {"4", "6"}, "a driver's own work to one"
     assert all(
-        one["words"] == ["-p", "SEEDS=1,2"] and one["KDLIB_ATTENDED"] == "1"
+        one["words"] == ["-p", "SEEDS=1,2", "--set", "student.epochs=2"]
+        and one["KDLIB_ATTENDED"] == "1"
         for one in found.values()
     )
     said = capfd.readouterr().out

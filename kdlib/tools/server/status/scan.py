@@ -7,14 +7,16 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kdlib import records
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab import occupancy, runlog
+from kdlib.lab import occupancy, profile_files, runlog
 from kdlib.lab.occupancy import RUN
+from kdlib.lab.profile import Profile
 from kdlib.lab.profiles import PROFILES
 from kdlib.training.job import RunDir, worker
 from kdlib.training.launch import log_tail
@@ -97,7 +99,8 @@ def _is_run(folder: Path) -> bool:
 
 def _run_status(folder: Path) -> RunStatus:
     driver = _process(occupancy.driver(folder))
-    profile, notes = _noted_stages(folder)
+    known = _profile(folder)
+    profile, notes = _noted_stages(folder, known)
     stages = tuple(
         StageStatus(name, _stage_state(folder / name, note, bool(driver)))
         for name, note in notes.items()
@@ -115,7 +118,7 @@ def _run_status(folder: Path) -> RunStatus:
         name=folder.name,
         folder=str(folder),
         profile=profile,
-        simulated=profile in PROFILES and PROFILES[profile].simulated is not None,
+        simulated=known is not None and known.simulated is not None,
         state=_overall(stages, trainings, bool(driver)),
         process=driver,
         stages=stages,
@@ -124,7 +127,14 @@ def _run_status(folder: Path) -> RunStatus:
     )
 
 
-def _noted_stages(folder: Path) -> tuple[str, dict[str, Mapping[str, Any]]]:
+def _profile(folder: Path) -> Profile | None:
+    """Return a run's profile; None of a single training, or where this version does not know it."""
+    with suppress(ConfigError, DataError):
+        return profile_files.of_run(folder)
+    return None
+
+
+def _noted_stages(folder: Path, known: Profile | None) -> tuple[str, dict[str, Mapping[str, Any]]]:
     """Return a run's profile, and of each stage what its driver noted last: nothing where notebooks
     ran without a driver.
     """
@@ -140,9 +150,8 @@ def _noted_stages(folder: Path) -> tuple[str, dict[str, Mapping[str, Any]]]:
         if path.parent.name in there
     ]
     profile = str(results[0].get("profile", folder.name)) if results else folder.name
-    return profile, {
-        name: {} for name in (PROFILES[profile].chain if profile in PROFILES else there)
-    }
+    known = known or PROFILES.get(profile)
+    return profile, {name: {} for name in (known.chain if known else there)}
 
 
 def _stage_state(home: Path, note: Mapping[str, Any], driven: bool) -> State:

@@ -18,8 +18,7 @@ import pytest
 from kdlib import records
 from kdlib.errors import ConfigError
 from kdlib.lab import runlog
-from kdlib.lab.execute import RUN
-from kdlib.lab.occupancy import DRIVER
+from kdlib.lab.occupancy import DRIVER, RUN
 from kdlib.tools.server.status.scan import scan_runs
 from kdlib.tools.server.status.show import (
     duration,
