@@ -302,4 +302,4 @@ def test_unknown_names_list_what_there_is(find) -> None:
         find("cp_pilar")
     message = str(caught.value)
     assert "\n" not in message
-    assert all(re.search(rf"\b{re.escape(name)}(,|$)", message) for name in known)
+    assert all(re.search(rf"\b{re.escape(name)}(,|;|$)", message) for name in known)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from kdlib import records
 from kdlib.lab.gain import NO_INTERVAL, UNIT, Gain, in_percent, summary
 from kdlib.lab.parts import Words, part
-from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
+from kdlib.lab.pipeline import Run, Students, chosen_teacher, trained_students
 from kdlib.lab.profile import ARMS, Profile
 from kdlib.lab.scoring import Scores, score_all
 from kdlib.metric.bootstrap import BootstrapReport, bootstrap
@@ -80,6 +80,14 @@ def contrasts_among(contrasts: Iterable[Contrast], arms: Collection[str]) -> tup
     )
 
 
+# Those that say what each part was worth, in this order.
+_READ = (
+    Contrast("init", "alone"),
+    Contrast("full", "alone"),
+    Contrast("full", "init"),
+    Contrast("own", "full"),
+    Contrast("teacher", "full"),
+)
 # Wanted margins in points of LEVEL_2 mAPH, and whether the interval must stay above zero.
 _WISHES = {
     Contrast("teacher", "alone"): (5.0, False),
@@ -160,6 +168,12 @@ class Comparison:
             for gain in gains
         ]
         return pd.DataFrame(rows).round(2)
+
+    def sentences(self) -> list[str]:
+        """Say what each part of the recipe was worth; the words follow the intervals."""
+        simulated = self.profile.simulated is not None
+        told = contrasts_among(_READ, self.results)
+        return [self.gain(contrast).sentence(simulated) for contrast in told]
 
     def verdicts(self) -> list[Json]:
         """Return every wish about these arms with what came of it, in plain words."""
@@ -270,6 +284,19 @@ def compare_run(run: Run, resamples: int) -> Comparison:
     """
     results = score_all(run, trained_students(run), {"teacher": chosen_teacher(run)})
     return compare_arms(run.profile, {"teacher": "teacher", **ARMS}, results, resamples)
+
+
+def losses_reading(students: Students) -> str:
+    """Say in words where the detection losses of the first seed ended."""
+    ended = dict[str, float]()
+    for (arm, _), result in students.items():
+        parts = result.values["final"]["parts"]
+        ended.setdefault(arm, sum(v for name, v in parts.items() if not name.startswith("kd_")))
+    told = ", ".join(f"{value:.2f} {ARMS.get(arm, arm)}" for arm, value in ended.items())
+    return (
+        f"The detection loss of the first seed ends at {told}. It is a training "
+        "loss: which student finds more is notebook 03's question."
+    )
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,23 @@ def ratio_table(run: Run, costs: pd.DataFrame) -> pd.DataFrame:
     ).round(3)
 
 
+def cost_reading(costs: pd.DataFrame, ratios: pd.DataFrame) -> str:
+    """Say in words what the student saves, and what it keeps of the teacher's score."""
+    student, teacher = (costs.set_index("role").loc[role] for role in ("student", "teacher"))
+    macs, time = (student[name] / teacher[name] for name in ("G MACs", "latency p50 ms"))
+    said = (
+        f"The student needs {macs:.0%} of the teacher's multiply-accumulates and, on this machine, "
+        f"{time:.0%} of its time: {student['latency p50 ms']:.0f} ms a frame instead of "
+        f"{teacher['latency p50 ms']:.0f}."
+    )
+    kept = ratios.dropna(subset=["share of mAPH kept"]).sort_values("share of mAPH kept")
+    if not len(kept):
+        return f"{said} The teacher scores nothing, so there is nothing to keep."
+    return f"{said} It keeps most with '{kept['arm'].iloc[-1]}': " + (
+        f"{kept['share of mAPH kept'].iloc[-1]:.0%} of the teacher's LEVEL_2 mAPH."
+    )
+
+
 def accuracy_points(run: Run, costs: pd.DataFrame) -> list[CostPoint]:
     """Return LEVEL_2 mAPH over cost of the teacher and every arm of the student, in its colour."""
     cost = costs.set_index("role")["G MACs"]

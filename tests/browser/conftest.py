@@ -72,7 +72,7 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture()
 def page(chromium: Any) -> Iterator[Any]:
     """A fresh page as large as a laptop's screen."""
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    context = chromium.new_context(viewport={"width": 1366, "height": 768})
     context.set_default_timeout(PATIENCE)
     yield context.new_page()
     context.close()

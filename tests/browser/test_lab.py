@@ -169,7 +169,12 @@ def test_notebook_04_answers_to_slider_layer_and_mouse(
     first = changed(page, "")
 
     slider = page.locator(".widget-slider", has_text="frame").locator(".noUi-handle")
-    slider.scroll_into_view_if_needed()
+    page.locator(".kdlib-picture").scroll_into_view_if_needed()
+    page.locator("iframe[title='3D view']").scroll_into_view_if_needed()
+    shown = [slider, page.locator(".kdlib-picture"), page.locator("iframe[title='3D view']")]
+    for one in shown:  # all of it on one screen
+        box, height = one.bounding_box(), page.viewport_size["height"]
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height, (one, box)
     slider.focus()
     page.keyboard.press(
         "ArrowRight" if slider.get_attribute("aria-valuenow") in ("0", "0.0") else "ArrowLeft"

@@ -14,6 +14,7 @@ from kdlib.errors import ConfigError
 from kdlib.lab import costs, pipeline
 from kdlib.lab.pipeline import Run
 from kdlib.lab.profile import ARMS
+from kdlib.metric.waymo_metrics import EvalResult
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,36 @@ def test_a_teacher_that_scores_nothing_has_no_ratio(tmp_path) -> None:
     ratios = costs.ratio_table(run, table)
     assert len(ratios.columns) == 6 and ratios.iloc[0, 1:].isna().all()
     assert set(records.table_rows(ratios)[0].values()) == {"full", None}
-    assert ratios.fillna("–").iloc[0, 1] == "–"
+    assert ratios.astype(object).fillna("–").iloc[0, 1] == "–"
 
 
 def test_a_useless_teacher_is_called_so() -> None:
     teacher = pipeline.TrainedWeights(zoo.CP_PILLAR_DEMO, Path("/data/random.safetensors"))
-    assert teacher.verdict(0.8444) == "The teacher scores 84.44 LEVEL_2 mAPH."
-    assert "WARNING: THIS TEACHER IS USELESS. It scores 0.00" in teacher.verdict(0.0)
-    assert "learn from random.safetensors" in teacher.verdict(0.049)
+
+    def scored(mean: float, over: tuple[str, ...] = ("VEHICLE", "PEDESTRIAN")) -> EvalResult:
+        names = {"VEHICLE": 0.9, "PEDESTRIAN": 0.5}
+        metrics = {f"OBJECT_TYPE_TYPE_{name}_LEVEL_2/APH": value for name, value in names.items()}
+        card = {"settings": {"mean_over": over}}
+        return EvalResult({"LEVEL_2/mAPH": mean, **metrics}, {}, card)
+
+    assert teacher.verdict(scored(0.8444)) == (
+        "The teacher scores 84.44 LEVEL_2 mAPH, best at Vehicle (90.00 LEVEL_2 APH) and worst at "
+        "Pedestrian (50.00 LEVEL_2 APH)."
+    )
+    assert teacher.verdict(scored(0.9, ("VEHICLE",))).endswith(", Vehicle (90.00 LEVEL_2 APH).")
+    assert "WARNING: THIS TEACHER IS USELESS. It scores 0.00" in teacher.verdict(scored(0.0))
+    assert "learn from random.safetensors" in teacher.verdict(scored(0.049))
+
+
+def test_the_reading_of_costs_follows_their_numbers() -> None:
+    columns = {"G MACs": (4.0, 1.0), "latency p50 ms": (40.0, 10.0)}
+    table = pd.DataFrame([{"role": r} for r in ("teacher", "student")]).assign(**columns)
+    ratios = pd.DataFrame({"arm": ["a", "b"], "share of mAPH kept": [0.6, 0.45]})
+    said = costs.cost_reading(table, ratios)
+    assert "25% of the teacher's multiply" in said and "10 ms a frame instead of 40" in said
+    assert said.endswith("It keeps most with 'a': 60% of the teacher's LEVEL_2 mAPH.")
+    nothing = costs.cost_reading(table, ratios.assign(**{"share of mAPH kept": float("nan")}))
+    assert nothing.endswith("there is nothing to keep.")
 
 
 def test_frames_are_spread_over_the_split(smoke_run: Run) -> None:

@@ -424,6 +424,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_notebook(folder, "b", GOOD.format(name="b"), parameters=TOY + "N = 1  # n\nM = 0.5  # m")
     write_notebook(folder, "c", GOOD.format(name="c"))
     monkeypatch.setattr(execute, "NOTEBOOKS", folder)
+    monkeypatch.setattr(plan, "NOTEBOOKS", folder)
     set_chain(monkeypatch, "a", "b", "c")
     monkeypatch.setattr(report, "write_run_report", lambda folder, profile: folder / "report.html")
     return folder
@@ -446,14 +447,14 @@ def test_keys_change_with_parameters_notebooks_and_sources(
     assert changed(before, keys(tmp_path, M="2")) == "bc"
     write_notebook(toys, "c", "1 + 1")
     assert changed(before, keys(tmp_path)) == "c"
-    monkeypatch.setattr(execute, "source_hash", lambda: "other")
+    monkeypatch.setattr(plan, "source_hash", lambda: "other")
     assert changed(before, keys(tmp_path)) == "abc"
 
 
 def test_keys_change_with_the_shipped_teacher(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(plan, "WEIGHTS", tmp_path)
     before = keys(tmp_path)
     (tmp_path / profiles.profile("smoke").shipped_teacher).write_bytes(b"weights")
     assert changed(before, keys(tmp_path)) == "abc"
@@ -463,7 +464,7 @@ def test_keys_change_with_the_content_of_a_teacher_that_is_given(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(execute, "declared_parameters", lambda notebook: {"TEACHER": "auto"})
+    monkeypatch.setattr(plan, "declared_parameters", lambda notebook: {"TEACHER": "auto"})
     given = []
     for content in (b"weights", b"other weights"):
         Path("mine.safetensors").write_bytes(content)
@@ -653,6 +654,7 @@ def test_braces_in_paths_and_foreign_kernels_change_nothing(
     checkout.mkdir()
     write_notebook(checkout, "a", GOOD.format(name="a") + "import sys; print(sys.executable)")
     monkeypatch.setattr(execute, "NOTEBOOKS", checkout)
+    monkeypatch.setattr(plan, "NOTEBOOKS", checkout)
     foreign = tmp_path / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     (foreign / "kernel.json").write_text(kernel)

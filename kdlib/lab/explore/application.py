@@ -22,6 +22,7 @@ _IOUS = {"Waymo's (0.7, 0.5, 0.5)": None, "0.3": 0.3, "0.5": 0.5, "0.7": 0.7}
 # of the screen's height: the view from above, at its own proportions, and the one in space
 _VIEW = {"max_width": "100%", "max_height": "46vh", "object_fit": "contain", "margin": "0 auto"}
 _SPACE = "34vh"
+_WRAPPED = '<span style="white-space:normal;overflow-wrap:anywhere">'
 _SERIAL = itertools.count(1)  # a page may hold several applications
 
 
@@ -148,7 +149,7 @@ class Application:
             self._version += 1
             self.data.value = interactive.live_data(scene, self._channel, self._version)
             words = " · ".join(part for part in (self._studio.name(self.choice), sentence) if part)
-            self.note.value = f"<span>{html.escape(words)}</span>"
+            self.note.value = f"{_WRAPPED}{html.escape(words)}</span>"
 
     @contextlib.contextmanager
     def _errors_said(self) -> Iterator[None]:

@@ -43,3 +43,17 @@ def difficulty_table(store: Store, split_name: str = "validation") -> pd.DataFra
             }
         )
     return pd.DataFrame(rows)
+
+
+def data_reading(overview: pd.DataFrame, difficulty: pd.DataFrame, split: str) -> str:
+    """Say in words what the tables show of the split that models are judged on."""
+    own = overview.set_index("split").loc[split]
+    kinds = difficulty.set_index("class")
+    one, two, unseen = (int(kinds[name].sum()) for name in kinds.columns)
+    listed = ", ".join(f"{int(own[kind]):,} {kind}" for kind in kinds.index)
+    share = f"{two / (one + two):.0%} of them" if one + two else "none of them"
+    return (
+        f"Models are judged on {int(own['frames']):,} frames of {int(own['segments']):,} segments "
+        f"with {one + two:,} boxes that hold a point ({listed} in all, {unseen:,} without a "
+        f"point). {share[0].upper()}{share[1:]} are LEVEL_2."
+    )

@@ -55,6 +55,15 @@ def test_every_validation_box_has_one_level(smoke_run: Run) -> None:
     assert levels.sum(axis=1).to_dict() == {kind: boxes[kind] for kind in CLASS_NAMES}
 
 
+def test_the_reading_of_the_data_follows_its_tables(smoke_run: Run) -> None:
+    overview = explore.data_overview(smoke_run.store)
+    levels = explore.difficulty_table(smoke_run.store)
+    said = explore.data_reading(overview, levels, "validation")
+    seen = int(levels[["LEVEL_1", "LEVEL_2"]].sum().sum())
+    assert f"8 frames of 2 segments with {seen} boxes" in said
+    assert f"{levels['LEVEL_2'].sum() / seen:.0%} of them are LEVEL_2" in said
+
+
 def test_scene_shows_the_models_range(smoke_run: Run) -> None:
     scene = explore.scene(smoke_run, 1)
     low_x, low_y, high_x, high_y = explore.extent(smoke_run.profile.student_model)
