@@ -14,8 +14,9 @@ from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError
 from kdlib.lab.comparison import arm_color
-from kdlib.lab.pipeline import Run, TrainedWeights, chosen_teacher, trained_students
+from kdlib.lab.pipeline import Run, chosen_teacher, trained_students
 from kdlib.lab.profile import ARMS
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights
 from kdlib.profiling import published

@@ -18,14 +18,8 @@ from kdlib import records
 from kdlib.config import config_hash
 from kdlib.data.processes import process_pool
 from kdlib.data.store import fingerprint, ground_truth_table, limit_table
-from kdlib.lab.pipeline import (
-    Run,
-    Student,
-    TrainedWeights,
-    chosen_teacher,
-    student_name,
-    trained_students,
-)
+from kdlib.lab.pipeline import Run, Student, chosen_teacher, student_name, trained_students
+from kdlib.lab.trained import TrainedWeights
 from kdlib.metric.box_tables import read_table, write_predictions
 from kdlib.metric.loading import check_trained_on
 from kdlib.metric.predict import predict

@@ -21,6 +21,7 @@ from kdlib.errors import ConfigError, DataError
 from kdlib.kd.initialise import initialise
 from kdlib.kd.remap import WAYS, remap
 from kdlib.lab import pipeline
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.weights import load_weights, read_card, read_weights, save_weights
 from kdlib.tools.checkpoints import foreign
@@ -342,7 +343,7 @@ def test_starting_weights_of_every_pair(pair, how, monkeypatch):
         return dict.fromkeys(jobs, SimpleNamespace(weights=Path("start.safetensors")))
 
     monkeypatch.setattr(pipeline, "launch_all", launch)
-    given = pipeline.TrainedWeights(recipe.teacher, Path("teacher.safetensors"), "scratch")
+    given = TrainedWeights(recipe.teacher, Path("teacher.safetensors"), "scratch")
     found = pipeline.starting_weights(run, given, TrainConfig())
     other = pair == "cp_voxel_xxs_sparsekd" and how != "none"
     assert found == Path("start.safetensors" if other else "teacher.safetensors")

@@ -14,6 +14,7 @@ from kdlib.errors import ConfigError
 from kdlib.lab import costs, pipeline
 from kdlib.lab.pipeline import Run
 from kdlib.lab.profile import ARMS
+from kdlib.lab.trained import TrainedWeights
 from kdlib.metric.waymo_metrics import EvalResult
 
 
@@ -73,7 +74,7 @@ def test_a_teacher_that_scores_nothing_has_no_ratio(tmp_path) -> None:
 
 
 def test_a_useless_teacher_is_called_so() -> None:
-    teacher = pipeline.TrainedWeights(zoo.CP_PILLAR_DEMO, Path("/data/random.safetensors"))
+    teacher = TrainedWeights(zoo.CP_PILLAR_DEMO, Path("/data/random.safetensors"))
 
     def scored(mean: float, over: tuple[str, ...] = ("VEHICLE", "PEDESTRIAN")) -> EvalResult:
         names = {"VEHICLE": 0.9, "PEDESTRIAN": 0.5}

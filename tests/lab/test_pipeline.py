@@ -14,8 +14,9 @@ from kdlib import records
 from kdlib.data.own import own_frame, store_frames
 from kdlib.errors import ConfigError, DataError
 from kdlib.lab import folders, pipeline
-from kdlib.lab.pipeline import Run, TrainedWeights
+from kdlib.lab.pipeline import Run
 from kdlib.lab.profile import ARMS
+from kdlib.lab.trained import TrainedWeights
 from kdlib.simulate import generate
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult

@@ -30,7 +30,7 @@ from kdlib.data.own import own_frame, store_frames
 from kdlib.data.prepare import prepare
 from kdlib.data.store import Store, ground_truth_table
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.trained import TrainedWeights
 from kdlib.metric.box_tables import predictions_table, write_predictions
 from kdlib.metric.predict import predict
 from kdlib.metric.waymo_metrics import evaluate_tables

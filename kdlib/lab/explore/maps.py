@@ -15,7 +15,7 @@ from kdlib.errors import ConfigError
 from kdlib.kd.label import merge_labels
 from kdlib.kd.logit import meet, position_weights
 from kdlib.kd.roi_grid import bev_region
-from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.detector import CenterPoint, Prediction
 from kdlib.models.weights import load_weights
 from kdlib.types import Batch, HeadOutput, HeadTargets

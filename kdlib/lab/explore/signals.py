@@ -12,7 +12,8 @@ from kdlib.kd.objective import Distillation
 from kdlib.kd.own import load_terms
 from kdlib.kd.pivotal import pivotal_mask
 from kdlib.lab.explore.maps import load_network
-from kdlib.lab.pipeline import Run, TrainedWeights
+from kdlib.lab.pipeline import Run
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.build import build
 from kdlib.types import Batch, Float32
 

@@ -13,12 +13,13 @@ import pandas as pd
 from kdlib import records
 from kdlib.lab.comparison import METRIC, Comparison, Finding, compare_arms
 from kdlib.lab.gain import in_percent
-from kdlib.lab.pipeline import Students, TrainedWeights
+from kdlib.lab.pipeline import Students
 from kdlib.lab.profile import TeacherQuality
 from kdlib.lab.scoring import score_all
 from kdlib.lab.study.arms import ARM_LINES
 from kdlib.lab.study.pictures import ScheduleLine
 from kdlib.lab.study.trainings import Chapter, arm_teacher, term_table, training_table
+from kdlib.lab.trained import TrainedWeights
 from kdlib.metric.waymo_metrics import EvalResult
 from kdlib.types import Json
 

@@ -8,9 +8,9 @@ from kdlib.lab.comparison import METRIC
 from kdlib.lab.costs import COSTS, measure_roles, ratio_row
 from kdlib.lab.gain import in_percent
 from kdlib.lab.parts import part
-from kdlib.lab.pipeline import TrainedWeights
 from kdlib.lab.study.answers import ChapterComparison
 from kdlib.lab.study.trainings import arm_teacher
+from kdlib.lab.trained import TrainedWeights
 from kdlib.types import Json
 from kdlib.viz import palette
 from kdlib.viz.curves import CostPoint

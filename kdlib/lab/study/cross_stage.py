@@ -19,7 +19,6 @@ from kdlib.lab.pipeline import (
     Run,
     Student,
     Students,
-    TrainedWeights,
     given_weights,
     launch_all,
     plain_job,
@@ -30,6 +29,7 @@ from kdlib.lab.pipeline import (
 from kdlib.lab.profile import ARMS, CrossStageSettings
 from kdlib.lab.scoring import check_store, predict_weights, score_all
 from kdlib.lab.study.answers import study_result
+from kdlib.lab.trained import TrainedWeights
 from kdlib.training.launch import RunResult
 from kdlib.types import Json
 

@@ -13,17 +13,10 @@ from kdlib.config import lookup
 from kdlib.errors import ConfigError
 from kdlib.lab import pipeline
 from kdlib.lab.parts import Words
-from kdlib.lab.pipeline import (
-    Run,
-    Student,
-    Students,
-    TrainedWeights,
-    launch_all,
-    student_folder,
-    student_job,
-)
+from kdlib.lab.pipeline import Run, Student, Students, launch_all, student_folder, student_job
 from kdlib.lab.profile import Arm, TeacherQuality
 from kdlib.lab.study.arms import RETITLED, Question, arms_of, questions_of, study_settings
+from kdlib.lab.trained import TrainedWeights
 from kdlib.training.job import TrainJob
 from kdlib.training.launch import RunResult
 

@@ -10,7 +10,7 @@ import torch
 
 from kdlib import __version__
 from kdlib.config import AnchorHeadConfig, to_dict
-from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.weights import read_card
 from kdlib.records import sha256
 from kdlib.tools.export.graph import Exportable, PillarGraph

@@ -23,7 +23,7 @@ from kdlib import records
 from kdlib.config import TwoStageConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError, KdlibError
-from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.profiling.sweep import simulated_sweeps
 from kdlib.tools.export.card import export_card

@@ -13,8 +13,8 @@ from kdlib.config import DecodeConfig, RefinedConfig, TwoStageConfig
 from kdlib.errors import ConfigError
 from kdlib.lab import profile_files
 from kdlib.lab.folders import WEIGHTS, located
-from kdlib.lab.pipeline import TrainedWeights
 from kdlib.lab.profile import ARMS
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.models.weights import load_weights, read_card

@@ -18,7 +18,7 @@ import torch
 from kdlib.data.collate import collate
 from kdlib.data.scans import Scan, read_scan
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.detector import AnchorDetector, CenterPoint
 from kdlib.tools.scans.trained import find_weights, load_detector, trained_on
 from kdlib.types import Detections, Float32, Float64, Sample

@@ -22,7 +22,7 @@ from kdlib import cli, zoo
 from kdlib.config import ModelConfig
 from kdlib.data.collate import collate
 from kdlib.errors import ConfigError, DataError
-from kdlib.lab.pipeline import TrainedWeights
+from kdlib.lab.trained import TrainedWeights
 from kdlib.models.build import build
 from kdlib.models.detector import CenterPoint
 from kdlib.models.weights import save_weights
