@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from kdlib.errors import KdlibError
+from kdlib.errors import ConfigError, KdlibError
 from kdlib.tools.bench.commands import bench
 from kdlib.tools.scans.commands import TRAINED, Arm, Weights, scans
 from kdlib.tools.server.commands import RunCommand, server
@@ -360,6 +360,8 @@ def main() -> None:
     # without the line of code that warns
     warnings.formatwarning = lambda message, *_, **__: f"kdlib: warning: {message}\n"
     try:
+        if "" in sys.argv[1:]:  # a path would quietly mean the current folder
+            raise ConfigError("an argument is empty; is a variable of the shell not set?")
         app()
     except KdlibError as error:
         print(f"kdlib: {error}", file=sys.stderr)

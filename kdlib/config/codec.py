@@ -101,7 +101,7 @@ def _rebuild(hint: Any, value: Any, where: str, nested: bool = False) -> Any:
     if origin is tuple:
         require(
             isinstance(value, (list, tuple)),
-            f"{where} must be a list, as [{value!r}], not {value!r} alone",
+            f"{where} must be a list, in brackets, not {value!r}",
         )
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         require(

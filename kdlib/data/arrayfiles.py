@@ -172,6 +172,11 @@ def read_text(path: Path) -> Read:
         table = table[:, :-1]
     while names and not names[-1]:
         names.pop()
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{path}: {names.count(twice[0])} columns are called '{twice[0]}'; rename one"
+        )
     if len(names) == table.shape[1]:
         return {name: column for name, column in zip(names, table.T) if name}, ()
     if names:

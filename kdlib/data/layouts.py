@@ -182,7 +182,7 @@ def _may_be_points(table: Float64) -> bool:
     """Say whether rows are points of so many columns: of a wrong number, the fourth would also hold
     coordinates, which are negative on one side.
     """
-    rows = table[np.isfinite(table).all(axis=1)]
+    rows = table[np.isfinite(table).all(axis=1) & (np.abs(table[:, :3]) < 1e9).all(axis=1)]
     if not len(rows):  # said of the points, later
         return True
     return bool((rows[:, 3:4] >= 0).all() and np.abs(rows[:, :3]).max() < 1000 * FARTHEST)

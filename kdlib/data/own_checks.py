@@ -52,7 +52,9 @@ def micros(value: Any, where: str) -> int:
     what = f"{where}: timestamp_micros"
     time = integer(value, what, "give microseconds: int(seconds * 1_000_000)")
     if time > _LATEST:
-        raise DataError(f"{what} is {time}, after the year 2100; give microseconds, not less")
+        raise DataError(
+            f"{what} is {time}, after the year 2100; give microseconds, nanoseconds // 1000"
+        )
     return time
 
 
@@ -70,6 +72,8 @@ def folder_name(name: Any, what: str) -> str:
 
 def class_list(names: Sequence[str]) -> tuple[str, ...]:
     """Return the classes of a dataset; raises DataError if they cannot be told apart in tables."""
+    if isinstance(names, (set, frozenset)):
+        raise DataError(f"class_names are {names!r:.100}, a set; give a list, whose order stays")
     classes = (names,) if isinstance(names, str) else tuple(_listed(names, "class_names"))
     texts = [name for name in classes if isinstance(name, str) and name and name.isprintable()]
     apart = len({name.upper() for name in texts}) == len(classes)
@@ -223,6 +227,11 @@ def object_ids(
     if odd:
         raise DataError(f"{where}: id {odd[0]!r} is neither text nor a whole number; give str(id)")
     texts = tuple(map(str, given))
+    strange = [text for text in texts if not text.isprintable()]
+    if strange:
+        raise DataError(
+            f"{where}: id {strange[0]!r} holds letters that cannot be printed; rename it"
+        )
     twice = [text for text in texts if texts.count(text) > 1]
     if twice:
         raise DataError(

@@ -37,6 +37,7 @@ _USUAL = 100.0  # metres; half of the points lie nearer
 _BELOW = 0.2  # share of points; so many do not lie below a road
 _HIGHEST = 100.0  # metres above the road at which a sensor may be said to be
 _FULL_SCALES = (1.0, 255.0, 4095.0, 65_535.0)  # of 8, 12 and 16 bits
+_NOWHERE = 1e9  # metres or millimetres; on no map
 _NO_RETURN = 1e6  # metres; few points beyond are a file's sign for none, many are another unit
 _INTENSITY = (
     "intensity",
@@ -147,9 +148,10 @@ def _place(
     xyz = np.stack([columns[axis] for axis in "xyz"], axis=1) * scale
     finite = np.all(np.abs(xyz) < np.finfo(np.float32).max, axis=1)  # NaN is not
     away = np.any(xyz != 0, axis=1)
-    beyond = finite & np.any(np.abs(xyz) > _NO_RETURN, axis=1)
-    if beyond.sum() > np.sum(finite & away) / 2:
-        beyond[:] = False
+    farthest = np.abs(xyz).max(axis=1, initial=0)
+    beyond = finite & (farthest > _NO_RETURN)
+    if beyond.sum() > np.sum(finite & away) / 2:  # of a map, or in another unit
+        beyond = finite & (farthest > _NOWHERE)
     for gone, why in (
         (~finite, "hold NaN or infinity"),
         (~away, "lie at 0, 0, 0, as no return does"),
@@ -260,17 +262,19 @@ def _height(
 def _intensity(layout: ScanLayout, columns: PointColumns, count: int) -> tuple[Float64, str]:
     """Return tanh of the intensity on Waymo's scale, and the sentence about it."""
     plain = {name.removeprefix("scalar_"): name for name in columns}
-    name = next((plain[name] for name in _INTENSITY if name in plain), None)
-    if name is None:
+    names = [plain[name] for name in _INTENSITY if name in plain]
+    if not names:
         return np.zeros(count), "No intensity: 0, although the network learned from it."
+    name = next((name for name in names if not no_intensity(columns[name])), names[0])
     wrong = no_intensity(columns[name])
     if wrong:
         return np.zeros(count), f"'{name}' {wrong}, which is no intensity: 0 instead."
     values = np.where(np.isfinite(columns[name]), np.maximum(columns[name], 0), 0)
     most = float(values.max())
     parts = (values != np.floor(values)).any()  # Waymo's raw ones have them, and reach above 1
+    usual = float(np.percentile(values, 99.9))  # one wild value is no scale
     full = layout.full_scale or next(
-        limit for limit in _FULL_SCALES if most <= max(limit, 5.0 * parts)
+        limit for limit in _FULL_SCALES if usual <= max(limit, 5.0 * parts)
     )
     scaled = f"'{name}'" + ("" if full == 1 else f" / {full:g}")
     return np.tanh(values / full), (

@@ -167,6 +167,9 @@ def _root(file: Path) -> Path:
     return root
 
 
+_ROOTS: set[Path] = set()  # folders whose files were run
+
+
 class _Fresh(SourceFileLoader):
     """Runs the source as it is: a cached compilation is known by size and second alone."""
 
@@ -191,6 +194,7 @@ def _fresh(file: Path) -> ModuleType:
     package = file.name == "__init__.py"
     # A file that is in no package must not pass for a module of the same name.
     name = ".".join(parts[:-1] if package else parts) if len(parts) > 1 else f"own_{parts[0]}"
+    _forget(root)
     if str(root) not in sys.path:
         sys.path.append(str(root))
     spec = importlib.util.spec_from_file_location(
@@ -208,6 +212,20 @@ def _fresh(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _forget(root: Path) -> None:
+    """Forget modules that lie beside terms and have a name that is found beside this one, too: they
+    are another folder's, or an older text.
+    """
+    beside = {path.name.removesuffix(".py") for path in root.iterdir()}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None)
+        if place and name.partition(".")[0] in beside and _root(Path(place)) in _ROOTS:
+            del sys.modules[name]
+    for other in _ROOTS & set(map(Path, sys.path)):
+        sys.path.remove(str(other))  # this one's come first
+    _ROOTS.add(root)
 
 
 def _sources(file: Path) -> list[Path]:

@@ -34,8 +34,8 @@ def check_data(profile: Profile, data: Path) -> None:
             raise ConfigError(
                 f"{store} has the classes {', '.join(classes)}, the models of profile "
                 f"{profile.name} know {', '.join(names)}; in a TOML file of your own, above "
-                f"own_small, write under [detector]: classes = {json.dumps(classes)}, or some of "
-                "these"
+                "own_small, write under [detector]: classes = "
+                f"{json.dumps(classes, ensure_ascii=False)}, or some of these"
             )
     if profile.simulated is None:
         _check_splits(profile, data, manifests)

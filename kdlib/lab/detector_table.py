@@ -14,6 +14,7 @@ from kdlib.zoo import Pair
 
 _MARGIN = 2.0  # metres around the range in which the centre of a decoded box may lie
 _THRESHOLD = 0.5  # of the teacher's boxes as labels, for a class that the recipe does not know
+_FARTHEST = 1000.0  # metres
 _UNIT = 10_000  # of a metre, in which sizes are compared exactly
 
 
@@ -145,6 +146,11 @@ def check_cells(where: str, reach: Bounds, size: tuple[float, float], cells: int
         if extent % step:
             wide = math.ceil(extent / step) * step / _UNIT
             fits = (-wide / 2, wide / 2) if low == -high else (low, low + wide)
+            require(
+                wide < _FARTHEST,
+                f"{where}: the range {low:g} to {high:g} along {axis} is no detector's; give "
+                f"metres around the sensor, less than {_FARTHEST:g}",
+            )
             require(
                 False,
                 f"{where}: the range {low:g} to {high:g} along {axis} is no multiple of "

@@ -29,6 +29,10 @@ class SimulatedData:
     validation_segments: int
     frames: int  # per segment, at 10 Hz
 
+    def __post_init__(self) -> None:
+        """Check signs."""
+        require_positive(self, "training_segments", "validation_segments", "frames")
+
     @property
     def splits(self) -> dict[str, tuple[int, int]]:
         """How many segments each split has, and the seed they are made with."""

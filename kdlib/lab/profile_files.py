@@ -106,22 +106,23 @@ def _saved(path: Path) -> Profile:
 def _from_toml(path: Path) -> tuple[Profile, Json]:
     """Return the profile a file stands on, and what it changes."""
     try:
-        changes = tomllib.loads(path.read_text(encoding="utf-8"))
+        changes = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist; give a profile's name or its TOML file"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    except (OSError, ValueError) as error:  # a name no file can have
+        raise ConfigError(f"{str(path)[:200]!r} cannot be read ({error}); name a file") from error
     base = changes.pop("base", None)
-    if base not in profiles.PROFILES:
+    if not isinstance(base, str) or base not in profiles.PROFILES:
         said = f"base is {base!r}" if base is not None else "base is missing"
         raise ConfigError(
             f'{path}: {said}; name the profile it stands on, as base = "own_small": '
             f"{', '.join(profiles.PROFILES)}"
         )
-    if isinstance(changes.get("data"), str):
-        changes["data"] = str((path.parent / Path(changes["data"]).expanduser()).resolve())
+    _resolve(changes, path.parent)
     changes.setdefault("name", path.stem)
     _check_name(changes["name"], ())
     return profiles.PROFILES[base], changes
@@ -143,9 +144,25 @@ def _tree(settings: Sequence[str]) -> Json:
         if last in place:
             raise ConfigError(f"--set {path} is given twice")
         place[last] = _value(value)
-    if isinstance(tree.get("data"), str):
-        tree["data"] = str(Path(tree["data"]).expanduser().resolve())
+    _resolve(tree, Path())
     return tree
+
+
+def _resolve(changes: Json, folder: Path) -> None:
+    """Make paths whole: those in a file lie beside it, those of options in the current folder."""
+    if isinstance(data := changes.get("data"), str) and data:
+        require("\0" not in data, f"data = {data!r} is no folder")
+        changes["data"] = str((folder / Path(data).expanduser()).resolve())
+    if isinstance(terms := changes.get("terms"), list):
+        changes["terms"] = [_beside(term, folder) for term in terms]
+
+
+def _beside(term: Any, folder: Path) -> Any:
+    """Return a term's reference with the path of its file whole; a module's stays as it is."""
+    file, colon, name = str(term).rpartition(":")
+    if not file.strip().endswith(".py"):
+        return term
+    return f"{(folder / Path(file.strip()).expanduser()).resolve()}{colon}{name}"
 
 
 def _value(text: str) -> Any:

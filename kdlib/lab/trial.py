@@ -42,7 +42,15 @@ def try_terms(profile: Profile, references: Sequence[str]) -> None:
         shipped = WEIGHTS / profile.shipped_teacher
         if shipped.is_file():
             load_weights(shipped, teacher)
-        Distillation(student, teacher, profile.kd, extra=tried)(_batch(profile))
+        objective = Distillation(student, teacher, profile.kd, extra=tried)
+        try:
+            objective(_batch(profile)).loss.backward()
+        except RuntimeError as error:  # of torch: complex numbers, or what was changed in place
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"the terms {', '.join(references)} cannot be learned from ({reason}); a term "
+                "returns one real number, and changes nothing it is given"
+            ) from error
 
 
 def _named(term: Term, file: Path) -> Term:
@@ -51,7 +59,7 @@ def _named(term: Term, file: Path) -> Term:
     def value(step: StepContext) -> Tensor:
         try:
             number = term(step)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"{blamed(error, file)} (tried on simulated frames)") from error
         if not number.isfinite():
             raise ConfigError(

@@ -68,6 +68,7 @@ def load_boxes(
     truth_ids, labelled = _read(truth, names[1], types, labels=True)
     evaluated = set(truth_ids) | set(box_tables.stated(truth.schema, "frame_ids"))
     if strict:
+        _check_labels(truth.num_rows, names[1])
         _check_origin(predictions.schema, truth.schema, names)
         covered = set(box_tables.stated(predictions.schema, "frame_ids"))
         _check_frames(
@@ -250,15 +251,19 @@ def _first(frames: Sequence[Any]) -> str:
     return f"{frames[0]!r}{more}"
 
 
-def _check_levels(difficulty: IntArray, points: IntArray, name: str) -> None:
-    """Refuse ground truth that cannot be divided into levels, or of which normalisation leaves
-    nothing: all would be 0.
-    """
-    if len(points) == 0:
+def _check_labels(count: int, name: str) -> None:
+    """Refuse ground truth without a box."""
+    if count == 0:
         raise DataError(
             f"{name}: no ground-truth box at all; evaluate on a split that has "
             "labels (testing has none)"
         )
+
+
+def _check_levels(difficulty: IntArray, points: IntArray, name: str) -> None:
+    """Refuse ground truth that cannot be divided into levels, or of which normalisation leaves
+    nothing: all would be 0.
+    """
     if (points > 0).any():
         return
     if not (difficulty > 0).any():

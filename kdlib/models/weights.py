@@ -228,10 +228,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: {count} numbers of {name}{others} are NaN or infinite; take an earlier "
             "checkpoint, or train it again"
         )
+    refuse_untrained(tensors, path)
+    return tensors
+
+
+def refuse_untrained(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise DataError where the weights are all 0, or the variance of a norm is negative: finite
+    numbers that no training ends with.
+    """
     matrices = [value for value in tensors.values() if value.dim() > 1]
     if matrices and not any(value.any() for value in matrices):
         raise DataError(f"{path}: all its weights are 0, nothing was learned; train it again")
-    return tensors
+    for name, value in tensors.items():
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise DataError(
+                f"{path}: {name} holds negative variances, down to {float(value.min()):g}; the "
+                "file is damaged or was converted wrongly, copy it again"
+            )
 
 
 def read_card(path: str | Path) -> Json:

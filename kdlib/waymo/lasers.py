@@ -114,18 +114,24 @@ def laser_points(
     return np.concatenate(clouds)
 
 
-def check_rows(returns: Sequence[FloatArray | None], laser: int, rows: dict[int, int]) -> None:
-    """Check that the range images of a laser have as many rows in all frames of a segment.
+def check_size(
+    returns: Sequence[FloatArray | None], laser: int, sizes: dict[int, tuple[int, ...]]
+) -> None:
+    """Check that the range images of a laser are of one size in all frames of a segment.
 
-    ``rows`` holds what was seen by laser, and learns of a new one. A RangeImageError says both
-    numbers.
+    ``sizes`` holds rows and columns seen by laser, and learns of new ones. A RangeImageError says
+    both.
     """
     for image in returns:
-        if image is not None and len(image) != rows.setdefault(laser, len(image)):
-            raise RangeImageError(
-                f"a range image has {len(image)} rows, others of this laser have {rows[laser]}; "
-                "one calibration cannot hold for both"
-            )
+        if image is None:
+            continue
+        known = sizes.setdefault(laser, image.shape[:2])
+        for what, own, others in zip(("rows", "columns"), image.shape, known):
+            if own != others:
+                raise RangeImageError(
+                    f"a range image has {own} {what}, others of this laser have {others}; "
+                    "one calibration cannot hold for both"
+                )
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from kdlib.waymo.lasers import (
     TOP,
     Calibration,
     calibration,
-    check_rows,
+    check_size,
     laser_name,
     laser_points,
     naming,
@@ -66,7 +66,7 @@ def frames_v1(path: Path, segment: str) -> Iterator[Frame]:
     """
     times: list[int] = []
     lasers: tuple[int, ...] = ()
-    rows: dict[int, int] = {}
+    rows: dict[int, tuple[int, ...]] = {}
     boxes, counted = 0, False
     for index, payload in enumerate(tfrecord.iter_payloads(path)):
         with naming(path, f"record {index}: "):
@@ -108,7 +108,7 @@ def _check_place(proto: Any, segment: str, times: list[int]) -> None:
 
 
 def _frame(
-    proto: Any, segment: str, index: int, rows: dict[int, int]
+    proto: Any, segment: str, index: int, rows: dict[int, tuple[int, ...]]
 ) -> tuple[Frame, tuple[int, ...]]:
     """Return one frame and its lasers, ascending; ``rows`` are those of their images so far."""
     time, pose = proto.timestamp_micros, as_transform(np.array(proto.pose.transform, np.float64))
@@ -153,7 +153,7 @@ def _calibrations(context: Any) -> dict[int, Calibration]:
 
 
 def _points(
-    laser: Any, calibration: Calibration | None, pose: Float64, rows: dict[int, int]
+    laser: Any, calibration: Calibration | None, pose: Float64, rows: dict[int, tuple[int, ...]]
 ) -> Float32:
     if calibration is None:
         raise RangeImageError("has no calibration")
@@ -165,7 +165,7 @@ def _points(
             raise RangeImageError("has no pose image; its points would be up to a metre off")
         pixel_pose = unpack_matrix(blob, 6)
     points = laser_points(returns, calibration, pixel_pose, pose)
-    check_rows(returns, laser.name, rows)
+    check_size(returns, laser.name, rows)
     return points
 
 

@@ -31,7 +31,7 @@ from kdlib.waymo.lasers import (
     TOP,
     Calibration,
     calibration,
-    check_rows,
+    check_size,
     laser_name,
     laser_points,
     naming,
@@ -188,7 +188,7 @@ def _clouds(
     converted on arrival.
     """
     path = files["lidar"]
-    rows: dict[int, int] = {}
+    rows: dict[int, tuple[int, ...]] = {}
     take_pose = _by_key(_pixel_poses(files["lidar_pose"]), files["lidar_pose"])
     for row in iter_rows(
         path, (TIME, LASER, *(part for name in RETURNS for part in _parts(name))), batch_size=5
@@ -198,7 +198,7 @@ def _clouds(
             pixel_pose = take_pose(time) if laser == TOP else None
             returns = [_image(row, name, 4) for name in RETURNS]
             points = laser_points(returns, calibrations[laser], pixel_pose, poses[time])
-            check_rows(returns, laser, rows)
+            check_size(returns, laser, rows)
         yield (time, laser), points
 
 

@@ -309,6 +309,14 @@ def test_boxes_that_are_rarely_meant_are_counted(tmp_path: Path, boxes, message)
     assert message in warned(tmp_path, frame)
 
 
+def test_names_and_ids_that_no_file_can_hold_are_refused() -> None:
+    for names in ({"Car", "Van"}, frozenset(("Car",))):
+        with pytest.raises(DataError, match="a set; give a list"):
+            own_frame("one", 0, scene(0), class_names=names)
+    with pytest.raises(DataError, match="letters that cannot be printed"):
+        own_frame("one", 0, scene(0), [CAR], ["Vehicle"], ids=["\ud800"])
+
+
 def test_points_that_are_no_returns_are_counted(tmp_path: Path) -> None:
     padded = [*scene(0), *np.zeros((40, 4))]
     assert "40 of 5" in (said := warned(tmp_path, own_frame("one", 0, padded)))

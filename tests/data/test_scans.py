@@ -320,6 +320,34 @@ def test_points_that_are_no_metres_around_a_sensor(tmp_path: Path) -> None:
         read_scan(tmp_path / "a.npy")
 
 
+def test_padding_may_be_most_of_a_scan(tmp_path: Path) -> None:
+    padded = np.concatenate((street(1.8), np.full((9000, 3), 1e30, np.float32)))
+    grey = np.where(padded[:, 0] < 1e9, 0.3, 0.0).astype(np.float32)
+    for name, columns in (("a.npy", padded), ("a.bin", np.column_stack((padded, grey)))):
+        if name.endswith("bin"):
+            columns.astype("<f4").tofile(tmp_path / name)
+        else:
+            np.save(tmp_path / name, columns)
+        assert len(read_scan(tmp_path / name).points) == len(street(1.8)), name
+
+
+def test_of_two_intensities_the_one_that_says_something_is_taken(tmp_path: Path) -> None:
+    xyz = street(1.8)
+    flat, grey = np.zeros(len(xyz)), np.linspace(0, 0.9, len(xyz))
+    np.savez(tmp_path / "a.npz", x=xyz[:, 0], y=xyz[:, 1], z=xyz[:, 2], intensity=flat, signal=grey)
+    scan = read_scan(tmp_path / "a.npz")
+    assert any("tanh of 'signal'" in line for line in scan.assumptions)
+    grey[7] = 60_000.0  # one wild value is no scale
+    np.savez(tmp_path / "a.npz", x=xyz[:, 0], y=xyz[:, 1], z=xyz[:, 2], intensity=grey)
+    assert np.median(read_scan(tmp_path / "a.npz").points[:, 3]) > 0.3
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y,z,X,intensity\n" + "1,2,3,0,0.5\n" * 200)
+    with pytest.raises(DataError, match="2 columns are called 'x'; rename one"):
+        read_scan(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("value", [1e30, -1e9, 3e38])
 def test_few_points_out_of_the_world_are_counted_and_left_out(tmp_path: Path, value: float) -> None:
     padded = np.concatenate((street(1.8), np.full((700, 3), value, np.float32)))

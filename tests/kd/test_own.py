@@ -96,6 +96,16 @@ def test_what_lies_beside_a_file_can_be_imported_and_hides_nothing(
     assert sys.modules["random"] is random
 
 
+def test_each_term_has_the_helper_of_its_own_folder(put: Callable[..., Path]) -> None:
+    for folder, weight in (("one", 0.2), ("two", 0.3)):
+        put(f"{folder}/strength.py", f"WEIGHT = {weight}\n")
+        put(f"{folder}/term.py", "from strength import WEIGHT\n" + TERM.format(weight="WEIGHT"))
+    named = ("one/term.py:MINE", "two/term.py:MINE", "one/term.py:MINE")
+    assert [load_terms([one])[0].weight for one in named] == [0.2, 0.3, 0.2]
+    put("one/strength.py", "WEIGHT = 0.9\n")
+    assert load_terms(["one/term.py:MINE"])[0].weight == 0.9, "as it is now"
+
+
 def test_a_package_of_ones_own_may_import_relatively(put: Callable[..., Path]) -> None:
     put("own_pack/__init__.py", ""), put("own_pack/numbers/__init__.py", "WEIGHT = 0.2\n")
     put("own_pack/terms.py", "from .numbers import WEIGHT\n" + TERM.format(weight="WEIGHT"))

@@ -110,9 +110,9 @@ B = 'base = "own_small"\n'
         (B + "[detector]\nrange = [-50, -51.2, -2, 50, 51.2, 4]", [], ["-51.2 to 51.2 is"]),
         (B + "[detector]\nrange = [0, -51.2, -2, 50, 51.2, 4]", [], ["0 to 51.2 is"]),
         (B, ["pair.student.grid.voxel_size=[2.048,2.048,6]"], ["8.192 m", "-32.768 to"]),
-        (B, ["seeds=7"], ["hall.toml --set seeds=7", "as [7]"]),
+        (B, ["seeds=7"], ["hall.toml --set seeds=7", "must be a list"]),
         (B, ["seeds=[1, 1]"], ["seeds", "each once"]),
-        (B, ["arms=fulll"], ["arms", "as ['fulll']"]),
+        (B, ["arms=fulll"], ["arms", "must be a list"]),
         (B, ["student.epochs=0"], ["student", "epochs must be positive, not 0"]),
         (B, ["student.epochs"], ["not PATH=VALUE"]),
         (B, ["student.epochs=1", "student.epochs=2"], ["student.epochs is given twice"]),
@@ -146,6 +146,21 @@ def test_data_lie_beside_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"other data than data/demo holds.*--set name=NAME"):
         load("demo", ["simulated.frames=3"])
     assert load("demo", ["simulated.frames=3", "name=short"]).folder == "short"
+
+
+def test_terms_lie_beside_the_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = written(tmp_path, B + 'terms = ["my_terms.py:HEADING", "installed.terms:OTHER"]')
+    assert own.terms == (f"{tmp_path / 'my_terms.py'}:HEADING", "installed.terms:OTHER")
+    monkeypatch.chdir(tmp_path)
+    assert load("demo", ['terms=["a.py:X"]']).terms == (f"{tmp_path / 'a.py'}:X",)
+
+
+def test_a_byte_order_mark_is_no_setting(tmp_path: Path) -> None:
+    (tmp_path / "hall.toml").write_text("\ufeff" + B, encoding="utf-8")
+    assert load(str(tmp_path / "hall.toml")).name == "hall"
+    for odd in ("a" * 300 + ".toml", "a\0.toml"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load(odd)
 
 
 @pytest.mark.parametrize("name", profiles.PROFILES)

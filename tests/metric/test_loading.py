@@ -188,7 +188,7 @@ BAD_TRUTH = [
         lambda t: t.slice(0, 0).replace_schema_metadata({"frame_ids": '["seg_000", "seg_001"]'}),
         "no ground-truth box at all",
     ),
-    (lambda t: t.slice(0, 0), "is not in"),
+    (lambda t: t.slice(0, 0), "the ground-truth table: no ground-truth box at all"),
 ]
 
 

@@ -129,6 +129,10 @@ KINDS = {
         image(SIDE, lambda values: values[:-1]),
         "laser SIDE_LEFT: a range image has .* rows, others of this laser have",
     ),
+    "other columns in one frame": (
+        image(SIDE, lambda values: values[:, :-1]),
+        "laser SIDE_LEFT: a range image has .* columns, others of this laser have",
+    ),
     "a heading of 400": (label(turned(400.0), f"{BOX}box.heading", 400.0), "has heading 400"),
     "a heading of -90": (label(turned(-90.0), f"{BOX}box.heading", -90.0), "has heading -90"),
     "an empty id": (

@@ -25,6 +25,7 @@ from kdlib.models.weights import (
     cover,
     read_tensors,
     read_weights,
+    refuse_untrained,
     save_weights,
     weights_format,
 )
@@ -133,6 +134,7 @@ def import_checkpoint(
             "as, or try --rename OLD=NEW, --drop NAME"
         )
     tensors = {name: _converted(stored[name], own[name], name, path) for name in coverage.loaded}
+    refuse_untrained(tensors, path)
     return Imported(tensors, coverage, layout if kernels else None, sha256(path))
 
 
@@ -238,6 +240,9 @@ def _kind(value: Any) -> str:
         return "a NumPy array, save torch.from_numpy of it"
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, Mapping) and value:
+        name, first = next(iter(value.items()))
+        return f"{len(value)} values, {name!r}: {_kind(first)}"
     return type(value).__name__
 
 

@@ -25,6 +25,9 @@ _POOR = 0.3  # mAPH below which two changes at once are tried, too, where none a
 _GOOD = 0.5
 _NOTHING = 0.005  # mAP below which hardly a box is right
 _TURNED = 0.2  # of mAP by which scores the other way round are better
+_WORLD = 1e5  # metres, beyond which no box of a vehicle frame lies
+_SURE = 20  # boxes near a label, whose common shift is no accident, if it is as long as this:
+_SHIFT = 0.15  # metres
 _TWINS = 0.5  # metres between centres of boxes that one object has several of
 _NEAR = 2.0  # metres between centres, seen from above, of what may be one object
 
@@ -112,6 +115,7 @@ def find_hints(boxes: EvalBoxes, classes: Classes) -> list[str]:
     """
     part, names = _part(boxes), _names(classes)
     hints = [*_missing_frames(boxes), *_missing_classes(boxes, names), *_doubles(part)]
+    hints += _no_boxes(boxes)
     if not len(part.predictions.kind) or not len(part.truth.kind):
         return hints
     hints += _odd_scores(part, classes)
@@ -189,6 +193,22 @@ def _missing_classes(boxes: EvalBoxes, names: Sequence[str]) -> Iterator[str]:
             yield f"no {name} (type {kind}) is labelled, but {ours[kind]:,} are predicted"
         elif theirs[kind] and not ours[kind] and ours.any() and name != "sign":
             yield f"no {name} (type {kind}) is predicted, but {theirs[kind]:,} are labelled"
+
+
+def _no_boxes(boxes: EvalBoxes) -> Iterator[str]:
+    for title, side in (("predicted", boxes.predictions), ("labelled", boxes.truth)):
+        empty = int((side.box[:, 3:6] <= 0).any(axis=1).sum())
+        far = int((np.abs(side.box[:, :3]) > _WORLD).any(axis=1).sum())
+        if empty:
+            yield (
+                f"{empty:,} of {len(side.kind):,} {title} boxes have a length, width or height "
+                "of 0 or less and match nothing"
+            )
+        if far:
+            yield (
+                f"{far:,} of {len(side.kind):,} {title} boxes lie more than {_WORLD / 1000:,.0f} "
+                "km away; positions are metres in the vehicle frame"
+            )
 
 
 def _doubles(boxes: EvalBoxes) -> Iterator[str]:
@@ -334,11 +354,12 @@ def _changed(boxes: EvalBoxes, classes: Classes) -> Iterator[tuple[str, EvalBoxe
     if len(near):
         x, y, z = np.median(theirs.box[label, :3] - ours.box[near, :3], axis=0)
         shift = np.array((x, y, z, 0, 0, 0, 0), np.float32)
-        moved = replace(ours, box=ours.box + shift)
-        yield (
-            f"boxes are moved by x {x:+.2f}, y {y:+.2f}, z {z:+.2f} m",
-            replace(boxes, predictions=moved),
-        )
+        if len(near) >= _SURE and np.linalg.norm(shift) > _SHIFT:
+            moved = replace(ours, box=ours.box + shift)
+            yield (
+                f"boxes are moved by x {x:+.2f}, y {y:+.2f}, z {z:+.2f} m",
+                replace(boxes, predictions=moved),
+            )
     for step in (-1, 1):
         later = replace(ours, frame=ours.frame + step)
         inside = (later.frame >= 0) & (later.frame < boxes.frames)

@@ -322,6 +322,25 @@ def test_state_of_scalers_and_statistics_is_no_set_of_weights(
     assert len(imported.coverage.loaded) == len(state) and not recwarn.list
 
 
+@pytest.mark.parametrize(
+    ("change_of", "message"),
+    [
+        (lambda name, value: 0 * value if value.dim() > 1 else value, "all its weights are 0"),
+        (
+            lambda name, value: -1 - value if name.endswith("running_var") else value,
+            r"running_var holds negative variances, down to -2",
+        ),
+    ],
+)
+def test_numbers_that_no_training_ends_with_are_refused(
+    tmp_path: Path, network: nn.Module, change_of, message: str
+) -> None:
+    state = {name: change_of(name, value) for name, value in network.state_dict().items()}
+    torch.save(wrapped(state), tmp_path / "theirs.pth")
+    with pytest.raises(DataError, match=message):
+        foreign.import_checkpoint(tmp_path / "theirs.pth", network)
+
+
 def test_plain_values_among_the_tensors_are_passed_over(tmp_path: Path, network: nn.Module) -> None:
     state = network.state_dict()
     for content in ({**state, "epoch": 3}, {"state_dict": {**state, "head._extra_state": None}}):
@@ -411,11 +430,11 @@ def test_of_several_sets_one_is_taken_aloud_and_another_by_name(
     tmp_path: Path, network: nn.Module, points: PointBatch
 ) -> None:
     state, file = network.state_dict(), tmp_path / "theirs.pth"
-    noise = {name: torch.zeros_like(value) for name, value in state.items()}
+    noise = {name: torch.ones_like(value) for name, value in state.items()}
     torch.save({"ema_state_dict": state, "state_dict": noise, "optimizer": {"state": noise}}, file)
     with pytest.warns(UserWarning, match="2 sets of weights: 'state_dict' is taken, not ema_state"):
         imported = foreign.import_checkpoint(file, network)
-    assert not any(value.any() for value in imported.tensors.values())
+    assert all((value == 1).all() for value in imported.tensors.values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same_outputs(file, network, points, take="ema_state_dict")

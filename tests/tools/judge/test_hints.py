@@ -188,6 +188,13 @@ def test_boxes_that_were_not_suppressed(tmp_path: Path) -> None:
     assert any("within 0.5 m of each other the best is kept" in hint for hint in said), said
 
 
+def test_boxes_that_are_none_are_counted(tmp_path: Path) -> None:
+    flat = changed(height=np.where(np.arange(len(Z)) % 3, HEIGHT, -HEIGHT))
+    assert any("48 of 144 predicted boxes have a length" in h for h in judged(tmp_path, flat).hints)
+    away = changed(x=np.where(np.arange(len(Z)) % 3, X, 1e30))
+    assert any("48 of 144 predicted boxes lie more" in h for h in judged(tmp_path, away).hints)
+
+
 def test_a_table_in_order_and_a_poor_detector_get_no_hint(tmp_path: Path) -> None:
     noise = np.random.default_rng(1).normal(0, 1, BOXES.shape)
     for size in (0.0, 0.03, 0.15):

@@ -62,7 +62,7 @@ def test_boxes_and_picture_of_a_scan(scan: Path, tmp_path: Path) -> None:
 def test_a_network_that_answers_nan_is_no_empty_scene(scan: Path, tmp_path: Path) -> None:
     network = build(zoo.CP_PILLAR_DEMO)
     state = network.state_dict()
-    state["backbone_2d.blocks.0.2.running_var"].fill_(-1.0)  # finite, but no variance
+    state["backbone_2d.blocks.0.1.weight"].fill_(3e38)  # finite, but sums are not
     save_weights(tmp_path / "odd.safetensors", network, {"model": "cp_pillar_demo"})
     with pytest.raises(DataError, match="answers NaN or infinity to street"):
         view(scan, str(tmp_path / "odd.safetensors"), out=tmp_path / "a.png", size=SMALL)
