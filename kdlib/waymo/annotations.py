@@ -40,6 +40,7 @@ LABEL_COLUMNS: Converters = {
 # beyond what any car, or float32, can be asked to hold
 _FARTHEST, _FASTEST, _MOST_POINTS = 1e5, 1e4, 1 << 24
 _MOST_TURNS = 3  # of a heading in radians
+_AROUND, _LONGEST = 1000.0, 100.0  # metres from the vehicle, and of an object's side
 
 
 def difficulty_level(difficulty: IntArray, num_points: IntArray) -> Int64:
@@ -148,6 +149,11 @@ def _check(
     for wrong, values, said in (
         (np.array([not name.strip() for name in ids]), boxes, "has no object id: {}"),
         (broken, boxes, "is not seven finite numbers with a size above 0: {}"),
+        (
+            (np.abs(boxes[:, :3]) > _AROUND).any(axis=1) | (boxes[:, 3:6] > _LONGEST).any(axis=1),
+            boxes,
+            f"is no object within {_AROUND:g} m with sides up to {_LONGEST:g} m: {{}}",
+        ),
         (
             np.abs(boxes[:, 6]) > _MOST_TURNS * 2 * np.pi,
             boxes[:, 6],

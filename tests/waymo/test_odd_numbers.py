@@ -133,6 +133,14 @@ KINDS = {
         image(SIDE, lambda values: values[:, :-1]),
         "laser SIDE_LEFT: a range image has .* columns, others of this laser have",
     ),
+    "a box of millimetres": (
+        label(lambda one: setattr(one.box, "length", 9000.0), f"{BOX}box.size.x", 9000.0),
+        "is no object within 1000 m with sides up to 100 m",
+    ),
+    "a box elsewhere": (
+        label(lambda one: setattr(one.box, "center_x", -9e4), f"{BOX}box.center.x", -9e4),
+        "is no object within 1000 m with sides up to 100 m",
+    ),
     "a heading of 400": (label(turned(400.0), f"{BOX}box.heading", 400.0), "has heading 400"),
     "a heading of -90": (label(turned(-90.0), f"{BOX}box.heading", -90.0), "has heading -90"),
     "an empty id": (
