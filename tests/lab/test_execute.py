@@ -100,6 +100,7 @@ from kdlib.kd.term import Term
 MEAN = Term("kd_mean", weight=1.0, value=lambda step: step.prediction.heads[0].rot.mean())
 TAKEN = Term("kd_heatmap", weight=1.0, value=MEAN.value)
 TWIN = Term("kd_mean", weight=1.0, value=MEAN.value)
+COMPLEX = Term("kd_complex", weight=1.0, value=lambda step: 1j * MEAN.value(step))
 WIDE = Term("kd_wide", weight=1.0, value=lambda step: step.prediction.heads[0].rot.mean((1, 2, 3)))
 NAN = Term("kd_nan", weight=1.0, value=lambda step: step.prediction.heads[0].rot.mean() / 0)
 DEAF = Term("kd_deaf", weight=1.0, value=lambda step: step.answer.heads[0].rot.mean())
@@ -110,6 +111,7 @@ TYPO = Term(
 )
 """
 BAD_TERMS = {
+    "mine.py:COMPLEX": ["mine.py:COMPLEX", "one real number"],
     "none.py:MEAN": ["none.py does not exist"],
     "mine.py": ["term 'mine.py' is neither FILE.py:NAME nor MODULE:NAME"],
     "mine.py:MEEN": ["mine.py has no 'MEEN'; its terms are: MEAN, TAKEN, TWIN"],
@@ -119,7 +121,7 @@ BAD_TERMS = {
     "mine.py:WIDE": ["mine.py: term 'kd_wide' returned a tensor of shape (2,); reduce it"],
     "mine.py:NAN": ["mine.py: term 'kd_nan' is", "on simulated frames"],
     "mine.py:DEAF": ["mine.py: term 'kd_deaf' has no gradient", "step.prediction"],
-    "mine.py:TYPO": ["mine.py, line 12: AttributeError", "'predictions'"],
+    "mine.py:TYPO": ["mine.py, line 13: AttributeError", "'predictions'"],
 }
 
 
@@ -268,7 +270,7 @@ def test_the_terms_of_a_profile_are_tried_too(
     (tmp_path / "mine.py").write_text(TERM)
     smoke = replace(profiles.profile("smoke"), terms=(f"{tmp_path}/mine.py:TYPO",))
     monkeypatch.setitem(profiles.PROFILES, "smoke", smoke)
-    with pytest.raises(ConfigError, match=r"mine\.py, line 12: AttributeError"):
+    with pytest.raises(ConfigError, match=r"mine\.py, line 13: AttributeError"):
         execute.run_profile("smoke", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="00_explore_data was executed"):
