@@ -67,8 +67,8 @@ def most_improved_frame(predictions: Mapping[str, pa.Table], run: Run, min_score
 
 def _rows_by_frame(table: pa.Table) -> dict[str, Int64]:
     """Return which rows of a table belong to each frame."""
-    frames = table["frame_id"].to_numpy(zero_copy_only=False)
-    names, place = np.unique(frames.astype(str), return_inverse=True)
+    frames = np.array(table["frame_id"].to_pylist(), dtype=str)
+    names, place = np.unique(frames, return_inverse=True)
     order = np.argsort(place, kind="stable")
     ends = np.cumsum(np.bincount(place, minlength=len(names)))
     return dict(zip(names.tolist(), np.split(order, ends[:-1])))
