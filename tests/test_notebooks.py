@@ -178,7 +178,7 @@ def test_students_share_one_budget_and_have_finite_losses(chain: Any) -> None:
     ]
     for row in values["students"]:
         assert math.isfinite(row["final"]["loss"]) and row["steps"] == values["budget"]["steps"]
-        assert (chain.cwd / row["weights"]).is_file()
+        assert (chain.folder / row["weights"]).is_file()
     assert all(
         term["value"] is not None and math.isfinite(term["value"]) for term in values["terms"]
     )
