@@ -219,6 +219,7 @@ def undisturbed(folder: Path, data: Path) -> Timeline:
 
 
 NEUTRAL = re.compile(r"card|hardware|timing|seconds|.* ms")  # keys: times, machine, versions
+TIMED = re.compile(r"and, on this machine, .*? instead of \d+\.")  # what notebook 05 says of time
 
 
 def bare(value: Any, folder: Path) -> Any:
@@ -227,7 +228,9 @@ def bare(value: Any, folder: Path) -> Any:
         return {key: bare(one, folder) for key, one in value.items() if not NEUTRAL.fullmatch(key)}
     if isinstance(value, list):
         return [bare(one, folder) for one in value]
-    return value.replace(str(folder), "RUN") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return TIMED.sub("", value.replace(str(folder), "RUN"))
+    return value
 
 
 def outcome(folder: Path) -> dict[str, Any]:
