@@ -70,6 +70,21 @@ def states(wide=None, narrow=None):
 @pytest.mark.parametrize("how", WAYS)
 def test_what_differs_in_more_than_width_is_refused(how):
     teacher, student = states()
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"conv_input\.0\.weight: axis \d has \d+ in the " r"student, \d+ .* at least as wide"
+        ),
+    ):
+        remap(student, teacher, how)
+    with pytest.raises(ConfigError, match=r"teacher has no tensor 'extra'"):
+        remap(teacher, {**student, "extra": torch.zeros(1)}, how)
+    with pytest.raises(ConfigError, match=r"student has no tensor 'extra'"):
+        remap({**teacher, "extra": torch.zeros(1)}, student, how)
+    with pytest.raises(ConfigError, match=r"extra: nothing says what its axes are made of"):
+        remap({**teacher, "extra": torch.zeros(1)}, {**student, "extra": torch.zeros(1)}, how)
+    config = voxel(0.5)
+    four = replace(config, encoder=replace(config.encoder, point_features=4))
     one = replace(
         config, class_names=("Vehicle",), head=replace(config.head, heads=(("Vehicle",),))
     )
@@ -77,7 +92,9 @@ def test_what_differs_in_more_than_width_is_refused(how):
         (four, r"conv_input\.0\.weight: axis 4 has 4 in the student, 5"),
         (one, r"hm\.1\.weight: axis 0 has 1 in the student, 3"),
     ):
-        with pytest.raises(ConfigError, match=rf"{where} in the teacher; its entries mean some"):
+        with pytest.raises(
+            ConfigError, match=rf"{where} in the teacher; its entries mean something"
+        ):
             remap(*states(narrow=narrow), how)
     flat = replace(config, grid=replace(GRID, voxel_size=(0.2, 0.2, 0.25)))
     with pytest.raises(
